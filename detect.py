@@ -1,0 +1,275 @@
+"""Find objects in pictures, folders, videos, webcams and streams, and leave annotated copies, labels and crops.
+
+    python detect.py                                              # the newest training run, on data/images
+    python detect.py --weights best.pt --source bus.jpg           # a picture or a video
+                                       --source 'photos/**/*.jpg' # a folder or a glob
+                                       --source 0                 # a webcam
+                                       --source rtsp://camera/1   # a stream, or an http(s) address
+                                       --source list.txt          # one of all these on each line
+    python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backends import DetectMultiBackend
+from models.detections import count_words
+from utils.annotator import Annotator, colors, drawable_names
+from utils.boxes import scale_boxes
+from utils.checkpoint import strip_optimizer
+from utils.config import check_img_size, flag, options, parse
+from utils.log import LOGGER, colorstr, set_up_logging
+from utils.nms import non_max_suppression
+from utils.paths import ROOT, increment_path, latest_checkpoint, shown
+from utils.sources import Frame, open_source, readable_name
+from utils.torch_utils import select_device, time_sync
+from utils.viewer import Viewer
+from utils.writers import OutputNames, Videos, label_lines, picture_suffix, save_one_box, write_image, write_labels
+
+
+@dataclass(slots=True)
+class DetectOptions:
+    """The command line of detect.py; every name is also an argument of `run`."""
+
+    weights: list[str] = flag([], "weights (.pt), several are pooled; empty: newest runs/train/*/weights/best.pt")
+    source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
+    data: str = flag("", "data set YAML that names the classes, where the weights do not")
+    imgsz: list[int] = flag([640], "side, or height and width, of the network's input", aliases=("--img", "--img-size"))
+    conf_thres: float = flag(0.25, "lowest confidence of a detection")
+    iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes")
+    max_det: int = flag(1000, "most detections in a picture")
+    device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
+    view_img: bool = flag(False, "show the results in a window (q ends)")
+    save_txt: bool = flag(False, "write labels/*.txt")
+    save_conf: bool = flag(False, "add the confidence to labels/*.txt")
+    save_crop: bool = flag(False, "write what is inside the boxes to crops/<class>/")
+    nosave: bool = flag(False, "write no annotated pictures and videos")
+    classes: list[str] | None = flag(None, "only these classes, by number or name")
+    agnostic_nms: bool = flag(False, "boxes of different classes suppress each other too")
+    augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
+    visualize: bool = flag(False, "draw every layer's feature maps, for the first frame of each source")
+    update: bool = flag(False, "strip the optimizer from the weights files afterwards")
+    project: str = flag(str(ROOT / "runs/detect"), "results go to project/name")
+    name: str = flag("exp", "results go to project/name")
+    exist_ok: bool = flag(False, "write into project/name even if it exists")
+    line_thickness: int = flag(3, "width of the boxes' lines in pixels")
+    hide_labels: bool = flag(False, "draw boxes without labels")
+    hide_conf: bool = flag(False, "draw labels without confidences")
+    half: bool = flag(False, "float16 (GPU only)")
+    dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
+    vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
+
+
+def complete(opt: DetectOptions) -> DetectOptions:
+    """Check the numbers and fill in the newest weights if none are given."""
+    if not opt.weights:
+        newest = latest_checkpoint(ROOT / "runs/train")
+        if newest is None:
+            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
+        LOGGER.info(f"--weights {shown(newest)} (the newest)")
+        opt = replace(opt, weights=[str(newest)])
+    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
+        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
+    if opt.max_det < 1 or opt.line_thickness < 1 or opt.vid_stride < 1:
+        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1")
+    if len(opt.imgsz) not in (1, 2):
+        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+    return replace(opt, imgsz=opt.imgsz * 2 if len(opt.imgsz) == 1 else opt.imgsz)
+
+
+def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> list[int] | None:
+    """Class numbers for numbers and names; ValueError, with what comes near, for one there is not."""
+    if wanted is None:
+        return None
+    numbers = []
+    for item in map(str, wanted):
+        if item in names:
+            numbers.append(list(names).index(item))
+        elif item.isdecimal() and int(item) < len(names):
+            numbers.append(int(item))
+        else:
+            near = difflib.get_close_matches(item, names, n=1) or names[:5]
+            raise ValueError(f"--classes {item}: not among the {len(names)} classes; there is {', '.join(near)}")
+    return numbers
+
+
+class Results:
+    """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
+
+    def __init__(self, folder: Path, opt: DetectOptions, names: Sequence[str]) -> None:
+        self.folder, self.opt, self.names = folder, opt, names
+        self.words = drawable_names(names)
+        self.stems, self.videos = OutputNames(), Videos()
+        self.viewer = Viewer() if opt.view_img else None
+        self.visualized: set[int] = set()
+        self.stopped = False  # by the person at the window
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.videos.close()
+        if self.viewer:
+            self.viewer.close()
+
+    def stem(self, frame: Frame) -> str:
+        """File stem of all that comes from this source."""
+        return self.stems(frame.source, readable_name(frame.path))
+
+    def features(self, frame: Frame) -> Path | None:
+        """Where this frame's feature maps go: a folder for the first frame of a source, None for the others."""
+        if not self.opt.visualize or frame.source in self.visualized:
+            return None
+        self.visualized.add(frame.source)
+        return self.folder / self.stem(frame)
+
+    def write(self, frame: Frame, detections: Tensor) -> None:
+        """Write, and show, what is asked for. `detections` (n, 6) in whole pixels of the original, the surest first."""
+        found = detections.flip(0).cpu()  # the surest is written and drawn last, on top
+        stem = self.stem(frame)
+        single = stem if frame.kind == "image" else f"{stem}_{frame.number}"
+        if self.opt.save_txt:
+            file = self.folder / "labels" / f"{single}.txt"
+            file.unlink(missing_ok=True)  # of an earlier run, which may have found something
+            if len(found):
+                write_labels(file, label_lines(found, frame.original.shape[:2], self.opt.save_conf))
+        if self.opt.save_crop:
+            for row in found:
+                name = self.names[int(row[5])].replace("/", "_")
+                save_one_box(row[:4], frame.original, self.folder / "crops" / name / f"{single}.jpg", BGR=True)
+        if self.opt.nosave and not self.viewer:
+            return
+        picture = self.draw(frame.original, found)
+        if not self.opt.nosave:
+            self.save(frame, stem, picture)
+        if self.viewer and not self.viewer.show(frame.path, picture):
+            self.stopped = True
+
+    def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
+        """A copy of the picture with boxes and labels."""
+        annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.words))
+        for *box, confidence, number in found.tolist():
+            word = self.words[int(number)]
+            label = "" if self.opt.hide_labels else word if self.opt.hide_conf else f"{word} {confidence:.2f}"
+            annotator.box_label(box, label, color=colors(number, bgr=True))
+        return annotator.result()
+
+    def save(self, frame: Frame, stem: str, picture: np.ndarray) -> None:
+        """A picture keeps its format where it can be written; videos and streams become MP4."""
+        if frame.kind == "image":
+            write_image(self.folder / f"{stem}{picture_suffix(frame.path)}", picture)
+        else:
+            self.videos.write(self.folder / f"{stem}.mp4", picture, frame.fps)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent on preparation, network and suppression, and over how many frames."""
+
+    prepare: float = 0.0
+    network: float = 0.0
+    suppress: float = 0.0
+    frames: int = 0
+
+    def line(self, shape: tuple[int, ...]) -> str:
+        """The line of speeds, in milliseconds per picture."""
+        prepare, network, suppress = (
+            f"{1000 * spent / max(self.frames, 1):.1f}ms" for spent in (self.prepare, self.network, self.suppress)
+        )
+        return f"Speed: {prepare} pre-process, {network} inference, {suppress} NMS per image at shape {shape}"
+
+
+def look(
+    frame: Frame,
+    model: DetectMultiBackend,
+    opt: DetectOptions,
+    classes: list[int] | None,
+    features: Path | None,
+    clock: Clock,
+) -> Tensor:
+    """Detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`."""
+    begin = time_sync()
+    batch = torch.from_numpy(frame.image).to(model.device)[None]
+    batch = (batch.half() if model.fp16 else batch.float()) / 255
+    prepared = time_sync()
+    predictions = model(batch, augment=opt.augment, visualize=features)
+    predicted = time_sync()
+    found = non_max_suppression(
+        predictions, opt.conf_thres, opt.iou_thres, classes=classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
+    )[0]
+    boxes = scale_boxes(batch.shape[2:], found[:, :4], frame.original.shape[:2]).round()
+    clock.prepare += prepared - begin
+    clock.network += predicted - prepared
+    clock.suppress += time_sync() - predicted
+    clock.frames += 1
+    size = "x".join(map(str, frame.image.shape[1:]))
+    words = count_words(found[:, 5].tolist(), model.names)
+    LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({predicted - prepared:.3f}s)")
+    return torch.cat([boxes, found[:, 4:]], 1)
+
+
+def detect(opt: DetectOptions) -> Path:
+    """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
+    opt = complete(opt)
+    device = select_device(opt.device)
+    model = DetectMultiBackend(opt.weights, device, dnn=opt.dnn, data=opt.data or None, fp16=opt.half)
+    classes = class_numbers(opt.classes, model.names)
+    height, width = check_img_size(opt.imgsz, model.stride)
+    source = open_source(opt.source, (height, width), model.stride, auto=model.pt, vid_stride=opt.vid_stride)
+    folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+    model.warmup((1, 3, height, width))
+    clock = Clock()
+    with torch.inference_mode(), Results(folder, opt, model.names) as results:
+        for frame in source:
+            detections = look(frame, model, opt, classes, results.features(frame), clock)
+            results.write(frame, detections)
+            if results.stopped:
+                break
+    if not clock.frames:
+        raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
+    LOGGER.info(clock.line((1, 3, height, width)))
+    if opt.save_txt:
+        count = len(list((folder / "labels").glob("*.txt")))
+        LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(folder / 'labels')}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
+    if opt.update:
+        for weights in opt.weights:
+            strip_optimizer(weights)
+    return folder
+
+
+def run(**given: object) -> Path:
+    """`detect.run(weights="best.pt", source="photos")`: the command line as keyword arguments; returns the folder."""
+    set_up_logging()
+    for name in ("weights", "imgsz", "classes"):
+        if isinstance(value := given.get(name), (str, Path, int)):
+            given[name] = [value]
+    return detect(options(DetectOptions, given))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: a mistake of the user's is one line and exit status 1."""
+    set_up_logging()
+    opt = parse(DetectOptions, argv, __doc__)
+    try:
+        detect(opt)
+    except (ValueError, OSError) as error:
+        LOGGER.error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        LOGGER.warning("stopped; what was done is saved")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

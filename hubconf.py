@@ -1,0 +1,128 @@
+"""Models by name, for PyTorch Hub and for Python programs that have this repository on disk.
+
+    import torch
+    model = torch.hub.load("path/to/this/repository", "custom", path="best.pt", source="local")
+    results = model(["bus.jpg", "https://example.org/street.jpg"], size=640)
+    results.print()
+
+Nothing is ever downloaded: `pretrained=True` takes yolov5s.pt and its like from the working folder or the repository.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.autoshape import AutoShape
+from models.backends import DetectMultiBackend, find_weights
+from models.experimental import attempt_load
+from models.yolo import Model
+from utils.log import LOGGER, set_up_logging
+from utils.torch_utils import intersect_dicts, select_device
+
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "einops", "PIL"]
+
+COCO_CLASSES, COLOUR_CHANNELS = 80, 3  # what the published weights were trained for
+Device = torch.device | str | None
+
+
+def _finish(model: nn.Module, autoshape: bool, device: torch.device) -> nn.Module:
+    return (AutoShape(model) if autoshape else model.eval()).to(device)
+
+
+def _prepare(verbose: bool, device: Device) -> torch.device:
+    """Logging as asked for, and the device: the first GPU, else the CPU, when none is named."""
+    set_up_logging()
+    if not verbose:
+        LOGGER.setLevel(logging.WARNING)
+    return device if isinstance(device, torch.device) else select_device(device or "")
+
+
+def _transfer(model: nn.Module, trained: Any) -> None:
+    """Copy the weights that fit (not the anchors), and the names where the classes are as many."""
+    fitting = intersect_dicts(trained.float().state_dict(), model.state_dict(), exclude=("anchors",))
+    model.load_state_dict(fitting, strict=False)
+    LOGGER.info(f"took {len(fitting)} of {len(model.state_dict())} weights")
+    if len(trained.names) == len(model.names):
+        model.names = trained.names
+
+
+def _create(
+    name: str,
+    pretrained: bool = True,
+    channels: int = 3,
+    classes: int = 80,
+    autoshape: bool = True,
+    verbose: bool = True,
+    device: Device = None,
+) -> nn.Module:
+    """Build the model `name`, such as yolov5s, with the weights of `name`.pt when `pretrained`.
+
+    Weights for another number of classes or channels give what fits. Raises ValueError when there are no weights.
+    """
+    target = _prepare(verbose, device)
+    weights = None
+    if pretrained:
+        try:
+            weights = find_weights(f"{name}.pt")
+        except ValueError as error:
+            raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
+    if weights and channels == COLOUR_CHANNELS and classes == COCO_CLASSES:
+        return _finish(DetectMultiBackend(weights, device=target), autoshape, target)
+    model = Model(f"{name}.yaml", ch=channels, nc=classes)
+    if weights:
+        _transfer(model, attempt_load(str(weights), fuse=False))
+    return _finish(model, autoshape, target)
+
+
+def custom(
+    path: str | Path = "path/to/model.pt", autoshape: bool = True, verbose: bool = True, device: Device = None
+) -> nn.Module:
+    """A model from a weights file of one's own; with `autoshape` it takes pictures instead of tensors."""
+    target = _prepare(verbose, device)
+    return _finish(DetectMultiBackend(path, device=target), autoshape, target)
+
+
+def _entry(name: str, title: str) -> Callable[..., nn.Module]:
+    """The hub function of one model."""
+
+    def build(
+        pretrained: bool = True,
+        channels: int = 3,
+        classes: int = 80,
+        autoshape: bool = True,
+        verbose: bool = True,
+        device: Device = None,
+    ) -> nn.Module:
+        """Replaced below by the text for this model."""
+        return _create(name, pretrained, channels, classes, autoshape, verbose, device)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""{title}; `pretrained` takes {name}.pt from the working folder or the repository.
+
+    channels: of the input pictures; classes: number of classes; autoshape: take pictures instead of tensors; verbose:
+    log what happens; device: "cpu", "0" ..., None for the first GPU, else the CPU.
+    """
+    return build
+
+
+yolov5n = _entry("yolov5n", "YOLOv5 nano")
+yolov5s = _entry("yolov5s", "YOLOv5 small")
+yolov5m = _entry("yolov5m", "YOLOv5 medium")
+yolov5l = _entry("yolov5l", "YOLOv5 large")
+yolov5x = _entry("yolov5x", "YOLOv5 extra large")
+yolov5n6 = _entry("yolov5n6", "YOLOv5 nano with a fourth level, for 1280 pixels")
+yolov5s6 = _entry("yolov5s6", "YOLOv5 small with a fourth level, for 1280 pixels")
+yolov5m6 = _entry("yolov5m6", "YOLOv5 medium with a fourth level, for 1280 pixels")
+yolov5l6 = _entry("yolov5l6", "YOLOv5 large with a fourth level, for 1280 pixels")
+yolov5x6 = _entry("yolov5x6", "YOLOv5 extra large with a fourth level, for 1280 pixels")
+yolov5n_BiFormer = _entry("yolov5n_BiFormer", "YOLOv5 nano with bi-level routing attention")
+yolov5s_BiFormer = _entry("yolov5s_BiFormer", "YOLOv5 small with bi-level routing attention")
+yolov5m_BiFormer = _entry("yolov5m_BiFormer", "YOLOv5 medium with bi-level routing attention")
+yolov5l_BiFormer = _entry("yolov5l_BiFormer", "YOLOv5 large with bi-level routing attention")
+yolov5x_BiFormer = _entry("yolov5x_BiFormer", "YOLOv5 extra large with bi-level routing attention")

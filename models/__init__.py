@@ -1,0 +1,1 @@
+"""Networks: blocks, the detector, and what loads, wraps and exports it."""

@@ -1,0 +1,170 @@
+"""A detector for people who have pictures, not tensors: `AutoShape` takes nearly anything and returns `Detections`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from models.backends import DetectMultiBackend
+from models.detections import Detections
+from utils.augmentations import letterbox
+from utils.boxes import scale_boxes
+from utils.labels import read_image
+from utils.nms import non_max_suppression
+from utils.sources import fetch_image, is_url
+from utils.torch_utils import time_sync
+
+CHANNELS = (1, 3, 4)  # grey, colour, colour with opacity
+Picture = str | Path | np.ndarray | Image.Image
+
+
+def to_rgb(array: np.ndarray) -> np.ndarray:
+    """An (H, W), (H, W, C) or (C, H, W) array as contiguous (H, W, 3) uint8: grey is repeated, opacity is dropped.
+
+    Channels are first when the first dimension can be channels and the last cannot, whatever the height. 16-bit values
+    keep their upper byte, fractions of one (floats) are multiplied by 255.
+    """
+    if array.ndim == 3 and array.shape[0] in CHANNELS and array.shape[2] not in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    channels = {2: 1, 3: array.shape[-1]}.get(array.ndim)
+    if channels not in CHANNELS or not array.size:
+        raise ValueError(f"an array of shape {array.shape} is no picture; wanted (H, W), (H, W, 3) or (3, H, W)")
+    array = _to_bytes(array[..., None] if array.ndim == 2 else array)
+    return np.ascontiguousarray(array.repeat(3, 2) if array.shape[2] == 1 else array[..., :3])
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    """Brightness as uint8."""
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == bool or (array.dtype.kind == "f" and array.max() <= 1):
+        array = array * 255.0
+    return array if array.dtype == np.uint8 else np.rint(array).clip(0, 255).astype(np.uint8)
+
+
+def load_picture(item: Picture) -> tuple[np.ndarray, str]:
+    """(RGB picture (H, W, 3) uint8, file name or '') from a path, an http(s) URL, a PIL picture or an RGB array.
+
+    EXIF orientation is applied; palette pictures become colours. The array is writeable and nobody else's.
+    """
+    if isinstance(item, (str, Path)):
+        bgr = fetch_image(str(item)) if is_url(str(item)) else read_image(item)
+        return np.ascontiguousarray(bgr[..., ::-1]), str(item)
+    if isinstance(item, Image.Image):
+        upright = ImageOps.exif_transpose(item)
+        deep = upright.mode.startswith("I") or upright.mode == "F"
+        array = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
+        if upright.mode.startswith("I") and array.size and array.max() > 255:  # 16-bit grey, whatever Pillow calls it
+            array = array.astype(np.uint16)
+        return to_rgb(array), getattr(item, "filename", "")
+    if isinstance(item, np.ndarray):
+        return to_rgb(item).copy(), ""
+    raise ValueError(f"cannot look at a {type(item).__name__}; give a path, an URL, a PIL picture or an array")
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """One .jpg name for each picture: its own stem, image{i} for one without; none twice."""
+    unique: list[str] = []
+    for i, name in enumerate(names):
+        stem = Path(name.partition("?")[0]).stem or f"image{i}"
+        chosen, number = f"{stem}.jpg", 2
+        while chosen in unique:
+            chosen, number = f"{stem}_{number}.jpg", number + 1
+        unique.append(chosen)
+    return unique
+
+
+class AutoShape(nn.Module):
+    """Wraps a model so that it takes paths, URLs, PIL pictures and arrays, one or a list, and returns `Detections`.
+
+    The class attributes are the settings of suppression and may be set on an instance (`model.conf = 0.4`).
+    """
+
+    conf = 0.25
+    iou = 0.45
+    agnostic = False
+    multi_label = False
+    classes: Sequence[int] | None = None
+    max_det = 1000
+    amp = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.pt = not isinstance(model, DetectMultiBackend) or model.pt
+        for name in ("yaml", "nc", "hyp", "names", "stride", "abc"):
+            for holder in (model, getattr(model, "model", None)):
+                if hasattr(holder, name):
+                    setattr(self, name, getattr(holder, name))
+                    break
+        self.model = model.eval()
+
+    def train(self, mode: bool = True) -> AutoShape:
+        """The wrapped model always predicts: it stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        imgs: Picture | Tensor | Sequence[Picture],
+        size: int = 640,
+        augment: bool = False,
+        profile: bool = False,
+    ) -> Detections | Tensor | tuple[Tensor, Any]:
+        """Detect in one picture or a list of them, letterboxed to `size`; a tensor (B, 3, H, W) gives raw predictions.
+
+        `profile` prints the time of each layer, where the model can. Raises ValueError for what is no picture.
+        """
+        start = time_sync()
+        parameter = next(self.model.parameters(), torch.zeros(1))
+        if isinstance(imgs, Tensor):
+            return self._predict(imgs.to(parameter.device).type_as(parameter), augment, profile)
+        items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
+        if not items:
+            raise ValueError("no picture given; give one or a list of at least one")
+        pictures, names = map(list, zip(*(load_picture(item) for item in items), strict=True))
+        shape = self._common_shape([picture.shape[:2] for picture in pictures], size)
+        batch = np.stack([letterbox(picture, shape, auto=False)[0].transpose(2, 0, 1) for picture in pictures])
+        tensor = torch.from_numpy(batch).to(parameter.device).type_as(parameter) / 255
+        prepared = time_sync()
+        with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
+            found = self._predict(tensor, augment, profile)
+        predicted = time_sync()
+        found = non_max_suppression(
+            found if isinstance(found, Tensor) else found[0],
+            self.conf,
+            self.iou,
+            classes=self.classes,
+            agnostic=self.agnostic,
+            multi_label=self.multi_label,
+            max_det=self.max_det,
+        )
+        boxes = [_native(rows, shape, picture.shape[:2]) for rows, picture in zip(found, pictures, strict=True)]
+        times = (start, prepared, predicted, time_sync())
+        return Detections(pictures, boxes, file_names(names), times, self.names, tuple(tensor.shape))
+
+    def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:
+        if not profile or not self.pt:
+            return self.model(batch, augment=augment)
+        network = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
+        return network(batch, augment=augment, profile=True)
+
+    def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
+        """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
+        if not self.pt:
+            return size, size
+        stride = int(torch.as_tensor(self.stride).max())
+        scaled = np.array([[side * size / max(shape) for side in shape] for shape in shapes]).max(0)
+        height, width = (max(math.ceil(side / stride - 1e-6), 1) * stride for side in scaled)
+        return height, width
+
+
+def _native(rows: Tensor, from_shape: tuple[int, int], to_shape: tuple[int, int]) -> Tensor:
+    """Detections (n, 6) with their boxes in the pixels of the original picture."""
+    return torch.cat([scale_boxes(from_shape, rows[:, :4], to_shape), rows[:, 4:]], 1)

@@ -1,0 +1,293 @@
+"""BiFormer, the pyramid of transformer blocks with bi-level routing attention, and its blocks for detectors.
+
+Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR 2023, https://arxiv.org/abs/2303.08810.
+Parameters are named as in the authors' checkpoints, so that those load. Maps are (B, C, H, W) outside of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import BiLevelRoutingAttention
+from models.common import C3
+
+__all__ = [
+    "C3BRA", "BiFormer", "BiFormerBlock", "BiFormerMerging", "BiFormerStage", "BiFormerStem", "DropPath",
+    "GlobalAttention", "biformer_base", "biformer_small", "biformer_stl", "biformer_tiny",
+]  # fmt: skip
+
+GLOBAL_WITH_CONTEXT, GLOBAL = -2, -1  # values of topk that ask for attention over the whole map, as the authors do
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, https://arxiv.org/abs/1603.09382: in training skip a residual branch for some samples.
+
+    A branch is kept with probability 1 - rate and scaled up, so that its expectation stays.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop path rate {rate}: give a number from 0 to below 1")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with the samples first."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+
+class GlobalAttention(nn.Module):
+    """Attention over the whole map plus a depthwise convolution of the input: for maps too small to cut up."""
+
+    def __init__(self, dim: int, num_heads: int = 8, side_dwconv: int = 5) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads; give a multiple of it")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.lepe = nn.Conv2d(dim, dim, side_dwconv, padding=side_dwconv // 2, groups=dim) if side_dwconv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        qkv = self.qkv(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, heads, H * W, width)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[2:])
+        if self.lepe is not None:
+            out = out + self.lepe(x).permute(0, 2, 3, 1)
+        return self.proj(out).permute(0, 3, 1, 2)
+
+
+class BiFormerBlock(nn.Module):
+    """Position by a depthwise convolution, then attention and an MLP, each added to what came in.
+
+    Args:
+        dim: channels.
+        topk: regions to route to; -2 attends to the whole map with local context, -1 without.
+        head_dim: width of a head of routed attention.
+        mlp_ratio: width of the MLP over dim.
+        drop_path: rate of stochastic depth.
+        before_attn_dwconv: kernel of the position's convolution, 0 for none.
+        side_dwconv: kernel of attention's local context, 0 for none.
+        pre_norm: normalise what goes into a branch; otherwise what comes out of the sum.
+        layer_scale_init_value: first value of a learned factor per channel of both branches, none unless above 0.
+        plain_mlp: the MLP of the STL layout (linear, GELU, linear); otherwise with the place of a fourth layer.
+        attention: further arguments of `BiLevelRoutingAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        topk: int = 4,
+        head_dim: int = 32,
+        mlp_ratio: float = 3,
+        drop_path: float = 0.0,
+        before_attn_dwconv: int = 3,
+        side_dwconv: int = 5,
+        pre_norm: bool = True,
+        layer_scale_init_value: float = -1,
+        plain_mlp: bool = False,
+        **attention: Any,
+    ) -> None:
+        super().__init__()
+        kernel, hidden = before_attn_dwconv, int(mlp_ratio * dim)
+        self.pos_embed = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        if topk in (GLOBAL, GLOBAL_WITH_CONTEXT):
+            self.attn = GlobalAttention(dim, side_dwconv=side_dwconv if topk == GLOBAL_WITH_CONTEXT else 0)
+        else:
+            attention = {"num_heads": dim // head_dim, "side_dwconv": side_dwconv, "topk": topk, **attention}
+            self.attn = BiLevelRoutingAttention(dim, **attention)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        middle = [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), *middle, nn.Linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+        self.pre_norm = pre_norm
+        scaled = layer_scale_init_value > 0
+        for name in ("gamma1", "gamma2"):
+            factor = nn.Parameter(torch.full((dim,), float(layer_scale_init_value))) if scaled else None
+            self.register_parameter(name, factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(x)
+        x = x.permute(0, 2, 3, 1)  # channels last, for the norms and linear layers
+        x = self._add(x, self._attend, self.norm1, self.gamma1)
+        x = self._add(x, self.mlp, self.norm2, self.gamma2)
+        return x.permute(0, 3, 1, 2)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _add(self, x: Tensor, branch: Any, norm: nn.LayerNorm, gamma: Tensor | None) -> Tensor:
+        """x and a branch of it, normalised before or after."""
+        out = branch(norm(x) if self.pre_norm else x)
+        out = x + self.drop_path(out if gamma is None else out * gamma)
+        return out if self.pre_norm else norm(out)
+
+
+class BiFormerStem(nn.Sequential):
+    """Pictures or maps (B, c1, H, W) -> (B, c2, H / 4, W / 4): two strided convolutions."""
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__(
+            nn.Conv2d(c1, c2 // 2, 3, 2, 1), nn.BatchNorm2d(c2 // 2), nn.GELU(),
+            nn.Conv2d(c2 // 2, c2, 3, 2, 1), nn.BatchNorm2d(c2),
+        )  # fmt: skip
+
+
+class BiFormerMerging(nn.Sequential):
+    """(B, c1, H, W) -> (B, c2, H / 2, W / 2): a strided convolution between stages."""
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__(nn.Conv2d(c1, c2, 3, 2, 1), nn.BatchNorm2d(c2))
+
+
+class BiFormerStage(nn.Sequential):
+    """`n` blocks one after the other; the rate of stochastic depth may differ from block to block.
+
+    In a model description: [from, n, BiFormerStage, [channels, topk, drop_path, {further arguments of a block}]].
+    Maps of any size fit, they are padded.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, topk: int = 4, drop_path: float | Sequence[float] = 0.0, **block: Any
+    ) -> None:
+        if c1 != c2:
+            raise ValueError(f"a stage keeps its channels: {c1} come in, {c2} are asked for; put BiFormerMerging before")
+        rates = [drop_path] * n if isinstance(drop_path, (int, float)) else list(drop_path)
+        if len(rates) != n:
+            raise ValueError(f"{len(rates)} drop path rates for {n} blocks; give one, or one per block")
+        if topk > 0:
+            block = {"auto_pad": True, **block}
+        super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **_fit(block, topk)) for rate in rates))
+
+
+def _fit(block: dict[str, Any], topk: int) -> dict[str, Any]:
+    """Arguments for a block; those of routing have no meaning where the whole map is attended to."""
+    if topk > 0:
+        return block
+    own = ("head_dim", "mlp_ratio", "before_attn_dwconv", "side_dwconv", "pre_norm", "layer_scale_init_value")
+    return {name: value for name, value in block.items() if name in (*own, "plain_mlp")}
+
+
+class _NamedBlocks(nn.Module):
+    """A stage of the STL layout, whose checkpoints call the blocks `blocks`."""
+
+    def __init__(self, blocks: BiFormerStage) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class BiFormer(nn.Module):
+    """The classifier: four stages, each on maps half as wide, then the mean over the last map and a linear layer.
+
+    Args:
+        depth, embed_dim, mlp_ratios, topks: blocks, channels, MLP width and routed regions of the four stages.
+        num_classes: outputs, 0 for none (`forward` then returns features).
+        in_chans: channels of the pictures.
+        n_win: regions per side.
+        drop_path_rate: stochastic depth of the last block, growing from 0 at the first.
+        auto_pad: take maps that do not divide into n_win regions.
+        swin_layout: the STL variant: 4 x 4 patches, merging of 2 x 2, after Swin-T.
+        block: further arguments of `BiFormerBlock` and its attention.
+    """
+
+    def __init__(
+        self,
+        depth: Sequence[int],
+        embed_dim: Sequence[int],
+        mlp_ratios: Sequence[float] = (3, 3, 3, 3),
+        topks: Sequence[int] = (1, 4, 16, -2),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        n_win: int | str = 7,
+        drop_path_rate: float = 0.0,
+        auto_pad: bool = False,
+        swin_layout: bool = False,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        if not len(depth) == len(embed_dim) == len(mlp_ratios) == len(topks):
+            raise ValueError(f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios and {len(topks)} "
+                             "topks: give as many of each as there are stages")  # fmt: skip
+        self.downsample_layers = nn.ModuleList(_reductions(in_chans, embed_dim, swin_layout))
+        rates = torch.linspace(0, drop_path_rate, sum(depth)).split(list(depth))
+        block = {"n_win": n_win, "auto_pad": auto_pad, "plain_mlp": swin_layout, **block}
+        stages = [
+            BiFormerStage(width, width, count, topk, rate.tolist(), mlp_ratio=ratio, **block)
+            for width, count, topk, rate, ratio in zip(embed_dim, depth, topks, rates, mlp_ratios, strict=True)
+        ]
+        self.stages = nn.ModuleList(map(_NamedBlocks, stages) if swin_layout else stages)
+        self.norm = nn.BatchNorm2d(embed_dim[-1])
+        self.head = nn.Linear(embed_dim[-1], num_classes) if num_classes else nn.Identity()
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """Pictures (B, in_chans, H, W) -> the map of every stage, strides 4, 8, 16, 32."""
+        maps = []
+        for reduction, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(reduction(x))
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, in_chans, H, W) -> logits (B, num_classes)."""
+        return self.head(self.norm(self.forward_stages(x)[-1]).mean((2, 3)))
+
+
+def _reductions(channels: int, widths: Sequence[int], swin_layout: bool) -> list[nn.Sequential]:
+    """What makes the map smaller before each stage."""
+    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    if not swin_layout:
+        return [BiFormerStem(channels, widths[0]), *(BiFormerMerging(c1, c2) for c1, c2 in pairs)]
+    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 4, 4), nn.BatchNorm2d(widths[0]))
+    return [stem, *(nn.Sequential(nn.BatchNorm2d(c1), nn.Conv2d(c1, c2, 2, 2)) for c1, c2 in pairs)]
+
+
+def biformer_tiny(**changes: Any) -> BiFormer:
+    """BiFormer-T: 13.1 M parameters; `changes` are arguments of `BiFormer`."""
+    return BiFormer(**{"depth": (2, 2, 8, 2), "embed_dim": (64, 128, 256, 512), **changes})
+
+
+def biformer_small(**changes: Any) -> BiFormer:
+    """BiFormer-S: 25.5 M parameters; `changes` are arguments of `BiFormer`."""
+    return BiFormer(**{"depth": (4, 4, 18, 4), "embed_dim": (64, 128, 256, 512), **changes})
+
+
+def biformer_base(**changes: Any) -> BiFormer:
+    """BiFormer-B: 56.8 M parameters; `changes` are arguments of `BiFormer`."""
+    return BiFormer(**{"depth": (4, 4, 18, 4), "embed_dim": (96, 192, 384, 768), **changes})
+
+
+def biformer_stl(**changes: Any) -> BiFormer:
+    """BiFormer-STL, the layout of Swin-T: 28.4 M parameters; `changes` are arguments of `BiFormer`."""
+    layout = {"depth": (2, 2, 6, 2), "embed_dim": (96, 192, 384, 768), "mlp_ratios": (4, 4, 4, 4)}
+    return BiFormer(**{**layout, "swin_layout": True, "before_attn_dwconv": 0, **changes})
+
+
+class C3BRA(C3):
+    """C3 with a BiFormer block in place of each bottleneck: a drop-in for C3 in model descriptions.
+
+    Arguments after C3's (channels in and out, repeats, shortcut, groups, expansion) belong to the block.
+    `shortcut` and `g` have no meaning here: blocks add to what comes in, and their convolutions are depthwise.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, **block: Any
+    ) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e)
+        hidden = int(c2 * e)
+        block = {"head_dim": min(32, hidden), **block}
+        self.m = BiFormerStage(hidden, hidden, n, **block)

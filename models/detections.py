@@ -1,0 +1,145 @@
+"""What `AutoShape` found: boxes in several forms, tables, crops and annotated pictures."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.annotator import Annotator, colors, drawable_names
+from utils.boxes import xyxy2xywh
+from utils.log import LOGGER
+from utils.paths import increment_path
+from utils.viewer import display_problem
+from utils.writers import save_one_box, write_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_DIR = "runs/detect/exp"
+CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+
+
+def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
+    """'2 persons, 1 car' from class numbers, in the order of the classes; '(no detections)' for none."""
+    counts = Counter(int(number) for number in numbers)
+    words = [f"{count} {names[number]}{'s' * (count > 1)}" for number, count in sorted(counts.items())]
+    return ", ".join(words) or "(no detections)"
+
+
+class Detections:
+    """Detections in `n` pictures.
+
+    `imgs` are the RGB pictures, `pred` (also `xyxy`) one (n, 6) tensor each: box in pixels, confidence, class; `xywh`
+    has centres and sizes, `xyxyn` and `xywhn` fractions of the picture. `t` is milliseconds per picture for
+    preparation, network and suppression, `s` the shape of the batch.
+    """
+
+    def __init__(
+        self,
+        imgs: list[np.ndarray],
+        pred: list[Tensor],
+        files: list[str],
+        times: Sequence[float] = (0, 0, 0, 0),
+        names: Sequence[str] = (),
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.imgs, self.pred, self.files, self.names = imgs, pred, files, names
+        self.times, self.s, self.n = times, shape, len(pred)
+        pairs = zip(imgs, pred, strict=True)
+        sizes = [rows.new_tensor([*im.shape[1::-1], *im.shape[1::-1], 1, 1]) for im, rows in pairs]
+        self.xyxy = pred
+        self.xywh = [torch.cat([xyxy2xywh(rows[:, :4]), rows[:, 4:]], 1) for rows in pred]
+        self.xyxyn = [rows / size for rows, size in zip(self.xyxy, sizes, strict=True)]
+        self.xywhn = [rows / size for rows, size in zip(self.xywh, sizes, strict=True)]
+        self.t = tuple((end - begin) * 1000 / max(self.n, 1) for begin, end in zip(times[:-1], times[1:], strict=True))
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return self.n
+
+    def __str__(self) -> str:
+        lines = [
+            f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {count_words(rows[:, 5].tolist(), self.names)}"
+            for i, (im, rows) in enumerate(zip(self.imgs, self.pred, strict=True), 1)
+        ]
+        times = "Speed: {:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS per image at shape {}"
+        return "\n".join([*lines, times.format(*self.t, self.s)])
+
+    def print(self) -> None:
+        """Log what was found and how long it took."""
+        LOGGER.info(str(self))
+
+    def render(self, labels: bool = True) -> list[np.ndarray]:
+        """Draw boxes (and labels) into `imgs`, in place, and return them."""
+        words = drawable_names(self.names)
+        for i, rows in enumerate(self.pred):
+            annotator = Annotator(self.imgs[i], example="".join(words))
+            for *box, confidence, number in reversed(rows.tolist()):  # the surest last, on top
+                text = f"{words[int(number)]} {confidence:.2f}" if labels else ""
+                annotator.box_label(box, text, color=colors(number))
+            self.imgs[i] = annotator.result()
+        return self.imgs
+
+    def show(self, labels: bool = True) -> None:
+        """Open the annotated pictures in the system's viewer; ValueError where there is no display."""
+        if problem := display_problem(probe=False):
+            raise ValueError(f"cannot show pictures: {problem}; use save() instead")
+        for picture in self.render(labels):
+            Image.fromarray(picture).show()
+
+    def save(self, labels: bool = True, save_dir: str | Path = DEFAULT_DIR) -> Path:
+        """Write the annotated pictures into `save_dir` (the default is counted up, any other taken as it is)."""
+        folder = _fresh(save_dir)
+        for picture, file in zip(self.render(labels), self.files, strict=True):
+            write_image(folder / file, picture[..., ::-1])
+        LOGGER.info(f"Saved {self.n} image{'s' * (self.n != 1)} to {folder}")
+        return folder
+
+    def crop(self, save: bool = True, save_dir: str | Path = DEFAULT_DIR) -> list[dict[str, Any]]:
+        """Cut out every detection: dicts of box, conf, cls, label and im (RGB); `save` writes crops/<class>/<file>."""
+        folder = _fresh(save_dir) if save else None
+        crops = []
+        for picture, rows, file in zip(self.imgs, self.pred, self.files, strict=True):
+            for row in reversed(rows):
+                *box, confidence, number = row
+                name = self.names[int(number)]
+                target = folder / "crops" / name.replace(os.sep, "_") / file if folder else file
+                cut = save_one_box(torch.stack(box), picture[..., ::-1], target, BGR=True, save=save)
+                label = f"{name} {float(confidence):.2f}"
+                crops.append({"box": box, "conf": confidence, "cls": number, "label": label, "im": cut[..., ::-1]})
+        if folder:
+            LOGGER.info(f"Saved {len(crops)} crop{'s' * (len(crops) != 1)} to {folder}")
+        return crops
+
+    def pandas(self) -> Detections:
+        """A copy whose xyxy, xyxyn, xywh and xywhn are lists of data frames with columns for people."""
+        tables = copy.copy(self)
+        tables.xyxy, tables.xyxyn = self._tables(self.xyxy, CORNERS), self._tables(self.xyxyn, CORNERS)
+        tables.xywh, tables.xywhn = self._tables(self.xywh, CENTRES), self._tables(self.xywhn, CENTRES)
+        return tables
+
+    def _tables(self, boxes: list[Tensor], columns: list[str]) -> list[pd.DataFrame]:
+        import pandas as pd
+
+        rows = [[[*row[:5], int(row[5]), self.names[int(row[5])]] for row in picture.tolist()] for picture in boxes]
+        return [pd.DataFrame(picture, columns=columns) for picture in rows]
+
+    def tolist(self) -> list[Detections]:
+        """One `Detections` for each picture, so that `for result in results.tolist()` works."""
+        parts = zip(self.imgs, self.pred, self.files, strict=True)
+        return [Detections([im], [rows], [file], self.times, self.names, self.s) for im, rows, file in parts]
+
+
+def _fresh(save_dir: str | Path) -> Path:
+    """The folder to save to, made if need be; the default one is counted up as in v6.1."""
+    return increment_path(save_dir, exist_ok=str(save_dir) != DEFAULT_DIR, mkdir=True)

@@ -1,0 +1,132 @@
+"""Trained models from files, alone or as an ensemble, and YOLOv5's rarer blocks under the path they had there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.extra_blocks import CrossConv, MixConv2d, Sum
+from models.yolo import Model
+from utils.checkpoint import load_checkpoint
+
+__all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]
+
+ACTIVATIONS = ("GELU", "Hardswish", "Identity", "Mish", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Tanh")  # without settings
+
+
+class Ensemble(nn.ModuleList):
+    """Several detectors of the same classes as one, whose predictions lie side by side for NMS to merge.
+
+    `names` are the classes; `stride` are the strides of the member with the largest one.
+    """
+
+    def forward(
+        self, x: Tensor, augment: bool = False, profile: bool = False, visualize: Any = False
+    ) -> tuple[Tensor, None]:
+        """(B, 3, H, W) -> ((B, sum of the members' M, 5 + classes), None), in evaluation."""
+        return torch.cat([member(x, augment, profile, visualize)[0] for member in self], 1), None
+
+    @property
+    def names(self) -> list[str]:
+        """The classes."""
+        return self[-1].names
+
+    @property
+    def nc(self) -> int:
+        """How many classes there are."""
+        return self[-1].nc
+
+    @property
+    def yaml(self) -> dict[str, Any]:
+        """Description of the last member."""
+        return self[-1].yaml
+
+    @property
+    def stride(self) -> Tensor:
+        """Pixels per cell of the member that sees the coarsest."""
+        return max((member.stride for member in self), key=lambda stride: float(stride.max()))
+
+
+def attempt_load(
+    weights: str | Path | Sequence[str | Path],
+    map_location: torch.device | str | None = None,
+    inplace: bool = True,
+    fuse: bool = True,
+    device: torch.device | str | None = None,
+) -> Model | Ensemble:
+    """The trained model of a checkpoint, ours or YOLOv5 6.1's, in float32 and evaluation mode.
+
+    Several files make an ensemble. `map_location` and `device` mean the same. Raises ValueError for files that cannot
+    be used, or not together.
+    """
+    files = [weights] if isinstance(weights, (str, Path)) else list(weights)
+    if not files:
+        raise ValueError("no weights given; name at least one .pt file")
+    members = []
+    for file in files:
+        content = load_checkpoint(file)
+        try:
+            model = load_model(content)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        set_inplace(model, inplace)
+        model = model.fuse() if fuse else model
+        members.append(model.to(device or map_location or "cpu").eval())
+    if len(members) == 1:
+        return members[0]
+    for file, member in zip(files, members, strict=True):
+        if member.names != members[-1].names:
+            raise ValueError(f"{file} and {files[-1]} know different classes; an ensemble needs the same")
+    return Ensemble(members).eval()
+
+
+def set_inplace(model: Model, inplace: bool) -> None:
+    """Let activations overwrite their input, or not."""
+    for module in model.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = inplace
+
+
+def load_model(content: Mapping[str, Any]) -> Model:
+    """Build the model in what `load_checkpoint` returned: the average if there is one, else the model itself.
+
+    It is built afresh from its description and given the stored numbers, in float32. Raises ValueError when there is no
+    model or when description and numbers do not belong together.
+    """
+    stored = content.get("ema") or content.get("model")
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
+        raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
+    model = Model(stored["yaml"], verbose=False)
+    _match_classes(model, stored.get("classes", {}))
+    state = stored["state_dict"]
+    if model.state_dict().keys() != state.keys():
+        model.fuse()  # it may have been saved so
+    if odd := sorted(model.state_dict().keys() ^ state.keys()):
+        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {odd[0]}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"its weights do not fit its description: {str(error).splitlines()[1].strip()}") from error
+    names = stored.get("names") or model.names
+    model.names = list(names.values() if isinstance(names, Mapping) else names)
+    if len(model.names) != model.nc:
+        raise ValueError(f"has {len(model.names)} names for {model.nc} classes")
+    model.hyp = dict(stored.get("hyp") or {})
+    return model
+
+
+def _match_classes(model: Model, classes: Mapping[str, str]) -> None:
+    """Give the model the activations that a pickled one had (they are in no description); refuse other differences."""
+    for name, module in list(model.named_modules()):
+        there, here = classes.get(name, "").rpartition(".")[2], type(module).__name__
+        is_activation, is_row = name.endswith(".act"), name.count(".") == 1
+        if there in ("", here) or not (is_activation or is_row):
+            continue
+        if is_row or there not in ACTIVATIONS:
+            raise ValueError(f"its {name} is a {there}, for which this project would use {here}")
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, getattr(nn, there)())

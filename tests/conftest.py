@@ -1,0 +1,64 @@
+"""What all tests share: one thread per process (xdist runs several), a tiny data set, a tiny trained-looking model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a test downloads or draws may land in the user's folders."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path_factory.getbasetemp() / "datasets"))
+    yield
+    patch.undo()
+
+
+def draw_squares(folder: Path, split: str, count: int, size: int = 64, seed: int = 0) -> None:
+    """Pictures with one bright square each (class 0 red, class 1 blue) and their labels."""
+    rng = np.random.default_rng(seed)
+    for sub in ("images", "labels"):
+        (folder / sub / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        picture = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        side = int(rng.integers(size // 5, size // 2))
+        x, y = rng.integers(0, size - side, 2)
+        kind = int(rng.integers(2))
+        picture[y : y + side, x : x + side] = (40, 40, 250) if kind == 0 else (250, 40, 40)
+        cv2.imwrite(str(folder / f"images/{split}/{i}.png"), picture)
+        box = ((x + side / 2) / size, (y + side / 2) / size, side / size, side / size)
+        (folder / f"labels/{split}/{i}.txt").write_text(f"{kind} {box[0]:.6f} {box[1]:.6f} {box[2]:.6f} {box[3]:.6f}\n")
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """The YAML of a data set of 12 + 6 pictures of squares."""
+    root = tmp_path / "squares"
+    draw_squares(root, "train", 12)
+    draw_squares(root, "val", 6, seed=1)
+    file = root / "squares.yaml"
+    file.write_text("train: images/train\nval: images/val\nnames: [red, blue]\n")
+    return file
+
+
+@pytest.fixture
+def tiny_cfg(tmp_path: Path) -> Path:
+    """A model YAML small enough to train in a test: P4 and P5 only, with routing attention before the last C3."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        "nc: 2\ndepth_multiple: 0.33\nwidth_multiple: 0.125\n"
+        "anchors: [[10,10, 16,16, 24,24], [30,30, 40,40, 50,50]]\n"
+        "backbone:\n"
+        "  - [-1, 1, Conv, [64, 6, 2, 2]]\n  - [-1, 1, Conv, [128, 3, 2]]\n  - [-1, 1, C3, [128]]\n"
+        "  - [-1, 1, Conv, [256, 3, 2]]\n  - [-1, 1, C3, [256]]\n  - [-1, 1, Conv, [512, 3, 2]]\n"
+        "head:\n  - [-1, 1, BiLevelRoutingAttention, []]\n  - [-1, 1, C3, [512, False]]\n  - [[4, 7], 1, Detect, [nc, anchors]]\n"
+    )
+    return file

@@ -1,0 +1,206 @@
+"""Pictures of every kind in, boxes in several forms out."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import common
+from models.autoshape import AutoShape, Detections, file_names, load_picture, to_rgb
+from models.backends import DetectMultiBackend
+from models.detections import count_words
+from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
+from utils.writers import write_image
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoShape(known_model())
+
+
+def coloured(height=32, width=32):
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = 200  # red
+    return image
+
+
+def test_no_picture_is_refused(model):
+    with pytest.raises(ValueError, match="no picture"):
+        model([])
+    with pytest.raises(ValueError, match="int"):
+        model([3])
+
+
+def test_boxes_are_those_of_the_detector(model):
+    result = model(coloured(), size=32)
+    assert isinstance(result, Detections) and len(result) == result.n == 1 and result.s == (1, 3, 32, 32)
+    assert torch.allclose(by_rows(result.xyxy[0][:, :4]), expected_boxes(), atol=1e-2)
+
+
+def test_native_pixels(model):
+    result = model(coloured(64, 128), size=32)  # letterboxed to 32 x 32: half of it is padding
+    boxes = result.xyxy[0][:, :4]
+    assert float(boxes.max()) <= 128 and float(boxes[:, [1, 3]].max()) <= 64
+    assert result.s == (1, 3, 32, 32)
+    assert torch.allclose(result.xyxyn[0][:, :4] * torch.tensor([128, 64, 128, 64]), boxes)
+    assert torch.allclose(result.xywh[0][:, 2:4], boxes[:, 2:] - boxes[:, :2])
+    assert torch.equal(result.xywhn[0][:, 4:], result.xyxy[0][:, 4:])
+
+
+def test_common_shape_is_whole_strides(model):
+    result = model([coloured(20, 40), coloured(30, 40), coloured(10, 10)], size=64)
+    assert result.s == (3, 3, 64, 64) and [im.shape[0] for im in result.imgs] == [20, 30, 10]
+    assert model([coloured(20, 40)], size=64).s == (1, 3, 32, 64)
+    assert model([coloured(3, 400)], size=64).s == (1, 3, 32, 64)
+
+
+def test_tensors_give_raw_predictions(model):
+    raw = model(torch.rand(2, 3, 32, 32))
+    assert raw[0].shape == (2, 63, 8)
+
+
+@pytest.mark.parametrize("kind", ["array", "grey", "chw", "rgba", "float", "pil", "palette", "path", "str"])
+def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
+    rgb = coloured(20, 30)
+    path = write_image(tmp_path / "red 红.png", rgb[..., ::-1])
+    items = {
+        "array": rgb,
+        "grey": rgb[..., 0],
+        "chw": rgb.transpose(2, 0, 1),
+        "rgba": np.dstack([rgb, np.full((20, 30), 9, np.uint8)]),
+        "float": rgb.astype(np.float32) / 255,
+        "pil": Image.fromarray(rgb),
+        "palette": Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE),
+        "path": path,
+        "str": str(path),
+    }
+    picture, name = load_picture(items[kind])
+    expected = np.full_like(rgb, 200) if kind == "grey" else rgb
+    assert picture.dtype == np.uint8 and np.abs(picture.astype(int) - expected).max() <= 1
+    assert picture.flags.writeable and picture is not items[kind]
+    assert name == (str(path) if kind in ("path", "str") else "")
+
+
+def test_flat_and_narrow_pictures_are_not_taken_for_channels_first():
+    assert to_rgb(np.zeros((3, 40, 3), np.uint8)).shape == (3, 40, 3)
+    assert to_rgb(np.zeros((4, 40, 4), np.uint8)).shape == (4, 40, 3)
+    assert to_rgb(np.zeros((3, 40, 50), np.uint8)).shape == (40, 50, 3)
+    assert to_rgb(np.zeros((2, 50, 1), np.uint8)).shape == (2, 50, 3)
+
+
+def test_depths():
+    assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
+    assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
+    assert to_rgb(np.array([[-5, 300]], np.int64))[0].tolist() == [[0] * 3, [255] * 3]
+    assert load_picture(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
+def test_arrays_that_are_no_pictures(shape):
+    with pytest.raises(ValueError, match="is no picture"):
+        to_rgb(np.zeros(shape, np.uint8))
+
+
+def test_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    for item in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
+        assert load_picture(item)[0].shape == (40, 20, 3)
+
+
+def test_file_names_are_unique():
+    assert file_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", ""]) == [
+        "bus.jpg", "image1.jpg", "bus_2.jpg", "c.jpg", "image4.jpg",
+    ]  # fmt: skip
+
+
+def test_settings_are_those_of_the_instance(model):
+    strict = AutoShape(model.model)
+    strict.conf = 0.99
+    assert len(strict(coloured(), size=32).xyxy[0]) == 0 and len(model(coloured(), size=32).xyxy[0]) == 16
+    strict.conf, strict.classes = 0.25, [0, 2]
+    assert len(strict(coloured(), size=32).xyxy[0]) == 0
+    strict.classes, strict.max_det = None, 5
+    assert len(strict(coloured(), size=32).xyxy[0]) == 5
+
+
+def test_wrapping_a_backend(tmp_path):
+    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
+    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
+    result = wrapped(coloured(), size=32, profile=True)
+    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
+    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
+
+
+def test_words():
+    assert count_words([], NAMES) == "(no detections)"
+    assert count_words([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
+
+
+def test_empty_results_have_every_form(model, tmp_path, caplog):
+    nothing = AutoShape(model.model)
+    nothing.conf = 0.999
+    result = nothing([coloured(), coloured(10, 20)], size=32)
+    assert [len(table) for table in result.pandas().xywhn] == [0, 0]
+    assert list(result.pandas().xyxy[0].columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert result.crop(save=False) == [] and len(result.render()) == 2
+    assert "(no detections)" in str(result)
+
+
+def test_tables(model):
+    tables = model(coloured(), size=32).pandas()
+    frame = tables.xywh[0]
+    assert list(frame.columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    assert set(frame["name"]) == {"person"} and frame["class"].dtype.kind == "i" and len(frame) == 16
+    assert np.allclose(frame["confidence"], CONFIDENCE, atol=1e-3)
+    assert '"name":"person"' in frame.to_json(orient="records")
+
+
+def test_list_of_results(model):
+    parts = model([coloured(), coloured(16, 32)], size=32).tolist()
+    assert [part.n for part in parts] == [1, 1] and parts[0].files == ["image0.jpg"]
+    assert parts[1].imgs[0].shape == (16, 32, 3)
+
+
+def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
+    mine, pil = coloured(), Image.fromarray(coloured())
+    result = model([mine, pil], size=32)
+    rendered = result.render()
+    assert np.array_equal(mine, coloured()) and np.array_equal(np.asarray(pil), coloured())
+    assert all((picture != coloured()).any() for picture in rendered) and rendered[0] is result.imgs[0]
+
+
+def test_saving(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = model([coloured(), coloured()], size=32)
+    folder = result.save(save_dir=tmp_path / "mine")
+    assert sorted(path.name for path in folder.iterdir()) == ["image0.jpg", "image1.jpg"]
+    assert cv2.imread(str(folder / "image0.jpg")).shape == (32, 32, 3)
+    assert [result.save().name, result.save().name] == ["exp", "exp2"]
+
+
+def test_crops(model, tmp_path):
+    result = model(coloured(), size=32)
+    crops = result.crop(save_dir=tmp_path / "mine")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
+    assert len(crops) == len(files) == 16 and files[0] == "mine/crops/person/image0.jpg"  # and no full picture
+    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["label"].startswith("person 0.9")
+    assert np.abs(crops[0]["im"][5, 5].astype(int) - (200, 0, 0)).max() < 3  # red, as given
+    assert result.crop(save=False)[0]["im"].size and len(list(tmp_path.rglob("*.jpg"))) == 16
+
+
+def test_showing_needs_a_display(model, monkeypatch):
+    monkeypatch.setattr("models.detections.display_problem", lambda probe: "no display")
+    with pytest.raises(ValueError, match="no display.*save"):
+        model(coloured(), size=32).show()
+
+
+def test_printing(model, caplog):
+    with caplog.at_level("INFO", "yolov5"):
+        model([coloured(), coloured(40, 60)], size=32).print()
+    assert "image 1/2: 32x32 16 persons" in caplog.text and "image 2/2: 40x60" in caplog.text
+    assert all(math.isfinite(value) and value >= 0 for value in model(coloured(), size=32).t)

@@ -1,0 +1,252 @@
+"""detect.py from the command line to the files it leaves."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detect
+from tests.known_detector import CONFIDENCE, write_weights
+from utils.checkpoint import load_checkpoint
+from utils.config import options, parse
+from utils.paths import ROOT
+from utils.writers import VideoWriter, write_image
+
+
+@pytest.fixture(autouse=True)
+def plain_log(monkeypatch):
+    """Runs inside this process leave the logger as pytest knows it."""
+    monkeypatch.setattr(detect, "set_up_logging", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "known.pt")
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Two pictures (one with a name that is not ASCII) and a video of three frames, each 32 x 32."""
+    folder = tmp_path / "source"
+    write_image(folder / "a.png", np.full((32, 32, 3), 90, np.uint8))
+    write_image(folder / "图 b.JPG", np.full((32, 32, 3), 90, np.uint8))
+    with VideoWriter(folder / "clip", 7) as video:
+        for _ in range(3):
+            video.write(np.full((32, 32, 3), 90, np.uint8))
+    return folder
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+    """detect.run with the known detector on 32 pixels, into a fresh folder."""
+
+    def start(**given):
+        settings = {"weights": str(weights), "imgsz": 32, "project": str(tmp_path / "runs"), "device": "cpu"}
+        return detect.run(**settings | given)
+
+    return start
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# ---- options
+def test_defaults_are_those_of_v61():
+    opt = parse(detect.DetectOptions, [])
+    assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([640], 0.25, 0.45, 1000, 3)
+    assert (opt.source, opt.project, opt.name) == (str(ROOT / "data/images"), str(ROOT / "runs/detect"), "exp")
+    assert opt.classes is None and opt.vid_stride == 1 and not opt.half and not opt.augment
+
+
+def test_every_flag_of_v61_parses():
+    words = (
+        "--weights a.pt b.pt --source 0 --data x.yaml --imgsz 64 96 --conf-thres .1 --iou-thres .2 --max-det 3 "
+        "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment --visualize "
+        "--update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half --dnn --vid-stride 2"
+    )
+    opt = parse(detect.DetectOptions, words.split())
+    assert opt.weights == ["a.pt", "b.pt"] and opt.imgsz == [64, 96] and opt.classes == ["0", "2"] and opt.dnn
+    for short in ("--img", "--img-size", "--imgsz"):
+        assert parse(detect.DetectOptions, [short, "320"]).imgsz == [320]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"conf_thres": 1.5}, "--conf-thres"),
+        ({"iou_thres": -0.1}, "--iou-thres"),
+        ({"max_det": 0}, "--max-det"),
+        ({"imgsz": [1, 2, 3]}, "--imgsz"),
+        ({"imgsz": 0}, "at least 1"),
+        ({"classes": ["cat"]}, "did you mean|--classes cat"),
+        ({"classes": [3]}, "--classes 3"),
+        ({"source": "nowhere"}, "nowhere"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt"),
+        ({"weights": "a.h5"}, r"\.pt"),
+        ({"device": "warp"}, "warp"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        run(**({"source": str(tmp_path)} | given))
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+def test_classes_by_name_and_number():
+    names = ["car", "person", "2"]
+    assert detect.class_numbers(None, names) is None
+    assert detect.class_numbers(["person", "0", "2"], names) == [1, 0, 2]
+    with pytest.raises(ValueError, match="person"):
+        detect.class_numbers(["persn"], names)
+
+
+# ---- runs
+def test_no_picture_that_can_be_read(run, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="could be read"):
+        run(source=str(tmp_path / "bad.jpg"))
+
+
+def test_pictures_and_videos_are_annotated(run, source):
+    folder = run(source=str(source))
+    assert tree(folder) == ["a.png", "clip.mp4", "图 b.JPG"]
+    assert (cv2.imread(str(folder / "a.png")) != 90).any()
+    capture = cv2.VideoCapture(str(folder / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and round(capture.get(cv2.CAP_PROP_FPS)) == 7
+    assert run(source=str(source / "a.png")).name == "exp2"
+
+
+def test_labels_and_crops(run, source):
+    folder = run(source=str(source), nosave=True, save_txt=True, save_conf=True, save_crop=True, vid_stride=2)
+    labels = [name for name in tree(folder) if name.startswith("labels/")]
+    assert labels == ["labels/a.txt", "labels/clip_1.txt", "labels/clip_3.txt", "labels/图 b.txt"]
+    rows = np.loadtxt(folder / "labels/a.txt")
+    assert rows.shape == (16, 6) and set(rows[:, 0]) == {1} and np.allclose(rows[:, 5], CONFIDENCE, atol=1e-3)
+    corners = rows[:, 1:3] * 32 - rows[:, 3:5] * 16
+    assert np.allclose(corners, corners.round(), atol=1e-3)  # whole pixels
+    assert len(list((folder / "crops/person").glob("a*.jpg"))) == 16
+    assert not list(folder.glob("*.*"))
+
+
+def test_a_second_run_into_the_same_folder_replaces_labels(run, source):
+    settings = {"source": str(source / "a.png"), "nosave": True, "save_txt": True, "exist_ok": True}
+    first = (run(**settings) / "labels/a.txt").read_text()
+    folder = run(**settings)
+    assert (folder / "labels/a.txt").read_text() == first
+    run(**settings, conf_thres=0.999)
+    assert tree(folder) == []  # nothing found now: the old labels would be wrong
+
+
+def test_classes_max_det_and_hidden_labels(run, source):
+    settings = {"source": str(source / "a.png"), "save_txt": True}
+    assert tree(run(**settings, classes=["car"])) == ["a.png"]
+    folder = run(**settings, classes="person", max_det=3, hide_labels=True)
+    assert len((folder / "labels/a.txt").read_text().splitlines()) == 3
+    assert (cv2.imread(str(folder / "a.png")) == 90).all(2).mean() > 0.2
+
+
+def test_augmented_ensembles(run, source, weights):
+    folder = run(source=str(source / "a.png"), weights=[str(weights)] * 2, augment=True, agnostic_nms=True)
+    assert tree(folder) == ["a.png"]
+
+
+def test_equal_names_do_not_overwrite_each_other(run, tmp_path):
+    for name in ("x/a.png", "y/a.png", "y/a.bmp"):
+        write_image(tmp_path / "in" / name, np.full((32, 32, 3), 90, np.uint8))
+    folder = run(source=f"{tmp_path}/in/**/*", save_txt=True)
+    assert tree(folder) == ["a-2.bmp", "a-3.png", "a.png", "labels/a-2.txt", "labels/a-3.txt", "labels/a.txt"]
+
+
+def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
+    listing = source / "list.txt"
+    listing.write_text("clip.mp4\na.png\n")
+    folder = run(source=str(listing), visualize=True)
+    names = tree(folder)
+    assert {"clip.mp4", "a.png", "a/stage0_Conv_features.png", "clip/stage0_Conv_features.npy"} <= set(names)
+    assert cv2.VideoCapture(str(folder / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+def test_broken_pictures_do_not_end_the_run(run, source, caplog):
+    (source / "0.jpg").write_bytes(b"broken")
+    assert tree(run(source=str(source))) == ["a.png", "clip.mp4", "图 b.JPG"]
+
+
+def test_the_log_is_that_of_v61(run, source, caplog):
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(source=str(source), save_txt=True)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert re.search(r"image 1/3 \S+a\.png: 32x32 16 persons, Done\. \(\d\.\d{3}s\)", text)
+    assert re.search(r"video 3/3 \(2/3\) \S+clip\.mp4: 32x32 16 persons, Done\.", text)
+    speeds = r"Speed: [\d.]+ms pre-process, [\d.]+ms inference, [\d.]+ms NMS per image at shape \(1, 3, 32, 32\)"
+    assert re.search(speeds, text) and folder.name in text and "5 label files" in text
+
+
+def test_view_img_without_a_display_is_a_warning(run, source, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("utils.viewer.sys.platform", "linux")
+    assert tree(run(source=str(source / "a.png"), view_img=True, half=True)) == ["a.png"]
+
+
+def test_q_ends_the_run(run, source, monkeypatch):
+    class Window:
+        def show(self, title, picture):
+            return False
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(detect, "Viewer", Window)
+    assert tree(run(source=str(source), view_img=True)) == ["a.png"]
+
+
+def test_the_newest_weights_are_taken_and_named(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(detect, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="train first"):
+        detect.complete(options(detect.DetectOptions, {}))
+    for run_name in ("exp", "exp2"):
+        (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
+        write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
+    with caplog.at_level("INFO", "yolov5"):
+        opt = detect.complete(options(detect.DetectOptions, {}))
+    assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
+
+
+def test_update_strips_the_weights(run, source, tmp_path):
+    path = write_weights(tmp_path / "mine.pt")
+    run(source=str(source / "a.png"), weights=str(path), update=True)
+    state = load_checkpoint(path)["model"]["state_dict"]
+    assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
+
+
+# ---- the command
+def test_command_line(weights, source, tmp_path):
+    words = ["--weights", str(weights), "--source", "source", "--img", "32", "--project", "out", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "detect.py"), *words],
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert tree(tmp_path / "out/exp") == ["a.png", "clip.mp4", "图 b.JPG"]
+    assert f"Results saved to {Path('out/exp')}" in done.stderr
+
+
+def test_command_line_errors_are_one_line_and_status_1(weights, caplog):
+    assert detect.main(["--weights", str(weights), "--source", "nowhere.jpg"]) == 1
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "nowhere.jpg" in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
+
+
+def test_interrupting_is_no_traceback(weights, monkeypatch, caplog):
+    def interrupt(opt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detect, "detect", interrupt)
+    assert detect.main(["--weights", str(weights)]) == 130 and "saved" in caplog.text

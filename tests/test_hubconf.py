@@ -1,0 +1,79 @@
+"""Models by name."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import hubconf
+from models.autoshape import AutoShape
+from models.yolo import Model
+from tests.known_detector import NAMES, write_weights
+from utils.log import LOGGER
+from utils.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def plain_log():
+    """Hub functions set up the logger and its level for good; other tests want it back."""
+    before = LOGGER.level, LOGGER.propagate, LOGGER.handlers[:]
+    yield
+    LOGGER.setLevel(before[0])
+    LOGGER.propagate, LOGGER.handlers[:] = before[1:]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "known.pt")
+
+
+def test_entry_points_have_v61s_parameters():
+    for size in "nsmlx":
+        for tail in ("", "6", "_BiFormer"):
+            entry = getattr(hubconf, f"yolov5{size}{tail}")
+            assert entry.__name__ == f"yolov5{size}{tail}" and entry.__name__ in entry.__doc__
+            names = list(inspect.signature(entry).parameters)
+            assert names == ["pretrained", "channels", "classes", "autoshape", "verbose", "device"]
+    assert list(inspect.signature(hubconf.custom).parameters) == ["path", "autoshape", "verbose", "device"]
+
+
+def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="yolov5n.pt") as caught:
+        hubconf.yolov5n()
+    message = str(caught.value)
+    assert str(tmp_path) in message and str(ROOT) in message and "pretrained=False" in message
+    with pytest.raises(ValueError, match="mine.pt"):
+        hubconf.custom("mine.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_weights(monkeypatch):
+    model = hubconf.yolov5n(pretrained=False, classes=4, autoshape=False, verbose=False, device="cpu")
+    assert isinstance(model, Model) and model.nc == 4 and not model.training
+    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
+    assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
+
+
+def test_with_attention():
+    assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
+
+
+def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yolov5n.pt").write_bytes(weights.read_bytes())
+    same = hubconf.yolov5n(classes=3, autoshape=False, verbose=False, device="cpu")
+    assert same.names == NAMES and not same.model[-1].m[0].weight.any()  # the known head is empty
+    other = hubconf.yolov5n(classes=5, autoshape=False, verbose=False, device="cpu")
+    assert other.names == list("01234") and other.model[-1].m[0].weight.any()
+    assert torch.equal(other.model[0].conv.weight, same.model[0].conv.weight)
+    whole = hubconf.yolov5n(verbose=False, device="cpu")  # as many classes as are in the file
+    assert whole.names == NAMES
+
+
+def test_custom_by_torch_hub(weights):
+    model = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", verbose=False, device="cpu")
+    result = model(np.zeros((32, 32, 3), np.uint8), size=32)
+    assert type(model).__name__ == "AutoShape" and len(result.xyxy[0]) == 16
+    assert result.pandas().xyxy[0]["name"].tolist() == ["person"] * 16

@@ -1,0 +1,179 @@
+"""train.py and val.py from the command line and from Python, on pictures of 64 pixels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import train
+import val
+from utils.checkpoint import load_checkpoint
+from utils.config import read_yaml
+from utils.paths import ROOT
+
+BASE = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture
+def trained(squares: Path, tiny_cfg: Path, tmp_path: Path) -> Path:
+    """The folder of a finished run of two epochs."""
+    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE)
+    return tmp_path / "runs/exp"
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["model"]["state_dict"]
+
+
+def test_a_run_leaves_what_people_know(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {
+        "weights", "opt.yaml", "hyp.yaml", "results.csv", "results.png", "labels.jpg", "labels_correlogram.jpg",
+        "train_batch0.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "confusion_matrix.png",
+    } <= names  # fmt: skip
+    table = pd.read_csv(trained / "results.csv", skipinitialspace=True)
+    assert table["epoch"].tolist() == [0, 1] and table.drop(columns="epoch").notna().all().all()
+    assert read_yaml(trained / "opt.yaml")["imgsz"] == 64 and read_yaml(trained / "hyp.yaml")["box"] == 0.05
+    for name in ("best.pt", "last.pt"):
+        content = load_checkpoint(trained / "weights" / name)
+        assert content["epoch"] == -1 and content["optimizer"] is None and content["ema"] is None
+        assert content["model"]["names"] == ["red", "blue"]
+
+
+def test_val_finds_data_and_size_of_the_run(trained: Path, tmp_path: Path) -> None:
+    summary, maps, speed = val.run(weights=str(trained / "weights/best.pt"), project=str(tmp_path / "val"), workers=0,
+                                   save_txt=True, save_conf=True, save_json=True, conf_thres=0.0001)  # fmt: skip
+    folder = tmp_path / "val/exp"
+    assert len(summary) == 7 and len(maps) == 2 and min(speed) >= 0
+    assert (folder / "best_predictions.json").exists() and len(list((folder / "labels").glob("*.txt"))) == 6
+    assert read_yaml(trained / "opt.yaml")["data"] == str(tmp_path / "squares/squares.yaml")
+
+
+def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name=name, seed=seed, **BASE | {"epochs": 1})
+    first, second, other = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in "abc")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_resume_ends_where_an_uninterrupted_run_ends(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | {"epochs": 3})
+    train.run(name="whole", **given)
+
+    class Interrupted(Exception):
+        pass
+
+    saved = train.save
+
+    def stop_after_the_second_epoch(setup, trainer, stopper, progress, improved):  # noqa: ANN001, ANN202
+        saved(setup, trainer, stopper, progress, improved)
+        if progress.epoch == 1:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train, "save", stop_after_the_second_epoch)
+        train.run(name="cut", **given)
+    train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+    whole, cut = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    rows = [(tmp_path / "runs" / name / "results.csv").read_text() for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match="is finished"):
+        train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+
+
+def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, tmp_path: Path) -> None:
+    start = weights_of(trained / "weights/best.pt")
+    train.run(data=str(squares), weights=str(trained / "weights/best.pt"), freeze=[3], project=str(tmp_path / "more"), **BASE | {"epochs": 1})
+    after = weights_of(tmp_path / "more/exp/weights/last.pt")
+    assert torch.equal(start["model.0.conv.weight"], after["model.0.conv.weight"])
+    assert not torch.equal(start["model.7.cv1.conv.weight"], after["model.7.cv1.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"rect": True}, {"image_weights": True}, {"multi_scale": True}, {"quad": True}, {"single_cls": True}, {"cache": "ram"},
+        {"optimizer": "SGD", "cos_lr": True, "label_smoothing": 0.1}, {"amp": "bf16"}, {"noval": True, "nosave": True},
+        {"hyp": "hyp.scratch-high.yaml", "save_period": 1}, {"batch_size": -1}, {"optimizer": "Adam", "noautoanchor": True},
+    ],
+    ids=lambda extra: "+".join(extra),
+)  # fmt: skip
+def test_options_train(squares: Path, tiny_cfg: Path, tmp_path: Path, extra: dict) -> None:
+    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | extra)
+    folder = tmp_path / "runs/exp"
+    assert load_checkpoint(folder / "weights/best.pt")["epoch"] == -1
+    assert (folder / "weights/epoch1.pt").exists() == ("save_period" in extra)
+    if extra.get("single_cls"):
+        assert load_checkpoint(folder / "weights/best.pt")["model"]["names"] == ["item"]
+
+
+def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), patience=1, **BASE | {"epochs": 6, "freeze": [8]})
+    assert len(pd.read_csv(tmp_path / "runs/exp/results.csv")) < 6
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--data", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--cfg", "yolov5_Bifformer.yaml"], "yolov5_BiFormer.yaml"),
+        (["--hyp", "hyp.none.yaml"], "hyp.none.yaml"),
+        (["--weights", "none.pt"], "none.pt"),
+        (["--resume", "none.pt"], "none.pt"),
+        (["--imgsz", "0"], "--imgsz 0"),
+        (["--device", "7"], "7"),
+        (["--freeze", "99"], "--freeze"),
+        (["--resume"], "no */weights/last.pt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_write_nothing(words: list[str], says: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                 caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    common = ["--workers", "0", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
+    data = [] if "--data" in words else ["--data", str(squares)]
+    assert train.main([*common, *data, *words]) == 1
+    text = caplog.text + capsys.readouterr().err
+    assert says in text and "Traceback" not in text and not (tmp_path / "runs").exists()
+
+
+def test_wrong_class_number_names_file_and_line(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    label = squares.parent / "labels/train/3.txt"
+    label.write_text(label.read_text() + "5 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(ValueError, match=r"3\.txt.*2") as error:
+        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py"])
+def test_help_is_short_of_nothing(script: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--imgsz" in done.stdout and "None)" not in done.stdout
+
+
+def test_val_mistakes(tmp_path: Path, trained: Path) -> None:
+    best = str(trained / "weights/best.pt")
+    assert val.main(["--weights", str(tmp_path / "none.pt")]) == 1
+    assert val.main(["--weights", best, "--task", "test", "--project", str(tmp_path / "val")]) == 1
+    assert val.main(["--weights", best, "--data", "coco128.yaml", "--project", str(tmp_path / "val")]) == 1
+    assert val.main(["--weights", best, "--batch-size", "0"]) == 1
+
+
+@pytest.mark.parametrize("task", ["speed", "train"])
+def test_val_tasks(task: str, trained: Path, tmp_path: Path) -> None:
+    words = ["--weights", str(trained / "weights/best.pt"), "--task", task, "--project", str(tmp_path / "val"), "--workers", "0", "--augment", "--single-cls"]
+    assert val.main(words) == 0
+
+
+def test_val_study_draws_a_plot(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(val, "STUDY_SIZES", range(64, 128 + 1, 64))
+    assert val.main(["--weights", str(trained / "weights/best.pt"), "--task", "study", "--project", str(tmp_path / "val"), "--workers", "0"]) == 0
+    assert (tmp_path / "val/exp/study.png").exists() and len(list((tmp_path / "val/exp").glob("study_*.txt"))) == 1

@@ -1,0 +1,23 @@
+"""Alone, every helper is the identity; in a run of several, the environment decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils.dist import agree, is_main, local_rank, main_first, mean_over_ranks, rank, world_size
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (rank(), local_rank(), world_size(), is_main()) == (-1, -1, 1, True)
+    with main_first():
+        assert mean_over_ranks(torch.tensor([2.0])).item() == 2
+        assert agree(True, torch.device("cpu")) and not agree(False, torch.device("cpu"))
+
+
+def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert rank() == 3 and world_size() == 8 and not is_main()

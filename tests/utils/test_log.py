@@ -1,0 +1,40 @@
+"""The logger is quiet until a script asks, and says each thing once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from utils.log import LOGGER, colorstr, set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    handlers, level, propagate = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    LOGGER.handlers.clear()
+    yield
+    LOGGER.handlers[:], LOGGER.propagate = handlers, propagate
+    LOGGER.setLevel(level)
+
+
+def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
+    set_up_logging()
+    LOGGER.info("hello %s", "there")
+    LOGGER.warning(colorstr("red", "careful"))
+    assert capsys.readouterr().err == "hello there\nWARNING careful\n"
+
+
+def test_quiet_on_other_processes_and_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up_logging(main_process=False)
+    assert LOGGER.level == logging.WARNING
+    monkeypatch.setenv("YOLOv5_VERBOSE", "false")
+    set_up_logging()
+    LOGGER.info("not said")
+    assert capsys.readouterr().err == ""
+
+
+def test_colours() -> None:
+    assert colorstr("x") == "\033[34m\033[1mx\033[0m"
+    assert colorstr("red", "x") == "\033[31mx\033[0m"

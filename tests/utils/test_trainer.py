@@ -1,0 +1,129 @@
+"""One epoch of training on a network small enough to reason about."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.callbacks import Callbacks
+from utils.config import Hyp
+from utils.optim import Recipe, Schedule, build_optimizer
+from utils.trainer import EpochSettings, Precision, Trainer
+
+CPU = torch.device("cpu")
+
+
+class Pictures(NamedTuple):
+    images: Tensor
+    targets: Tensor
+    paths: tuple[str, ...] = ("x",)
+
+
+class Mean(nn.Module):
+    """Answers with one learned number per picture, as a list of one level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.seen.append(tuple(images.shape))
+        return [self.weight * images.amax((1, 2, 3))]
+
+
+def to_one(predictions: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance from 1, summed over the batch."""
+    loss = ((predictions[0] - 1) ** 2).sum()
+    return loss, loss.detach().expand(3)
+
+
+class Average:
+    """Counts the optimiser's steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def update(self, model: nn.Module) -> None:
+        self.steps += 1
+
+
+def trainer(hyp: Hyp, epochs: int = 1, batches: int = 4, batch: int = 1, **settings: object) -> Trainer:
+    model, recipe = Mean(), Recipe("SGD", 0.1, 0.0, 0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.0)
+    schedule = Schedule(hyp, recipe, epochs, batches, batch)
+    given = EpochSettings(epochs, 64, 32, **settings)
+    return Trainer(model, model, to_one, optimizer, schedule, Average(), Precision.choose("off", CPU), given, Callbacks())
+
+
+def loader(batches: int = 4, side: int = 64) -> list[Pictures]:
+    return [Pictures(torch.full((1, 3, side, side), 255, dtype=torch.uint8), torch.zeros(0, 6))] * batches
+
+
+def test_an_epoch_without_batches_changes_nothing() -> None:
+    one = trainer(Hyp(warmup_epochs=0))
+    assert one.epoch(0, []) == [0, 0, 0] and one.model.weight.item() == 0
+
+
+def test_gradients_gather_up_to_the_nominal_batch_and_the_epoch_ends_with_a_step() -> None:
+    one = trainer(Hyp(warmup_epochs=0, nominal_batch=3))
+    losses = one.epoch(0, loader(4))
+    # three pictures give one gradient of 3 * 2 * (0 - 1), so 0 -> 0.6; the fourth alone 2 * (0.6 - 1), so 0.6 -> 0.68
+    assert one.ema.steps == 2 and one.model.weight.item() == pytest.approx(0.68)
+    assert losses == pytest.approx([(1 + 1 + 1 + 0.16) / 4] * 3)
+
+
+def test_long_gradients_are_clipped() -> None:
+    one = trainer(Hyp(warmup_epochs=0, nominal_batch=1), clip_norm=0.5)
+    one.epoch(0, loader(1))
+    assert one.model.weight.item() == pytest.approx(0.05)
+
+
+def test_multi_scale_stays_on_the_grid_and_repeats_with_the_seed() -> None:
+    runs = []
+    for _ in range(2):
+        one = trainer(Hyp(warmup_epochs=0), multi_scale=True, seed=3)
+        one.epoch(0, loader(8))
+        runs.append(one.model.seen)
+    sides = {shape[-1] for shape in runs[0]}
+    assert runs[0] == runs[1] and len(sides) > 1 and all(side % 32 == 0 and 32 <= side <= 96 for side in sides)
+
+
+def test_listeners_hear_every_batch() -> None:
+    heard, one = [], trainer(Hyp(), epochs=2)
+    one.callbacks.register_action("on_train_batch_end", "", lambda ni, *rest: heard.append(ni))
+    one.epoch(1, loader(4))
+    assert heard == [4, 5, 6, 7]
+
+
+def test_precision_names() -> None:
+    assert Precision.choose("auto", CPU).dtype is None and Precision.choose("bf16", CPU).dtype is torch.bfloat16
+    assert not Precision.choose("bf16", CPU).scaler.is_enabled()
+    with Precision.choose("bf16", CPU).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="needs a GPU"):
+        Precision.choose("fp16", CPU)
+    with pytest.raises(ValueError, match="choose one of"):
+        Precision.choose("int8", CPU)
+
+
+def test_bf16_trains_a_convolution() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 3)
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [self.conv(images).mean((1, 2, 3))]
+
+    model = Net()
+    optimizer = build_optimizer(model, Recipe("AdamW", 0.05, 0.9, 0.0))
+    schedule = Schedule(Hyp(warmup_epochs=0, nominal_batch=1), Recipe("AdamW", 0.05, 0.9, 0.0), 3, 10, 1)
+    one = Trainer(model, model, to_one, optimizer, schedule, Average(), Precision.choose("bf16", CPU), EpochSettings(3, 64, 32), Callbacks())
+    losses = [one.epoch(epoch, loader(10))[0] for epoch in range(3)]
+    assert losses[2] < 0.1 * losses[0]

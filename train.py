@@ -1,0 +1,373 @@
+"""Train a YOLOv5 detector, with or without bi-level routing attention.
+
+    python train.py                                                        # the embedded data set, nano model, from scratch
+    python train.py --data coco128.yaml --cfg yolov5s_BiFormer.yaml --imgsz 640
+    python train.py --data pcb.yaml --weights runs/train/exp/weights/best.pt --epochs 50
+    python train.py --resume                                               # go on with the newest run
+    torchrun --nproc-per-node 2 train.py --data coco.yaml --cfg yolov5m_BiFormer.yaml --device 0,1
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.experimental import attempt_load, load_model
+from models.yolo import Model
+from utils.autoanchor import check_anchors
+from utils.autobatch import check_train_batch_size
+from utils.balance import epoch_weights, labels_to_class_weights
+from utils.callbacks import Callbacks
+from utils.checkpoint import describe_model, load_checkpoint, save_checkpoint, strip_optimizer
+from utils.config import DataConfig, Hyp, check_img_size, flag, options, parse, write_yaml
+from utils.converters import prepare
+from utils.datasets import create_dataloader
+from utils.dist import agree, is_main, local_rank, rank, world_size
+from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.log import LOGGER, colorstr, set_up_logging
+from utils.loggers import subscribe_loggers
+from utils.loss import ComputeLoss
+from utils.metrics import fitness
+from utils.optim import Schedule, build_optimizer, choose_recipe
+from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
+from utils.reports import Report, ReportSettings
+from utils.torch_utils import EarlyStopping, ModelEMA, intersect_dicts, seed_everything, select_device
+from utils.trainer import EpochSettings, Precision, Trainer
+
+DEFAULT_CFG = "yolov5n_BiFormer.yaml"
+
+
+@dataclass(slots=True)
+class TrainOptions:
+    """The command line of train.py; every name is also an argument of `run`."""
+
+    weights: str = flag("", "initial weights (.pt); empty for training from scratch")
+    cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
+    data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
+    hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
+    epochs: int = flag(300, "how often every picture is seen")
+    batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
+    imgsz: int = flag(640, "side of the training and validation pictures in pixels", aliases=("--img", "--img-size"))
+    rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
+    resume: Any = flag(False, "go on with the newest run, or with this last.pt", type=str, nargs="?", const=True)
+    nosave: bool = flag(False, "save only the last epoch's checkpoint")
+    noval: bool = flag(False, "validate only after the last epoch")
+    noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
+    cache: str | None = flag(None, "keep decoded pictures in 'ram' or on 'disk', or only those of 'val'", nargs="?", const="ram", choices=("ram", "disk", "val"))
+    image_weights: bool = flag(False, "show pictures of weak classes more often")
+    device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
+    multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
+    single_cls: bool = flag(False, "train all classes as one")
+    optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
+    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
+    workers: int = flag(8, "loader processes, at most one per core")
+    project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
+    name: str = flag("exp", "results go to project/name")
+    exist_ok: bool = flag(False, "write into project/name even if it exists")
+    quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
+    cos_lr: bool = flag(False, "cosine instead of linear schedule")
+    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1")
+    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never")
+    freeze: list[int] = flag([0], "freeze the first N layers, or exactly these when several are given (backbone: 10)")
+    save_period: int = flag(-1, "also save epochN.pt every so many epochs")
+    seed: int = flag(0, "the same seed gives the same run")
+    deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
+    amp: str = flag("auto", "auto is fp16 on a GPU and full precision on a CPU; bf16 suits CPUs and GPUs that have it", choices=("auto", "off", "fp16", "bf16"))
+    local_rank: int = flag(-1, "set by old launchers; the environment decides")
+
+
+@dataclass(slots=True)
+class Setup:
+    """Everything that is decided before the first picture is read."""
+
+    opt: TrainOptions
+    hyp: Hyp
+    data: DataConfig
+    device: torch.device
+    folder: Path
+    resumed: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Class names of this run."""
+        single = self.opt.single_cls and self.data.nc != 1
+        return ["item"] if single else list(self.data.names)
+
+
+def set_up(opt: TrainOptions) -> Setup:
+    """Read the YAML files and check the options; nothing is written before all of it is known to be right."""
+    resumed = None
+    if opt.resume:
+        opt, resumed = load_run(opt)
+    if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
+        raise ValueError("--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0")
+    if opt.batch_size % world_size() and opt.batch_size > 0:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
+    if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
+        raise ValueError("--image-weights and --batch-size -1 work in a single process only")
+    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+    if not resumed:
+        opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
+    data = DataConfig.load(opt.data)
+    prepare(data)
+    device = select_device(opt.device, opt.batch_size)
+    if local_rank() >= 0:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", local_rank())
+            torch.cuda.set_device(device)
+    folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    return Setup(opt, hyp, data, device, folder, resumed)
+
+
+def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:
+    """Options and state of an interrupted run; the flags of the first start hold again."""
+    last = latest_checkpoint(opt.project, "last.pt") if opt.resume is True else check_file(opt.resume, (".pt",))
+    if last is None:
+        raise ValueError(f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume")
+    content = load_checkpoint(last)
+    if content.get("optimizer") is None or content.get("options") is None:
+        raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
+    LOGGER.info(f"resuming {shown(last)} after epoch {content['epoch']}")
+    return replace(options(TrainOptions, content["options"]), resume=str(last)), content | {"folder": str(last.parent.parent)}
+
+
+def build_model(setup: Setup) -> Model:
+    """The network: from a YAML, from a checkpoint's own, with whatever weights fit; or as it was left when resuming."""
+    opt, nc = setup.opt, len(setup.names)
+    if setup.resumed:
+        model = load_model({"model": setup.resumed["model"]})
+    elif opt.weights:
+        donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False)
+        model = Model(opt.cfg or donor.yaml, ch=3, nc=nc, anchors=setup.hyp.anchors)
+        exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
+        fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
+        model.load_state_dict(fitting, strict=False)
+        LOGGER.info(f"Transferred {len(fitting)}/{len(model.state_dict())} items from {opt.weights}")
+    else:
+        model = Model(opt.cfg or DEFAULT_CFG, ch=3, nc=nc, anchors=setup.hyp.anchors)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    frozen = range(opt.freeze[0]) if len(opt.freeze) == 1 else opt.freeze
+    for index in frozen:
+        for parameter in model.model[index].parameters():
+            parameter.requires_grad_(False)
+    model.names = setup.names
+    # convolutions run faster on channels-last maps, on CPUs (1.1x in float32, 1.4x in bfloat16) as on GPUs
+    return model.to(setup.device, memory_format=torch.channels_last)
+
+
+def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tuple[Any, Any, Any]:
+    """(training loader, its data set, validation loader or None outside of the main process)."""
+    opt, data = setup.opt, setup.data
+    shared = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
+    rect = opt.rect and not opt.image_weights
+    per_process = batch_size // world_size()
+    loader, dataset = create_dataloader(
+        data.train, imgsz, per_process, stride, augment=True, cache=None if opt.cache == "val" else opt.cache, rect=rect, rank=rank(),
+        workers=opt.workers, image_weights=opt.image_weights, quad=opt.quad, prefix=colorstr("train: "), shuffle=not rect, **shared,
+    )  # fmt: skip
+    val = None
+    if is_main():
+        val, _ = create_dataloader(
+            data.val, imgsz, per_process * 2, stride, cache=None if opt.noval else opt.cache and "ram", rect=True, pad=0.5,
+            workers=opt.workers, prefix=colorstr("val: "), **shared,
+        )  # fmt: skip
+    return loader, dataset, val
+
+
+def build_trainer(setup: Setup, model: Model, batches: int, batch_size: int, imgsz: int, callbacks: Callbacks) -> Trainer:
+    """Loss, optimiser, schedule and weight average around the model."""
+    opt, hyp, device = setup.opt, setup.hyp, setup.device
+    steps = opt.epochs * batches // max(round(hyp.nominal_batch / batch_size), 1)
+    recipe = choose_recipe(opt.optimizer, hyp, len(setup.names), steps, batch_size)
+    optimizer = build_optimizer(model, recipe)
+    if setup.resumed:
+        optimizer.load_state_dict(setup.resumed["optimizer"])
+    LOGGER.info(f"optimizer: {recipe.optimizer}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, weight_decay={recipe.weight_decay:g})")
+    ema = None
+    if is_main():
+        ema = ModelEMA(model, tau=hyp.ema_tau)
+        if setup.resumed:
+            ema.ema.load_state_dict(load_model({"model": setup.resumed["ema"]}).state_dict())
+            ema.updates = setup.resumed["updates"]
+    net: nn.Module = model
+    if world_size() > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(model) if opt.sync_bn and device.type == "cuda" else model
+        net = nn.parallel.DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+    precision = Precision.choose(opt.amp, device)
+    if setup.resumed and precision.scaler.is_enabled():
+        precision.scaler.load_state_dict(setup.resumed["scaler"])
+    schedule = Schedule(hyp, recipe, opt.epochs, batches, batch_size, opt.cos_lr)
+    settings = EpochSettings(opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm, opt.seed)
+    return Trainer(net, model, ComputeLoss(model), optimizer, schedule, ema, precision, settings, callbacks)
+
+
+def validate(setup: Setup, model: nn.Module, loader: Any, loss: Any = None, report: Report | None = None) -> ValResult:
+    """Score a model on the validation split."""
+    report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss)
+    model.eval()
+    half = setup.device.type == "cuda" and report.settings.plots
+    result = evaluate(model.half() if half else model, loader, setup.names, setup.device, EvalSettings(single_cls=setup.opt.single_cls, half=half), report)
+    report.finish(result)
+    return result
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the run stands."""
+
+    epoch: int = 0
+    best_fitness: float = 0.0
+    result: ValResult | None = None
+
+
+def save(setup: Setup, trainer: Trainer, stopper: EarlyStopping, progress: Progress, improved: bool) -> None:
+    """last.pt after every epoch, best.pt when it is, epochN.pt by period; each written whole or not at all."""
+    content = {
+        "epoch": progress.epoch,
+        "best_fitness": progress.best_fitness,
+        "model": describe_model(trainer.model),
+        "ema": describe_model(trainer.ema.ema),
+        "updates": trainer.ema.updates,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.precision.scaler.state_dict(),
+        "stopper": {"best_epoch": stopper.best_epoch, "best_fitness": stopper.best_fitness},
+        "hyp": asdict(setup.hyp),
+        "options": asdict(setup.opt),
+        "date": datetime.now().isoformat(),
+    }
+    weights = setup.folder / "weights"
+    names = ["last.pt"] + ["best.pt"] * improved
+    if setup.opt.save_period > 0 and progress.epoch > 0 and progress.epoch % setup.opt.save_period == 0:
+        names.append(f"epoch{progress.epoch}.pt")
+    for name in names:
+        save_checkpoint(weights / name, content)
+
+
+def fit(setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks: Callbacks) -> Progress:
+    """Epoch after epoch: train, validate, save, until the end or until nothing improves."""
+    opt, (loader, dataset, val_loader) = setup.opt, loaders
+    progress, stopper, start = Progress(), EarlyStopping(opt.patience), 0
+    if setup.resumed:
+        start, progress.best_fitness = setup.resumed["epoch"] + 1, setup.resumed["best_fitness"]
+        stopper.best_epoch, stopper.best_fitness = setup.resumed["stopper"].values()
+    maps, began = np.zeros(len(setup.names)), time.time()
+    callbacks.run("on_train_start")
+    for epoch in range(start, opt.epochs):
+        progress.epoch, final = epoch, epoch + 1 == opt.epochs
+        callbacks.run("on_train_epoch_start")
+        loader.sampler.set_epoch(epoch, plain=epoch >= opt.epochs - setup.hyp.close_mosaic)
+        if opt.image_weights:
+            loader.sampler.set_weights(epoch_weights(dataset.labels, trainer.model.class_weights, maps))
+        losses = trainer.epoch(epoch, loader)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        callbacks.run("on_train_epoch_end", epoch=epoch)
+        stop = False
+        if is_main():
+            trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
+            if not opt.noval or final:
+                progress.result = validate(setup, trainer.ema.ema, val_loader, trainer.loss)
+                log_table(progress.result)
+                maps = progress.result.metrics.maps
+            summary = progress.result.summary if progress.result else (0.0,) * 7
+            score = float(fitness(np.array(summary).reshape(1, -1))[0])
+            improved = score > progress.best_fitness or not (setup.folder / "weights/best.pt").exists()
+            progress.best_fitness = max(score, progress.best_fitness)
+            callbacks.run("on_fit_epoch_end", [*losses, *summary, *rates], epoch, progress.best_fitness, score)
+            stop = stopper(epoch, score) or callbacks.stop_training
+            if not opt.nosave or final or stop:
+                save(setup, trainer, stopper, progress, improved)
+                callbacks.run("on_model_save", setup.folder / "weights/last.pt", epoch, final, progress.best_fitness, score)
+        if agree(stop, setup.device):
+            break
+    LOGGER.info(f"\n{progress.epoch - start + 1} epochs completed in {(time.time() - began) / 3600:.3f} hours.")
+    return progress
+
+
+def finish(setup: Setup, progress: Progress, val_loader: Any, callbacks: Callbacks) -> tuple[float, ...]:
+    """Strip the checkpoints to what inference needs, validate the best one with plots, say where it all is."""
+    weights, results = setup.folder / "weights", progress.result.summary if progress.result else ()
+    for name in ("last.pt", "best.pt"):
+        if (weights / name).exists():
+            strip_optimizer(weights / name)
+    if (best := weights / "best.pt").exists():
+        LOGGER.info(f"\nValidating {shown(best)}...")
+        model = attempt_load(str(best), device=setup.device)
+        report = Report(ReportSettings(setup.folder, setup.names), ComputeLoss(model))
+        result = validate(setup, model, val_loader, report=report)
+        log_table(result, per_class=True)
+        results = result.summary
+    callbacks.run("on_train_end", weights / "last.pt", best, True, progress.epoch, results)
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(setup.folder))}")
+    return results
+
+
+def train(opt: TrainOptions, callbacks: Callbacks | None = None) -> tuple[float, ...]:
+    """The whole story; returns (P, R, mAP50, mAP50-95, box, obj, cls losses) of the best checkpoint.
+
+    Raises ValueError, before anything is written, for options, files or data that cannot work.
+    """
+    callbacks = callbacks or Callbacks()
+    setup = set_up(opt)
+    opt = setup.opt
+    seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
+    model = build_model(setup)
+    stride = max(int(model.stride.max()), 32)
+    imgsz = check_img_size(opt.imgsz, stride, floor=stride * 2)
+    batch_size = check_train_batch_size(model, imgsz) if opt.batch_size < 0 else opt.batch_size
+    loader, dataset, val_loader = loaders = build_loaders(setup, imgsz, stride, batch_size)
+    if is_main():
+        (setup.folder / "weights").mkdir(parents=True, exist_ok=True)
+        write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
+        write_yaml(setup.folder / "opt.yaml", asdict(opt) | {"save_dir": str(setup.folder)})
+        start = setup.resumed["epoch"] + 1 if setup.resumed else 0
+        subscribe_loggers(callbacks, setup.folder, setup.names, np.concatenate(dataset.labels), start)
+        if not setup.resumed and not opt.noautoanchor:
+            check_anchors(dataset, model, setup.hyp.anchor_t, imgsz, rng=np.random.default_rng(opt.seed))
+        callbacks.run("on_pretrain_routine_end")
+    levels = model.model[-1].nl
+    model.hyp = asdict(setup.hyp.scaled(levels, model.nc, imgsz, opt.label_smoothing))
+    model.class_weights = labels_to_class_weights(dataset.labels, model.nc).to(setup.device) * model.nc
+    trainer = build_trainer(setup, model, len(loader), batch_size, imgsz, callbacks)
+    LOGGER.info(
+        f"Image sizes {imgsz} train, {imgsz} val\nUsing {loader.num_workers} dataloader workers\n"
+        f"Logging results to {colorstr('bold', shown(setup.folder))}\nStarting training for {opt.epochs} epochs..."
+    )
+    progress = fit(setup, trainer, loaders, callbacks)
+    return finish(setup, progress, val_loader, callbacks) if is_main() else ()
+
+
+def run(**given: Any) -> TrainOptions:
+    """`train.run(data="coco128.yaml", imgsz=320)`: the command line as keyword arguments; returns the options."""
+    set_up_logging(is_main())
+    opt = options(TrainOptions, given)
+    train(opt)
+    return opt
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: a mistake of the user's is one line and exit status 1."""
+    set_up_logging(is_main())
+    opt = parse(TrainOptions, argv, __doc__)
+    try:
+        train(opt)
+    except (ValueError, OSError) as error:
+        LOGGER.error(str(error))
+        return 1
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Everything that knows no network: files, boxes, data, loss, metrics, pictures of results."""

@@ -1,0 +1,326 @@
+"""Options have one home: a slots dataclass is the flags, the defaults, the help text and the Python API.
+
+`flag` declares an option, `parse` reads a command line, `options` takes keyword arguments. `DataConfig` and `Hyp` are
+what the data set and hyper-parameter YAML files mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from utils.log import LOGGER
+from utils.paths import ROOT, datasets_root
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------------- command lines
+def flag(default: Any = MISSING, help: str = "", aliases: Sequence[str] = (), **extra: Any) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    `aliases` are further spellings; `extra` goes to argparse (`nargs`, `const`, `choices`, `type`, `metavar`). Without
+    a `type` the annotation decides; a bool that is False by default becomes a switch.
+    """
+    metadata = {"help": help, "aliases": tuple(aliases), "extra": extra}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
+    """Read a command line into the dataclass `kind`.
+
+    Underscores and hyphens in a flag's name are the same, and unique beginnings of a flag are enough
+    (`--batch` for `--batch-size`), as in YOLOv5. An unknown flag ends the program with usage and the nearest flag.
+    """
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(kind)
+    for item in fields(kind):
+        extra = dict(item.metadata.get("extra", {}))
+        names = ["--" + item.name.replace("_", "-"), *item.metadata.get("aliases", ())]
+        default = item.default if item.default is not MISSING else item.default_factory()
+        inner, many = _inner_type(hints[item.name])
+        if inner is bool and "nargs" not in extra:
+            extra["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
+        else:
+            extra.setdefault("type", inner)
+            if many:
+                extra.setdefault("nargs", "+")
+            extra.setdefault("metavar", item.name.upper() if not extra.get("choices") else None)
+        shown = f" (default: {default})" if default not in (None, False, "", []) else ""
+        parser.add_argument(*names, dest=item.name, default=default, help=(item.metadata["help"] + shown).replace("%", "%%"), **extra)
+    return kind(**vars(parser.parse_args(argv)))
+
+
+def options(kind: type[T], given: Mapping[str, Any]) -> T:
+    """The same dataclass from keyword arguments; a name it does not have raises ValueError with the nearest one."""
+    known = [item.name for item in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown option {name!r}{_nearest(name, known)}; there are: {', '.join(known)}")
+    return kind(**given)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with `_` and `-` alike in flag names, and an error that names the nearest flag."""
+
+    def parse_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - argparse's own signature
+        import sys
+
+        words = list(sys.argv[1:] if args is None else args)
+        words = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), word) for word in words]
+        found, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unknown argument {unknown[0]}{_nearest(unknown[0].split('=')[0], flags)}; see --help")
+        return found
+
+
+def _inner_type(hint: Any) -> tuple[Any, bool]:
+    """(type of one value, whether there are several) for `int`, `str | None`, `list[int]`, ..."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+def make_divisible(value: float, divisor: int) -> int:
+    """The smallest multiple of `divisor` that is not below `value`."""
+    return math.ceil(value / int(divisor)) * int(divisor)
+
+
+def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> int | list[int]:
+    """Each side rounded up to a multiple of the stride `s` and to at least `floor`, with a warning when that changes it.
+
+    Raises ValueError for a side below 1.
+    """
+    stride = int(max(s)) if isinstance(s, Iterable) else int(s)
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if not sides or any(side < 1 for side in sides):
+        raise ValueError(f"--imgsz {imgsz}: the image size must be at least 1 pixel")
+    fitting = [max(make_divisible(side, stride), floor) for side in sides]
+    if fitting != sides:
+        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of the largest stride {stride}; using {fitting[0] if isinstance(imgsz, int) else fitting}")
+    return fitting[0] if isinstance(imgsz, int) else fitting
+
+
+# ------------------------------------------------------------------------------------------------------- YAML files
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not a text file in UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping in its own order; paths become text."""
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in content.items()}
+    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- data set
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """A data set description: where the pictures of each split lie and what the classes are called."""
+
+    file: Path | None
+    root: Path
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    test: tuple[Path, ...]
+    names: tuple[str, ...]
+    download: str | None = None
+
+    KEYS: typing.ClassVar[tuple[str, ...]] = ("path", "train", "val", "test", "nc", "names", "download")
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @classmethod
+    def load(cls, file: str | Path) -> DataConfig:
+        """Read a data set YAML in any of YOLOv5's forms; the data itself is not touched.
+
+        `names` is a list or a mapping from index to name; `train`, `val`, `test` are a folder, a .txt list, or a list of
+        either, relative to `path`; `path` is relative to the YAML's own folder or to the data sets' root.
+        Raises ValueError naming file, key and remedy.
+        """
+        file = Path(file)
+        content = read_yaml(file)
+        for key in content:
+            if key not in cls.KEYS:
+                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, cls.KEYS)}; known: {', '.join(cls.KEYS)}")
+        names = _class_names(file, content)
+        root = _data_root(file, content.get("path"))
+        splits = {split: _split_paths(file, root, split, content.get(split)) for split in ("train", "val", "test")}
+        for split in ("train", "val"):
+            if not splits[split]:
+                raise ValueError(f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)")
+        download = content.get("download")
+        return cls(file, root, **splits, names=names, download=None if download is None else str(download).strip())
+
+
+def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    names, count = content.get("names"), content.get("nc")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ValueError(f"{file}: nc must be a whole number of classes, at least 1, not {count!r}")
+    if names is None:
+        if count is None:
+            raise ValueError(f"{file}: has neither 'names' nor 'nc'; add 'names: [first, second]'")
+        names = [f"class{i}" for i in range(count)]
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise ValueError(f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {list(names)[:5]}")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {names!r}")
+    if count is not None and len(names) != count:
+        raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
+    return tuple(str(name) for name in names)
+
+
+def _data_root(file: Path, path: Any) -> Path:
+    """The first existing reading of `path`; when none exists yet, the place a download would go to."""
+    here = file.resolve().parent
+    if path is None:
+        return here
+    if not isinstance(path, str):
+        raise ValueError(f"{file}: path must be a folder name, not {path!r}")
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return given
+    tail = Path(*[part for part in given.parts if part not in ("..", "datasets")])
+    readings = [here / given, datasets_root() / tail, ROOT / given, datasets_root() / given]
+    return next((reading.resolve() for reading in readings if reading.exists()), datasets_root() / tail)
+
+
+def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:
+    if value is None or value == "":
+        return ()
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {value!r}")
+    return tuple(root / Path(entry).expanduser() for entry in entries)
+
+
+# -------------------------------------------------------------------------------------------------- hyper-parameters
+@dataclass(frozen=True, slots=True)
+class Hyp:
+    """Hyper-parameters of a training run, as in YOLOv5's hyp YAML files, and ours below them.
+
+    Defaults are those of `hyp.scratch-low.yaml`; a key of ours that a file does not name keeps YOLOv5's behaviour.
+    """
+
+    lr0: float = 0.01
+    lrf: float = 0.01
+    momentum: float = 0.937
+    weight_decay: float = 0.0005
+    warmup_epochs: float = 3.0
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1
+    box: float = 0.05
+    cls: float = 0.5
+    cls_pw: float = 1.0
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    iou_t: float = 0.2
+    anchor_t: float = 4.0
+    anchors: float | None = None
+    fl_gamma: float = 0.0
+    hsv_h: float = 0.015
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1
+    scale: float = 0.5
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    label_smoothing: float = 0.0
+    # ours
+    box_iou: str = "CIoU"  # which overlap the box loss is made of
+    mosaic9: float = 0.0  # share of mosaics made of nine pictures instead of four
+    close_mosaic: int = 0  # last epochs that see whole pictures only
+    ema_tau: float = 2000.0  # updates over which the weight average becomes slow
+    warmup_floor: int = 1000  # fewest warm-up iterations (never more than a third of the run)
+    clip_norm: float = 0.0  # longest gradient of one step, 0 for no limit
+    nominal_batch: int = 64  # gradients are gathered up to this many pictures a step
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any]) -> Hyp:
+        """From a YAML file or a mapping. Raises ValueError for an unknown key, a wrong type or an impossible value."""
+        name = "hyp" if isinstance(source, Mapping) else str(source)
+        content = dict(source) if isinstance(source, Mapping) else read_yaml(source)
+        hints = typing.get_type_hints(cls)
+        for key, value in content.items():
+            if key not in hints:
+                raise ValueError(f"{name}: unknown hyper-parameter {key!r}{_nearest(key, hints)}; known: {', '.join(hints)}")
+            content[key] = _number(name, key, value, _inner_type(hints[key])[0])
+        hyp = cls(**content)
+        for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr"):
+            if not 0 <= getattr(hyp, key) <= 1:
+                raise ValueError(f"{name}: {key} is a probability between 0 and 1, not {getattr(hyp, key)}")
+        if hyp.anchor_t <= 1 or hyp.nominal_batch < 1 or hyp.lr0 <= 0 or hyp.ema_tau <= 0:
+            raise ValueError(f"{name}: anchor_t must be above 1, nominal_batch at least 1, lr0 and ema_tau above 0")
+        return hyp
+
+    def scaled(self, levels: int, nc: int, imgsz: int, label_smoothing: float = 0.0) -> Hyp:
+        """Loss gains for this many detection levels, classes and pixels (YOLOv5's reference is 3, 80 and 640)."""
+        return replace(
+            self,
+            box=self.box * 3 / levels,
+            cls=self.cls * nc / 80 * 3 / levels,
+            obj=self.obj * (imgsz / 640) ** 2 * 3 / levels,
+            label_smoothing=label_smoothing or self.label_smoothing,
+        )
+
+
+def _number(name: str, key: str, value: Any, kind: type) -> Any:
+    """`value` as `kind`; YAML 1.1 reads 1e-2 as text, so text that is a number counts as one."""
+    if kind is str:
+        if isinstance(value, str):
+            return value
+    elif value is None and key == "anchors":
+        return None
+    elif not isinstance(value, bool):
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number) and number == float(value):
+            return number
+    raise ValueError(f"{name}: {key} must be {'text' if kind is str else 'a number'}, not {value!r}")

@@ -1,0 +1,300 @@
+"""Data sets by name: how each one is fetched and turned into pictures and label files.
+
+A data YAML says `download: name`, and `prepare` runs that converter when the pictures are missing; a YAML can never
+bring code of its own. The folder-level converters for COCO, VOC and DOTA annotations are for anybody's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.config import DataConfig
+from utils.dataset_tools import autosplit
+from utils.dist import main_first
+from utils.downloads import Remote, extract, fetch, url2file
+from utils.label_formats import (
+    argoverse_rows,
+    coco_rows,
+    dota_rows,
+    sku_rows,
+    visdrone_rows,
+    voc_rows,
+    write_rows,
+    xview_rows,
+)
+from utils.labels import find_images, is_image, picture_size
+from utils.log import LOGGER
+from utils.paths import shown
+from utils.synthetic import draw_dataset
+
+RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v1.0"  # where v6.1's users get these files
+COCO_SITE = "http://images.cocodataset.org/zips"
+OBJECTS365_SITE = "https://dorc.ks3-cn-beijing.ksyun.com/data-set/2020Objects365%E6%95%B0%E6%8D%AE%E9%9B%86"
+FILES: dict[str, tuple[Remote, ...]] = {
+    "coco128": (Remote("https://ultralytics.com/assets/coco128.zip"),),
+    "coco-labels": (Remote(f"{RELEASE}/coco2017labels.zip"),),
+    "coco": (
+        Remote(f"{COCO_SITE}/train2017.zip", "md5:cced6f7f71b7629ddf16f17bbcfab6b2"),
+        Remote(f"{COCO_SITE}/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80"),
+        Remote(f"{COCO_SITE}/test2017.zip", "md5:77ad2c53ac5d0aea611d422c0938fb35"),
+    ),
+    "voc": tuple(
+        Remote(f"{RELEASE}/{name}.zip")
+        for name in ("VOCtrainval_06-Nov-2007", "VOCtest_06-Nov-2007", "VOCtrainval_11-May-2012")
+    ),
+    "visdrone": tuple(Remote(f"{RELEASE}/VisDrone2019-DET-{part}.zip") for part in ("train", "val", "test-dev")),
+    "sku110k": (Remote("http://trax-geometry.s3.amazonaws.com/cvpr_challenge/SKU110K_fixed.tar.gz"),),
+    "argoverse": (Remote("https://argoverse-hd.s3.us-east-2.amazonaws.com/Argoverse-HD-Full.zip"),),
+    "globalwheat": (
+        Remote("https://zenodo.org/record/4298502/files/global-wheat-codalab-official.zip"),
+        Remote(f"{RELEASE}/GlobalWheat2020_labels.zip"),
+    ),
+    "objects365-notes": (
+        Remote(f"{OBJECTS365_SITE}/train/zhiyuan_objv2_train.tar.gz"),
+        Remote(f"{OBJECTS365_SITE}/val/zhiyuan_objv2_val.json"),
+    ),
+    "objects365-train": tuple(Remote(f"{OBJECTS365_SITE}/train/patch{i}.tar.gz") for i in range(51)),
+    "objects365-val": tuple(
+        Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
+    ),
+}
+SIZES = {
+    "coco128": "7 MB",
+    "coco": "27 GB",
+    "voc": "2.8 GB",
+    "visdrone": "2.3 GB",
+    "sku110k": "13.6 GB",
+    "argoverse": "31 GB",
+    "globalwheat": "7 GB",
+    "objects365": "about 700 GB",
+}
+WHEAT_FOLDERS = (
+    *("arvalis_1", "arvalis_2", "arvalis_3", "ethz_1", "inrae_1", "nau_1"),
+    *("rres_1", "uq_1", "usask_1", "utokyo_1", "utokyo_2"),
+)
+
+
+# ---- anybody's data --------------------------------------------------------------------------------------------------
+
+
+def convert_coco(
+    annotations: str | Path, labels: str | Path, names: Sequence[str] | None = None, polygons: bool = False
+) -> int:
+    """Label files for the pictures of a COCO JSON file, in the folder `labels`; how many there are."""
+    rows = coco_rows(annotations, names, polygons=polygons)
+    return _write_all(rows, Path(labels))
+
+
+def convert_voc(annotations: str | Path, labels: str | Path, names: Sequence[str]) -> int:
+    """Label files for a folder of Pascal VOC annotations (.xml); how many there are. ValueError names a bad file."""
+    files = sorted(Path(annotations).glob("*.xml"))
+    return _write_all({file.stem: _named(file, voc_rows, names) for file in files}, Path(labels))
+
+
+def convert_dota(
+    annotations: str | Path, images: str | Path, labels: str | Path, names: Sequence[str], polygons: bool = False
+) -> int:
+    """Label files for a folder of DOTA annotations (.txt) of the pictures in `images`; how many there are."""
+    rows = {}
+    for image in find_images(images):
+        file = Path(annotations) / f"{image.stem}.txt"
+        if file.exists():
+            rows[image.stem] = _named(file, dota_rows, picture_size(image), names, polygons)
+    return _write_all(rows, Path(labels))
+
+
+def _named(file: Path, reader: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """What a reader makes of a file's text, its complaints naming the file."""
+    try:
+        return reader(file.read_text(encoding="utf-8-sig"), *arguments)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _write_all(rows: dict[str, list[str]], folder: Path) -> int:
+    """One label file a picture name, in the sub-folder its name says; empty ones too: nothing is there on purpose."""
+    for name, lines in tqdm(rows.items(), f"labels to {shown(folder)}", disable=not LOGGER.isEnabledFor(20)):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"annotations name a picture outside of the data set: {name!r}")
+        stem = name.rpartition(".")[0] if is_image(name) else name
+        write_rows(folder / f"{stem}.txt", lines)
+    return len(rows)
+
+
+# ---- data sets with a name -------------------------------------------------------------------------------------------
+
+
+def shapes(config: DataConfig) -> None:
+    """Our own small textured scenes, drawn from a seed; no network."""
+    draw_dataset(config.root)
+
+
+def coco128(config: DataConfig) -> None:
+    """The first 128 pictures of COCO train2017, labels included."""
+    fetch(FILES["coco128"], config.root.parent)
+
+
+def coco(config: DataConfig) -> None:
+    """COCO 2017: labels and lists from one archive, pictures from the three of COCO's own site."""
+    fetch(FILES["coco-labels"], config.root.parent)
+    fetch(FILES["coco"], config.root / "images", threads=3)
+
+
+def voc(config: DataConfig) -> None:
+    """Pascal VOC 2007 and 2012: a folder a list, difficult objects dropped."""
+    fetch(FILES["voc"], config.root / "images", threads=3)
+    for year, part in ((2012, "train"), (2012, "val"), (2007, "train"), (2007, "val"), (2007, "test")):
+        source = config.root / "images" / "VOCdevkit" / f"VOC{year}"
+        images, labels = (config.root / kind / f"{part}{year}" for kind in ("images", "labels"))
+        images.mkdir(parents=True, exist_ok=True)
+        for name in (source / "ImageSets" / "Main" / f"{part}.txt").read_text(encoding="utf-8").split():
+            write_rows(labels / f"{name}.txt", _named(source / "Annotations" / f"{name}.xml", voc_rows, config.names))
+            _move(source / "JPEGImages" / f"{name}.jpg", images / f"{name}.jpg")
+
+
+def visdrone(config: DataConfig) -> None:
+    """VisDrone 2019 detection: pictures from drones, regions to ignore skipped."""
+    fetch(FILES["visdrone"], config.root, threads=3)
+    for folder in sorted(config.root.glob("VisDrone2019-DET-*")):
+        rows = {}
+        for file in sorted((folder / "annotations").glob("*.txt")):
+            size = picture_size(folder / "images" / f"{file.stem}.jpg")
+            rows[file.stem] = _named(file, visdrone_rows, size)
+        _write_all(rows, folder / "labels")
+
+
+def sku110k(config: DataConfig) -> None:
+    """SKU-110K: shelves full of goods, all of one class."""
+    unpacked = config.root.parent / "SKU110K_fixed"
+    if not (config.root / "annotations").is_dir():
+        fetch(FILES["sku110k"], config.root.parent)
+        _move(unpacked, config.root)
+    for part in ("train", "val", "test"):
+        table = config.root / "annotations" / f"annotations_{part}.csv"
+        rows = sku_rows(table.read_text(encoding="utf-8"))
+        _write_all(rows, config.root / "labels")
+        write_rows(config.root / f"{part}.txt", (f"./images/{name}" for name in sorted(rows)))
+
+
+def argoverse(config: DataConfig) -> None:
+    """Argoverse-HD: street scenes from a car."""
+    fetch(FILES["argoverse"], config.root)
+    base = config.root / "Argoverse-1.1"
+    _move(base / "tracking", base / "images")
+    for part in ("train", "val"):
+        _write_all(argoverse_rows(config.root / "Argoverse-HD" / "annotations" / f"{part}.json"), base / "labels")
+
+
+def globalwheat(config: DataConfig) -> None:
+    """Global Wheat Head 2020: fields from above."""
+    fetch(FILES["globalwheat"], config.root)
+    for name in WHEAT_FOLDERS:
+        _move(config.root / name, config.root / "images" / name)
+        notes, labels = config.root / f"{name}.json", config.root / "labels" / name
+        if notes.exists():
+            _move(notes, config.root / "annotations" / notes.name)
+            if not labels.exists():
+                convert_coco(config.root / "annotations" / notes.name, labels)
+
+
+def objects365(config: DataConfig) -> None:
+    """Objects365 v2: 365 classes, far more data than most disks have room for."""
+    fetch(FILES["objects365-notes"], config.root)
+    for part in ("train", "val"):
+        images = config.root / "images" / part
+        fetch(FILES[f"objects365-{part}"], images, threads=8)
+        for picture in [path for path in images.rglob("*.jpg") if path.parent != images]:
+            _move(picture, images / picture.name)
+        rows = coco_rows(config.root / f"zhiyuan_objv2_{part}.json", config.names, crowds=True, digits=5)
+        _write_all({Path(name).name: lines for name, lines in rows.items()}, config.root / "labels" / part)
+
+
+def xview(config: DataConfig) -> None:
+    """xView: satellite pictures, which one has to register for; the archives are expected in the data set's folder."""
+    for name in ("train_images", "train_labels"):
+        archive, done = config.root / f"{name}.zip", (config.root / "images" / "train", config.root / name)
+        if archive.exists() and not any(folder.exists() for folder in done):
+            extract(archive, config.root)
+    notes, images = config.root / "xView_train.geojson", config.root / "images" / "train"
+    if not notes.exists() or not (images.exists() or (config.root / "train_images").exists()):
+        raise ValueError(
+            "xView cannot be fetched by a program: register at https://challenge.xviewdataset.org, put "
+            f"train_images.zip and train_labels.zip into {config.root} and start again"
+        )
+    if not images.exists():
+        _move(config.root / "train_images", images)
+    sizes = {path.name: picture_size(path) for path in find_images(images)}
+    _write_all(xview_rows(notes, sizes), config.root / "labels" / "train")
+    autosplit(images)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file or folder, unless an earlier run already did. ValueError where the target is something else."""
+    if not source.exists():
+        if not target.exists():
+            raise ValueError(f"{source} is missing from what was fetched")
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if target.exists():
+        raise ValueError(f"{target} is in the way of {source.name}; move it elsewhere and start again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+CONVERTERS: dict[str, Callable[[DataConfig], None]] = {
+    "shapes": shapes,
+    "coco": coco,
+    "coco128": coco128,
+    "voc": voc,
+    "visdrone": visdrone,
+    "sku110k": sku110k,
+    "argoverse": argoverse,
+    "globalwheat": globalwheat,
+    "objects365": objects365,
+    "xview": xview,
+}
+
+
+def _absent(config: DataConfig) -> list[Path]:
+    return [path for path in (*config.train, *config.val) if not path.exists()]
+
+
+def _run(config: DataConfig) -> None:
+    """Carry out what `download:` says. Raises ValueError if it is neither a converter's name nor an archive's URL."""
+    wanted = config.download or ""
+    if wanted in CONVERTERS:
+        if wanted in SIZES:
+            LOGGER.info(f"fetching {wanted} ({SIZES[wanted]}) to {config.root}")
+        CONVERTERS[wanted](config)
+    elif wanted.startswith(("https://", "http://")) and url2file(wanted).endswith(".zip"):
+        LOGGER.info(f"fetching {wanted} to {config.root.parent}")
+        fetch([wanted], config.root.parent)
+    else:
+        raise ValueError(
+            f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
+            "commands and code in a data YAML are not run"
+        )
+
+
+def prepare(config: DataConfig) -> None:
+    """See that the pictures of a data set are there: run the converter that its YAML names if they are not.
+
+    Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
+    """
+    if not _absent(config):
+        return
+    with main_first():
+        if not (absent := _absent(config)):
+            return
+        if not config.download:
+            raise ValueError(
+                f"{config.file}: the data set is not there, looked for {', '.join(map(str, absent))}; "
+                "correct path, train and val, or put the pictures there"
+            )
+        _run(config)
+        if absent := _absent(config):
+            raise ValueError(f"{config.file}: still missing after `download: {config.download}`: {absent[0]}")

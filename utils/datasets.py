@@ -1,0 +1,343 @@
+"""Pictures with their labels, as items, batches and loaders, for training and validation.
+
+An item depends on its `SampleKey` and the data set's seed only, never on the process that makes it or on what was made
+before: one seed gives the same batches with any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from utils.augmentations import Sample, letterbox, mixup, mosaic4, mosaic9, random_perspective, train_transforms
+from utils.boxes import xywhn2xyxy, xyxy2xywhn
+from utils.config import Hyp
+from utils.dist import main_first, world_size
+from utils.image_cache import open_cache
+from utils.label_index import LabelIndex, load_index
+from utils.labels import fit_longest, img2label_paths, read_image
+from utils.log import LOGGER
+from utils.samplers import EpochSampler, SampleKey
+
+GREY = 114
+MOSAIC_SHAPES = None  # a mosaic has no picture to scale results back to
+Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
+
+
+class Item(NamedTuple):
+    """One picture: image (3, H, W) uint8 RGB, targets (n, 6) 0, class, cx, cy, w, h in 0..1, where it came from.
+
+    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics.
+    """
+
+    image: Tensor
+    targets: Tensor
+    path: str
+    shapes: Shapes
+    key: SampleKey
+
+
+class Batch(NamedTuple):
+    """Pictures (B, 3, H, W) uint8 RGB; targets (N, 6) with the picture's number first; paths and shapes of each."""
+
+    images: Tensor
+    targets: Tensor
+    paths: tuple[str, ...]
+    shapes: tuple[Shapes, ...]
+
+
+def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> np.ndarray:
+    """Height and width (batches, 2) for each run of `batch_size` pictures, given their (n, 2) width and height.
+
+    A batch whose pictures are all lying (all standing) gets the smallest shape that fits them, any other a square.
+    """
+    aspect = sizes[:, 1] / sizes[:, 0]
+    shapes = []
+    for start in range(0, len(sizes), batch_size):
+        low, high = aspect[start : start + batch_size].min(), aspect[start : start + batch_size].max()
+        shapes.append((high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0))
+    return np.ceil(np.array(shapes) * imgsz / stride + pad).astype(int) * stride
+
+
+class DetectionDataset(Dataset):
+    """Pictures and labels of a folder, a text list or several of them, as items for a detector."""
+
+    def __init__(
+        self,
+        path: str | Path | Iterable[str | Path] | LabelIndex,
+        imgsz: int = 640,
+        batch_size: int = 16,
+        augment: bool = False,
+        hyp: Hyp | dict[str, Any] | None = None,
+        rect: bool = False,
+        image_weights: bool = False,
+        cache: str | bool | None = None,
+        single_cls: bool = False,
+        stride: int = 32,
+        pad: float = 0.0,
+        prefix: str = "",
+        seed: int = 0,
+        nc: int | None = None,
+    ) -> None:
+        """Check the labels (or take their cache), order pictures by shape for `rect`, fill the picture cache.
+
+        Raises ValueError when no picture is usable, or a class is not below `nc` (file and line are named).
+        """
+        index = path if isinstance(path, LabelIndex) else load_index(path, prefix)
+        if single_cls:
+            index = index.with_one_class()
+        elif nc is not None:
+            index.check_classes(nc)
+        self.rect = rect and not image_weights
+        if self.rect:
+            aspect = index.sizes[:, 1] / index.sizes[:, 0]
+            index = index.take(np.argsort(aspect, kind="stable"))
+        self.index, self.n = index, len(index)
+        self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
+        self.augment, self.image_weights = augment, image_weights
+        self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
+        self.batch = np.arange(self.n) // batch_size
+        self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
+        partners = torch.arange(self.n)
+        self._partners = partners.share_memory_() if image_weights else partners  # weighted draws reach the workers
+        self._cache = open_cache(cache, index, imgsz, augment, prefix)
+
+    # ---- what there is -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.n
+
+    @cached_property
+    def labels(self) -> list[np.ndarray]:
+        """(n, 5) labels of each picture: class, cx, cy, w, h in 0..1."""
+        return [self.index.labels(position) for position in range(self.n)]
+
+    @cached_property
+    def segments(self) -> list[tuple[np.ndarray, ...]]:
+        """Polygons of each picture, one a label; nothing where a picture has none."""
+        return [self.index.segments(position) for position in range(self.n)]
+
+    @cached_property
+    def img_files(self) -> list[str]:
+        """Path of each picture."""
+        return [self.index.path(position) for position in range(self.n)]
+
+    @cached_property
+    def label_files(self) -> list[str]:
+        """Path of each label file, there or not."""
+        return img2label_paths(self.img_files)
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """(n, 2) width and height of each picture."""
+        return self.index.sizes.astype(np.float64)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """(n,) pictures that mosaics draw their partners from: all of them, or this epoch's weighted draw."""
+        return self._partners.numpy()
+
+    @property
+    def problems(self) -> list:
+        """What was wrong with pictures and label files, one entry each."""
+        return self.index.problems
+
+    # ---- one picture -------------------------------------------------------------------------------------------------
+
+    def load_image(self, position: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """A picture with its longer side at `imgsz`, uint8 BGR, and its own (height, width).
+
+        Raises ValueError when the file cannot be decoded.
+        """
+        if self._cache is not None and (image := self._cache.get(position)) is not None:
+            width, height = self.index.sizes[position].tolist()
+            return image, (height, width)
+        image = read_image(self.index.path(position))
+        return fit_longest(image, self.imgsz, self.augment), image.shape[:2]
+
+    def load_sample(self, position: int) -> tuple[Sample, tuple[int, int]]:
+        """A fitted picture with its labels in pixels, and its own (height, width).
+
+        A picture that stopped being readable since it was checked becomes a grey one without labels, with a warning.
+        """
+        try:
+            image, original = self.load_image(position)
+        except ValueError as error:
+            LOGGER.warning(f"{error} (a grey picture stands in)")
+            image, original = np.full((self.imgsz, self.imgsz, 3), GREY, dtype=np.uint8), (self.imgsz, self.imgsz)
+            return Sample(image, np.zeros((0, 5), dtype=np.float32)), original
+        height, width = image.shape[:2]
+        return self._in_pixels(position, image, (width, height), (0.0, 0.0)), original
+
+    def _in_pixels(
+        self, position: int, image: np.ndarray, size: Sequence[float], offset: Sequence[float]
+    ) -> Sample:
+        """The picture's labels on `image`, in which it covers `size` (w, h) pixels from `offset` (x, y) on."""
+        rows = self.index.labels(position)
+        labels = np.empty_like(rows)
+        labels[:, 0] = rows[:, 0]
+        labels[:, 1:] = xywhn2xyxy(rows[:, 1:], *size, *offset)
+        segments = self.index.segments(position) if self.augment else ()
+        scale, shift = np.array(size, dtype=np.float32), np.array(offset, dtype=np.float32)
+        return Sample(image, labels, tuple(points * scale + shift if len(points) else points for points in segments))
+
+    def _mosaic(self, position: int, rng: Generator) -> Sample:
+        nine = rng.random() < self.hyp.mosaic9
+        others = self.indices[rng.integers(self.n, size=8 if nine else 3)]
+        samples = [self.load_sample(int(one))[0] for one in (position, *others)]
+        return (mosaic9 if nine else mosaic4)(samples, self.imgsz, self.hyp, rng)
+
+    def _mixture(self, position: int, rng: Generator) -> Sample:
+        sample = self._mosaic(position, rng)
+        if rng.random() < self.hyp.mixup:
+            partner = int(self.indices[rng.integers(self.n)])
+            sample = mixup(sample, self._mosaic(partner, rng), rng)
+        return sample
+
+    def _single(self, position: int, rng: Generator) -> tuple[Sample, Shapes]:
+        sample, (height0, width0) = self.load_sample(position)
+        height, width = sample.image.shape[:2]
+        shape = tuple(self.batch_shapes[self.batch[position]].tolist()) if self.rect else (self.imgsz, self.imgsz)
+        image, ratio, pad = letterbox(sample.image, shape, auto=False, scaleup=self.augment)
+        shapes = (height0, width0), ((height / height0, width / width0), pad)
+        if len(sample.labels):
+            sample = self._in_pixels(position, image, (ratio[0] * width, ratio[1] * height), pad)
+        else:
+            sample = Sample(image, sample.labels)
+        return (random_perspective(sample, self.hyp, rng) if self.augment else sample), shapes
+
+    def __getitem__(self, key: int | SampleKey) -> Item:
+        key = key if isinstance(key, SampleKey) else SampleKey(int(key))
+        rng = np.random.default_rng([self.seed, key.epoch, key.index, key.repeat])
+        mosaic = self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic
+        if mosaic:
+            sample, shapes = self._mixture(key.index, rng), MOSAIC_SHAPES
+        else:
+            sample, shapes = self._single(key.index, rng)
+        if self.augment:
+            sample = train_transforms(sample, self.hyp, rng)
+        height, width = sample.image.shape[:2]
+        targets = torch.zeros(len(sample.labels), 6)
+        if len(targets):
+            targets[:, 1] = torch.from_numpy(sample.labels[:, 0])
+            targets[:, 2:] = torch.from_numpy(xyxy2xywhn(sample.labels[:, 1:], width, height, clip=True, eps=1e-3))
+        planes = np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1))
+        return Item(torch.from_numpy(planes), targets, self.index.path(key.index), shapes, key)
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def collate(items: Sequence[Item]) -> Batch:
+        """Items of one shape to a batch."""
+        targets = []
+        for number, item in enumerate(items):
+            rows = item.targets.clone()
+            rows[:, 0] = number
+            targets.append(rows)
+        images = torch.stack([item.image for item in items])
+        return Batch(images, torch.cat(targets), tuple(i.path for i in items), tuple(i.shapes for i in items))
+
+    def collate_quad(self, items: Sequence[Item]) -> Batch:
+        """Every four items to one picture of twice the side: the first enlarged, or all four side by side, by chance.
+
+        What is left over after the fours is enlarged, so that no short batch is lost.
+        """
+        joined, full = [], len(items) // 4 * 4
+        for start in range(0, full, 4):
+            four = items[start : start + 4]
+            rng = np.random.default_rng([self.seed, *four[0].key, 4])
+            joined.append(_enlarged(four[0]) if rng.random() < 0.5 else _tiled(four))
+        return self.collate([*joined, *map(_enlarged, items[full:])])
+
+
+def _enlarged(item: Item) -> Item:
+    image = F.interpolate(item.image[None].float(), scale_factor=2.0, mode="bilinear", align_corners=False)[0]
+    return item._replace(image=image.round().to(torch.uint8))
+
+
+def _tiled(four: Sequence[Item]) -> Item:
+    """First above second on the left, third above fourth on the right."""
+    columns = [torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)]
+    targets = []
+    for number, item in enumerate(four):
+        rows = item.targets.clone()
+        rows[:, 2] += number // 2
+        rows[:, 3] += number % 2
+        rows[:, 2:] *= 0.5
+        targets.append(rows)
+    return four[0]._replace(image=torch.cat(columns, 2), targets=torch.cat(targets))
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker: the workers are the parallelism."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def create_dataloader(
+    path: str | Path | Iterable[str | Path] | LabelIndex,
+    imgsz: int,
+    batch_size: int,
+    stride: int,
+    single_cls: bool = False,
+    hyp: Hyp | dict[str, Any] | None = None,
+    augment: bool = False,
+    cache: str | bool | None = None,
+    pad: float = 0.0,
+    rect: bool = False,
+    rank: int = -1,
+    workers: int = 8,
+    image_weights: bool = False,
+    quad: bool = False,
+    prefix: str = "",
+    shuffle: bool = False,
+    seed: int = 0,
+    nc: int | None = None,
+) -> tuple[DataLoader, DetectionDataset]:
+    """A loader of `Batch`es and its data set; parameters as in v6.1, and `seed`, and `nc` to check the classes against.
+
+    Before each epoch call `loader.sampler.set_epoch(epoch, plain)`, and `set_weights` when `image_weights` is on. A
+    batch is at most the whole data set. `rank` >= 0: this process's share only. Raises ValueError as the data set does.
+    """
+    with main_first():
+        dataset = DetectionDataset(
+            path, imgsz, batch_size, augment, hyp, rect, image_weights, cache, single_cls, stride, pad, prefix, seed, nc
+        )
+    batch_size = min(batch_size, len(dataset))
+    processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
+    workers = min(processors, batch_size if batch_size > 1 else 0, workers)
+    sampler = EpochSampler(
+        dataset.indices,
+        shuffle=shuffle,
+        seed=seed,
+        rank=max(rank, 0),
+        world_size=world_size() if rank >= 0 else 1,
+        batch_size=batch_size,
+        grouped=dataset.rect,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=dataset.collate_quad if quad else DetectionDataset.collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return loader, dataset
+
+
+LoadImagesAndLabels = DetectionDataset

@@ -1,0 +1,165 @@
+"""The one validation loop: used after every training epoch and by val.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.boxes import scale_boxes, xywh2xyxy
+from utils.log import LOGGER
+from utils.metrics import DetectionMetrics, DetectionResult
+from utils.nms import non_max_suppression
+from utils.torch_utils import time_sync
+
+HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
+BAR = "{l_bar}{bar:10}{r_bar}{bar:-10b}"
+Forward = Callable[[Tensor], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """How predictions become detections."""
+
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    single_cls: bool = False
+    hybrid: bool = False  # ground truth joins the candidates before suppression: labels to look at, metrics void
+    half: bool = False
+    autocast: torch.dtype | None = None
+
+
+@dataclass(slots=True)
+class ValResult:
+    """Metrics, mean losses (box, obj, cls) and milliseconds per picture (preparation, network, suppression)."""
+
+    metrics: DetectionResult
+    losses: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    speed: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    settings: EvalSettings = field(default_factory=EvalSettings)
+
+    @property
+    def summary(self) -> tuple[float, ...]:
+        """P, R, mAP50, mAP50-95, box, obj and cls loss: YOLOv5's row of results."""
+        m = self.metrics
+        return (m.precision, m.recall, m.map50, m.map, *self.losses)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One validated picture, as listeners get it."""
+
+    path: str
+    shape: tuple[int, int]  # h, w of the picture as it lies on disk
+    detections: Tensor  # (n, 6) xyxy in its own pixels, confidence, class
+    correct: Tensor  # (n, 10) right at IoU .5 ... .95?
+
+
+def evaluate(
+    forward: Forward,
+    loader: Iterable[Any],
+    names: Sequence[str],
+    device: torch.device,
+    settings: EvalSettings = EvalSettings(),
+    listener: Listener | None = None,
+) -> ValResult:
+    """Detect on every batch of `loader` and score it against the labels.
+
+    `forward` maps (B, 3, H, W) pictures in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
+    `listener.loss`. Boxes are compared in the pixels of the pictures on disk.
+    """
+    listener = listener or Listener()
+    metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
+    losses, clock, seen = torch.zeros(3, device=device), [0.0, 0.0, 0.0], 0
+    autocast = torch.autocast(device.type, settings.autocast) if settings.autocast else nullcontext()
+    for index, batch in enumerate(tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress, leave=listener.progress)):
+        start = time_sync()
+        images = batch.images.to(device, non_blocking=True)
+        images = (images.half() if settings.half else images.float()) / 255
+        targets = batch.targets.to(device)
+        ready = time_sync()
+        with torch.inference_mode(), autocast:
+            predictions, raw = forward(images)
+            done = time_sync()
+            if raw is not None:
+                losses += listener.loss([level.float() for level in raw], targets)
+        detections = _suppress(predictions.float(), targets, images.shape, settings)
+        end = time_sync()
+        clock = [total + spent for total, spent in zip(clock, (ready - start, done - ready, end - done))]
+        seen += len(images)
+        for i, found in enumerate(detections):
+            listener.image(_score(metrics, found, targets, i, batch, images.shape[2:], settings))
+        listener.batch(index, batch, detections)
+    batches = max(index + 1, 1) if seen else 1
+    return ValResult(
+        metrics.compute(),
+        tuple((losses.cpu() / batches).tolist()),
+        tuple(1e3 * spent / max(seen, 1) for spent in clock),
+        settings,
+    )
+
+
+class Listener:
+    """What a caller may want to hear while validating; every method may be overridden."""
+
+    progress = True
+
+    def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
+        """(box, obj, cls) of one batch."""
+        return torch.zeros(3, device=targets.device)
+
+    def image(self, result: ImageResult) -> None:
+        """One picture is scored."""
+
+    def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
+        """One batch is scored; detections are in the pixels of the batch."""
+
+
+def _suppress(predictions: Tensor, targets: Tensor, shape: torch.Size, settings: EvalSettings) -> list[Tensor]:
+    size = torch.tensor([shape[3], shape[2]] * 2, device=targets.device)
+    labels = [torch.cat((t[:, 1:2], t[:, 2:] * size), 1) for i in range(shape[0]) for t in (targets[targets[:, 0] == i],)]
+    return non_max_suppression(
+        predictions,
+        settings.conf_thres,
+        settings.iou_thres,
+        labels=labels if settings.hybrid else (),
+        multi_label=True,
+        agnostic=settings.single_cls,
+        max_det=settings.max_det,
+    )
+
+
+def _score(
+    metrics: DetectionMetrics, found: Tensor, targets: Tensor, i: int, batch: Any, shape: torch.Size, settings: EvalSettings
+) -> ImageResult:
+    """Bring picture i's detections and labels to its own pixels and count them."""
+    native, ratio_pad = batch.shapes[i]
+    detections = found.clone()
+    if settings.single_cls:
+        detections[:, 5] = 0
+    detections[:, :4] = scale_boxes(shape, detections[:, :4], native, ratio_pad)
+    mine = targets[targets[:, 0] == i, 1:]
+    size = torch.tensor([shape[1], shape[0]] * 2, device=mine.device)
+    boxes = scale_boxes(shape, xywh2xyxy(mine[:, 1:] * size), native, ratio_pad)
+    labels = torch.cat((torch.zeros_like(mine[:, :1]) if settings.single_cls else mine[:, :1], boxes), 1)
+    return ImageResult(batch.paths[i], native, detections, metrics.update(detections, labels))
+
+
+def log_table(result: ValResult, per_class: bool = False) -> None:
+    """Log the line of all classes, on wish one per class, and AP by object size. The header is the progress bar's."""
+    row, m = "%20s" + "%11i" * 2 + "%11.3g" * 4, result.metrics
+    LOGGER.info(row % ("all", m.images, m.labels, m.precision, m.recall, m.map50, m.map))
+    if per_class:
+        for c in m.per_class:
+            LOGGER.info(row % (c.name, c.images, c.labels, c.precision, c.recall, c.map50, c.map))
+    for size, score in m.by_size.items():
+        if score.labels:
+            LOGGER.info(("%20s" + "%11s%11i" + "%11s" * 2 + "%11.3g" * 2) % (f"({size})", "", score.labels, "", "", score.map50, score.map))
+    if m.labels == 0:
+        LOGGER.warning("no labels in this split: the metrics say nothing; check the folder of label files")

@@ -1,0 +1,84 @@
+"""Where things lie: the repository, its YAML files, the data sets, the run folders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_SEARCHED = ("data", "models")
+
+
+def datasets_root() -> Path:
+    """Folder that relative data set paths fall back to.
+
+    `YOLOV5_DATASETS_DIR` if set, else `datasets` beside the repository when it exists, else `datasets` inside it.
+    """
+    if chosen := os.environ.get("YOLOV5_DATASETS_DIR"):
+        return Path(chosen).expanduser()
+    beside = ROOT.parent / "datasets"
+    return beside if beside.is_dir() else ROOT / "datasets"
+
+
+def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """The file itself if it exists, else the one file of that name below data/ or models/.
+
+    Raises ValueError when it has another suffix, is not found (naming what comes close) or is found twice.
+    """
+    path = Path(file).expanduser()
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{file}: expected a file ending in {' or '.join(suffixes)}")
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"{file} is a folder; expected a file")
+    below = [found for folder in _SEARCHED for found in sorted((ROOT / folder).rglob("*")) if found.is_file()]
+    matches = [found for found in below if found.name == path.name and found.as_posix().endswith(path.as_posix().lstrip("./"))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"{file} is ambiguous: {', '.join(str(m) for m in matches)}; give its full path")
+    names = sorted({found.name for found in below if not suffixes or found.suffix in suffixes})
+    near = difflib.get_close_matches(path.name, names, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
+
+
+def check_yaml(file: str | Path) -> Path:
+    """`check_file` for YAML files."""
+    return check_file(file, (".yaml", ".yml"))
+
+
+def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
+    """`runs/exp` if it is free, else `runs/exp2`, `runs/exp3` ...: one above the highest number there is.
+
+    A file keeps its suffix (`a.txt` -> `a2.txt`). With `exist_ok` the path is taken as it is.
+    """
+    path = Path(path)
+    if path.exists() and not exist_ok:
+        stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+        numbered = re.compile(re.escape(stem + sep) + r"(\d+)")
+        taken = [int(m[1]) for sibling in path.parent.glob(f"{_literal(stem)}*") if (m := numbered.match(sibling.name))]
+        path = path.with_name(f"{stem}{sep}{max([1, *taken]) + 1}{suffix}")
+    if mkdir:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def latest_checkpoint(folder: str | Path, name: str = "best.pt") -> Path | None:
+    """The newest `<folder>/*/weights/<name>`, None if there is none."""
+    found = [path for path in Path(folder).glob(f"*/weights/{name}") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def shown(path: str | Path) -> str:
+    """A path as people want to read it: relative to the current folder when it lies below it."""
+    full = Path(path).resolve()
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
+
+
+def _literal(text: str) -> str:
+    """Protect glob's own characters in a file name."""
+    return re.sub(r"([*?[])", r"[\1]", text)

@@ -1,0 +1,111 @@
+"""What a validation leaves behind: label files, COCO JSON, mosaics, curves and the confusion matrix."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.callbacks import Callbacks
+from utils.evaluator import ImageResult, Listener, ValResult
+from utils.log import LOGGER
+from utils.plots import output_to_target, plot_images
+from utils.plots_metrics import plot_confusion_matrix, plot_curves
+from utils.writers import coco_rows, label_lines, write_labels
+
+_DRAWN_BATCHES = 3
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
+
+@dataclass(slots=True)
+class ReportSettings:
+    """Which of it is wanted, and where."""
+
+    folder: Path
+    names: Sequence[str]
+    plots: bool = True
+    txt: bool = False
+    confidence: bool = False
+    json: Path | None = None  # file to write the COCO rows to
+    categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Report(Listener):
+    """Listens to `evaluate`, writes as it goes, and `finish`es with plots and JSON."""
+
+    def __init__(self, settings: ReportSettings, loss: Any = None, callbacks: Callbacks | None = None) -> None:
+        self.settings, self.compute_loss = settings, loss
+        self.callbacks = callbacks or Callbacks()
+
+    def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
+        """Mean losses of one batch, zeros without a loss to compute."""
+        return self.compute_loss(raw, targets)[1] if self.compute_loss else super().loss(raw, targets)
+
+    def image(self, result: ImageResult) -> None:
+        """One label file, and the JSON rows, of one picture."""
+        wanted, detections = self.settings, result.detections.cpu()
+        if wanted.txt:
+            file = wanted.folder / "labels" / f"{Path(result.path).stem}.txt"
+            write_labels(file, label_lines(detections, result.shape, wanted.confidence))
+        if wanted.json:
+            wanted.rows.extend(coco_rows(detections, result.path, wanted.categories))
+        self.callbacks.run("on_val_image_end", detections, detections, result.path, wanted.names, None)
+
+    def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
+        """Mosaics of labels and of detections for the first batches."""
+        if self.settings.plots and index < _DRAWN_BATCHES:
+            folder, names = self.settings.folder, self.settings.names
+            plot_images(batch.images, batch.targets, batch.paths, folder / f"val_batch{index}_labels.jpg", names)
+            plot_images(batch.images, output_to_target(detections), batch.paths, folder / f"val_batch{index}_pred.jpg", names)
+
+    def finish(self, result: ValResult) -> None:
+        """Draw the curves and the confusion matrix, write the JSON."""
+        wanted, metrics = self.settings, result.metrics
+        if wanted.plots and metrics.labels:
+            if metrics.curves is not None:
+                plot_curves(metrics.curves, wanted.names, wanted.folder)
+            plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
+        if wanted.json:
+            wanted.json.write_text(json.dumps(wanted.rows), encoding="utf-8")
+        self.callbacks.run("on_val_end")
+
+
+def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int]) -> tuple[float, float] | None:
+    """(mAP50-95, mAP50) as COCO's own evaluation counts them, None (and a line that says why) when it cannot be had.
+
+    Needs faster-coco-eval or pycocotools, and the ground truth in COCO's JSON format.
+    """
+    if not annotations.is_file():
+        LOGGER.info(f"no {annotations}: COCO's own evaluation is left out")
+        return None
+    for package, module, kind in (
+        ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
+        ("pycocotools", "pycocotools.cocoeval", "COCOeval"),
+    ):
+        try:
+            evaluation = getattr(importlib.import_module(module), kind)
+            coco = importlib.import_module("faster_coco_eval" if package == "faster_coco_eval" else "pycocotools.coco").COCO
+        except ImportError:
+            continue
+        truth = coco(str(annotations))
+        if not json.loads(rows.read_text(encoding="utf-8")):
+            return 0.0, 0.0
+        scored = evaluation(truth, truth.loadRes(str(rows)), "bbox")
+        scored.params.imgIds = list(image_ids)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+        return float(scored.stats[0]), float(scored.stats[1])
+    LOGGER.info("pip install pycocotools (or faster-coco-eval) to have COCO's own evaluation as well")
+    return None
+
+
+def speed_line(result: ValResult, shape: tuple[int, ...]) -> str:
+    """The line of speeds, in milliseconds per picture."""
+    return f"Speed: %.1fms pre-process, %.1fms inference, %.1fms NMS per image at shape {tuple(shape)}" % result.speed

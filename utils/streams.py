@@ -1,0 +1,165 @@
+"""Cameras and network streams, read side by side in daemon threads.
+
+What happens to frames that the consumer is too slow for is a property of the stream:
+
+* a **clip** (it says how many frames it has: a video file, also one behind a URL) waits, so every frame arrives once;
+* a **live** stream (webcam, RTSP, endless HTTP) drops, so that what arrives is the newest frame there is.
+
+Iteration ends when every stream has ended. A live stream that breaks off is opened again a few times; streams that say
+nothing at all for `SILENCE` seconds are given up. Leaving the loop early stops the threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+
+from utils.log import LOGGER
+
+VID_FORMATS = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
+CLIP_QUEUE = 8  # decoded frames of a clip that wait for the consumer
+LIVE_QUEUE = 1  # of a live stream only the newest frame is worth anything
+REOPENINGS, REOPEN_PAUSE = 3, 1.0  # tries to get a lost live stream back, and the seconds before each
+SILENCE = 60.0  # seconds without a frame from any stream after which the run ends
+FALLBACK_FPS = 30.0  # of streams that do not say
+
+
+def suffix_of(address: str) -> str:
+    """Lower-case suffix without its dot; of a URL the path's, so that queries and upper case do not matter."""
+    name = urlsplit(address).path if "://" in address else address
+    return os.path.splitext(name)[1][1:].lower()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFrame:
+    """A frame and where it is from: stream, frame number from 1, frames in all (0: unknown), frames per second."""
+
+    stream: int
+    picture: np.ndarray  # (H, W, 3) uint8 BGR
+    number: int
+    total: int
+    fps: float
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """Frames on their way from the reader threads to the one consumer, a short queue for each stream."""
+
+    queues: list[deque[StreamFrame]]
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+    last: int = -1  # stream served last: the next one has precedence
+
+    def put(self, frame: StreamFrame, live: bool) -> None:
+        """Leave a frame; a clip waits for room, a live stream replaces what nobody fetched."""
+        queue = self.queues[frame.stream]
+        with self.changed:
+            if live and len(queue) >= LIVE_QUEUE:
+                queue.clear()
+            while not live and len(queue) >= CLIP_QUEUE and not self.stopped.is_set():
+                self.changed.wait()
+            queue.append(frame)
+            self.changed.notify_all()
+
+    def take(self, patience: float) -> StreamFrame | None:
+        """The next frame, the streams taking turns; None when all have ended, TimeoutError after `patience` seconds."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: any(self.queues) or self.running == 0, patience):
+                raise TimeoutError
+            count = len(self.queues)
+            for stream in ((self.last + step) % count for step in range(1, count + 1)):
+                if self.queues[stream]:
+                    self.last = stream
+                    self.changed.notify_all()
+                    return self.queues[stream].popleft()
+        return None
+
+    def leave(self) -> None:
+        """One reader has ended."""
+        with self.changed:
+            self.running -= 1
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Tell all readers to end."""
+        with self.changed:
+            self.stopped.set()
+            self.changed.notify_all()
+
+
+class _Reader(threading.Thread):
+    """Decodes one stream into the inbox until it ends, breaks for good, or the inbox is stopped."""
+
+    def __init__(self, address: str, stream: int, inbox: _Inbox, vid_stride: int) -> None:
+        super().__init__(daemon=True, name=f"stream {stream}")
+        self.address, self.stream, self.inbox, self.vid_stride = address, stream, inbox, vid_stride
+        self.number = 0
+
+    def run(self) -> None:
+        """Read until the end; a lost live stream is opened again."""
+        lost = 0
+        try:
+            while not self.inbox.stopped.is_set():
+                before = self.number
+                clip = self._read_once()
+                lost = lost + 1 if self.number == before else 1
+                if clip or not self.number or lost > REOPENINGS:
+                    break
+                LOGGER.warning(f"{self.address}: lost, opening it again ({lost} of {REOPENINGS})")
+                self.inbox.stopped.wait(REOPEN_PAUSE)
+        finally:
+            if not self.number:
+                LOGGER.warning(f"{self.address}: no frame could be read from this stream")
+            self.inbox.leave()
+
+    def _read_once(self) -> bool:
+        """Open the stream and hand on its frames; True when it was a clip, which has ended by now."""
+        capture = cv2.VideoCapture(int(self.address) if self.address.isdecimal() else self.address)
+        total, fps = _length_and_rate(capture)
+        clip = total > 0 or suffix_of(self.address) in VID_FORMATS
+        try:
+            while not self.inbox.stopped.is_set() and capture.grab():
+                self.number += 1
+                if (self.number - 1) % self.vid_stride:
+                    continue
+                done, picture = capture.retrieve()
+                if done:
+                    self.inbox.put(StreamFrame(self.stream, picture, self.number, total, fps), live=not clip)
+            return clip
+        finally:
+            capture.release()
+
+
+def _length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:
+    """Frames in all, 0 for endless, and frames per second; endless streams report nonsense for either."""
+    total, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    return int(total) if 0 < total < 1e9 else 0, float(fps) if 0 < fps < 1000 else FALLBACK_FPS
+
+
+def read_streams(addresses: Sequence[str], vid_stride: int = 1) -> Iterator[StreamFrame]:
+    """Frames of all streams as they come: webcam numbers, rtsp/rtmp/http addresses or video files.
+
+    Every `vid_stride`-th frame is taken. A stream that cannot be opened is a warning; ValueError when none could be.
+    """
+    inbox = _Inbox([deque() for _ in addresses], running=len(addresses))
+    for stream, address in enumerate(addresses):
+        _Reader(address, stream, inbox, vid_stride).start()
+    frames = 0
+    try:
+        while (frame := inbox.take(SILENCE)) is not None:
+            frames += 1
+            yield frame
+    except TimeoutError:
+        LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
+    finally:
+        inbox.stop()
+    if not frames:
+        raise ValueError(f"no frame from {', '.join(addresses)}; check the address, the connection and the format")
