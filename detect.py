@@ -227,6 +227,7 @@ def detect(opt: DetectOptions) -> Path:
     source = open_source(opt.source, (height, width), model.stride, auto=model.pt, vid_stride=opt.vid_stride)
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     model.warmup((1, 3, height, width))
+    non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
     clock = Clock()
     with torch.inference_mode(), Results(folder, opt, model.names) as results:
         for frame in source:

@@ -1,19 +1,18 @@
 """Train a YOLOv5 detector, with or without bi-level routing attention.
 
-    python train.py                                                        # the embedded data set, nano model, from scratch
-    python train.py --data coco128.yaml --cfg yolov5s_BiFormer.yaml --imgsz 640
-    python train.py --data pcb.yaml --weights runs/train/exp/weights/best.pt --epochs 50
-    python train.py --resume                                               # go on with the newest run
-    torchrun --nproc-per-node 2 train.py --data coco.yaml --cfg yolov5m_BiFormer.yaml --device 0,1
+python train.py                                                        # the embedded data set, nano model, from scratch
+python train.py --data coco128.yaml --cfg yolov5s_BiFormer.yaml --imgsz 640
+python train.py --data pcb.yaml --weights runs/train/exp/weights/best.pt --epochs 50
+python train.py --resume                                               # go on with the newest run
+torchrun --nproc-per-node 2 train.py --data coco.yaml --cfg yolov5m_BiFormer.yaml --device 0,1
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,118 +25,21 @@ from utils.autoanchor import check_anchors
 from utils.autobatch import check_train_batch_size
 from utils.balance import epoch_weights, labels_to_class_weights
 from utils.callbacks import Callbacks
-from utils.checkpoint import describe_model, load_checkpoint, save_checkpoint, strip_optimizer
-from utils.config import DataConfig, Hyp, check_img_size, flag, options, parse, write_yaml
-from utils.converters import prepare
+from utils.checkpoint import describe_model, save_checkpoint, strip_optimizer
+from utils.config import check_img_size, options, parse, write_yaml
 from utils.datasets import create_dataloader
-from utils.dist import agree, is_main, local_rank, rank, world_size
+from utils.dist import agree, is_main, rank, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.log import LOGGER, colorstr, set_up_logging
 from utils.loggers import subscribe_loggers
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
 from utils.optim import Schedule, build_optimizer, choose_recipe
-from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
+from utils.paths import check_file, shown
 from utils.reports import Report, ReportSettings
-from utils.torch_utils import EarlyStopping, ModelEMA, intersect_dicts, seed_everything, select_device
+from utils.setup import DEFAULT_CFG, Setup, TrainOptions, set_up
+from utils.torch_utils import EarlyStopping, ModelEMA, intersect_dicts, seed_everything
 from utils.trainer import EpochSettings, Precision, Trainer
-
-DEFAULT_CFG = "yolov5n_BiFormer.yaml"
-
-
-@dataclass(slots=True)
-class TrainOptions:
-    """The command line of train.py; every name is also an argument of `run`."""
-
-    weights: str = flag("", "initial weights (.pt); empty for training from scratch")
-    cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
-    data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
-    hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
-    epochs: int = flag(300, "how often every picture is seen")
-    batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
-    imgsz: int = flag(640, "side of the training and validation pictures in pixels", aliases=("--img", "--img-size"))
-    rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
-    resume: Any = flag(False, "go on with the newest run, or with this last.pt", type=str, nargs="?", const=True)
-    nosave: bool = flag(False, "save only the last epoch's checkpoint")
-    noval: bool = flag(False, "validate only after the last epoch")
-    noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
-    cache: str | None = flag(None, "keep decoded pictures in 'ram' or on 'disk', or only those of 'val'", nargs="?", const="ram", choices=("ram", "disk", "val"))
-    image_weights: bool = flag(False, "show pictures of weak classes more often")
-    device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
-    multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
-    single_cls: bool = flag(False, "train all classes as one")
-    optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
-    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
-    workers: int = flag(8, "loader processes, at most one per core")
-    project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
-    name: str = flag("exp", "results go to project/name")
-    exist_ok: bool = flag(False, "write into project/name even if it exists")
-    quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
-    cos_lr: bool = flag(False, "cosine instead of linear schedule")
-    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1")
-    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never")
-    freeze: list[int] = flag([0], "freeze the first N layers, or exactly these when several are given (backbone: 10)")
-    save_period: int = flag(-1, "also save epochN.pt every so many epochs")
-    seed: int = flag(0, "the same seed gives the same run")
-    deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
-    amp: str = flag("auto", "auto is fp16 on a GPU and full precision on a CPU; bf16 suits CPUs and GPUs that have it", choices=("auto", "off", "fp16", "bf16"))
-    local_rank: int = flag(-1, "set by old launchers; the environment decides")
-
-
-@dataclass(slots=True)
-class Setup:
-    """Everything that is decided before the first picture is read."""
-
-    opt: TrainOptions
-    hyp: Hyp
-    data: DataConfig
-    device: torch.device
-    folder: Path
-    resumed: dict[str, Any] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Class names of this run."""
-        single = self.opt.single_cls and self.data.nc != 1
-        return ["item"] if single else list(self.data.names)
-
-
-def set_up(opt: TrainOptions) -> Setup:
-    """Read the YAML files and check the options; nothing is written before all of it is known to be right."""
-    resumed = None
-    if opt.resume:
-        opt, resumed = load_run(opt)
-    if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
-        raise ValueError("--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0")
-    if opt.batch_size % world_size() and opt.batch_size > 0:
-        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
-    if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
-        raise ValueError("--image-weights and --batch-size -1 work in a single process only")
-    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
-    if not resumed:
-        opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
-    data = DataConfig.load(opt.data)
-    prepare(data)
-    device = select_device(opt.device, opt.batch_size)
-    if local_rank() >= 0:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", local_rank())
-            torch.cuda.set_device(device)
-    folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
-    return Setup(opt, hyp, data, device, folder, resumed)
-
-
-def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:
-    """Options and state of an interrupted run; the flags of the first start hold again."""
-    last = latest_checkpoint(opt.project, "last.pt") if opt.resume is True else check_file(opt.resume, (".pt",))
-    if last is None:
-        raise ValueError(f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume")
-    content = load_checkpoint(last)
-    if content.get("optimizer") is None or content.get("options") is None:
-        raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
-    LOGGER.info(f"resuming {shown(last)} after epoch {content['epoch']}")
-    return replace(options(TrainOptions, content["options"]), resume=str(last)), content | {"folder": str(last.parent.parent)}
 
 
 def build_model(setup: Setup) -> Model:
@@ -172,19 +74,41 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
     rect = opt.rect and not opt.image_weights
     per_process = batch_size // world_size()
     loader, dataset = create_dataloader(
-        data.train, imgsz, per_process, stride, augment=True, cache=None if opt.cache == "val" else opt.cache, rect=rect, rank=rank(),
-        workers=opt.workers, image_weights=opt.image_weights, quad=opt.quad, prefix=colorstr("train: "), shuffle=not rect, **shared,
-    )  # fmt: skip
+        data.train,
+        imgsz,
+        per_process,
+        stride,
+        augment=True,
+        cache=None if opt.cache == "val" else opt.cache,
+        rect=rect,
+        rank=rank(),
+        workers=opt.workers,
+        image_weights=opt.image_weights,
+        quad=opt.quad,
+        prefix=colorstr("train: "),
+        shuffle=not rect,
+        **shared,
+    )
     val = None
     if is_main():
         val, _ = create_dataloader(
-            data.val, imgsz, per_process * 2, stride, cache=None if opt.noval else opt.cache and "ram", rect=True, pad=0.5,
-            workers=opt.workers, prefix=colorstr("val: "), **shared,
-        )  # fmt: skip
+            data.val,
+            imgsz,
+            per_process * 2,
+            stride,
+            cache=None if opt.noval else opt.cache and "ram",
+            rect=True,
+            pad=0.5,
+            workers=opt.workers,
+            prefix=colorstr("val: "),
+            **shared,
+        )
     return loader, dataset, val
 
 
-def build_trainer(setup: Setup, model: Model, batches: int, batch_size: int, imgsz: int, callbacks: Callbacks) -> Trainer:
+def build_trainer(
+    setup: Setup, model: Model, batches: int, batch_size: int, imgsz: int, callbacks: Callbacks
+) -> Trainer:
     """Loss, optimiser, schedule and weight average around the model."""
     opt, hyp, device = setup.opt, setup.hyp, setup.device
     steps = opt.epochs * batches // max(round(hyp.nominal_batch / batch_size), 1)
@@ -192,7 +116,10 @@ def build_trainer(setup: Setup, model: Model, batches: int, batch_size: int, img
     optimizer = build_optimizer(model, recipe)
     if setup.resumed:
         optimizer.load_state_dict(setup.resumed["optimizer"])
-    LOGGER.info(f"optimizer: {recipe.optimizer}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, weight_decay={recipe.weight_decay:g})")
+    LOGGER.info(
+        f"optimizer: {recipe.optimizer}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
+        f"weight_decay={recipe.weight_decay:g})"
+    )
     ema = None
     if is_main():
         ema = ModelEMA(model, tau=hyp.ema_tau)
@@ -207,7 +134,9 @@ def build_trainer(setup: Setup, model: Model, batches: int, batch_size: int, img
     if setup.resumed and precision.scaler.is_enabled():
         precision.scaler.load_state_dict(setup.resumed["scaler"])
     schedule = Schedule(hyp, recipe, opt.epochs, batches, batch_size, opt.cos_lr)
-    settings = EpochSettings(opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm, opt.seed)
+    settings = EpochSettings(
+        opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm, opt.seed
+    )
     return Trainer(net, model, ComputeLoss(model), optimizer, schedule, ema, precision, settings, callbacks)
 
 
@@ -216,7 +145,14 @@ def validate(setup: Setup, model: nn.Module, loader: Any, loss: Any = None, repo
     report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss)
     model.eval()
     half = setup.device.type == "cuda" and report.settings.plots
-    result = evaluate(model.half() if half else model, loader, setup.names, setup.device, EvalSettings(single_cls=setup.opt.single_cls, half=half), report)
+    result = evaluate(
+        model.half() if half else model,
+        loader,
+        setup.names,
+        setup.device,
+        EvalSettings(single_cls=setup.opt.single_cls, half=half),
+        report,
+    )
     report.finish(result)
     return result
 
@@ -286,7 +222,9 @@ def fit(setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks
             stop = stopper(epoch, score) or callbacks.stop_training
             if not opt.nosave or final or stop:
                 save(setup, trainer, stopper, progress, improved)
-                callbacks.run("on_model_save", setup.folder / "weights/last.pt", epoch, final, progress.best_fitness, score)
+                callbacks.run(
+                    "on_model_save", setup.folder / "weights/last.pt", epoch, final, progress.best_fitness, score
+                )
         if agree(stop, setup.device):
             break
     LOGGER.info(f"\n{progress.epoch - start + 1} epochs completed in {(time.time() - began) / 3600:.3f} hours.")

@@ -1,9 +1,9 @@
 """Score trained weights on a data set: precision, recall, mAP overall, per class and by object size.
 
-    python val.py                                                  # the newest training run, on the data it was trained with
-    python val.py --weights best.pt --data coco128.yaml --imgsz 640
-    python val.py --weights a.pt b.pt --augment                    # an ensemble, with test-time augmentation
-    python val.py --task speed --weights best.pt                   # also: test, train, study
+python val.py                                          # the newest training run, on the data it was trained with
+python val.py --weights best.pt --data coco128.yaml --imgsz 640
+python val.py --weights a.pt b.pt --augment                    # an ensemble, with test-time augmentation
+python val.py --task speed --weights best.pt                   # also: test, train, study
 """
 
 from __future__ import annotations
@@ -36,13 +36,21 @@ class ValOptions:
     """The command line of val.py; every name is also an argument of `run`."""
 
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
-    weights: list[str] = flag([], "weights (.pt), several make an ensemble; empty for the newest runs/train/*/weights/best.pt")
+    weights: list[str] = flag(
+        [], "weights (.pt), several make an ensemble; empty for the newest runs/train/*/weights/best.pt"
+    )
     batch_size: int = flag(32, "pictures per batch")
-    imgsz: int = flag(0, "side of the pictures in pixels; 0 for the size the weights were trained with", aliases=("--img", "--img-size"))
+    imgsz: int = flag(
+        0,
+        "side of the pictures in pixels; 0 for the size the weights were trained with",
+        aliases=("--img", "--img-size"),
+    )
     conf_thres: float = flag(0.001, "lowest confidence of a detection")
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes")
     max_det: int = flag(300, "most detections in a picture")
-    task: str = flag("val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS)
+    task: str = flag(
+        "val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS
+    )
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     workers: int = flag(8, "loader processes, at most one per core")
     single_cls: bool = flag(False, "score all classes as one")
@@ -51,7 +59,9 @@ class ValOptions:
     save_txt: bool = flag(False, "write labels/*.txt")
     save_hybrid: bool = flag(False, "write the labels and the detections together (the metrics then say nothing)")
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
-    save_json: bool = flag(False, "write detections in COCO's JSON, and score them as COCO does where its annotations are there")
+    save_json: bool = flag(
+        False, "write detections in COCO's JSON, and score them as COCO does where its annotations are there"
+    )
     project: str = flag(str(ROOT / "runs/val"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
@@ -70,7 +80,9 @@ def complete(opt: ValOptions) -> ValOptions:
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
-            raise ValueError(f"no --weights, and no trained ones below {ROOT / 'runs/train'}: train first, or name a .pt file")
+            raise ValueError(
+                f"no --weights, and no trained ones below {ROOT / 'runs/train'}: train first, or name a .pt file"
+            )
         opt = replace(opt, weights=[str(newest)])
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
     past = trained_with(opt.weights)
@@ -83,7 +95,9 @@ def complete(opt: ValOptions) -> ValOptions:
     return replace(opt, data=data, imgsz=imgsz)
 
 
-def validate(opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None) -> ValResult:
+def validate(
+    opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
+) -> ValResult:
     """Score one model on one split at one picture size."""
     timing = opt.task in ("speed", "study")
     split = opt.task if opt.task in ("train", "test") else "val"
@@ -91,7 +105,10 @@ def validate(opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callb
     if not paths:
         raise ValueError(f"{data.file}: has no {split!r} split; add it, or choose another --task")
     if not opt.single_cls and len(model.names) != data.nc:
-        raise ValueError(f"the weights know {len(model.names)} classes, {data.file} has {data.nc}: name the data set they were trained on by --data")
+        raise ValueError(
+            f"the weights know {len(model.names)} classes, {data.file} has {data.nc}: "
+            "name the data set they were trained on by --data"
+        )
     if opt.conf_thres > 0.001 and not timing:
         LOGGER.warning(f"--conf-thres {opt.conf_thres} leaves out weak detections: mAP comes out lower than with 0.001")
     if opt.save_hybrid:
@@ -99,28 +116,51 @@ def validate(opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callb
     stride = max(int(model.stride), 32)
     imgsz = check_img_size(opt.imgsz, stride)
     loader, dataset = create_dataloader(
-        paths, imgsz, opt.batch_size, stride, single_cls=opt.single_cls, pad=0.0 if timing else 0.5, rect=True,
-        workers=opt.workers, prefix=colorstr(f"{split}: "), nc=data.nc,
-    )  # fmt: skip
+        paths,
+        imgsz,
+        opt.batch_size,
+        stride,
+        single_cls=opt.single_cls,
+        pad=0.0 if timing else 0.5,
+        rect=True,
+        workers=opt.workers,
+        prefix=colorstr(f"{split}: "),
+        nc=data.nc,
+    )
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     is_coco = data.file is not None and data.file.name == "coco.yaml"
-    json_file = folder / f"{Path(opt.weights[0]).stem}_predictions.json" if (opt.save_json or is_coco) and not timing else None
+    json_file = (
+        folder / f"{Path(opt.weights[0]).stem}_predictions.json" if (opt.save_json or is_coco) and not timing else None
+    )
     report = Report(
         ReportSettings(
-            folder, ["item"] if opt.single_cls else data.names, plots=not timing, txt=opt.save_txt or opt.save_hybrid,
-            confidence=opt.save_conf, json=json_file, categories=COCO_IDS if is_coco else None,
+            folder,
+            ["item"] if opt.single_cls else data.names,
+            plots=not timing,
+            txt=opt.save_txt or opt.save_hybrid,
+            confidence=opt.save_conf,
+            json=json_file,
+            categories=COCO_IDS if is_coco else None,
         ),
         callbacks=callbacks,
-    )  # fmt: skip
-    settings = EvalSettings(opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, half=model.fp16)
+    )
+    settings = EvalSettings(
+        opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, half=model.fp16
+    )
     model.warmup((1, 3, imgsz, imgsz))
-    result = evaluate(lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report)
+    result = evaluate(
+        lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
+    )
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
     if json_file:
         LOGGER.info(f"{len(report.settings.rows)} detections saved to {shown(json_file)}")
-        coco_score(json_file, data.root / "annotations/instances_val2017.json", [int(Path(f).stem) for f in dataset.img_files if Path(f).stem.isdecimal()])
+        coco_score(
+            json_file,
+            data.root / "annotations/instances_val2017.json",
+            [int(Path(f).stem) for f in dataset.img_files if Path(f).stem.isdecimal()],
+        )
     LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
     return result
 
@@ -132,7 +172,14 @@ def study(opt: ValOptions, data: DataConfig) -> list[ValResult]:
         rows = []
         for size in STUDY_SIZES:
             LOGGER.info(f"\n{weights} at {size} pixels")
-            one = replace(opt, weights=[weights], imgsz=size, iou_thres=0.7, name=f"{folder.name}/{Path(weights).stem}_{size}", exist_ok=True)
+            one = replace(
+                opt,
+                weights=[weights],
+                imgsz=size,
+                iou_thres=0.7,
+                name=f"{folder.name}/{Path(weights).stem}_{size}",
+                exist_ok=True,
+            )
             model = DetectMultiBackend([weights], device=select_device(opt.device), fp16=opt.half)
             results.append(validate(one, model, data))
             rows.append(" ".join(f"{value:10.4g}" for value in (*results[-1].summary, *results[-1].speed)))
@@ -155,7 +202,9 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
     return validate(opt, model, data, callbacks)
 
 
-def run(callbacks: Callbacks | None = None, **given: object) -> tuple[tuple[float, ...], list[float], tuple[float, ...]]:
+def run(
+    callbacks: Callbacks | None = None, **given: object
+) -> tuple[tuple[float, ...], list[float], tuple[float, ...]]:
     """`val.run(weights="best.pt")`: returns ((P, R, mAP50, mAP50-95, box, obj, cls), mAP per class, ms per picture)."""
     if isinstance(given.get("weights"), (str, Path)):
         given["weights"] = [str(given["weights"])]

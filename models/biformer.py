@@ -72,7 +72,7 @@ class BiFormerBlock(nn.Module):
     Args:
         dim: channels.
         topk: regions to route to; -2 attends to the whole map with local context, -1 without.
-        head_dim: width of a head of routed attention.
+        head_dim: width of a head of routed attention; heads are wider where dim is no multiple of it.
         mlp_ratio: width of the MLP over dim.
         drop_path: rate of stochastic depth.
         before_attn_dwconv: kernel of the position's convolution, 0 for none.
@@ -104,7 +104,7 @@ class BiFormerBlock(nn.Module):
         if topk in (GLOBAL, GLOBAL_WITH_CONTEXT):
             self.attn = GlobalAttention(dim, side_dwconv=side_dwconv if topk == GLOBAL_WITH_CONTEXT else 0)
         else:
-            attention = {"num_heads": dim // head_dim, "side_dwconv": side_dwconv, "topk": topk, **attention}
+            attention = {"num_heads": _heads(dim, head_dim), "side_dwconv": side_dwconv, "topk": topk, **attention}
             self.attn = BiLevelRoutingAttention(dim, **attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         middle = [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
@@ -135,6 +135,11 @@ class BiFormerBlock(nn.Module):
         return out if self.pre_norm else norm(out)
 
 
+def _heads(dim: int, head_dim: int) -> int:
+    """dim / head_dim where that divides, else the next smaller number of heads that divides dim."""
+    return next(heads for heads in range(max(1, dim // head_dim), 0, -1) if dim % heads == 0)
+
+
 class BiFormerStem(nn.Sequential):
     """Pictures or maps (B, c1, H, W) -> (B, c2, H / 4, W / 4): two strided convolutions."""
 
@@ -153,23 +158,26 @@ class BiFormerMerging(nn.Sequential):
 
 
 class BiFormerStage(nn.Sequential):
-    """`n` blocks one after the other; the rate of stochastic depth may differ from block to block.
+    """`n` blocks one after the other.
 
     In a model description: [from, n, BiFormerStage, [channels, topk, drop_path, {further arguments of a block}]].
-    Maps of any size fit, they are padded.
+    `drop_path` is one rate for all blocks, or the first and last of evenly growing ones. Maps that do not divide into
+    regions are padded.
     """
 
     def __init__(
         self, c1: int, c2: int, n: int = 1, topk: int = 4, drop_path: float | Sequence[float] = 0.0, **block: Any
     ) -> None:
         if c1 != c2:
-            raise ValueError(f"a stage keeps its channels: {c1} come in, {c2} are asked for; put BiFormerMerging before")
-        rates = [drop_path] * n if isinstance(drop_path, (int, float)) else list(drop_path)
-        if len(rates) != n:
-            raise ValueError(f"{len(rates)} drop path rates for {n} blocks; give one, or one per block")
-        if topk > 0:
-            block = {"auto_pad": True, **block}
-        super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **_fit(block, topk)) for rate in rates))
+            raise ValueError(f"a stage keeps its channels: {c1} come in, {c2} asked for; put BiFormerMerging before")
+        first, last = (drop_path, drop_path) if isinstance(drop_path, (int, float)) else drop_path
+        block = _fit({"auto_pad": True, **block}, topk)
+        super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **block) for rate in _evenly(first, last, n)))
+
+
+def _evenly(first: float, last: float, count: int) -> list[float]:
+    """`count` numbers from first to last."""
+    return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
 
 
 def _fit(block: dict[str, Any], topk: int) -> dict[str, Any]:
@@ -221,14 +229,15 @@ class BiFormer(nn.Module):
     ) -> None:
         super().__init__()
         if not len(depth) == len(embed_dim) == len(mlp_ratios) == len(topks):
-            raise ValueError(f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios and {len(topks)} "
-                             "topks: give as many of each as there are stages")  # fmt: skip
+            counts = f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios, {len(topks)} topks"
+            raise ValueError(f"{counts}: give as many of each as there are stages")
         self.downsample_layers = nn.ModuleList(_reductions(in_chans, embed_dim, swin_layout))
-        rates = torch.linspace(0, drop_path_rate, sum(depth)).split(list(depth))
+        rates = iter(_evenly(0, drop_path_rate, sum(depth)))
+        ranges = [[next(rates) for _ in range(count)] for count in depth]  # of every block, stage by stage
         block = {"n_win": n_win, "auto_pad": auto_pad, "plain_mlp": swin_layout, **block}
         stages = [
-            BiFormerStage(width, width, count, topk, rate.tolist(), mlp_ratio=ratio, **block)
-            for width, count, topk, rate, ratio in zip(embed_dim, depth, topks, rates, mlp_ratios, strict=True)
+            BiFormerStage(width, width, count, topk, (rates[0], rates[-1]), mlp_ratio=ratio, **block)
+            for width, count, topk, rates, ratio in zip(embed_dim, depth, topks, ranges, mlp_ratios, strict=True)
         ]
         self.stages = nn.ModuleList(map(_NamedBlocks, stages) if swin_layout else stages)
         self.norm = nn.BatchNorm2d(embed_dim[-1])
@@ -287,7 +296,6 @@ class C3BRA(C3):
     def __init__(
         self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, **block: Any
     ) -> None:
-        super().__init__(c1, c2, n, shortcut, g, e)
+        super().__init__(c1, c2, 0, shortcut, g, e)
         hidden = int(c2 * e)
-        block = {"head_dim": min(32, hidden), **block}
         self.m = BiFormerStage(hidden, hidden, n, **block)

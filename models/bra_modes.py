@@ -130,21 +130,23 @@ def make_downsample(
     """The module for a `kv_downsample_mode`; ValueError names what is allowed."""
     if mode not in DOWNSAMPLE_MODES:
         raise ValueError(f"kv_downsample_mode={mode!r}: allowed are {', '.join(DOWNSAMPLE_MODES)}")
-    if mode.startswith("ada_"):
-        if per_win is None or per_win < 1:
-            raise ValueError(f"kv_per_win={per_win}: kv_downsample_mode={mode!r} needs a whole number of at least 1")
-        return AdaptiveKV(per_win, averages=mode == "ada_avgpool")
     if mode == "identity":
         return KVDownsample()
-    if ratio is None or ratio < 1:
-        raise ValueError(f"kv_downsample_ratio={ratio}: kv_downsample_mode={mode!r} needs a whole number of at least 1")
-    if kernel is not None and kernel < 1:
-        raise ValueError(f"kv_downsample_kernel={kernel}: give a whole number of at least 1, or nothing")
+    if mode.startswith("ada_"):
+        return AdaptiveKV(_at_least_one("kv_per_win", per_win, mode), averages=mode == "ada_avgpool")
+    ratio = _at_least_one("kv_downsample_ratio", ratio, mode)
+    kernel = None if kernel is None else _at_least_one("kv_downsample_kernel", kernel, mode)
     if mode == "conv":
         return ConvKV(channels, ratio, kernel)
     if ratio == 1:
         return KVDownsample()
     return FractionalKV(ratio, kernel) if mode == "fracpool" else StridedKV(ratio, averages=mode == "avgpool")
+
+
+def _at_least_one(name: str, value: int | None, mode: str) -> int:
+    if value is None or value < 1:
+        raise ValueError(f"{name}={value}: kv_downsample_mode={mode!r} needs a whole number of at least 1")
+    return value
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from models.biformer import C3BRA, BiFormerMerging, BiFormerStage, BiFormerStem
 from models.common import (
     C3,
     C3SPP,
@@ -47,9 +48,11 @@ SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0
 REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 OPTIONAL = ("ch", "inplace")
 
-DEEPENED = (BottleneckCSP, C3, C3TR, C3Ghost)  # take the number of repeats as an argument instead of being repeated
+# These take the number of repeats as an argument instead of being repeated.
+DEEPENED = (BottleneckCSP, C3, C3TR, C3Ghost, C3BRA, BiFormerStage)
 WIDENED = (
     *DEEPENED, C3SPP, Conv, DWConv, GhostConv, Bottleneck, GhostBottleneck, SPP, SPPF, Focus, MixConv2d, CrossConv,
+    BiFormerStem, BiFormerMerging,
 )  # fmt: skip
 RESHAPING = (Concat, Contract, Expand)
 PLAIN = (Sum, Classify, BiLevelRoutingAttention)
@@ -58,7 +61,7 @@ BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (*WIDEN
 
 # ---------------------------------------------------------------------------------------------------- finding them
 def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """A description and the file it came from (None for a mapping, which is copied).
+    """A description and the file as it was found or asked for (None for a mapping, which is copied).
 
     `yolov5{n,s,m,l,x}_BiFormer.yaml`, in any case, is `yolov5_BiFormer.yaml` with the multiples of that size, unless
     there is a file of that very name. Raises ValueError for a file that is missing or is not a mapping.
@@ -85,22 +88,33 @@ def check_description(description: Mapping[str, Any]) -> None:
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(description[key]) or description[key] <= 0:
             raise ValueError(f"{key} must be a number above 0, not {description[key]!r}")
-    if not isinstance(description["nc"], int) or description["nc"] < 1:
-        raise ValueError(f"nc must be a whole number of classes, at least 1, not {description['nc']!r}")
+    for key in ("nc", "ch"):
+        if not _is_count(description.get(key, 1)):
+            raise ValueError(f"{key} must be a whole number, at least 1, not {description[key]!r}")
     for key in ("backbone", "head"):
-        if not isinstance(description[key], list) or not description[key]:
-            raise ValueError(f"{key} must be a list of rows [from, repeats, block, arguments]")
-    _check_anchors(description["anchors"])
+        _check_list(description[key], f"{key} must be a list of rows [from, repeats, block, arguments]")
+    if not _is_count(description["anchors"]):
+        _check_anchors(description["anchors"])
 
 
 def _check_anchors(anchors: Any) -> None:
-    if isinstance(anchors, int) and anchors > 0:
-        return
-    levels = anchors if isinstance(anchors, list) and anchors else [None]
-    if not all(isinstance(row, list) and row and all(map(_is_number, row)) for row in levels):
-        raise ValueError("anchors must be how many there are per level, or a list of rows [width, height, ...]")
-    if len({len(row) for row in levels}) > 1 or len(levels[0]) % 2:
-        raise ValueError("every level needs the same number of anchors, each with a width and a height")
+    form = "anchors must be how many there are per level, or a list of rows [width, height, ...]"
+    _check_list(anchors, form)
+    for row in anchors:
+        _check_list(row, form)
+        if not all(map(_is_number, row)):
+            raise ValueError(form)
+        if len(row) != len(anchors[0]) or len(row) % 2:
+            raise ValueError("every level needs the same number of anchors, each with a width and a height")
+
+
+def _check_list(value: Any, form: str) -> None:
+    if not isinstance(value, list) or not value:
+        raise ValueError(form)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_number(value: Any) -> bool:
@@ -137,7 +151,7 @@ def build_layers(
         sources = source if isinstance(source, list) else [source]
         try:
             inputs = [widths[s] if index else channels for s in sources]
-            plan = _plan(description, _find_block(name, heads), args, inputs, repeats)
+            plan = _plan(description, _find_block(name, heads), args, inputs, repeats, is_head=name in heads)
             layer = _build(plan)
         except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(f"layer {index} {row}: {error}") from error
@@ -156,13 +170,17 @@ def _checked_row(index: int, row: Any) -> tuple[int | list[int], int, str, list[
         raise ValueError(f"layer {index} {row}: expected [from, repeats, block, arguments]")
     source, repeats, name, args = row
     sources = source if isinstance(source, list) else [source]
-    if not sources or not all(isinstance(s, int) and (-index <= s < index or s == -1) for s in sources):
+    if not sources or not all(_is_earlier(s, index) for s in sources):
         raise ValueError(f"layer {index} {row}: 'from' must be -1 or the index of an earlier layer, not {source}")
-    if not isinstance(repeats, int) or repeats < 1:
+    if not _is_count(repeats):
         raise ValueError(f"layer {index} {row}: repeats must be a whole number, at least 1, not {repeats!r}")
     if not isinstance(name, str) or not isinstance(args, list):
         raise ValueError(f"layer {index} {row}: expected a block's name and a list of arguments")
     return source, repeats, name, args
+
+
+def _is_earlier(source: Any, index: int) -> bool:
+    return isinstance(source, int) and (source == -1 or -index <= source < index)
 
 
 def _find_block(name: str, heads: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
@@ -181,7 +199,12 @@ def _find_block(name: str, heads: Mapping[str, type[nn.Module]]) -> type[nn.Modu
 
 
 def _plan(
-    description: Mapping[str, Any], block: type[nn.Module], args: list[Any], inputs: list[int], repeats: int
+    description: Mapping[str, Any],
+    block: type[nn.Module],
+    args: list[Any],
+    inputs: list[int],
+    repeats: int,
+    is_head: bool,
 ) -> _Plan:
     """Fill in what a row leaves out: input channels, scaled output channels and repeats, the head's levels."""
     named = args[-1] if args and isinstance(args[-1], dict) else {}
@@ -191,23 +214,33 @@ def _plan(
         repeats = max(round(repeats * description["depth_multiple"]), 1)
     plan = _Plan(block, args, named, repeats, channels=inputs[0])
     if block in WIDENED:
-        if not args or not _is_number(args[0]):
-            raise ValueError(f"the first argument of {block.__name__} must be its number of output channels")
-        plan.channels = _width(description, args[0])
-        plan.args = [inputs[0], plan.channels, *args[1:]]
-        if block in DEEPENED:
-            plan.args.insert(2, repeats)
-            plan.repeats = 1
-    elif block is Concat:
-        plan.channels = sum(inputs)
-    elif block in (Contract, Expand):
-        area = (args[0] if args else 2) ** 2
-        plan.channels = inputs[0] * area if block is Contract else inputs[0] // area
+        _widen(plan, description)
+    elif block in RESHAPING:
+        plan.channels = _reshaped(plan, inputs)
     elif block in (BiLevelRoutingAttention, nn.BatchNorm2d):
         plan.args = [inputs[0], *args]
-    elif block not in BLOCKS.values() and not block.__module__.startswith("torch."):
+    elif is_head:
         plan.args = [args[0], _head_anchors(args[1], len(inputs)), inputs, *args[2:]]
     return plan
+
+
+def _widen(plan: _Plan, description: Mapping[str, Any]) -> None:
+    """Input channels, scaled output channels and, where the block takes it, the depth go before the arguments."""
+    if not plan.args or not _is_number(plan.args[0]):
+        raise ValueError(f"the first argument of {plan.block.__name__} must be its number of output channels")
+    c1, further = plan.channels, plan.args[1:]
+    plan.channels = _width(description, plan.args[0])
+    if plan.block in DEEPENED:
+        further, plan.repeats = [plan.repeats, *further], 1
+    plan.args = [c1, plan.channels, *further]
+
+
+def _reshaped(plan: _Plan, inputs: list[int]) -> int:
+    """Channels that come out of a block that only moves numbers around."""
+    if plan.block is Concat:
+        return sum(inputs)
+    area = (plan.args[0] if plan.args else 2) ** 2
+    return inputs[0] * area if plan.block is Contract else inputs[0] // area
 
 
 def _width(description: Mapping[str, Any], channels: int) -> int:

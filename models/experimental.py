@@ -102,21 +102,25 @@ def load_model(content: Mapping[str, Any]) -> Model:
         raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
     model = Model(stored["yaml"], verbose=False)
     _match_classes(model, stored.get("classes", {}))
-    state = stored["state_dict"]
-    if model.state_dict().keys() != state.keys():
-        model.fuse()  # it may have been saved so
-    if odd := sorted(model.state_dict().keys() ^ state.keys()):
-        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {odd[0]}")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"its weights do not fit its description: {str(error).splitlines()[1].strip()}") from error
+    _load_state(model, stored["state_dict"])
     names = stored.get("names") or model.names
     model.names = list(names.values() if isinstance(names, Mapping) else names)
     if len(model.names) != model.nc:
         raise ValueError(f"has {len(model.names)} names for {model.nc} classes")
     model.hyp = dict(stored.get("hyp") or {})
     return model
+
+
+def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:
+    """Give the model these numbers, fusing it first if that is how they were saved."""
+    if model.state_dict().keys() != state.keys():
+        model.fuse()
+    if odd := sorted(model.state_dict().keys() ^ state.keys()):
+        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {odd[0]}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"its weights do not fit its description: {str(error).splitlines()[1].strip()}") from error
 
 
 def _match_classes(model: Model, classes: Mapping[str, str]) -> None:

@@ -73,8 +73,8 @@ def _equal_channels(total: int, kernels: int) -> list[int]:
 
 
 def _equal_weights(total: int, kernels: Sequence[int]) -> list[int]:
-    """Channels in proportion to 1 / side², rounded; what rounding leaves over goes to the smallest kernel."""
+    """Channels in proportion to 1 / side², rounded, at least 1; what that leaves over goes to the smallest kernel."""
     shares = [1 / (side * side) for side in kernels]
-    widths = [round(total * share / sum(shares)) for share in shares]
+    widths = [max(1, round(total * share / sum(shares))) for share in shares]
     widths[shares.index(max(shares))] += total - sum(widths)
     return widths

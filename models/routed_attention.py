@@ -9,7 +9,9 @@ Legend of the shapes used throughout
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BACKENDS = ("auto", "reference", "sdpa")
+BACKENDS = ("auto", "reference", "sdpa", "triton")
 CHUNK_BYTES = 2**21  # selected keys and values handled at a time on CPU: about what a core's own cache holds
 
 
@@ -76,7 +78,8 @@ def routed_attention(
         q: (B, R, T, H, D) queries. k: (B, R, L, H, D) keys. v: (B, R, L, H, E) values.
         routes: from `route`, or made by hand.
         scale: factor of the logits, D ** -0.5 when None.
-        backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention) or "auto".
+        backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention), "triton" (kernels that read
+            routed regions in place; CUDA, plain selection only) or "auto": the fastest that applies.
 
     Returns:
         (B, R, T, H, E). Backends agree up to rounding.
@@ -87,7 +90,9 @@ def routed_attention(
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     if backend == "reference":
         return attention_and_weights(q, k, v, routes, scale)[0]
-    if _can_run_in_chunks(q, k, v, routes):
+    if backend == "triton" or (backend == "auto" and _can_run_fused(q, k, v, routes)):
+        return _fused(q, k, v, routes, scale)
+    if q.device.type == "cpu" and _is_plain(q, k, v, routes):
         return _ChunkedAttention.apply(q, k, v, routes.index, scale)
     return _select_and_attend(q, k, v, routes, scale)
 
@@ -144,11 +149,35 @@ def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: f
     return out.transpose(1, 2).unflatten(0, (batch, regions))
 
 
-def _can_run_in_chunks(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
-    """Whether the CPU kernel applies: eager mode, plain selection, one width for all heads, one type for all."""
+def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+    """The Triton kernels; ValueError where they cannot run."""
+    if routes.weight is not None or routes.key_mask is not None or q.shape[-1] != v.shape[-1]:
+        raise ValueError("backend 'triton' takes no routing weights, no mask and one head width; use 'sdpa' or 'auto'")
+    if find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the package triton; install it or use 'sdpa' or 'auto'")
+    if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' runs on CUDA, not on {q.device.type}; use 'sdpa' or 'auto'")
+    from models.routed_attention_triton import fused_attention
+
+    rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
+    return fused_attention(*(x.flatten(0, 1) for x in (q, k, v)), rows, scale).unflatten(0, q.shape[:2])
+
+
+def _can_run_fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
+    """Whether the Triton kernels apply: CUDA, eager mode, plain selection, heads of one width up to 128."""
     return (
-        q.device.type == "cpu"
-        and routes.weight is None
+        q.device.type == "cuda"
+        and _is_plain(q, k, v, routes)
+        and q.shape[-1] <= 128
+        and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        and find_spec("triton") is not None
+    )
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
+    """Plain selection in eager mode with one width and one type for all: what hand-made kernels are for."""
+    return (
+        routes.weight is None
         and routes.key_mask is None
         and q.shape[-1] == v.shape[-1]
         and q.dtype == k.dtype == v.dtype
@@ -167,6 +196,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:
+        """(B, R, T, H, D); keeps the logarithms of the softmax's sums for the backward."""
         q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))  # (B * R, tokens, H, D)
         rows = _row_numbers(index, k.shape[1]).unflatten(0, (-1, index.shape[-1]))  # (B * R, K)
         out = torch.empty_like(q_rows, memory_format=torch.contiguous_format)
@@ -185,6 +215,7 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of q, k, v."""
         q, k, v, rows, out, *log_sums = ctx.saved_tensors
         q_rows, k_rows, v_rows, grad = (x.flatten(0, 1) for x in (q, k, v, grad))
         q_grad = torch.empty_like(out)

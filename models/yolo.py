@@ -178,8 +178,8 @@ class Model(nn.Module):
         levels: list[Tensor] = []
         try:
             with torch.no_grad():
-                for layer, _, levels in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
-                    done = layer.i
+                for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
+                    done, levels = layer.i, output
         except RuntimeError as error:
             raise ValueError(f"layer {done + 1} cannot take what it is given ({str(error).splitlines()[0]})") from error
         for module, mode in modes.items():

@@ -57,8 +57,10 @@ def tiny_cfg(tmp_path: Path) -> Path:
         "nc: 2\ndepth_multiple: 0.33\nwidth_multiple: 0.125\n"
         "anchors: [[10,10, 16,16, 24,24], [30,30, 40,40, 50,50]]\n"
         "backbone:\n"
-        "  - [-1, 1, Conv, [64, 6, 2, 2]]\n  - [-1, 1, Conv, [128, 3, 2]]\n  - [-1, 1, C3, [128]]\n"
-        "  - [-1, 1, Conv, [256, 3, 2]]\n  - [-1, 1, C3, [256]]\n  - [-1, 1, Conv, [512, 3, 2]]\n"
+        "  - [-1, 1, Conv, [64, 6, 2, 2]]\n  - [-1, 1, Conv, [128, 3, 2]]\n"
+        "  - [-1, 1, C3, [128]]\n"
+        "  - [-1, 1, Conv, [256, 3, 2]]\n  - [-1, 1, C3, [256]]\n"
+        "  - [-1, 1, Conv, [512, 3, 2]]\n"
         "head:\n  - [-1, 1, BiLevelRoutingAttention, []]\n  - [-1, 1, C3, [512, False]]\n  - [[4, 7], 1, Detect, [nc, anchors]]\n"
     )
     return file

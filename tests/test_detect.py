@@ -67,8 +67,9 @@ def test_defaults_are_those_of_v61():
 def test_every_flag_of_v61_parses():
     words = (
         "--weights a.pt b.pt --source 0 --data x.yaml --imgsz 64 96 --conf-thres .1 --iou-thres .2 --max-det 3 "
-        "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment --visualize "
-        "--update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half --dnn --vid-stride 2"
+        "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment "
+        "--visualize --update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half "
+        "--dnn --vid-stride 2"
     )
     opt = parse(detect.DetectOptions, words.split())
     assert opt.weights == ["a.pt", "b.pt"] and opt.imgsz == [64, 96] and opt.classes == ["0", "2"] and opt.dnn
@@ -232,7 +233,7 @@ def test_command_line(weights, source, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "detect.py"), *words],
         capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert tree(tmp_path / "out/exp") == ["a.png", "clip.mp4", "图 b.JPG"]
     assert f"Results saved to {Path('out/exp')}" in done.stderr

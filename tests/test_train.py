@@ -33,9 +33,18 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 def test_a_run_leaves_what_people_know(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {
-        "weights", "opt.yaml", "hyp.yaml", "results.csv", "results.png", "labels.jpg", "labels_correlogram.jpg",
-        "train_batch0.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "confusion_matrix.png",
-    } <= names  # fmt: skip
+        "weights",
+        "opt.yaml",
+        "hyp.yaml",
+        "results.csv",
+        "results.png",
+        "labels.jpg",
+        "labels_correlogram.jpg",
+        "train_batch0.jpg",
+        "val_batch0_labels.jpg",
+        "val_batch0_pred.jpg",
+        "confusion_matrix.png",
+    } <= names
     table = pd.read_csv(trained / "results.csv", skipinitialspace=True)
     assert table["epoch"].tolist() == [0, 1] and table.drop(columns="epoch").notna().all().all()
     assert read_yaml(trained / "opt.yaml")["imgsz"] == 64 and read_yaml(trained / "hyp.yaml")["box"] == 0.05
@@ -46,8 +55,15 @@ def test_a_run_leaves_what_people_know(trained: Path) -> None:
 
 
 def test_val_finds_data_and_size_of_the_run(trained: Path, tmp_path: Path) -> None:
-    summary, maps, speed = val.run(weights=str(trained / "weights/best.pt"), project=str(tmp_path / "val"), workers=0,
-                                   save_txt=True, save_conf=True, save_json=True, conf_thres=0.0001)  # fmt: skip
+    summary, maps, speed = val.run(
+        weights=str(trained / "weights/best.pt"),
+        project=str(tmp_path / "val"),
+        workers=0,
+        save_txt=True,
+        save_conf=True,
+        save_json=True,
+        conf_thres=0.0001,
+    )
     folder = tmp_path / "val/exp"
     assert len(summary) == 7 and len(maps) == 2 and min(speed) >= 0
     assert (folder / "best_predictions.json").exists() and len(list((folder / "labels").glob("*.txt"))) == 6
@@ -56,13 +72,22 @@ def test_val_finds_data_and_size_of_the_run(trained: Path, tmp_path: Path) -> No
 
 def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name=name, seed=seed, **BASE | {"epochs": 1})
+        train.run(
+            data=str(squares),
+            cfg=str(tiny_cfg),
+            project=str(tmp_path / "runs"),
+            name=name,
+            seed=seed,
+            **BASE | {"epochs": 1},
+        )
     first, second, other = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in "abc")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_resume_ends_where_an_uninterrupted_run_ends(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_ends_where_an_uninterrupted_run_ends(
+    squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | {"epochs": 3})
     train.run(name="whole", **given)
 
@@ -90,7 +115,13 @@ def test_resume_ends_where_an_uninterrupted_run_ends(squares: Path, tiny_cfg: Pa
 
 def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, tmp_path: Path) -> None:
     start = weights_of(trained / "weights/best.pt")
-    train.run(data=str(squares), weights=str(trained / "weights/best.pt"), freeze=[3], project=str(tmp_path / "more"), **BASE | {"epochs": 1})
+    train.run(
+        data=str(squares),
+        weights=str(trained / "weights/best.pt"),
+        freeze=[3],
+        project=str(tmp_path / "more"),
+        **BASE | {"epochs": 1},
+    )
     after = weights_of(tmp_path / "more/exp/weights/last.pt")
     assert torch.equal(start["model.0.conv.weight"], after["model.0.conv.weight"])
     assert not torch.equal(start["model.7.cv1.conv.weight"], after["model.7.cv1.conv.weight"])
@@ -99,12 +130,21 @@ def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, t
 @pytest.mark.parametrize(
     "extra",
     [
-        {"rect": True}, {"image_weights": True}, {"multi_scale": True}, {"quad": True}, {"single_cls": True}, {"cache": "ram"},
-        {"optimizer": "SGD", "cos_lr": True, "label_smoothing": 0.1}, {"amp": "bf16"}, {"noval": True, "nosave": True},
-        {"hyp": "hyp.scratch-high.yaml", "save_period": 1}, {"batch_size": -1}, {"optimizer": "Adam", "noautoanchor": True},
+        {"rect": True},
+        {"image_weights": True},
+        {"multi_scale": True},
+        {"quad": True},
+        {"single_cls": True},
+        {"cache": "ram"},
+        {"optimizer": "SGD", "cos_lr": True, "label_smoothing": 0.1},
+        {"amp": "bf16"},
+        {"noval": True, "nosave": True},
+        {"hyp": "hyp.scratch-high.yaml", "save_period": 1},
+        {"batch_size": -1},
+        {"optimizer": "Adam", "noautoanchor": True},
     ],
     ids=lambda extra: "+".join(extra),
-)  # fmt: skip
+)
 def test_options_train(squares: Path, tiny_cfg: Path, tmp_path: Path, extra: dict) -> None:
     train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | extra)
     folder = tmp_path / "runs/exp"
@@ -115,7 +155,13 @@ def test_options_train(squares: Path, tiny_cfg: Path, tmp_path: Path, extra: dic
 
 
 def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), patience=1, **BASE | {"epochs": 6, "freeze": [8]})
+    train.run(
+        data=str(squares),
+        cfg=str(tiny_cfg),
+        project=str(tmp_path / "runs"),
+        patience=1,
+        **BASE | {"epochs": 6, "freeze": [8]},
+    )
     assert len(pd.read_csv(tmp_path / "runs/exp/results.csv")) < 6
 
 
@@ -136,8 +182,14 @@ def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line_and_write_nothing(words: list[str], says: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                 caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+def test_mistakes_are_one_line_and_write_nothing(
+    words: list[str],
+    says: str,
+    squares: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     common = ["--workers", "0", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
     data = [] if "--data" in words else ["--data", str(squares)]
     assert train.main([*common, *data, *words]) == 1
@@ -169,11 +221,36 @@ def test_val_mistakes(tmp_path: Path, trained: Path) -> None:
 
 @pytest.mark.parametrize("task", ["speed", "train"])
 def test_val_tasks(task: str, trained: Path, tmp_path: Path) -> None:
-    words = ["--weights", str(trained / "weights/best.pt"), "--task", task, "--project", str(tmp_path / "val"), "--workers", "0", "--augment", "--single-cls"]
+    words = [
+        "--weights",
+        str(trained / "weights/best.pt"),
+        "--task",
+        task,
+        "--project",
+        str(tmp_path / "val"),
+        "--workers",
+        "0",
+        "--augment",
+        "--single-cls",
+    ]
     assert val.main(words) == 0
 
 
 def test_val_study_draws_a_plot(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(val, "STUDY_SIZES", range(64, 128 + 1, 64))
-    assert val.main(["--weights", str(trained / "weights/best.pt"), "--task", "study", "--project", str(tmp_path / "val"), "--workers", "0"]) == 0
+    assert (
+        val.main(
+            [
+                "--weights",
+                str(trained / "weights/best.pt"),
+                "--task",
+                "study",
+                "--project",
+                str(tmp_path / "val"),
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "val/exp/study.png").exists() and len(list((tmp_path / "val/exp").glob("study_*.txt"))) == 1

@@ -297,13 +297,17 @@ class Albumentations:
             import albumentations as package
         except ImportError as error:
             raise ImportError("pixel effects need albumentations: pip install 'albumentations>=2'") from error
-        kinds = (package.Blur, package.MedianBlur, package.ToGray, package.CLAHE)
-        self.effects = package.Compose([kind(p=p) for kind in kinds])
+        self.p = p
+        self.effects = [kind(p=1.0) for kind in (package.Blur, package.MedianBlur, package.ToGray, package.CLAHE)]
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
         """Geometry and labels stay as they are."""
-        self.effects.set_random_seed(int(rng.integers(2**31)))  # the package keeps generators of its own
-        return replace(sample, image=self.effects(image=sample.image)["image"])
+        image = sample.image
+        for effect in self.effects:
+            if rng.random() < self.p:  # not by the package's Compose, which seeds all alike: then all of them or none
+                effect.set_random_seed(int(rng.integers(2**31)))
+                image = effect(image=image)["image"]
+        return replace(sample, image=image)
 
 
 def train_transforms(sample: Sample, hyp: Hyp, rng: Generator, extra: Transform | None = None) -> Sample:

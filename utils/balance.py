@@ -21,7 +21,9 @@ def labels_to_class_weights(labels: Sequence[np.ndarray], nc: int = 80) -> Tenso
     return torch.from_numpy(inverse / inverse.sum())
 
 
-def labels_to_image_weights(labels: Sequence[np.ndarray], nc: int = 80, class_weights: np.ndarray | None = None) -> np.ndarray:
+def labels_to_image_weights(
+    labels: Sequence[np.ndarray], nc: int = 80, class_weights: np.ndarray | None = None
+) -> np.ndarray:
     """The summed class weight of each picture's labels (pictures,); every class counts 1 without `class_weights`."""
     counts = np.stack([np.bincount(rows[:, 0].astype(int), minlength=nc) for rows in labels])
     return (counts * (np.ones(nc) if class_weights is None else np.asarray(class_weights))).sum(1)

@@ -81,7 +81,7 @@ class PickledNumpy(Pickled):
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def value(self) -> np.ndarray:
+    def value(self) -> np.ndarray | np.generic:
         """The array or number; raises ValueError for one that does not consist of plain numbers."""
         if self.path.endswith(_NUMBER):
             (kind, raw), shape, order = self.args, (), "C"
@@ -93,7 +93,8 @@ class PickledNumpy(Pickled):
         name, byte_order = str(kind.args[0]), str(kind.state[1])
         if not re.fullmatch(r"[biuf][1248]", name) or byte_order not in "<>|=" or not isinstance(raw, bytes):
             raise ValueError(f"a numpy array of {name}; only plain numbers are read")
-        return np.frombuffer(raw, byte_order + name).reshape(shape, order=order)
+        array = np.frombuffer(raw, byte_order + name).reshape(shape, order=order)
+        return array[()] if shape == () else array  # numpy's number, as it was
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -137,7 +138,7 @@ def _reason(error: BaseException) -> str:
 def _readable(key: str, value: Any) -> Any:
     """What a checkpoint holds under a key, as tensors and builtins."""
     if isinstance(value, PickledNumpy) and key == "best_fitness":
-        return float(value.value().ravel()[0])  # YOLOv5 6.1 keeps an array of one number
+        return float(np.ravel(value.value())[0])  # YOLOv5 6.1 keeps an array of one number
     if isinstance(value, Pickled) and not isinstance(value, PickledNumpy):
         return _describe_pickled(value)
     return _plain(value, key)
@@ -234,19 +235,25 @@ def _plain(value: Any, key: str) -> Any:
     """The value as tensors and builtins; raises ValueError naming the key for what has no such form."""
     if isinstance(value, PickledNumpy):
         value = value.value()
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
     if isinstance(value, Mapping):
         return {_plain(k, key): _plain(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         parts = [_plain(part, key) for part in value]
         return tuple(parts) if isinstance(value, tuple) else parts
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-        return torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) if value.ndim else value.item()
-    if isinstance(value, (Path, torch.device, torch.dtype)):
-        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value), key)
+    return _plain_leaf(value, key)
+
+
+def _plain_leaf(value: Any, key: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (Path, torch.device, torch.dtype)):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return value
     raise ValueError(f"checkpoint entry {key}: {type(value).__name__} is neither tensor nor builtin; convert it first")

@@ -59,7 +59,9 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "
                 extra.setdefault("nargs", "+")
             extra.setdefault("metavar", item.name.upper() if not extra.get("choices") else None)
         shown = f" (default: {default})" if default not in (None, False, "", []) else ""
-        parser.add_argument(*names, dest=item.name, default=default, help=(item.metadata["help"] + shown).replace("%", "%%"), **extra)
+        parser.add_argument(
+            *names, dest=item.name, default=default, help=(item.metadata["help"] + shown).replace("%", "%%"), **extra
+        )
     return kind(**vars(parser.parse_args(argv)))
 
 
@@ -108,7 +110,7 @@ def make_divisible(value: float, divisor: int) -> int:
 
 
 def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> int | list[int]:
-    """Each side rounded up to a multiple of the stride `s` and to at least `floor`, with a warning when that changes it.
+    """Each side rounded up to a multiple of the stride `s` and to at least `floor`; a change is warned of.
 
     Raises ValueError for a side below 1.
     """
@@ -118,7 +120,10 @@ def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> i
         raise ValueError(f"--imgsz {imgsz}: the image size must be at least 1 pixel")
     fitting = [max(make_divisible(side, stride), floor) for side in sides]
     if fitting != sides:
-        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of the largest stride {stride}; using {fitting[0] if isinstance(imgsz, int) else fitting}")
+        LOGGER.warning(
+            f"--imgsz {imgsz} is not a multiple of the largest stride {stride}; "
+            f"using {fitting[0] if isinstance(imgsz, int) else fitting}"
+        )
     return fitting[0] if isinstance(imgsz, int) else fitting
 
 
@@ -135,7 +140,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})") from None
+        raise ValueError(
+            f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
     return content
@@ -171,8 +178,8 @@ class DataConfig:
     def load(cls, file: str | Path) -> DataConfig:
         """Read a data set YAML in any of YOLOv5's forms; the data itself is not touched.
 
-        `names` is a list or a mapping from index to name; `train`, `val`, `test` are a folder, a .txt list, or a list of
-        either, relative to `path`; `path` is relative to the YAML's own folder or to the data sets' root.
+        `names` is a list or a mapping from index to name; `train`, `val`, `test` are a folder, a .txt list, or a list
+        of either, relative to `path`; `path` is relative to the YAML's own folder or to the data sets' root.
         Raises ValueError naming file, key and remedy.
         """
         file = Path(file)
@@ -185,7 +192,9 @@ class DataConfig:
         splits = {split: _split_paths(file, root, split, content.get(split)) for split in ("train", "val", "test")}
         for split in ("train", "val"):
             if not splits[split]:
-                raise ValueError(f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)")
+                raise ValueError(
+                    f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
+                )
         download = content.get("download")
         return cls(file, root, **splits, names=names, download=None if download is None else str(download).strip())
 
@@ -200,7 +209,9 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         names = [f"class{i}" for i in range(count)]
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise ValueError(f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {list(names)[:5]}")
+            raise ValueError(
+                f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {list(names)[:5]}"
+            )
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {names!r}")
@@ -288,7 +299,9 @@ class Hyp:
         hints = typing.get_type_hints(cls)
         for key, value in content.items():
             if key not in hints:
-                raise ValueError(f"{name}: unknown hyper-parameter {key!r}{_nearest(key, hints)}; known: {', '.join(hints)}")
+                raise ValueError(
+                    f"{name}: unknown hyper-parameter {key!r}{_nearest(key, hints)}; known: {', '.join(hints)}"
+                )
             content[key] = _number(name, key, value, _inner_type(hints[key])[0])
         hyp = cls(**content)
         for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr"):

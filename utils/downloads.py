@@ -101,6 +101,25 @@ def _fetch_once(url: str, part: Path, note: Path) -> None:
             raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
+def _fetch_whole(url: str, part: Path, note: Path) -> None:
+    """Try a few times, going on where the last try ended. Raises OSError in one line when it does not work."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _fetch_once(url, part, note)
+        except urllib.error.HTTPError as error:
+            last: Exception = error
+            if error.code == 416:  # nothing left to send, or another file by now: begin again
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                break
+        except (OSError, HTTPException) as error:
+            last = error
+        if attempt < ATTEMPTS:
+            time.sleep(attempt)
+    reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
+    raise OSError(f"{url} cannot be fetched ({reason}); check the address and the network, then try again") from last
+
+
 def download_file(url: str, target: str | Path, checksum: str | None = None) -> Path:
     """Fetch a URL to the file `target`; an existing file is kept (if its checksum, where given, is right).
 
@@ -115,22 +134,7 @@ def download_file(url: str, target: str | Path, checksum: str | None = None) -> 
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            _fetch_once(url, part, note)
-            break
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing left to send, or another file by now: begin again
-                part.unlink(missing_ok=True)
-            elif error.code < 500 or attempt == ATTEMPTS:
-                raise OSError(f"{url}: the server answers {error.code} {error.reason}") from error
-        except (OSError, HTTPException) as error:
-            if attempt == ATTEMPTS:
-                reason = getattr(error, "reason", None) or error
-                raise OSError(f"{url} cannot be fetched ({reason}); check the network and try again") from error
-        time.sleep(attempt - 1)
-    else:
-        raise OSError(f"{url} cannot be fetched: the server refuses to send it whole")
+    _fetch_whole(url, part, note)
     _verify(part, checksum, url)
     os.replace(part, target)
     note.unlink(missing_ok=True)
@@ -229,7 +233,8 @@ def fetch(files: Sequence[str | Remote], folder: str | Path, unpack: bool = True
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def one(file: str | Remote) -> Path:
+    def fetch_one(file: str | Remote) -> Path:
+        """Fetch, and unpack, one of them."""
         remote = Remote(file) if isinstance(file, str) else file
         path = download_file(remote.url, folder / url2file(remote.url), remote.checksum)
         if unpack and path.name.lower().endswith(ARCHIVES):
@@ -239,4 +244,4 @@ def fetch(files: Sequence[str | Remote], folder: str | Path, unpack: bool = True
         return path
 
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, files))
+        return list(pool.map(fetch_one, files))

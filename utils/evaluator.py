@@ -78,7 +78,9 @@ def evaluate(
     metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
     losses, clock, seen = torch.zeros(3, device=device), [0.0, 0.0, 0.0], 0
     autocast = torch.autocast(device.type, settings.autocast) if settings.autocast else nullcontext()
-    for index, batch in enumerate(tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress, leave=listener.progress)):
+    for index, batch in enumerate(
+        tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress, leave=listener.progress)
+    ):
         start = time_sync()
         images = batch.images.to(device, non_blocking=True)
         images = (images.half() if settings.half else images.float()) / 255
@@ -123,7 +125,9 @@ class Listener:
 
 def _suppress(predictions: Tensor, targets: Tensor, shape: torch.Size, settings: EvalSettings) -> list[Tensor]:
     size = torch.tensor([shape[3], shape[2]] * 2, device=targets.device)
-    labels = [torch.cat((t[:, 1:2], t[:, 2:] * size), 1) for i in range(shape[0]) for t in (targets[targets[:, 0] == i],)]
+    labels = [
+        torch.cat((t[:, 1:2], t[:, 2:] * size), 1) for i in range(shape[0]) for t in (targets[targets[:, 0] == i],)
+    ]
     return non_max_suppression(
         predictions,
         settings.conf_thres,
@@ -136,7 +140,13 @@ def _suppress(predictions: Tensor, targets: Tensor, shape: torch.Size, settings:
 
 
 def _score(
-    metrics: DetectionMetrics, found: Tensor, targets: Tensor, i: int, batch: Any, shape: torch.Size, settings: EvalSettings
+    metrics: DetectionMetrics,
+    found: Tensor,
+    targets: Tensor,
+    i: int,
+    batch: Any,
+    shape: torch.Size,
+    settings: EvalSettings,
 ) -> ImageResult:
     """Bring picture i's detections and labels to its own pixels and count them."""
     native, ratio_pad = batch.shapes[i]
@@ -160,6 +170,9 @@ def log_table(result: ValResult, per_class: bool = False) -> None:
             LOGGER.info(row % (c.name, c.images, c.labels, c.precision, c.recall, c.map50, c.map))
     for size, score in m.by_size.items():
         if score.labels:
-            LOGGER.info(("%20s" + "%11s%11i" + "%11s" * 2 + "%11.3g" * 2) % (f"({size})", "", score.labels, "", "", score.map50, score.map))
+            LOGGER.info(
+                ("%20s" + "%11s%11i" + "%11s" * 2 + "%11.3g" * 2)
+                % (f"({size})", "", score.labels, "", "", score.map50, score.map)
+            )
     if m.labels == 0:
         LOGGER.warning("no labels in this split: the metrics say nothing; check the folder of label files")

@@ -40,6 +40,14 @@ class Counts:
     corrupt: int = 0
     total: int = 0
 
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Counts:
+        """Count checked pairs."""
+        found = sum(record.has_label_file for record in records)
+        usable = [record for record in records if record.size is not None]
+        empty = sum(record.has_label_file and not len(record.labels) for record in usable)
+        return cls(found, len(records) - found, empty, len(records) - len(usable), len(records))
+
     def __str__(self) -> str:
         return f"{self.found} found, {self.missing} missing, {self.empty} empty, {self.corrupt} corrupt"
 
@@ -97,10 +105,7 @@ class LabelIndex:
             "points": _joined(segments, 2),
             "point_ends": _ends(map(len, segments)),
         }
-        found = sum(record.has_label_file for record in records)
-        empty = sum(record.has_label_file and not len(record.labels) for record in kept)
-        counts = Counts(found, len(records) - found, empty, len(records) - len(kept), len(records))
-        return cls(arrays, counts, [record.problem for record in records if record.problem])
+        return cls(arrays, Counts.of(records), [record.problem for record in records if record.problem])
 
     def __len__(self) -> int:
         return len(self.arrays["sizes"])

@@ -10,7 +10,10 @@ LOGGER = logging.getLogger("yolov5")
 
 _STYLES = {
     **{name: f"\033[{30 + i}m" for i, name in enumerate("black red green yellow blue magenta cyan white".split())},
-    **{f"bright_{name}": f"\033[{90 + i}m" for i, name in enumerate("black red green yellow blue magenta cyan white".split())},
+    **{
+        f"bright_{name}": f"\033[{90 + i}m"
+        for i, name in enumerate("black red green yellow blue magenta cyan white".split())
+    },
     "bold": "\033[1m",
     "underline": "\033[4m",
     "end": "\033[0m",

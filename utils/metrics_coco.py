@@ -118,14 +118,16 @@ def _match(iou: np.ndarray, foreign: np.ndarray) -> np.ndarray:
     iou, foreign = iou[:, useful], foreign[:, None, useful]
     free = np.ones((len(foreign), len(THRESHOLDS), iou.shape[1]), dtype=bool)
     preferred = np.where(foreign, 0, 2)  # more than an overlap can make up for
+    cases, last = np.ogrid[: len(foreign), : len(THRESHOLDS)], iou.shape[1] - 1
     for index in np.flatnonzero(near.any(axis=1)):
         fits = free & (iou[index] >= THRESHOLDS[:, None])
+        if not fits.any():
+            continue
         rating = np.where(fits, iou[index] + preferred, -1)
-        best = rating.shape[2] - 1 - rating[:, :, ::-1].argmax(axis=2)[:, :, None]
-        value = np.take_along_axis(rating, best, axis=2)[:, :, 0]
+        best = last - rating[:, :, ::-1].argmax(axis=2)
+        value = rating[*cases, best]
         states[:, :, index] = np.where(value >= 2, RIGHT, np.where(value >= 0, IGNORED, WRONG))
-        taken = np.take_along_axis(free, best, axis=2) & (value < 0)[:, :, None]
-        np.put_along_axis(free, best, taken, axis=2)
+        free[*cases, best] &= value < 0
     return states
 
 

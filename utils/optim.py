@@ -47,7 +47,7 @@ class Recipe:
 def choose_recipe(name: str, hyp: Hyp, nc: int, steps: int, total_batch: int) -> Recipe:
     """What `--optimizer` means in a run of this many optimiser steps.
 
-    `auto` takes AdamW for runs under 10,000 steps, with a step size that falls with the number of classes, and SGD above;
+    `auto` takes AdamW for runs under 10,000 steps, with a step size that falls with the number of classes, else SGD;
     a named optimiser takes lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is
     scaled with the share of the nominal batch that one step really sees, as in YOLOv5.
     """
@@ -86,7 +86,9 @@ class Schedule:
     `lr` to `lr * lrf`, linearly or along a cosine.
     """
 
-    def __init__(self, hyp: Hyp, recipe: Recipe, epochs: int, batches: int, total_batch: int, cosine: bool = False) -> None:
+    def __init__(
+        self, hyp: Hyp, recipe: Recipe, epochs: int, batches: int, total_batch: int, cosine: bool = False
+    ) -> None:
         self.hyp, self.recipe = hyp, recipe
         self.epochs, self.batches, self.cosine = epochs, batches, cosine
         self.accumulate = max(round(hyp.nominal_batch / total_batch), 1)
@@ -100,7 +102,7 @@ class Schedule:
         return shape * (1 - self.hyp.lrf) + self.hyp.lrf
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> int:
-        """Set every group for this iteration (counted from 0 over the whole run); returns batches per optimiser step."""
+        """Set every group for this iteration (counted from 0 over the run); returns batches per optimiser step."""
         lr = self.recipe.lr * self.factor(iteration // self.batches)
         momentum, accumulate, start = self.recipe.momentum, self.accumulate, {}
         if iteration < self.warmup:

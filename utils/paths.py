@@ -35,7 +35,9 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
     if path.is_dir():
         raise ValueError(f"{file} is a folder; expected a file")
     below = [found for folder in _SEARCHED for found in sorted((ROOT / folder).rglob("*")) if found.is_file()]
-    matches = [found for found in below if found.name == path.name and found.as_posix().endswith(path.as_posix().lstrip("./"))]
+    matches = [
+        found for found in below if found.name == path.name and found.as_posix().endswith(path.as_posix().lstrip("./"))
+    ]
     if len(matches) == 1:
         return matches[0]
     if matches:

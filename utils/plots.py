@@ -8,22 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
 from utils.annotator import Annotator, Colors, colors, drawable_names
 from utils.boxes import xywh2xyxy, xyxy2xywh
-from utils.figures import GREY, INK, new_figure, save_figure, series_colour, text_font, title
+from utils.figures import (
+    GREY,
+    INK,
+    draw_heat,
+    draw_outlines,
+    new_figure,
+    save_figure,
+    series_colour,
+    text_font,
+    title,
+)
 from utils.log import LOGGER
 from utils.plots_metrics import plot_confusion_matrix, plot_curves, plot_val_study
 from utils.writers import write_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "Annotator", "Colors", "colors", "drawable_names", "feature_visualization", "output_to_target",
@@ -34,7 +45,6 @@ SHOWN_CONFIDENCE = 0.25  # predictions below it are left out of the mosaics
 BLANK = 255  # unused tiles are white
 FEATURE_TILE = 160  # pixels that small feature maps are enlarged to, about
 OUTLINED_BOXES = 1000  # as many label outlines as the eye can take
-HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#bfdbfe", "#3b82f6", "#1e3a8a"])
 
 # results.png, panel by panel, in the order of YOLOv5
 RESULT_PANELS = (
@@ -214,16 +224,14 @@ def _outlines(axis: Axes, boxes: np.ndarray) -> None:
     """Boxes around a common centre: their range of shapes at a glance."""
     chosen = boxes[np.linspace(0, len(boxes) - 1, min(len(boxes), OUTLINED_BOXES)).astype(int)] if len(boxes) else boxes
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
-    lines = chosen[:, None, 2:] * corners + 0.5
-    axis.add_collection(LineCollection(list(lines), colors=INK, linewidths=0.6, alpha=0.15))
+    draw_outlines(axis, chosen[:, None, 2:] * corners + 0.5)
     axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     title(axis, "Shapes, as shares of the picture")
 
 
 def _density(axis: Axes, x: np.ndarray, y: np.ndarray, words: tuple[str, str, str]) -> None:
-    """How often pairs of values occur, from white to dark; the root keeps rare pairs visible."""
-    counts, x_edges, y_edges = np.histogram2d(x, y, bins=50, range=[[0, 1], [0, 1]])
-    axis.pcolormesh(x_edges, y_edges, np.sqrt(counts.T), cmap=HEAT, rasterized=True)
+    """How often pairs of values occur."""
+    draw_heat(axis, *np.histogram2d(x, y, bins=50, range=[[0, 1], [0, 1]]))
     axis.set_aspect("equal")
     title(axis, *words)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from utils.annotator import drawable_names
 from utils.figures import GREY, INK, new_figure, save_figure, series_colour, text_font, title
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from utils.metrics import Curves
 
 LEGEND_CLASSES = 20  # more classes than this are drawn as thin grey lines without names

@@ -62,7 +62,9 @@ class Report(Listener):
         if self.settings.plots and index < _DRAWN_BATCHES:
             folder, names = self.settings.folder, self.settings.names
             plot_images(batch.images, batch.targets, batch.paths, folder / f"val_batch{index}_labels.jpg", names)
-            plot_images(batch.images, output_to_target(detections), batch.paths, folder / f"val_batch{index}_pred.jpg", names)
+            plot_images(
+                batch.images, output_to_target(detections), batch.paths, folder / f"val_batch{index}_pred.jpg", names
+            )
 
     def finish(self, result: ValResult) -> None:
         """Draw the curves and the confusion matrix, write the JSON."""
@@ -90,7 +92,9 @@ def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int]) -> tuple
     ):
         try:
             evaluation = getattr(importlib.import_module(module), kind)
-            coco = importlib.import_module("faster_coco_eval" if package == "faster_coco_eval" else "pycocotools.coco").COCO
+            coco = importlib.import_module(
+                "faster_coco_eval" if package == "faster_coco_eval" else "pycocotools.coco"
+            ).COCO
         except ImportError:
             continue
         truth = coco(str(annotations))

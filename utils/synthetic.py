@@ -339,12 +339,9 @@ def _write_scene(root: Path, name: str, rng: Generator, sides: Size) -> None:
 
 def _move_into_place(beside: Path, root: Path, wanted: dict) -> None:
     """Put a complete drawing where it belongs, unless another process was faster."""
-    if _is_drawn(root, wanted):
-        return
-    if root.exists():
-        shutil.rmtree(root)
     try:
-        os.replace(beside, root)
+        os.replace(beside, root)  # fails where a folder with something in it is in the way
     except OSError:
         if not _is_drawn(root, wanted):
-            raise
+            shutil.rmtree(root, ignore_errors=True)
+            os.replace(beside, root)

@@ -37,7 +37,12 @@ class Precision:
     @classmethod
     def choose(cls, name: str, device: torch.device) -> Precision:
         """`auto` is float16 on CUDA and float32 on CPU; `fp16`, `bf16` and `off` say it. Raises ValueError."""
-        kinds = {"auto": torch.float16 if device.type == "cuda" else None, "fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
+        kinds = {
+            "auto": torch.float16 if device.type == "cuda" else None,
+            "fp16": torch.float16,
+            "bf16": torch.bfloat16,
+            "off": None,
+        }
         if name not in kinds:
             raise ValueError(f"--amp {name}: choose one of {', '.join(kinds)}")
         if name == "fp16" and device.type == "cpu":
@@ -110,7 +115,9 @@ class Trainer:
                 waiting = 0
             mean = (mean * index + items) / (index + 1)
             bar.set_description(self._line(epoch, mean, len(batch.targets), images.shape[-1]))
-            self.callbacks.run("on_train_batch_end", iteration, self.model, images, batch.targets, batch.paths, True, False)
+            self.callbacks.run(
+                "on_train_batch_end", iteration, self.model, images, batch.targets, batch.paths, True, False
+            )
         return mean_over_ranks(mean).tolist()
 
     def _prepare(self, images: Tensor, sizes: np.random.Generator) -> Tensor:
@@ -147,4 +154,10 @@ class Trainer:
 
     def _line(self, epoch: int, mean: Tensor, labels: int, size: int) -> str:
         memory = f"{torch.cuda.memory_reserved(self.device) / 1e9:.3g}G" if self.device.type == "cuda" else "0G"
-        return ("%10s" * 2 + "%10.4g" * 5) % (f"{epoch}/{self.settings.epochs - 1}", memory, *mean.tolist(), labels, size)
+        return ("%10s" * 2 + "%10.4g" * 5) % (
+            f"{epoch}/{self.settings.epochs - 1}",
+            memory,
+            *mean.tolist(),
+            labels,
+            size,
+        )

@@ -168,7 +168,7 @@ def test_shapes_that_do_not_fit(change, message):
 
 
 def test_unknown_backend_and_topk():
-    with pytest.raises(ValueError, match="there are auto, reference, sdpa"):
+    with pytest.raises(ValueError, match="there are auto, reference, sdpa, triton"):
         routed_attention(*make(), backend="magic")
     with pytest.raises(ValueError, match="topk=0"):
         route(torch.ones(1, 2, 2), torch.ones(1, 2, 2), 0, 1.0)

@@ -59,7 +59,9 @@ def test_defaults_are_not_shared() -> None:
     assert Some().weights == []
 
 
-@pytest.mark.parametrize("text, says", [("", "NoneType"), ("- 1\n", "list"), ("a: [1\nb: 2", "line 2"), ("\tx: 1", "line 1")])
+@pytest.mark.parametrize(
+    "text, says", [("", "NoneType"), ("- 1\n", "list"), ("a: [1\nb: 2", "line 2"), ("\tx: 1", "line 1")]
+)
 def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, says: str) -> None:
     (file := tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ValueError, match=says) as error:
@@ -83,7 +85,11 @@ def data_yaml(folder: Path, text: str) -> Path:
 def test_data_in_all_forms(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     one = DataConfig.load(data_yaml(tmp_path, "path: set\ntrain: [a, b.txt]\nval: c\nnc: 2\nnames: [x, y]\n"))
-    assert one.train == (tmp_path / "set/a", tmp_path / "set/b.txt") and one.val == (tmp_path / "set/c",) and one.test == ()
+    assert (
+        one.train == (tmp_path / "set/a", tmp_path / "set/b.txt")
+        and one.val == (tmp_path / "set/c",)
+        and one.test == ()
+    )
     two = DataConfig.load(data_yaml(tmp_path, "train: a\nval: /abs\nnames: {1: y, 0: x}\n"))
     assert two.names == ("x", "y") and two.nc == 2 and two.val == (Path("/abs"),) and two.root == tmp_path
     three = DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnc: 3\n"))
@@ -128,9 +134,16 @@ def test_hyp_reads_numbers_written_as_text() -> None:
 
 @pytest.mark.parametrize(
     "content, says",
-    [({"lr": 1}, "unknown hyper-parameter"), ({"lr0": "x"}, "a number"), ({"mosaic": 2}, "probability"), ({"box_iou": 3}, "text"),
-     ({"lr0": float("nan")}, "a number"), ({"anchor_t": 1}, "above 1"), ({"hsv_h": True}, "a number")],
-)  # fmt: skip
+    [
+        ({"lr": 1}, "unknown hyper-parameter"),
+        ({"lr0": "x"}, "a number"),
+        ({"mosaic": 2}, "probability"),
+        ({"box_iou": 3}, "text"),
+        ({"lr0": float("nan")}, "a number"),
+        ({"anchor_t": 1}, "above 1"),
+        ({"hsv_h": True}, "a number"),
+    ],
+)
 def test_hyp_mistakes(content: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Hyp.load(content)

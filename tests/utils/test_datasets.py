@@ -113,7 +113,8 @@ def test_an_item_depends_on_its_key_only(folder: Path) -> None:
     dataset = DetectionDataset(folder, 64, 4, True, ALL_ON, seed=5)
     first = [dataset[SampleKey(i, 2)] for i in range(10)]
     other_order = [dataset[SampleKey(i, 2)] for i in reversed(range(10))][::-1]
-    assert all(torch.equal(a.image, b.image) and torch.equal(a.targets, b.targets) for a, b in zip(first, other_order, strict=True))
+    for item, again in zip(first, other_order, strict=True):
+        assert torch.equal(item.image, again.image) and torch.equal(item.targets, again.targets)
     changed = [SampleKey(0, 3), SampleKey(0, 2, repeat=1), SampleKey(0, 2, plain=True)]
     assert all(not torch.equal(first[0].image, dataset[key].image) for key in changed)
     assert not torch.equal(first[0].image, DetectionDataset(folder, 64, 4, True, ALL_ON, seed=6)[SampleKey(0, 2)].image)
@@ -126,6 +127,13 @@ def test_targets_stay_inside(folder: Path) -> None:
             targets = dataset[SampleKey(position, epoch)].targets
             corners = torch.cat((targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2))
             assert targets.shape[1] == 6 and corners.ge(-1e-6).all() and corners.le(1 + 1e-6).all()
+
+
+def test_boxes_over_the_edge_are_cut_there(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("0 .9 .5 .4 .5")
+    row = DetectionDataset(tmp_path, 64)[0].targets[0, 2:]
+    np.testing.assert_allclose(row, [0.85, 0.5, 0.3, 0.5], atol=1e-4)
 
 
 def test_plain_items_show_one_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,12 +313,12 @@ def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
         outcomes[len(batch.targets)] = batch
     assert set(outcomes) == {1, 3}, "one picture's label, or those of the three that have one"
     large, tiled = outcomes[1], outcomes[3]
-    torch.testing.assert_close(large.targets[:, 2:], four[0].targets[:, 2:])
+    assert torch.equal(large.targets[:, 2:], four[0].targets[:, 2:])
     for number, (top, left) in enumerate([(0, 0), (64, 0), (0, 64), (64, 64)]):
         assert torch.equal(tiled.images[0, :, top : top + 64, left : left + 64], four[number].image)
     row = four[1].targets[0]
     expected = [0, row[1], row[2] / 2, row[3] / 2 + 0.5, row[4] / 2, row[5] / 2]
-    torch.testing.assert_close(tiled.targets[1], torch.tensor(expected))
+    np.testing.assert_allclose(tiled.targets[1], expected, atol=1e-6)
 
 
 # ---- picture caches --------------------------------------------------------------------------------------------------

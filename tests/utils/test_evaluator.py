@@ -24,7 +24,12 @@ class Pictures(NamedTuple):
 def batch(targets: list[list[float]], count: int = 2) -> Pictures:
     """`count` pictures of 100 x 200 pixels on disk, letterboxed to 64 x 128 in a 96 x 128 batch."""
     shapes = tuple(((100, 200), ((0.64, 0.64), (0.0, 16.0))) for _ in range(count))
-    return Pictures(torch.zeros(count, 3, 96, 128, dtype=torch.uint8), torch.tensor(targets).view(-1, 6), tuple("ab"[:count]), shapes)
+    return Pictures(
+        torch.zeros(count, 3, 96, 128, dtype=torch.uint8),
+        torch.tensor(targets).view(-1, 6),
+        tuple("ab"[:count]),
+        shapes,
+    )
 
 
 def answers(rows: dict[int, list[list[float]]], count: int = 2, classes: int = 2) -> Tensor:
@@ -71,7 +76,9 @@ def test_perfect_answers_score_0995_and_come_back_in_native_pixels() -> None:
 def test_wrong_class_scores_nothing_unless_classes_are_one() -> None:
     targets, found = [[0, 0, 0.5, 0.5, 0.25, 0.5]], answers({0: [[64, 48, 32, 48, 1, 0, 1]]})
     plain = evaluate(lambda x: (found, None), [batch(targets)], ["a", "b"], CPU, listener=Quiet())
-    single = evaluate(lambda x: (found, None), [batch(targets)], ["a", "b"], CPU, EvalSettings(single_cls=True), Quiet())
+    single = evaluate(
+        lambda x: (found, None), [batch(targets)], ["a", "b"], CPU, EvalSettings(single_cls=True), Quiet()
+    )
     assert plain.metrics.map50 == 0 and single.metrics.map50 == pytest.approx(0.995)
 
 
@@ -83,7 +90,9 @@ def test_hybrid_puts_labels_among_the_detections() -> None:
 
 def test_table_names_the_classes_and_the_sizes(caplog: pytest.LogCaptureFixture) -> None:
     targets = [[0, 0, 0.5, 0.5, 0.25, 0.5]]
-    result = evaluate(lambda x: (answers({0: [[64, 48, 32, 48, 1, 1, 0]]}), None), [batch(targets)], ["a", "b"], CPU, listener=Quiet())
+    result = evaluate(
+        lambda x: (answers({0: [[64, 48, 32, 48, 1, 1, 0]]}), None), [batch(targets)], ["a", "b"], CPU, listener=Quiet()
+    )
     with caplog.at_level("INFO", logger="yolov5"):
         log_table(result, per_class=True)
     rows = [line.split() for line in caplog.text.splitlines()]

@@ -207,7 +207,7 @@ GOOD_ROWS = {
     "empty": ("", []),
     "white space only": ("  \n\n \n", []),
     "one row, no line end": ("1 0.5 0.5 0.2 0.2", [[1, 0.5, 0.5, 0.2, 0.2]]),
-    "blank lines between": ("0 .5 .5 .2 .2\n   \n\n1 .1 .1 .05 .05\r\n", [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.1, 0.1, 0.05, 0.05]]),
+    "blank lines between": ("0 1 1 .2 .2\n  \n\n1 .1 .1 .2 .2\r\n", [[0, 1, 1, 0.2, 0.2], [1, 0.1, 0.1, 0.2, 0.2]]),
     "the limits": ("0 1 1 1 1\n0 0 0 0 0", [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0]]),
     "whole class as a fraction": ("1.0\t.5 .5 2e-1 .2", [[1, 0.5, 0.5, 0.2, 0.2]]),
     "byte order mark": ("\ufeff0 .5 .5 .2 .2", [[0, 0.5, 0.5, 0.2, 0.2]]),
@@ -306,7 +306,8 @@ def test_what_is_written_is_read(rows: list[tuple]) -> None:
 def mixed(tmp_path: Path) -> Path:
     """Pictures with boxes, polygons, both, nothing, no file and a bad one, in a folder with a dot and a space."""
     root = tmp_path / "my data v1.0"
-    texts = {"a": "0 .5 .5 .2 .2\n1 .1 .1 .1 .1", "b": POLYGON, "c": f"2 .5 .5 .1 .1\n{POLYGON}", "d": "", "e": None, "f": "0 1"}
+    texts = {"a": "0 .5 .5 .2 .2\n1 .1 .1 .1 .1", "b": POLYGON, "c": f"2 .5 .5 .1 .1\n{POLYGON}"}
+    texts |= {"d": "", "e": None, "f": "0 1"}
     for name, text in texts.items():
         pair(root, text, f"v1.0/{name}")
     return root

@@ -53,7 +53,9 @@ def rates(schedule: Schedule, iterations: range, name: str = "SGD") -> list[tupl
     optimizer, rows = build_optimizer(net(), schedule.recipe), []
     for i in iterations:
         accumulate = schedule.apply(optimizer, i)
-        rows.append((*(group["lr"] for group in optimizer.param_groups), optimizer.param_groups[0]["momentum"], accumulate))
+        rows.append(
+            (*(group["lr"] for group in optimizer.param_groups), optimizer.param_groups[0]["momentum"], accumulate)
+        )
     return rows
 
 
@@ -61,7 +63,11 @@ def test_warm_up_ends_where_the_schedule_begins() -> None:
     hyp = Hyp(warmup_epochs=3)
     schedule = Schedule(hyp, Recipe("SGD", 0.01, 0.937, 0), epochs=100, batches=500, total_batch=16)
     assert schedule.warmup == 1500
-    first, last, after = rates(schedule, range(0, 1)), rates(schedule, range(1499, 1500)), rates(schedule, range(1500, 1501))
+    first, last, after = (
+        rates(schedule, range(0, 1)),
+        rates(schedule, range(1499, 1500)),
+        rates(schedule, range(1500, 1501)),
+    )
     assert first[0] == (0.0, 0.0, 0.1, 0.8, 1)
     assert last[0][0] == pytest.approx(after[0][0], rel=0.02) and last[0][2] == pytest.approx(after[0][2], rel=0.02)
     assert after[0][3:] == (0.937, 4)

@@ -15,7 +15,9 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
     assert increment_path(tmp_path / "exp") == tmp_path / "exp"
 
 
-@pytest.mark.parametrize("present, then", [([""], "exp2"), (["", "2"], "exp3"), (["", "2", "5"], "exp6"), (["", "x"], "exp2")])
+@pytest.mark.parametrize(
+    "present, then", [([""], "exp2"), (["", "2"], "exp3"), (["", "2", "5"], "exp6"), (["", "x"], "exp2")]
+)
 def test_runs_are_numbered(tmp_path: Path, present: list[str], then: str) -> None:
     for end in present:
         (tmp_path / f"exp{end}").mkdir()

@@ -23,7 +23,9 @@ def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
 
 
 def test_label_file_and_rows(tmp_path: Path) -> None:
-    settings = ReportSettings(tmp_path, ["a", "b"], plots=False, txt=True, confidence=True, json=tmp_path / "rows.json", categories=COCO_IDS)
+    settings = ReportSettings(
+        tmp_path, ["a", "b"], plots=False, txt=True, confidence=True, json=tmp_path / "rows.json", categories=COCO_IDS
+    )
     report = Report(settings)
     report.image(result())
     assert (tmp_path / "labels/7.txt").read_text() == "1 0.1 0.4 0.1 0.4 0.9\n"
@@ -37,11 +39,17 @@ def test_coco_ids_are_the_80_of_91() -> None:
 def test_cocos_own_evaluation(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     truth = {
-        "info": {}, "images": [{"id": 7, "width": 200, "height": 100}], "categories": [{"id": 2, "name": "b"}],
-        "annotations": [{"id": 1, "image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "area": 800, "iscrowd": 0}],
-    }  # fmt: skip
+        "info": {},
+        "images": [{"id": 7, "width": 200, "height": 100}],
+        "categories": [{"id": 2, "name": "b"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "area": 800, "iscrowd": 0}
+        ],
+    }
     (annotations := tmp_path / "truth.json").write_text(json.dumps(truth))
-    (rows := tmp_path / "rows.json").write_text(json.dumps([{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]))
+    (rows := tmp_path / "rows.json").write_text(
+        json.dumps([{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}])
+    )
     assert coco_score(rows, annotations, [7]) == pytest.approx((1.0, 1.0))
     rows.write_text("[]")
     assert coco_score(rows, annotations, [7]) == (0.0, 0.0)

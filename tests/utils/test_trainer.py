@@ -56,7 +56,9 @@ def trainer(hyp: Hyp, epochs: int = 1, batches: int = 4, batch: int = 1, **setti
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.0)
     schedule = Schedule(hyp, recipe, epochs, batches, batch)
     given = EpochSettings(epochs, 64, 32, **settings)
-    return Trainer(model, model, to_one, optimizer, schedule, Average(), Precision.choose("off", CPU), given, Callbacks())
+    return Trainer(
+        model, model, to_one, optimizer, schedule, Average(), Precision.choose("off", CPU), given, Callbacks()
+    )
 
 
 def loader(batches: int = 4, side: int = 64) -> list[Pictures]:
@@ -124,6 +126,16 @@ def test_bf16_trains_a_convolution() -> None:
     model = Net()
     optimizer = build_optimizer(model, Recipe("AdamW", 0.05, 0.9, 0.0))
     schedule = Schedule(Hyp(warmup_epochs=0, nominal_batch=1), Recipe("AdamW", 0.05, 0.9, 0.0), 3, 10, 1)
-    one = Trainer(model, model, to_one, optimizer, schedule, Average(), Precision.choose("bf16", CPU), EpochSettings(3, 64, 32), Callbacks())
+    one = Trainer(
+        model,
+        model,
+        to_one,
+        optimizer,
+        schedule,
+        Average(),
+        Precision.choose("bf16", CPU),
+        EpochSettings(3, 64, 32),
+        Callbacks(),
+    )
     losses = [one.epoch(epoch, loader(10))[0] for epoch in range(3)]
     assert losses[2] < 0.1 * losses[0]

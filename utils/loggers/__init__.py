@@ -13,8 +13,10 @@ from utils.loggers.csv import CsvLogger
 from utils.loggers.pictures import PictureLogger
 
 
-def subscribe_loggers(callbacks: Callbacks, folder: Path, names: Sequence[str], labels: np.ndarray, start_epoch: int = 0) -> None:
-    """results.csv and pictures always, TensorBoard when it is installed. `labels` are the (N, 5) of the training set."""
+def subscribe_loggers(
+    callbacks: Callbacks, folder: Path, names: Sequence[str], labels: np.ndarray, start_epoch: int = 0
+) -> None:
+    """results.csv and pictures always, TensorBoard when it is installed; `labels` (N, 5) are the training set's."""
     callbacks.subscribe(CsvLogger(folder, start_epoch))
     callbacks.subscribe(PictureLogger(folder, names, labels))
     if tensorboard.available():

@@ -28,7 +28,9 @@ class CsvLogger:
     def __init__(self, folder: Path, start_epoch: int = 0) -> None:
         self.file = folder / "results.csv"
         if not self.file.is_file() or not start_epoch:
-            self.file.write_text(("%20s," * (1 + len(COLUMNS)) % ("epoch", *COLUMNS)).rstrip(",") + "\n", encoding="utf-8")
+            self.file.write_text(
+                ("%20s," * (1 + len(COLUMNS)) % ("epoch", *COLUMNS)).rstrip(",") + "\n", encoding="utf-8"
+            )
             return
         header, *rows = self.file.read_text(encoding="utf-8").splitlines()
         kept = [row for row in rows if row.split(",")[0].strip().isdigit() and int(row.split(",")[0]) < start_epoch]

@@ -1,0 +1,218 @@
+"""Routed attention as fused Triton kernels: routed regions are read in place, no score matrix is ever stored.
+
+Forward and the gradient of the queries run over the regions that a region is routed to; the gradients of keys and
+values run over the regions that are routed to theirs, found by inverting the lists. Every sum has one owner and a fixed
+order, so there are no atomics and two runs are bit-identical. The scheme is FlashAttention's (arXiv:2307.08691).
+
+Legend: N rows (regions of all pictures), T and L query and key tokens of one, H heads, D width, K routed regions.
+Needs CUDA, or TRITON_INTERPRET=1 set before the import, which runs the kernels on the CPU (slowly, for tests).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LARGEST_BLOCK = 64  # tokens of a region handled at a time
+LARGEST_WIDTH = 128  # of a head: wider ones would spill registers
+
+
+@triton.jit
+def _load(base, row, head, first, count, width, stride_n, stride_t, stride_h,
+          TOKENS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """A (TOKENS, WIDTH) tile of tokens first, first + 1, ... of one row and head; zeros outside of it."""
+    tokens = first + tl.arange(0, TOKENS)
+    channels = tl.arange(0, WIDTH)
+    places = base + row * stride_n + head * stride_h + tokens[:, None] * stride_t + channels[None, :]
+    return tl.load(places, mask=(tokens[:, None] < count) & (channels[None, :] < width), other=0.0)
+
+
+@triton.jit
+def _store(base, tile, row, head, first, count, width, stride_n, stride_t, stride_h,
+           TOKENS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """The opposite of `_load`."""
+    tokens = first + tl.arange(0, TOKENS)
+    channels = tl.arange(0, WIDTH)
+    places = base + row * stride_n + head * stride_h + tokens[:, None] * stride_t + channels[None, :]
+    inside = (tokens[:, None] < count) & (channels[None, :] < width)
+    tl.store(places, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, rows, out, log_sums, scale, T, L, H, D, K,
+    qn, qt, qh, kn, kt, kh, vn, vt, vh, on, ot, oh,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // H).to(tl.int64)
+    head = (tl.program_id(0) % H).to(tl.int64)
+    first = tl.program_id(1) * QUERIES
+    queries = _load(q, row, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
+    best = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for number in range(0, K):
+        source = tl.load(rows + row * K + number)
+        for start in range(0, L, KEYS):
+            keys = _load(k, source, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
+            values = _load(v, source, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            logits = tl.where((start + tl.arange(0, KEYS))[None, :] < L, logits, float("-inf"))
+            higher = tl.maximum(best, tl.max(logits, 1))
+            shrink = tl.exp(best - higher)
+            shares = tl.exp(logits - higher[:, None])
+            total = total * shrink + tl.sum(shares, 1)
+            mixed = mixed * shrink[:, None] + tl.dot(shares.to(values.dtype), values, input_precision="ieee")
+            best = higher
+    _store(out, mixed / total[:, None], row, head, first, T, D, on, ot, oh, QUERIES, WIDTH)
+    tokens = first + tl.arange(0, QUERIES)
+    tl.store(log_sums + (row * H + head) * T + tokens, best + tl.log(total), mask=tokens < T)
+
+
+@triton.jit
+def _scores_gradient(queries, keys, values, grads, log_sum, inner, scale, query_first, key_first, T, L,
+                     QUERIES: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
+    """Attention weights of a tile, recomputed, and the gradient of its logits before scaling; 0 outside."""
+    inside = ((query_first + tl.arange(0, QUERIES))[:, None] < T) & ((key_first + tl.arange(0, KEYS))[None, :] < L)
+    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+    shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
+    upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
+    return shares, shares * (upstream - inner[:, None]) * scale
+
+
+@triton.jit
+def _query_gradient_kernel(
+    q, k, v, rows, grad, log_sums, inners, q_grad, scale, T, L, H, D, K,
+    qn, qt, qh, kn, kt, kh, vn, vt, vh, gn, gt, gh, dn, dt, dh,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // H).to(tl.int64)
+    head = (tl.program_id(0) % H).to(tl.int64)
+    first = tl.program_id(1) * QUERIES
+    tokens = first + tl.arange(0, QUERIES)
+    queries = _load(q, row, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
+    grads = _load(grad, row, head, first, T, D, gn, gt, gh, QUERIES, WIDTH)
+    log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
+    inner = tl.load(inners + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
+    total = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for number in range(0, K):
+        source = tl.load(rows + row * K + number)
+        for start in range(0, L, KEYS):
+            keys = _load(k, source, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
+            values = _load(v, source, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
+            _, change = _scores_gradient(
+                queries, keys, values, grads, log_sum, inner, scale, first, start, T, L, QUERIES, KEYS
+            )
+            total += tl.dot(change.to(keys.dtype), keys, input_precision="ieee")
+    _store(q_grad, total, row, head, first, T, D, dn, dt, dh, QUERIES, WIDTH)
+
+
+@triton.jit
+def _key_gradient_kernel(
+    q, k, v, readers, bounds, grad, log_sums, inners, k_grad, v_grad, scale, T, L, H, D,
+    qn, qt, qh, kn, kt, kh, vn, vt, vh, gn, gt, gh, dn, dt, dh,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // H).to(tl.int64)
+    head = (tl.program_id(0) % H).to(tl.int64)
+    start = tl.program_id(1) * KEYS
+    keys = _load(k, row, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
+    values = _load(v, row, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
+    k_total = tl.zeros((KEYS, WIDTH), tl.float32)
+    v_total = tl.zeros((KEYS, WIDTH), tl.float32)
+    for number in range(tl.load(bounds + row), tl.load(bounds + row + 1)):
+        reader = tl.load(readers + number)
+        for first in range(0, T, QUERIES):
+            tokens = first + tl.arange(0, QUERIES)
+            queries = _load(q, reader, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
+            grads = _load(grad, reader, head, first, T, D, gn, gt, gh, QUERIES, WIDTH)
+            log_sum = tl.load(log_sums + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
+            inner = tl.load(inners + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
+            shares, change = _scores_gradient(
+                queries, keys, values, grads, log_sum, inner, scale, first, start, T, L, QUERIES, KEYS
+            )
+            v_total += tl.dot(tl.trans(shares.to(grads.dtype)), grads, input_precision="ieee")
+            k_total += tl.dot(tl.trans(change.to(queries.dtype)), queries, input_precision="ieee")
+    _store(k_grad, k_total, row, head, start, L, D, dn, dt, dh, KEYS, WIDTH)
+    _store(v_grad, v_total, row, head, start, L, D, dn, dt, dh, KEYS, WIDTH)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Attention of every row's queries over the tokens of its routed rows.
+
+    Args:
+        q: (N, T, H, D). k, v: (N, L, H, D). rows: (N, K) numbers of rows. All on one device, D at most 128.
+
+    Returns:
+        (N, T, H, D).
+    """
+    if q.shape[-1] > LARGEST_WIDTH:
+        raise ValueError(f"heads are {q.shape[-1]} wide; the fused kernel takes at most {LARGEST_WIDTH}")
+    return _FusedAttention.apply(q, k, v, rows, scale)
+
+
+def invert(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Who reads a row: (N, K) -> readers (N * K) grouped by row, and (N + 1) bounds of the groups."""
+    read, order = rows.flatten().sort(stable=True)
+    edges = torch.arange(rows.shape[0] + 1, device=rows.device, dtype=read.dtype)
+    return order // rows.shape[1], torch.searchsorted(read, edges)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Launches the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
+        """(N, T, H, D)."""
+        q, k, v = (_dense_last(x) for x in (q, k, v))
+        count, queries, heads, width = q.shape
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        log_sums = torch.empty((count, heads, queries), dtype=torch.float32, device=q.device)
+        blocks = _blocks(queries, k.shape[1], width)
+        _forward_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
+            q, k, v, rows.contiguous(), out, log_sums, scale, queries, k.shape[1], heads, width, rows.shape[1],
+            *_strides(q, k, v, out), **blocks,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, rows, out, log_sums)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of q, k, v."""
+        q, k, v, rows, out, log_sums = ctx.saved_tensors
+        grad = _dense_last(grad)
+        count, queries, heads, width = q.shape
+        inners = (out.float() * grad.float()).sum(-1).transpose(1, 2).contiguous()  # (N, H, T)
+        q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        blocks, keys = _blocks(queries, k.shape[1], width), k.shape[1]
+        _query_gradient_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
+            q, k, v, rows.contiguous(), grad, log_sums, inners, q_grad, ctx.scale, queries, keys, heads, width,
+            rows.shape[1], *_strides(q, k, v, grad, q_grad), **blocks,
+        )  # fmt: skip
+        _key_gradient_kernel[(count * heads, triton.cdiv(keys, blocks["KEYS"]))](
+            q, k, v, *invert(rows), grad, log_sums, inners, k_grad, v_grad, ctx.scale, queries, keys, heads, width,
+            *_strides(q, k, v, grad, k_grad), **blocks,
+        )  # fmt: skip
+        return q_grad, k_grad, v_grad, None, None
+
+
+def _dense_last(x: Tensor) -> Tensor:
+    """x with neighbouring channels next to each other, which the kernels take for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [step for tensor in tensors for step in tensor.stride()[:3]]
+
+
+def _blocks(queries: int, keys: int, width: int) -> dict[str, int]:
+    """Tile sizes: powers of two, at least 16 as matrix products need, no larger than useful."""
+    sides = (min(LARGEST_BLOCK, max(16, triton.next_power_of_2(size))) for size in (queries, keys))
+    return {**dict(zip(("QUERIES", "KEYS"), sides, strict=True)), "WIDTH": max(16, triton.next_power_of_2(width))}

@@ -1,0 +1,130 @@
+"""What is decided before training reads its first picture: options, YAML files, device, folder, a run to resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoint import load_checkpoint
+from utils.config import DataConfig, Hyp, flag, options
+from utils.converters import prepare
+from utils.dist import local_rank, world_size
+from utils.log import LOGGER
+from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
+from utils.torch_utils import select_device
+
+DEFAULT_CFG = "yolov5n_BiFormer.yaml"
+
+
+@dataclass(slots=True)
+class TrainOptions:
+    """The command line of train.py; every name is also an argument of `run`."""
+
+    weights: str = flag("", "initial weights (.pt); empty for training from scratch")
+    cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
+    data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
+    hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
+    epochs: int = flag(300, "how often every picture is seen")
+    batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
+    imgsz: int = flag(640, "side of the training and validation pictures in pixels", aliases=("--img", "--img-size"))
+    rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
+    resume: Any = flag(False, "go on with the newest run, or with this last.pt", type=str, nargs="?", const=True)
+    nosave: bool = flag(False, "save only the last epoch's checkpoint")
+    noval: bool = flag(False, "validate only after the last epoch")
+    noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
+    cache: str | None = flag(
+        None,
+        "keep decoded pictures in 'ram' or on 'disk', or only those of 'val'",
+        nargs="?",
+        const="ram",
+        choices=("ram", "disk", "val"),
+    )
+    image_weights: bool = flag(False, "show pictures of weak classes more often")
+    device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
+    multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
+    single_cls: bool = flag(False, "train all classes as one")
+    optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
+    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
+    workers: int = flag(8, "loader processes, at most one per core")
+    project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
+    name: str = flag("exp", "results go to project/name")
+    exist_ok: bool = flag(False, "write into project/name even if it exists")
+    quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
+    cos_lr: bool = flag(False, "cosine instead of linear schedule")
+    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1")
+    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never")
+    freeze: list[int] = flag([0], "freeze the first N layers, or exactly these when several are given (backbone: 10)")
+    save_period: int = flag(-1, "also save epochN.pt every so many epochs")
+    seed: int = flag(0, "the same seed gives the same run")
+    deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
+    amp: str = flag(
+        "auto",
+        "auto is fp16 on a GPU and full precision on a CPU; bf16 suits CPUs and GPUs that have it",
+        choices=("auto", "off", "fp16", "bf16"),
+    )
+    local_rank: int = flag(-1, "set by old launchers; the environment decides")
+
+
+@dataclass(slots=True)
+class Setup:
+    """Everything that is decided before the first picture is read."""
+
+    opt: TrainOptions
+    hyp: Hyp
+    data: DataConfig
+    device: torch.device
+    folder: Path
+    resumed: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Class names of this run."""
+        single = self.opt.single_cls and self.data.nc != 1
+        return ["item"] if single else list(self.data.names)
+
+
+def set_up(opt: TrainOptions) -> Setup:
+    """Read the YAML files and check the options; nothing is written before all of it is known to be right."""
+    resumed = None
+    if opt.resume:
+        opt, resumed = load_run(opt)
+    if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
+        raise ValueError(
+            "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
+        )
+    if opt.batch_size % world_size() and opt.batch_size > 0:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
+    if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
+        raise ValueError("--image-weights and --batch-size -1 work in a single process only")
+    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+    if not resumed:
+        opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
+    data = DataConfig.load(opt.data)
+    prepare(data)
+    device = select_device(opt.device, opt.batch_size)
+    if local_rank() >= 0:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", local_rank())
+            torch.cuda.set_device(device)
+    folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    return Setup(opt, hyp, data, device, folder, resumed)
+
+
+def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:
+    """Options and state of an interrupted run; the flags of the first start hold again."""
+    last = latest_checkpoint(opt.project, "last.pt") if opt.resume is True else check_file(opt.resume, (".pt",))
+    if last is None:
+        raise ValueError(
+            f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
+        )
+    content = load_checkpoint(last)
+    if content.get("optimizer") is None or content.get("options") is None:
+        raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
+    LOGGER.info(f"resuming {shown(last)} after epoch {content['epoch']}")
+    return replace(options(TrainOptions, content["options"]), resume=str(last)), content | {
+        "folder": str(last.parent.parent)
+    }
