@@ -59,6 +59,8 @@ def build_model(setup: Setup) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     frozen = range(opt.freeze[0]) if len(opt.freeze) == 1 else opt.freeze
+    if any(not 0 <= index < len(model.model) for index in frozen):
+        raise ValueError(f"--freeze {' '.join(map(str, opt.freeze))}: the model has layers 0 to {len(model.model) - 1}")
     for index in frozen:
         for parameter in model.model[index].parameters():
             parameter.requires_grad_(False)
@@ -145,14 +147,9 @@ def validate(setup: Setup, model: nn.Module, loader: Any, loss: Any = None, repo
     report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss)
     model.eval()
     half = setup.device.type == "cuda" and report.settings.plots
-    result = evaluate(
-        model.half() if half else model,
-        loader,
-        setup.names,
-        setup.device,
-        EvalSettings(single_cls=setup.opt.single_cls, half=half),
-        report,
-    )
+    precision = Precision.choose(setup.opt.amp, setup.device).dtype
+    settings = EvalSettings(single_cls=setup.opt.single_cls, half=half, autocast=None if half else precision)
+    result = evaluate(model.half() if half else model, loader, setup.names, setup.device, settings, report)
     report.finish(result)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -9,17 +10,28 @@ import numpy as np
 import pytest
 import torch
 
+from utils.log import LOGGER
+
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a test downloads or draws may land in the user's folders."""
     patch = pytest.MonkeyPatch()
     patch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path_factory.getbasetemp() / "datasets"))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    """Scripts set the logger up for a whole process; the next test finds it untouched."""
+    before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    yield
+    LOGGER.handlers[:], LOGGER.propagate = before[0], before[2]
+    LOGGER.setLevel(before[1])
 
 
 def draw_squares(folder: Path, split: str, count: int, size: int = 64, seed: int = 0) -> None:

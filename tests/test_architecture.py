@@ -103,7 +103,7 @@ def fresh(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 def test_import_does_nothing(module: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
-    done = fresh(IMPORT.format(module=module, heavy="numpy"), tmp_path, HOME=str(home))
+    done = fresh(IMPORT.format(module=module, heavy="numpy, cv2"), tmp_path, HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"] and not any(home.iterdir()), "an import wrote files"
 

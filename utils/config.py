@@ -285,6 +285,7 @@ class Hyp:
     # ours
     box_iou: str = "CIoU"  # which overlap the box loss is made of
     mosaic9: float = 0.0  # share of mosaics made of nine pictures instead of four
+    pooled: int = 0  # 1: every matched box counts alike, 0: every level's mean does
     close_mosaic: int = 0  # last epochs that see whole pictures only
     ema_tau: float = 2000.0  # updates over which the weight average becomes slow
     warmup_floor: int = 1000  # fewest warm-up iterations (never more than a third of the run)

@@ -173,6 +173,7 @@ class ComputeLoss:
         self.positive, self.negative = smooth_BCE(self.hyp.get("label_smoothing", 0.0))
         self.box_iou = check_loss_name(self.hyp.get("box_iou", "CIoU"))
         self.mean_iou_loss = RunningMean()
+        self.pooled = bool(self.hyp.get("pooled", 0))
         # v6.1 weighs two levels like the first two of five; deeper pyramids than five repeat the last weight
         self.balance = list(BALANCE_THREE if self.nl == 3 else BALANCE_OTHER)
         self.balance += self.balance[-1:] * (self.nl - len(self.balance))
@@ -197,12 +198,22 @@ class ComputeLoss:
         matches = match(targets, anchors, grids, self.hyp["anchor_t"])
         parts = torch.zeros(3, device=device)
         for level, (prediction, matched) in enumerate(zip(predictions, matches, strict=True)):
-            parts = parts + self._level_loss(level, prediction.float(), matched)
+            parts = parts + self._level_loss(level, prediction.float(), matched) * self._shares(matches, level, device)
         if self.autobalance:
             reference = self.balance[self.anchor_level]
             self.balance = [weight / reference for weight in self.balance]
         parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
         return parts.sum(dim=0, keepdim=True) * predictions[0].shape[0], parts.detach()
+
+    def _shares(self, matches: list[Matches], level: int, device: torch.device) -> Tensor:
+        """What the (box, objectness, class) terms of a level count for in the sum over levels (3,).
+
+        Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects weigh
+        as much as the many of the level that does. With `pooled` every match counts alike.
+        """
+        total = sum(len(matched.label) for matched in matches)
+        share = self.nl * len(matches[level].label) / total if self.pooled and total else 1.0
+        return torch.tensor((share, 1.0, share), device=device)
 
     def _level_loss(self, level: int, prediction: Tensor, matched: Matches) -> Tensor:
         """Box, objectness (balanced) and class loss (3,) of one level."""
