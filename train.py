@@ -114,7 +114,7 @@ def build_trainer(
     """Loss, optimiser, schedule and weight average around the model."""
     opt, hyp, device = setup.opt, setup.hyp, setup.device
     steps = opt.epochs * batches // max(round(hyp.nominal_batch / batch_size), 1)
-    recipe = choose_recipe(opt.optimizer, hyp, len(setup.names), steps, batch_size)
+    recipe = choose_recipe(opt.optimizer, hyp, steps, batch_size)
     optimizer = build_optimizer(model, recipe)
     if setup.resumed:
         optimizer.load_state_dict(setup.resumed["optimizer"])

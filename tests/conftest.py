@@ -73,6 +73,7 @@ def tiny_cfg(tmp_path: Path) -> Path:
         "  - [-1, 1, C3, [128]]\n"
         "  - [-1, 1, Conv, [256, 3, 2]]\n  - [-1, 1, C3, [256]]\n"
         "  - [-1, 1, Conv, [512, 3, 2]]\n"
-        "head:\n  - [-1, 1, BiLevelRoutingAttention, []]\n  - [-1, 1, C3, [512, False]]\n  - [[4, 7], 1, Detect, [nc, anchors]]\n"
+        "head:\n  - [-1, 1, BiLevelRoutingAttention, []]\n  - [-1, 1, C3, [512, False]]\n"
+        "  - [[4, 7], 1, Detect, [nc, anchors]]\n"
     )
     return file

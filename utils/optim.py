@@ -44,10 +44,10 @@ class Recipe:
     weight_decay: float
 
 
-def choose_recipe(name: str, hyp: Hyp, nc: int, steps: int, total_batch: int) -> Recipe:
+def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
     """What `--optimizer` means in a run of this many optimiser steps.
 
-    `auto` takes AdamW for runs under 10,000 steps, with a step size that falls with the number of classes, else SGD;
+    `auto` takes AdamW with a step size of 0.003 for runs under 10,000 steps, and SGD with 0.01 above;
     a named optimiser takes lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is
     scaled with the share of the nominal batch that one step really sees, as in YOLOv5.
     """
@@ -58,7 +58,7 @@ def choose_recipe(name: str, hyp: Hyp, nc: int, steps: int, total_batch: int) ->
     if name != "auto":
         return Recipe(name, hyp.lr0, hyp.momentum, decay)
     if steps < _LONG_RUN:
-        return Recipe("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, decay)
+        return Recipe("AdamW", 0.003, 0.9, decay)
     return Recipe("SGD", 0.01, 0.9, decay)
 
 

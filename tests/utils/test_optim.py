@@ -37,16 +37,16 @@ def test_only_weights_are_decayed(name: str) -> None:
 
 def test_decay_is_scaled_to_the_nominal_batch() -> None:
     hyp = Hyp()
-    assert choose_recipe("SGD", hyp, 80, 10**6, 16).weight_decay == pytest.approx(0.0005)
-    assert choose_recipe("SGD", hyp, 80, 10**6, 128).weight_decay == pytest.approx(0.001)
-    assert choose_recipe("SGD", hyp, 80, 10**6, 48).weight_decay == pytest.approx(0.0005 * 48 / 64)
+    assert choose_recipe("SGD", hyp, 10**6, 16).weight_decay == pytest.approx(0.0005)
+    assert choose_recipe("SGD", hyp, 10**6, 128).weight_decay == pytest.approx(0.001)
+    assert choose_recipe("SGD", hyp, 10**6, 48).weight_decay == pytest.approx(0.0005 * 48 / 64)
 
 
 def test_auto_depends_on_the_run_length() -> None:
-    assert choose_recipe("auto", Hyp(), 6, 780, 16).optimizer == "AdamW"
-    assert choose_recipe("auto", Hyp(), 6, 10**6, 16).optimizer == "SGD"
+    assert choose_recipe("auto", Hyp(), 780, 16).optimizer == "AdamW"
+    assert choose_recipe("auto", Hyp(), 10**6, 16).optimizer == "SGD"
     with pytest.raises(ValueError, match="choose one of"):
-        choose_recipe("Lion", Hyp(), 6, 780, 16)
+        choose_recipe("Lion", Hyp(), 780, 16)
 
 
 def rates(schedule: Schedule, iterations: range, name: str = "SGD") -> list[tuple[float, float, float, float, int]]:
