@@ -47,26 +47,28 @@ def build_model(setup: Setup) -> Model:
     opt, nc = setup.opt, len(setup.names)
     if setup.resumed:
         model = load_model({"model": setup.resumed["model"]})
-    elif opt.weights:
-        donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False)
-        model = Model(opt.cfg or donor.yaml, ch=3, nc=nc, anchors=setup.hyp.anchors)
-        exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
-        fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
-        model.load_state_dict(fitting, strict=False)
-        LOGGER.info(f"Transferred {len(fitting)}/{len(model.state_dict())} items from {opt.weights}")
     else:
-        model = Model(opt.cfg or DEFAULT_CFG, ch=3, nc=nc, anchors=setup.hyp.anchors)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    frozen = range(opt.freeze[0]) if len(opt.freeze) == 1 else opt.freeze
-    if any(not 0 <= index < len(model.model) for index in frozen):
-        raise ValueError(f"--freeze {' '.join(map(str, opt.freeze))}: the model has layers 0 to {len(model.model) - 1}")
-    for index in frozen:
-        for parameter in model.model[index].parameters():
-            parameter.requires_grad_(False)
+        donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False) if opt.weights else None
+        cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
+        model = Model(cfg, ch=3, nc=nc, anchors=setup.hyp.anchors)
+        if donor:
+            exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
+            fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
+            model.load_state_dict(fitting, strict=False)
+            LOGGER.info(f"Transferred {len(fitting)}/{len(model.state_dict())} items from {opt.weights}")
+    freeze(model, opt.freeze)
     model.names = setup.names
     # convolutions run faster on channels-last maps, on CPUs (1.1x in float32, 1.4x in bfloat16) as on GPUs
     return model.to(setup.device, memory_format=torch.channels_last)
+
+
+def freeze(model: Model, layers: list[int]) -> None:
+    """Keep the first N layers as they are, or exactly those that are named when there are several."""
+    frozen = range(layers[0]) if len(layers) == 1 else layers
+    if any(not 0 <= index < len(model.model) for index in frozen):
+        raise ValueError(f"--freeze {' '.join(map(str, layers))}: the model has layers 0 to {len(model.model) - 1}")
+    for index, layer in enumerate(model.model):
+        layer.requires_grad_(index not in frozen)
 
 
 def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tuple[Any, Any, Any]:
@@ -158,12 +160,19 @@ def validate(setup: Setup, model: nn.Module, loader: Any, loss: Any = None, repo
 class Progress:
     """Where the run stands."""
 
+    stopper: EarlyStopping
+    maps: np.ndarray  # mAP of each class after the last validation
     epoch: int = 0
     best_fitness: float = 0.0
     result: ValResult | None = None
 
+    @property
+    def summary(self) -> tuple[float, ...]:
+        """The last row of results, zeros before the first validation."""
+        return self.result.summary if self.result else (0.0,) * 7
 
-def save(setup: Setup, trainer: Trainer, stopper: EarlyStopping, progress: Progress, improved: bool) -> None:
+
+def save(setup: Setup, trainer: Trainer, progress: Progress, improved: bool) -> None:
     """last.pt after every epoch, best.pt when it is, epochN.pt by period; each written whole or not at all."""
     content = {
         "epoch": progress.epoch,
@@ -173,7 +182,7 @@ def save(setup: Setup, trainer: Trainer, stopper: EarlyStopping, progress: Progr
         "updates": trainer.ema.updates,
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.precision.scaler.state_dict(),
-        "stopper": {"best_epoch": stopper.best_epoch, "best_fitness": stopper.best_fitness},
+        "stopper": {"best_epoch": progress.stopper.best_epoch, "best_fitness": progress.stopper.best_fitness},
         "hyp": asdict(setup.hyp),
         "options": asdict(setup.opt),
         "date": datetime.now().isoformat(),
@@ -189,48 +198,52 @@ def save(setup: Setup, trainer: Trainer, stopper: EarlyStopping, progress: Progr
 def fit(setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks: Callbacks) -> Progress:
     """Epoch after epoch: train, validate, save, until the end or until nothing improves."""
     opt, (loader, dataset, val_loader) = setup.opt, loaders
-    progress, stopper, start = Progress(), EarlyStopping(opt.patience), 0
+    progress, start = Progress(EarlyStopping(opt.patience), np.zeros(len(setup.names))), 0
     if setup.resumed:
         start, progress.best_fitness = setup.resumed["epoch"] + 1, setup.resumed["best_fitness"]
-        stopper.best_epoch, stopper.best_fitness = setup.resumed["stopper"].values()
-    maps, began = np.zeros(len(setup.names)), time.time()
+        progress.stopper.best_epoch, progress.stopper.best_fitness = setup.resumed["stopper"].values()
+    began = time.time()
     callbacks.run("on_train_start")
-    for epoch in range(start, opt.epochs):
-        progress.epoch, final = epoch, epoch + 1 == opt.epochs
+    for progress.epoch in range(start, opt.epochs):
         callbacks.run("on_train_epoch_start")
-        loader.sampler.set_epoch(epoch, plain=epoch >= opt.epochs - setup.hyp.close_mosaic)
+        loader.sampler.set_epoch(progress.epoch, plain=progress.epoch >= opt.epochs - setup.hyp.close_mosaic)
         if opt.image_weights:
-            loader.sampler.set_weights(epoch_weights(dataset.labels, trainer.model.class_weights, maps))
-        losses = trainer.epoch(epoch, loader)
-        rates = [group["lr"] for group in trainer.optimizer.param_groups]
-        callbacks.run("on_train_epoch_end", epoch=epoch)
-        stop = False
-        if is_main():
-            trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
-            if not opt.noval or final:
-                progress.result = validate(setup, trainer.ema.ema, val_loader, trainer.loss)
-                log_table(progress.result)
-                maps = progress.result.metrics.maps
-            summary = progress.result.summary if progress.result else (0.0,) * 7
-            score = float(fitness(np.array(summary).reshape(1, -1))[0])
-            improved = score > progress.best_fitness or not (setup.folder / "weights/best.pt").exists()
-            progress.best_fitness = max(score, progress.best_fitness)
-            callbacks.run("on_fit_epoch_end", [*losses, *summary, *rates], epoch, progress.best_fitness, score)
-            stop = stopper(epoch, score) or callbacks.stop_training
-            if not opt.nosave or final or stop:
-                save(setup, trainer, stopper, progress, improved)
-                callbacks.run(
-                    "on_model_save", setup.folder / "weights/last.pt", epoch, final, progress.best_fitness, score
-                )
+            loader.sampler.set_weights(epoch_weights(dataset.labels, trainer.model.class_weights, progress.maps))
+        losses = trainer.epoch(progress.epoch, loader)
+        callbacks.run("on_train_epoch_end", epoch=progress.epoch)
+        stop = is_main() and take_stock(setup, trainer, progress, losses, val_loader, callbacks)
         if agree(stop, setup.device):
             break
     LOGGER.info(f"\n{progress.epoch - start + 1} epochs completed in {(time.time() - began) / 3600:.3f} hours.")
     return progress
 
 
+def take_stock(
+    setup: Setup, trainer: Trainer, progress: Progress, losses: list[float], val_loader: Any, callbacks: Callbacks
+) -> bool:
+    """After an epoch, in the main process: validate, tell the loggers, save. True when training is to stop."""
+    opt, epoch, weights = setup.opt, progress.epoch, setup.folder / "weights"
+    final = epoch + 1 == opt.epochs
+    trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
+    if not opt.noval or final:
+        progress.result = validate(setup, trainer.ema.ema, val_loader, trainer.loss)
+        progress.maps = progress.result.metrics.maps
+        log_table(progress.result)
+    score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
+    improved = score > progress.best_fitness or not (weights / "best.pt").exists()
+    progress.best_fitness = max(score, progress.best_fitness)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    callbacks.run("on_fit_epoch_end", [*losses, *progress.summary, *rates], epoch, progress.best_fitness, score)
+    stop = progress.stopper(epoch, score) or callbacks.stop_training
+    if not opt.nosave or final or stop:
+        save(setup, trainer, progress, improved)
+        callbacks.run("on_model_save", weights / "last.pt", epoch, final, progress.best_fitness, score)
+    return stop
+
+
 def finish(setup: Setup, progress: Progress, val_loader: Any, callbacks: Callbacks) -> tuple[float, ...]:
     """Strip the checkpoints to what inference needs, validate the best one with plots, say where it all is."""
-    weights, results = setup.folder / "weights", progress.result.summary if progress.result else ()
+    weights, results = setup.folder / "weights", progress.summary
     for name in ("last.pt", "best.pt"):
         if (weights / name).exists():
             strip_optimizer(weights / name)

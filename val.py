@@ -28,6 +28,7 @@ from utils.reports import COCO_IDS, Report, ReportSettings, coco_score, speed_li
 from utils.torch_utils import select_device
 
 TASKS = ("val", "test", "train", "speed", "study")
+TIMING = ("speed", "study")  # tasks that measure the clock and draw nothing
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
@@ -95,58 +96,51 @@ def complete(opt: ValOptions) -> ValOptions:
     return replace(opt, data=data, imgsz=imgsz)
 
 
-def validate(
-    opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
-) -> ValResult:
-    """Score one model on one split at one picture size."""
-    timing = opt.task in ("speed", "study")
+def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> tuple[Path, ...]:
+    """The paths of the split to score. Raises ValueError where weights and data do not go together."""
     split = opt.task if opt.task in ("train", "test") else "val"
-    paths = getattr(data, split)
-    if not paths:
+    if not (paths := getattr(data, split)):
         raise ValueError(f"{data.file}: has no {split!r} split; add it, or choose another --task")
     if not opt.single_cls and len(model.names) != data.nc:
         raise ValueError(
             f"the weights know {len(model.names)} classes, {data.file} has {data.nc}: "
             "name the data set they were trained on by --data"
         )
-    if opt.conf_thres > 0.001 and not timing:
+    if opt.conf_thres > 0.001 and opt.task not in TIMING:
         LOGGER.warning(f"--conf-thres {opt.conf_thres} leaves out weak detections: mAP comes out lower than with 0.001")
     if opt.save_hybrid:
         LOGGER.warning("--save-hybrid puts the labels among the detections: P, R and mAP say nothing")
-    stride = max(int(model.stride), 32)
-    imgsz = check_img_size(opt.imgsz, stride)
+    return paths
+
+
+def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSettings:
+    """What is to be written into `folder`."""
+    timing, is_coco = opt.task in TIMING, bool(data.file) and data.file.name == "coco.yaml"
+    rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
+    return ReportSettings(
+        folder,
+        ["item"] if opt.single_cls else data.names,
+        plots=not timing,
+        txt=opt.save_txt or opt.save_hybrid,
+        confidence=opt.save_conf,
+        json=rows if (opt.save_json or is_coco) and not timing else None,
+        categories=COCO_IDS if is_coco else None,
+    )
+
+
+def validate(
+    opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
+) -> ValResult:
+    """Score one model on one split at one picture size."""
+    paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
+    imgsz, pad = check_img_size(opt.imgsz, stride), 0.0 if opt.task in TIMING else 0.5
+    prefix, shared = colorstr(f"{opt.task}: "), {"single_cls": opt.single_cls, "workers": opt.workers, "nc": data.nc}
     loader, dataset = create_dataloader(
-        paths,
-        imgsz,
-        opt.batch_size,
-        stride,
-        single_cls=opt.single_cls,
-        pad=0.0 if timing else 0.5,
-        rect=True,
-        workers=opt.workers,
-        prefix=colorstr(f"{split}: "),
-        nc=data.nc,
+        paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, **shared
     )
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
-    is_coco = data.file is not None and data.file.name == "coco.yaml"
-    json_file = (
-        folder / f"{Path(opt.weights[0]).stem}_predictions.json" if (opt.save_json or is_coco) and not timing else None
-    )
-    report = Report(
-        ReportSettings(
-            folder,
-            ["item"] if opt.single_cls else data.names,
-            plots=not timing,
-            txt=opt.save_txt or opt.save_hybrid,
-            confidence=opt.save_conf,
-            json=json_file,
-            categories=COCO_IDS if is_coco else None,
-        ),
-        callbacks=callbacks,
-    )
-    settings = EvalSettings(
-        opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, half=model.fp16
-    )
+    report = Report(report_settings(opt, data, folder), callbacks=callbacks)
+    settings = EvalSettings(opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16)
     model.warmup((1, 3, imgsz, imgsz))
     result = evaluate(
         lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
@@ -154,13 +148,10 @@ def validate(
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
-    if json_file:
-        LOGGER.info(f"{len(report.settings.rows)} detections saved to {shown(json_file)}")
-        coco_score(
-            json_file,
-            data.root / "annotations/instances_val2017.json",
-            [int(Path(f).stem) for f in dataset.img_files if Path(f).stem.isdecimal()],
-        )
+    if rows := report.settings.json:
+        LOGGER.info(f"{len(report.settings.rows)} detections saved to {shown(rows)}")
+        numbered = [int(Path(file).stem) for file in dataset.img_files if Path(file).stem.isdecimal()]
+        coco_score(rows, data.root / "annotations/instances_val2017.json", numbered)
     LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
     return result
 

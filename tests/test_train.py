@@ -96,8 +96,8 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
 
     saved = train.save
 
-    def stop_after_the_second_epoch(setup, trainer, stopper, progress, improved):  # noqa: ANN001, ANN202
-        saved(setup, trainer, stopper, progress, improved)
+    def stop_after_the_second_epoch(setup, trainer, progress, improved):  # noqa: ANN001, ANN202
+        saved(setup, trainer, progress, improved)
         if progress.epoch == 1:
             raise Interrupted
 

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,9 +78,8 @@ def options(kind: type[T], given: Mapping[str, Any]) -> T:
 class _Parser(argparse.ArgumentParser):
     """argparse with `_` and `-` alike in flag names, and an error that names the nearest flag."""
 
-    def parse_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - argparse's own signature
-        import sys
-
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """As argparse does, after writing every flag with hyphens."""
         words = list(sys.argv[1:] if args is None else args)
         words = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), word) for word in words]
         found, unknown = self.parse_known_args(words, namespace)
@@ -200,24 +200,28 @@ class DataConfig:
 
 
 def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    names, count = content.get("names"), content.get("nc")
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise ValueError(f"{file}: nc must be a whole number of classes, at least 1, not {count!r}")
+    """`names` as a tuple in class order, checked against `nc` where that is given."""
+    names, count = content.get("names"), _class_count(file, content.get("nc"))
     if names is None:
         if count is None:
             raise ValueError(f"{file}: has neither 'names' nor 'nc'; add 'names: [first, second]'")
-        names = [f"class{i}" for i in range(count)]
+        return tuple(f"class{i}" for i in range(count))
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise ValueError(
-                f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {list(names)[:5]}"
-            )
-        names = [names[i] for i in range(len(names))]
+            found = list(names)[:5]
+            raise ValueError(f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {found}")
+        names = [name for _, name in sorted(names.items())]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {names!r}")
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
     return tuple(str(name) for name in names)
+
+
+def _class_count(file: Path, count: Any) -> int | None:
+    if count is None or (type(count) is int and count >= 1):
+        return count
+    raise ValueError(f"{file}: nc must be a whole number of classes, at least 1, not {count!r}")
 
 
 def _data_root(file: Path, path: Any) -> Path:

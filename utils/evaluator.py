@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,10 @@ class EvalSettings:
     hybrid: bool = False  # ground truth joins the candidates before suppression: labels to look at, metrics void
     half: bool = False
     autocast: torch.dtype | None = None
+
+    def context(self, device: torch.device) -> AbstractContextManager[Any]:
+        """What the network runs in."""
+        return torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
 
 
 @dataclass(slots=True)
@@ -74,35 +78,33 @@ def evaluate(
     `forward` maps (B, 3, H, W) pictures in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
     `listener.loss`. Boxes are compared in the pixels of the pictures on disk.
     """
-    listener = listener or Listener()
-    metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
-    losses, clock, seen = torch.zeros(3, device=device), [0.0, 0.0, 0.0], 0
-    autocast = torch.autocast(device.type, settings.autocast) if settings.autocast else nullcontext()
-    for index, batch in enumerate(
-        tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress, leave=listener.progress)
-    ):
+    listener, scorer = listener or Listener(), Scorer(names, settings)
+    losses, clock, seen, batches = torch.zeros(3, device=device), [0.0, 0.0, 0.0], 0, 0
+    bar = tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress)
+    for batch in bar:
         start = time_sync()
         images = batch.images.to(device, non_blocking=True)
         images = (images.half() if settings.half else images.float()) / 255
         targets = batch.targets.to(device)
         ready = time_sync()
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), settings.context(device):
             predictions, raw = forward(images)
-            done = time_sync()
-            if raw is not None:
-                losses += listener.loss([level.float() for level in raw], targets)
-        detections = _suppress(predictions.float(), targets, images.shape, settings)
+        done = time_sync()
+        if raw is not None:
+            losses += listener.loss([level.float() for level in raw], targets)
+        begin_suppression = time_sync()
+        detections = scorer.suppress(predictions.float(), targets, images.shape[2:])
         end = time_sync()
-        clock = [total + spent for total, spent in zip(clock, (ready - start, done - ready, end - done))]
-        seen += len(images)
-        for i, found in enumerate(detections):
-            listener.image(_score(metrics, found, targets, i, batch, images.shape[2:], settings))
-        listener.batch(index, batch, detections)
-    batches = max(index + 1, 1) if seen else 1
+        spent = (ready - start, done - ready, end - begin_suppression)
+        clock = [total + part for total, part in zip(clock, spent)]
+        for result in scorer.score(detections, targets, batch):
+            listener.image(result)
+        listener.batch(batches, batch, detections)
+        seen, batches = seen + len(images), batches + 1
     return ValResult(
-        metrics.compute(),
-        tuple((losses.cpu() / batches).tolist()),
-        tuple(1e3 * spent / max(seen, 1) for spent in clock),
+        scorer.metrics.compute(),
+        tuple((losses.cpu() / max(batches, 1)).tolist()),
+        tuple(1e3 * part / max(seen, 1) for part in clock),
         settings,
     )
 
@@ -123,42 +125,47 @@ class Listener:
         """One batch is scored; detections are in the pixels of the batch."""
 
 
-def _suppress(predictions: Tensor, targets: Tensor, shape: torch.Size, settings: EvalSettings) -> list[Tensor]:
-    size = torch.tensor([shape[3], shape[2]] * 2, device=targets.device)
-    labels = [
-        torch.cat((t[:, 1:2], t[:, 2:] * size), 1) for i in range(shape[0]) for t in (targets[targets[:, 0] == i],)
-    ]
-    return non_max_suppression(
-        predictions,
-        settings.conf_thres,
-        settings.iou_thres,
-        labels=labels if settings.hybrid else (),
-        multi_label=True,
-        agnostic=settings.single_cls,
-        max_det=settings.max_det,
-    )
+class Scorer:
+    """From predictions to detections to counts."""
+
+    def __init__(self, names: Sequence[str], settings: EvalSettings) -> None:
+        self.settings = settings
+        self.metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
+
+    def suppress(self, predictions: Tensor, targets: Tensor, shape: torch.Size) -> list[Tensor]:
+        """(n, 6) detections per picture, in the pixels of the batch of `shape` (H, W)."""
+        settings, labels = self.settings, []
+        if settings.hybrid:
+            boxes = torch.cat((targets[:, 1:2], targets[:, 2:] * _sides(shape, targets)), 1)
+            labels = [boxes[targets[:, 0] == i] for i in range(len(predictions))]
+        return non_max_suppression(
+            predictions,
+            settings.conf_thres,
+            settings.iou_thres,
+            labels=labels,
+            multi_label=True,
+            agnostic=settings.single_cls,
+            max_det=settings.max_det,
+        )
+
+    def score(self, detections: Sequence[Tensor], targets: Tensor, batch: Any) -> Iterator[ImageResult]:
+        """Bring the detections and labels of each picture to its own pixels, and count them."""
+        shape = batch.images.shape[2:]
+        for i, found in enumerate(detections):
+            native, ratio_pad = batch.shapes[i]
+            mine, found = targets[targets[:, 0] == i, 1:], found.clone()
+            if self.settings.single_cls:
+                found[:, 5] = 0
+                mine = torch.cat((torch.zeros_like(mine[:, :1]), mine[:, 1:]), 1)
+            found[:, :4] = scale_boxes(shape, found[:, :4], native, ratio_pad)
+            boxes = scale_boxes(shape, xywh2xyxy(mine[:, 1:] * _sides(shape, mine)), native, ratio_pad)
+            correct = self.metrics.update(found, torch.cat((mine[:, :1], boxes), 1))
+            yield ImageResult(batch.paths[i], native, found, correct)
 
 
-def _score(
-    metrics: DetectionMetrics,
-    found: Tensor,
-    targets: Tensor,
-    i: int,
-    batch: Any,
-    shape: torch.Size,
-    settings: EvalSettings,
-) -> ImageResult:
-    """Bring picture i's detections and labels to its own pixels and count them."""
-    native, ratio_pad = batch.shapes[i]
-    detections = found.clone()
-    if settings.single_cls:
-        detections[:, 5] = 0
-    detections[:, :4] = scale_boxes(shape, detections[:, :4], native, ratio_pad)
-    mine = targets[targets[:, 0] == i, 1:]
-    size = torch.tensor([shape[1], shape[0]] * 2, device=mine.device)
-    boxes = scale_boxes(shape, xywh2xyxy(mine[:, 1:] * size), native, ratio_pad)
-    labels = torch.cat((torch.zeros_like(mine[:, :1]) if settings.single_cls else mine[:, :1], boxes), 1)
-    return ImageResult(batch.paths[i], native, detections, metrics.update(detections, labels))
+def _sides(shape: torch.Size, like: Tensor) -> Tensor:
+    """(W, H, W, H), what fractions of a picture are multiplied with."""
+    return torch.tensor([shape[1], shape[0]] * 2, device=like.device)
 
 
 def log_table(result: ValResult, per_class: bool = False) -> None:

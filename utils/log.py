@@ -28,6 +28,7 @@ class _Tidy(logging.Formatter):
         self.colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record's line, with its level where that is a warning or worse."""
         text = super().format(record)
         if record.levelno >= logging.WARNING:
             word = "ERROR" if record.levelno >= logging.ERROR else "WARNING"

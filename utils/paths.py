@@ -34,18 +34,22 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         return path
     if path.is_dir():
         raise ValueError(f"{file} is a folder; expected a file")
-    below = [found for folder in _SEARCHED for found in sorted((ROOT / folder).rglob("*")) if found.is_file()]
-    matches = [
-        found for found in below if found.name == path.name and found.as_posix().endswith(path.as_posix().lstrip("./"))
-    ]
+    matches, names = _named_below(path, suffixes)
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise ValueError(f"{file} is ambiguous: {', '.join(str(m) for m in matches)}; give its full path")
-    names = sorted({found.name for found in below if not suffixes or found.suffix in suffixes})
     near = difflib.get_close_matches(path.name, names, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
+
+
+def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """Files below data/ and models/ whose path ends in `path`, and the names of all that `path` may have meant."""
+    below = [file for folder in _SEARCHED for file in sorted((ROOT / folder).rglob("*")) if file.is_file()]
+    tail = path.parts
+    matches = [file for file in below if file.parts[-len(tail) :] == tail]
+    return matches, sorted({file.name for file in below if not suffixes or file.suffix in suffixes})
 
 
 def check_yaml(file: str | Path) -> Path:

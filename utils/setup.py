@@ -17,6 +17,7 @@ from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_che
 from utils.torch_utils import select_device
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
+UNUSED = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
 
 
 @dataclass(slots=True)
@@ -66,6 +67,12 @@ class TrainOptions:
         choices=("auto", "off", "fp16", "bf16"),
     )
     local_rank: int = flag(-1, "set by old launchers; the environment decides")
+    evolve: int | None = flag(None, "YOLOv5's hyper-parameter search; not in this version", nargs="?", const=300)
+    bucket: str = flag("", "read for compatibility, without effect")
+    entity: str | None = flag(None, "read for compatibility, without effect")
+    upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
+    bbox_interval: int = flag(-1, "read for compatibility, without effect")
+    artifact_alias: str = flag("latest", "read for compatibility, without effect")
 
 
 @dataclass(slots=True)
@@ -91,6 +98,19 @@ def set_up(opt: TrainOptions) -> Setup:
     resumed = None
     if opt.resume:
         opt, resumed = load_run(opt)
+    check_options(opt)
+    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+    if not resumed:
+        opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
+    data = DataConfig.load(opt.data)
+    device = join_processes(select_device(opt.device, opt.batch_size))
+    prepare(data)
+    folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    return Setup(opt, hyp, data, device, folder, resumed)
+
+
+def check_options(opt: TrainOptions) -> None:
+    """Raise ValueError for numbers and combinations that cannot work."""
     if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
         raise ValueError(
             "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
@@ -99,19 +119,26 @@ def set_up(opt: TrainOptions) -> Setup:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
         raise ValueError("--image-weights and --batch-size -1 work in a single process only")
-    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
-    if not resumed:
-        opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
-    data = DataConfig.load(opt.data)
-    prepare(data)
-    device = select_device(opt.device, opt.batch_size)
-    if local_rank() >= 0:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", local_rank())
-            torch.cuda.set_device(device)
-    folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
-    return Setup(opt, hyp, data, device, folder, resumed)
+    if opt.evolve is not None:
+        raise ValueError("--evolve: there is no hyper-parameter search in this version; edit the --hyp file instead")
+    warn_of_idle_flags(opt)
+
+
+def warn_of_idle_flags(opt: TrainOptions) -> None:
+    """Say which of the given flags are read for compatibility only."""
+    if idle := [name for name in UNUSED if getattr(opt, name) != UNUSED[name]]:
+        LOGGER.warning(f"--{', --'.join(idle)}: read for compatibility, without effect (no W&B or cloud storage here)")
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Meet the other processes when torchrun started several; returns the device of this one."""
+    if local_rank() < 0:
+        return device
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type != "cuda":
+        return device
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:

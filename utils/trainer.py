@@ -108,10 +108,10 @@ class Trainer:
             iteration = epoch * len(loader) + index
             accumulate = self.schedule.apply(self.optimizer, iteration)
             images = self._prepare(batch.images, sizes)
-            items = self._backward(images, batch.targets.to(self.device))
+            items = self.backward(images, batch.targets.to(self.device))
             waiting += 1
             if waiting >= accumulate or index + 1 == len(loader):
-                self._step()
+                self.step()
                 waiting = 0
             mean = (mean * index + items) / (index + 1)
             bar.set_description(self._line(epoch, mean, len(batch.targets), images.shape[-1]))
@@ -132,7 +132,11 @@ class Trainer:
                 images = interpolate(images, size=shape, mode="bilinear", align_corners=False)
         return images
 
-    def _backward(self, images: Tensor, targets: Tensor) -> Tensor:
+    def backward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Add the gradients of one batch to those that wait; returns its (box, obj, cls) losses (3,).
+
+        `images` (B, 3, H, W) in 0..1 and `targets` (N, 6) are on the device.
+        """
         with self.precision.autocast():
             predictions = self.net(images)
         loss, items = self.loss([level.float() for level in predictions], targets)
@@ -141,7 +145,8 @@ class Trainer:
         self.precision.scaler.scale(loss.sum()).backward()
         return items.detach()
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Move the weights by the gradients that wait, and the weight average after them."""
         scaler = self.precision.scaler
         if self.settings.clip_norm > 0:
             scaler.unscale_(self.optimizer)

@@ -26,7 +26,7 @@ def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "hello there\nWARNING careful\n"
 
 
-def test_quiet_on_other_processes_and_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     set_up_logging(main_process=False)
     assert LOGGER.level == logging.WARNING
     monkeypatch.setenv("YOLOv5_VERBOSE", "false")
