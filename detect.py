@@ -97,8 +97,10 @@ def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> l
         elif item.isdecimal() and int(item) < len(names):
             numbers.append(int(item))
         else:
-            near = difflib.get_close_matches(item, names, n=1) or names[:5]
-            raise ValueError(f"--classes {item}: not among the {len(names)} classes; there is {', '.join(near)}")
+            near = difflib.get_close_matches(item, names, n=1)
+            more = ", ..." if len(names) > 5 else ""
+            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names[:5])}{more}"
+            raise ValueError(f"--classes {item}: not among the {len(names)} classes of the weights; {hint}")
     return numbers
 
 

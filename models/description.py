@@ -88,6 +88,8 @@ def check_description(description: Mapping[str, Any]) -> None:
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(description[key]) or description[key] <= 0:
             raise ValueError(f"{key} must be a number above 0, not {description[key]!r}")
+    if not isinstance(description.get("inplace", True), bool):
+        raise ValueError(f"inplace must be true or false, not {description['inplace']!r}")
     for key in ("nc", "ch"):
         if not _is_count(description.get(key, 1)):
             raise ValueError(f"{key} must be a whole number, at least 1, not {description[key]!r}")
@@ -102,8 +104,8 @@ def _check_anchors(anchors: Any) -> None:
     _check_list(anchors, form)
     for row in anchors:
         _check_list(row, form)
-        if not all(map(_is_number, row)):
-            raise ValueError(form)
+        if not all(_is_number(side) and side > 0 for side in row):
+            raise ValueError(f"{form}, all above 0")
         if len(row) != len(anchors[0]) or len(row) % 2:
             raise ValueError("every level needs the same number of anchors, each with a width and a height")
 
@@ -220,6 +222,8 @@ def _plan(
     elif block in (BiLevelRoutingAttention, nn.BatchNorm2d):
         plan.args = [inputs[0], *args]
     elif is_head:
+        if len(args) < 2:
+            raise ValueError(f"{block.__name__} needs the arguments [nc, anchors]")
         plan.args = [args[0], _head_anchors(args[1], len(inputs)), inputs, *args[2:]]
     return plan
 

@@ -98,8 +98,7 @@ def load_model(content: Mapping[str, Any]) -> Model:
     model or when description and numbers do not belong together.
     """
     stored = content.get("ema") or content.get("model")
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
-        raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
+    _check_stored(stored)
     model = Model(stored["yaml"], verbose=False)
     _match_classes(model, stored.get("classes", {}))
     _load_state(model, stored["state_dict"])
@@ -111,12 +110,22 @@ def load_model(content: Mapping[str, Any]) -> Model:
     return model
 
 
+def _check_stored(stored: Any) -> None:
+    """Raise ValueError for what a model cannot be built from."""
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
+        raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
+    kinds = {"state_dict": Mapping, "names": (list, tuple, Mapping, type(None)), "hyp": (Mapping, type(None))}
+    for key, kind in kinds.items():
+        if not isinstance(stored.get(key), kind):
+            raise ValueError(f"its {key} is of type {type(stored[key]).__name__}; the file is damaged or not a detector")
+
+
 def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:
     """Give the model these numbers, fusing it first if that is how they were saved."""
     if model.state_dict().keys() != state.keys():
         model.fuse()
     if odd := sorted(model.state_dict().keys() ^ state.keys()):
-        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {odd[0]}")
+        raise ValueError(f"its weights do not fit its description: there are {len(odd)} that only one has, such as {odd[0]}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

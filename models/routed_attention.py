@@ -215,22 +215,23 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Gradients of q, k, v."""
+        """Gradients of q, k, v, computed in at least float32: the half-precision kernel is several times slower."""
         q, k, v, rows, out, *log_sums = ctx.saved_tensors
+        wide = torch.promote_types(q.dtype, torch.float32)
         q_rows, k_rows, v_rows, grad = (x.flatten(0, 1) for x in (q, k, v, grad))
         q_grad = torch.empty_like(out)
-        k_grad = k_rows.new_zeros(k_rows.shape)
-        v_grad = v_rows.new_zeros(v_rows.shape)
+        k_grad, v_grad = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_rows, v_rows))
         for part, log_sum in zip(_chunks(k_rows, rows), log_sums, strict=True):
-            selected = (_rows_of(x, rows[part]) for x in (k_rows, v_rows))
+            selected = (_rows_of(x, rows[part]).to(wide) for x in (k_rows, v_rows))
             grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[part].transpose(1, 2), q_rows[part].transpose(1, 2), *selected, out[part].transpose(1, 2),
-                log_sum, 0.0, False, scale=ctx.scale,
+                grad[part].to(wide).transpose(1, 2), q_rows[part].to(wide).transpose(1, 2), *selected,
+                out[part].to(wide).transpose(1, 2), log_sum, 0.0, False, scale=ctx.scale,
             )  # fmt: skip
             q_grad[part] = grads[0].transpose(1, 2)
             flat = rows[part].flatten()
-            k_grad.index_add_(0, flat, grads[1].transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1))
-            v_grad.index_add_(0, flat, grads[2].transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1))
+            for total, chunk in ((k_grad, grads[1]), (v_grad, grads[2])):
+                total.index_add_(0, flat, chunk.transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1))
+        k_grad, v_grad = k_grad.to(k.dtype), v_grad.to(v.dtype)
         return q_grad.view(q.shape), k_grad.view(k.shape), v_grad.view(v.shape), None, None
 
 

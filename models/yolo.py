@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.common import Conv
-from models.description import build_layers, resolve_cfg
+from models.description import OPTIONAL, REQUIRED, build_layers, resolve_cfg
 from utils.log import LOGGER
 from utils.torch_utils import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
 
@@ -148,6 +148,7 @@ class Model(nn.Module):
             self._assemble(ch, verbose)
         except ValueError as error:
             raise ValueError(f"{cfg if file else 'model description'}: {error}") from error
+        self.yaml = {key: value for key, value in self.yaml.items() if key in (*REQUIRED, *OPTIONAL)}
         self.nc: int = self.yaml["nc"]
         self.names = [str(i) for i in range(self.nc)]
         if verbose and LOGGER.isEnabledFor(logging.INFO):
@@ -180,7 +181,7 @@ class Model(nn.Module):
             with torch.no_grad():
                 for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
                     done, levels = layer.i, output
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"layer {done + 1} cannot take what it is given ({str(error).splitlines()[0]})") from error
         for module, mode in modes.items():
             module.training = mode

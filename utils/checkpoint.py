@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ _NUMPY = (
 )
 _UNREADABLE = (
     OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, MemoryError,
-    struct.error, pickle.UnpicklingError,
+    struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError,
 )  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint; train one, or give the path of a .pt file")
     try:
+        _check_whole(path)
         with torch.serialization.safe_globals(_allowed(classes)):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, Mapping):
@@ -115,6 +117,19 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
     except _UNREADABLE as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
     raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint; expected a mapping with a model")
+
+
+def _check_whole(path: Path) -> None:
+    """Compare a zip archive with its own checksums, which torch does not; raises ValueError for a damaged part."""
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    if not zipfile.is_zipfile(path):
+        if path.open("rb").read(2) == b"PK":
+            raise ValueError("the file is cut off")
+        return  # an older format, or something else: reading it tells
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} does not match its checksum")
 
 
 def _allowed(classes: Iterable[str]) -> list[tuple[type[Pickled], str]]:
@@ -131,8 +146,13 @@ def _reason(error: BaseException) -> str:
             f"refused: it would use {named[1]}, which is not on the list of allowed classes and could run code; "
             "save its state_dict() with the program that wrote it"
         )
-    cause = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [type(error).__name__]
-    return f"is no checkpoint, or a damaged one ({cause[0][:120]}); expected a .pt file of this project or YOLOv5 6.1"
+    lines = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+    cause = lines[0].partition(". ")[0][:120] if lines else type(error).__name__
+    if isinstance(error, (LookupError, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)):
+        cause = "not in PyTorch's file format"
+    if "TorchScript" in text:
+        cause = "a TorchScript archive"
+    return f"is no checkpoint, or a damaged one ({cause}); expected a .pt file of this project or YOLOv5 6.1"
 
 
 def _readable(key: str, value: Any) -> Any:
@@ -202,8 +222,9 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        kept = f"; the earlier {path.name} is unchanged" if path.exists() else ""
-        raise OSError(f"{path}: could not be written ({str(error).splitlines()[0]}){kept}") from error
+        kept = f"the earlier {path.name} is unchanged; " if path.exists() else ""
+        cause = getattr(error, "strerror", None) or "the disk took only a part, it may be full"
+        raise OSError(f"{path}: could not be written ({cause}); {kept}make room or choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

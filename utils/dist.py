@@ -31,9 +31,12 @@ def is_main() -> bool:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
-    """The main process of each machine runs the block before the others do (they find its cache files ready)."""
-    together = dist.is_available() and dist.is_initialized()
+def main_first(everybody: bool = True) -> Iterator[None]:
+    """The main process of each machine runs the block before the others do (they find its cache files ready).
+
+    Every process must come here, or nobody would get on: `everybody` is False where only the main process does.
+    """
+    together = everybody and dist.is_available() and dist.is_initialized()
     if together and local_rank() > 0:
         dist.barrier()
     yield

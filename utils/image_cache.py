@@ -126,7 +126,12 @@ class DiskCache:
             return False
         file = self._file(position)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, fit_longest(original, self.size, self.smooth))
+            try:
+                np.save(temporary, fit_longest(original, self.size, self.smooth))
+                temporary.flush()
+            except OSError:
+                os.unlink(temporary.name)  # no half-written file stays on a full disk
+                raise
         os.replace(temporary.name, file)
         return True
 

@@ -262,11 +262,11 @@ def load_index(sources: str | Path | Iterable[str | Path], prefix: str = "", cac
     index = load_cache(place, stamp) if cache else None
     if index is None:
         index = _check_all(images, labels, prefix)
-        if cache and len(index):
+        if cache and len(index) and place.parent.is_dir():  # without any label file there may be no folder for it
             save_cache(place, index, stamp)
     _report(index, source, prefix)
     if not len(index):
-        raise ValueError(f"none of the {len(images)} pictures of {source} can be used, first {index.problems[0]}")
+        raise ValueError(f"none of the {len(images)} pictures of {source} can be used, first: {index.problems[0]}")
     if not index.counts.found:
         LOGGER.warning(f"{prefix}no labels found for {source}: looked for {labels[0]} and its like; all is background")
     return index

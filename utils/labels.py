@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller
@@ -104,7 +104,9 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     found = sorted(name for source in sources for name in _images_of(Path(source)) if is_image(name))
     if not found:
         where = ", ".join(str(Path(source).absolute()) for source in sources) or "an empty list of sources"
-        raise ValueError(f"no pictures in {where}; looked for files ending in {', '.join(IMG_FORMATS)}")
+        raise ValueError(
+            f"no pictures in {where}; put some there or correct the data YAML (known: {', '.join(IMG_FORMATS)})"
+        )
     return [Path(name) for name in found]
 
 
@@ -294,8 +296,13 @@ def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | N
 def _picture_problem(path: str, error: Exception) -> Problem:
     if isinstance(error, FileNotFoundError):
         return Problem(path, None, "no such picture", "correct the list that names it")
-    empty = os.path.isfile(path) and os.path.getsize(path) == 0
-    reason = "empty file" if empty else str(error).replace(repr(path), "it") or type(error).__name__
+    reason = str(error).replace(repr(path), "it") or type(error).__name__
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        reason = "empty file"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "its content is no picture, whatever its name says"
+    elif "truncated" in reason.lower():
+        reason = "the file is cut off"
     return Problem(path, None, f"unusable picture: {reason}", "re-save or remove it")
 
 
@@ -317,7 +324,8 @@ def check_pair(path: str, label_path: str) -> Record:
     except LabelError as error:
         problem = Problem(label_path, error.line, error.reason, error.remedy)
     except (OSError, ValueError) as error:
-        problem = Problem(label_path, None, f"not readable as text ({error})", "save it as UTF-8 text")
+        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else f"not readable ({error})"
+        problem = Problem(label_path, None, reason, "save it as UTF-8 text")
     else:
         return Record(path, label_path, size, labels, segments, True, remark or problem)
     return Record(path, label_path, None, empty, (), True, problem)

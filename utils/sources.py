@@ -136,7 +136,7 @@ class Source:
         finally:
             capture.release()
         if not number:
-            raise ValueError(f"{file}: no frame of this video can be read")
+            raise ValueError(f"{file}: no frame of this video can be read; convert it to MP4 or remove it")
 
     def _stream_frames(self) -> Iterator[Frame]:
         for item in read_streams(self.streams, self.vid_stride):
@@ -161,6 +161,8 @@ def open_source(
     found.
     """
     source = str(source).strip()
+    if not source:
+        raise ValueError("--source is empty; name a picture, video, folder, glob, address or webcam")
     if suffix_of(source) == "txt" and not is_url(source):
         files, streams = _listed(Path(source).expanduser())
     else:
@@ -192,7 +194,7 @@ def _local_files(source: str) -> list[str]:
     elif glob.has_magic(source):
         found = sorted(glob.glob(source, recursive=True))
     else:
-        raise ValueError(f"{source} does not exist (looked in {Path(source).absolute().parent})")
+        raise ValueError(f"{source} does not exist (looked in {Path(source).absolute().parent}); correct the path")
     usable = [file for file in found if os.path.isfile(file) and suffix_of(file) in (*IMG_FORMATS, *VID_FORMATS)]
     if not usable:
         deeper = f"; for those in folders below it give '{source}/**/*'" if os.path.isdir(source) else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.log import LOGGER
+
 COLUMNS = (
     "train/box_loss",
     "train/obj_loss",
@@ -39,5 +41,8 @@ class CsvLogger:
     def on_fit_epoch_end(self, values: Sequence[float], epoch: int, best_fitness: float, fitness: float) -> None:
         """`values` in the order of COLUMNS."""
         row = ("%20.5g," * (1 + len(COLUMNS)) % (epoch, *values)).rstrip(",")
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(row + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(row + "\n")
+        except OSError as error:  # a table is no reason to lose the epoch: its checkpoint is written next
+            LOGGER.warning(f"{self.file}: epoch {epoch} could not be added ({error.strerror}); make room on the disk")

@@ -1,0 +1,192 @@
+"""Every flag of YOLOv5 6.1 is understood by train.py, val.py and detect.py, with its default or with ours on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import train
+import val
+from detect import DetectOptions
+from utils.config import parse
+from utils.paths import ROOT
+from utils.setup import TrainOptions
+from val import ValOptions
+
+RUNS = ROOT / "runs"
+SWITCH = ((), False, True)  # no value; off; on
+
+# flag -> (words after it, default, value that the words mean)
+TRAIN: dict[str, tuple[tuple[str, ...], Any, Any]] = {
+    "--weights": (("a.pt",), "", "a.pt"),  # v6.1: yolov5s.pt, a download
+    "--cfg": (("a.yaml",), "", "a.yaml"),
+    "--data": (("a.yaml",), "shapes.yaml", "a.yaml"),  # v6.1: coco128.yaml, a download
+    "--hyp": (("a.yaml",), "hyp.default.yaml", "a.yaml"),  # v6.1: hyp.scratch-low.yaml, too slow for small sets
+    "--epochs": (("7",), 300, 7),
+    "--batch-size": (("-1",), 16, -1),
+    "--imgsz": (("320",), 640, 320),
+    "--rect": SWITCH,
+    "--resume": (("a.pt",), False, "a.pt"),
+    "--nosave": SWITCH,
+    "--noval": SWITCH,
+    "--noautoanchor": SWITCH,
+    "--evolve": (("5",), None, 5),
+    "--bucket": (("b",), "", "b"),
+    "--cache": (("disk",), None, "disk"),
+    "--image-weights": SWITCH,
+    "--device": (("0,1",), "", "0,1"),
+    "--multi-scale": SWITCH,
+    "--single-cls": SWITCH,
+    "--optimizer": (("Adam",), "auto", "Adam"),  # v6.1: SGD; auto chooses by the length of the run
+    "--sync-bn": SWITCH,
+    "--workers": (("0",), 8, 0),
+    "--project": (("p",), str(RUNS / "train"), "p"),
+    "--name": (("n",), "exp", "n"),
+    "--exist-ok": SWITCH,
+    "--quad": SWITCH,
+    "--cos-lr": SWITCH,
+    "--label-smoothing": ((".1",), 0.0, 0.1),
+    "--patience": (("0",), 100, 0),
+    "--freeze": (("0", "2"), [0], [0, 2]),
+    "--save-period": (("3",), -1, 3),
+    "--local_rank": (("1",), -1, 1),
+    "--entity": (("me",), None, "me"),
+    "--upload_dataset": (("val",), False, "val"),
+    "--bbox_interval": (("2",), -1, 2),
+    "--artifact_alias": (("v1",), "latest", "v1"),
+}
+VAL: dict[str, tuple[tuple[str, ...], Any, Any]] = {
+    "--data": (("a.yaml",), "", "a.yaml"),  # v6.1: coco128.yaml; ours: what the weights were trained with
+    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),  # v6.1: yolov5s.pt; ours: the newest run's best.pt
+    "--batch-size": (("1",), 32, 1),
+    "--imgsz": (("320",), 0, 320),  # v6.1: 640; ours: what the weights were trained with
+    "--conf-thres": ((".2",), 0.001, 0.2),
+    "--iou-thres": ((".5",), 0.6, 0.5),
+    "--task": (("study",), "val", "study"),
+    "--device": (("cpu",), "", "cpu"),
+    "--workers": (("0",), 8, 0),
+    "--single-cls": SWITCH,
+    "--augment": SWITCH,
+    "--verbose": SWITCH,
+    "--save-txt": SWITCH,
+    "--save-hybrid": SWITCH,
+    "--save-conf": SWITCH,
+    "--save-json": SWITCH,
+    "--project": (("p",), str(RUNS / "val"), "p"),
+    "--name": (("n",), "exp", "n"),
+    "--exist-ok": SWITCH,
+    "--half": SWITCH,
+    "--dnn": SWITCH,
+}
+DETECT: dict[str, tuple[tuple[str, ...], Any, Any]] = {
+    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),  # v6.1: yolov5s.pt; ours: the newest run's best.pt
+    "--source": (("0",), str(ROOT / "data/images"), "0"),
+    "--data": (("a.yaml",), "", "a.yaml"),  # v6.1: coco128.yaml; ours: the names are in the weights
+    "--imgsz": (("320", "640"), [640], [320, 640]),
+    "--conf-thres": ((".5",), 0.25, 0.5),
+    "--iou-thres": ((".5",), 0.45, 0.5),
+    "--max-det": (("10",), 1000, 10),
+    "--device": (("cpu",), "", "cpu"),
+    "--view-img": SWITCH,
+    "--save-txt": SWITCH,
+    "--save-conf": SWITCH,
+    "--save-crop": SWITCH,
+    "--nosave": SWITCH,
+    "--classes": (("0", "2"), None, ["0", "2"]),  # numbers as in v6.1, or names, so they are words at first
+    "--agnostic-nms": SWITCH,
+    "--augment": SWITCH,
+    "--visualize": SWITCH,
+    "--update": SWITCH,
+    "--project": (("p",), str(RUNS / "detect"), "p"),
+    "--name": (("n",), "exp", "n"),
+    "--exist-ok": SWITCH,
+    "--line-thickness": (("1",), 3, 1),
+    "--hide-labels": SWITCH,
+    "--hide-conf": SWITCH,
+    "--half": SWITCH,
+    "--dnn": SWITCH,
+}
+SCRIPTS = {"train": (TrainOptions, TRAIN), "val": (ValOptions, VAL), "detect": (DetectOptions, DETECT)}
+FLAGS = [(script, flag) for script, (_, flags) in SCRIPTS.items() for flag in flags]
+
+
+def name_of(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+@pytest.mark.parametrize("script, flag", FLAGS, ids=lambda value: value)
+def test_flag(script: str, flag: str) -> None:
+    kind, flags = SCRIPTS[script]
+    words, default, meaning = flags[flag]
+    name = name_of(flag)
+    assert getattr(parse(kind, []), name) == default
+    for spelling in {flag, "--" + name, "--" + name.replace("_", "-")}:  # v6.1 itself wrote some with underscores
+        opt = parse(kind, [spelling, *words])
+        assert getattr(opt, name) == meaning and type(getattr(opt, name)) is type(meaning)
+        untouched = {other: getattr(opt, name_of(other)) for other in flags if other != flag}
+        assert untouched == {other: flags[other][1] for other in flags if other != flag}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_all_at_once(script: str) -> None:
+    kind, flags = SCRIPTS[script]
+    opt = parse(kind, [word for flag, (words, _, _) in flags.items() for word in (flag, *words)])
+    assert {flag: getattr(opt, name_of(flag)) for flag in flags} == {flag: value[2] for flag, value in flags.items()}
+
+
+@pytest.mark.parametrize(
+    "script, words, name, meaning",
+    [
+        ("train", "--batch 8", "batch_size", 8),
+        ("train", "--img 320", "imgsz", 320),
+        ("train", "--img-size 320", "imgsz", 320),
+        ("train", "--img_size 320", "imgsz", 320),
+        ("train", "--batch=8", "batch_size", 8),
+        ("val", "--batch 8", "batch_size", 8),
+        ("val", "--img 320", "imgsz", 320),
+        ("val", "--img-size 320", "imgsz", 320),
+        ("val", "--conf 0.1", "conf_thres", 0.1),
+        ("val", "--iou 0.7", "iou_thres", 0.7),
+        ("detect", "--img 320", "imgsz", [320]),
+        ("detect", "--img-size 320 640", "imgsz", [320, 640]),
+        ("detect", "--conf 0.1", "conf_thres", 0.1),
+        ("detect", "--iou 0.7", "iou_thres", 0.7),
+    ],
+    ids=lambda value: str(value),
+)
+def test_short_and_other_spellings(script: str, words: str, name: str, meaning: Any) -> None:
+    assert getattr(parse(SCRIPTS[script][0], words.split()), name) == meaning
+
+
+@pytest.mark.parametrize(
+    "flag, meaning", [("--resume", True), ("--evolve", 300), ("--cache", "ram"), ("--upload_dataset", True)]
+)
+def test_flags_whose_value_may_be_left_out(flag: str, meaning: Any) -> None:
+    name = name_of(flag)
+    assert getattr(parse(TrainOptions, [flag]), name) == meaning
+    assert getattr(parse(TrainOptions, [flag, "--epochs", "1"]), name) == meaning
+
+
+@pytest.mark.parametrize(
+    "words", ["--cache tape", "--optimizer Lion", "--task train2", "--epochs many", "--freeze", "--epoch-s 3", "stray"]
+)
+def test_what_no_flag_allows_ends_with_usage(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = ValOptions if words.startswith("--task") else TrainOptions
+    with pytest.raises(SystemExit) as ended:
+        parse(kind, words.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "usage:" in error and words.split()[0] in error
+
+
+def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, ["--epohcs", "3"])
+    assert "'--epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script, given", [(train, {"epohcs": 1}), (val, {"wieghts": "a.pt"})])
+def test_keyword_arguments_have_the_same_names(script: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        script.run(**given)
