@@ -28,7 +28,7 @@ from utils.callbacks import Callbacks
 from utils.checkpoint import describe_model, save_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, parse, write_yaml
 from utils.datasets import create_dataloader
-from utils.dist import agree, is_main, rank, world_size
+from utils.dist import agree, is_main, loader_workers, rank, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.log import LOGGER, colorstr, set_up_logging
 from utils.loggers import subscribe_loggers
@@ -76,7 +76,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
     opt, data = setup.opt, setup.data
     shared = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
     rect = opt.rect and not opt.image_weights
-    per_process = batch_size // world_size()
+    per_process, workers = batch_size // world_size(), loader_workers(opt.workers, setup.device)
     loader, dataset = create_dataloader(
         data.train,
         imgsz,
@@ -86,7 +86,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
         cache=None if opt.cache == "val" else opt.cache,
         rect=rect,
         rank=rank(),
-        workers=opt.workers,
+        workers=workers,
         image_weights=opt.image_weights,
         quad=opt.quad,
         prefix=colorstr("train: "),
@@ -103,7 +103,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
             cache=None if opt.noval else opt.cache and "ram",
             rect=True,
             pad=0.5,
-            workers=opt.workers,
+            workers=workers,
             prefix=colorstr("val: "),
             **shared,
         )

@@ -20,6 +20,7 @@ from utils.callbacks import Callbacks
 from utils.config import DataConfig, check_img_size, flag, options, parse, read_yaml
 from utils.converters import prepare
 from utils.datasets import create_dataloader
+from utils.dist import loader_workers
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.log import LOGGER, colorstr, set_up_logging
 from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
@@ -53,7 +54,7 @@ class ValOptions:
         "val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS
     )
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
-    workers: int = flag(8, "loader processes, at most one per core")
+    workers: int = flag(8, "loader processes, at most one per core (on a CPU: the cores above two)")
     single_cls: bool = flag(False, "score all classes as one")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
     verbose: bool = flag(False, "a line for each class however many there are")
@@ -134,7 +135,10 @@ def validate(
     """Score one model on one split at one picture size."""
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
     imgsz, pad = check_img_size(opt.imgsz, stride), 0.0 if opt.task in TIMING else 0.5
-    prefix, shared = colorstr(f"{opt.task}: "), {"single_cls": opt.single_cls, "workers": opt.workers, "nc": data.nc}
+    prefix, shared = (
+        colorstr(f"{opt.task}: "),
+        {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},
+    )
     loader, dataset = create_dataloader(
         paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, **shared
     )

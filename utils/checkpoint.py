@@ -124,8 +124,9 @@ def _check_whole(path: Path) -> None:
     if path.stat().st_size == 0:
         raise ValueError("the file is empty")
     if not zipfile.is_zipfile(path):
-        if path.open("rb").read(2) == b"PK":
-            raise ValueError("the file is cut off")
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise ValueError("the file is cut off")
         return  # an older format, or something else: reading it tells
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():

@@ -60,3 +60,11 @@ def agree(flag: bool, device: torch.device) -> bool:
     answer = torch.tensor([int(flag)], device=device)
     dist.broadcast(answer, src=0)
     return bool(answer.item())
+
+
+def loader_workers(wanted: int, device: torch.device) -> int:
+    """How many loader processes a run should have: what is wanted, but where the network runs on the CPU only the cores
+    that it can spare. Its threads spin while they wait for each other, and a loader beside them slows a small machine
+    several times more than it helps.
+    """
+    return wanted if device.type != "cpu" else max(0, min(wanted, (os.cpu_count() or 1) - 2))

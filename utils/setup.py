@@ -49,7 +49,7 @@ class TrainOptions:
     single_cls: bool = flag(False, "train all classes as one")
     optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
     sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
-    workers: int = flag(8, "loader processes, at most one per core")
+    workers: int = flag(8, "loader processes, at most one per core (training on a CPU: the cores above two)")
     project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")

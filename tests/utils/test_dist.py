@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.dist import agree, is_main, local_rank, main_first, mean_over_ranks, rank, world_size
+from utils.dist import agree, is_main, loader_workers, local_rank, main_first, mean_over_ranks, rank, world_size
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +21,14 @@ def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert rank() == 3 and world_size() == 8 and not is_main()
+
+
+@pytest.mark.parametrize(
+    "cores, wanted, given", [(1, 8, 0), (2, 8, 0), (4, 8, 2), (16, 8, 8), (16, 0, 0), (None, 8, 0)]
+)
+def test_loaders_leave_the_network_its_cores(
+    cores: int, wanted: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert loader_workers(wanted, torch.device("cpu")) == given
+    assert loader_workers(wanted, torch.device("cuda")) == wanted

@@ -1,0 +1,486 @@
+"""What people get wrong, typed at the command line: one line that names the file and the remedy, and no work lost."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detect
+import hubconf
+import train
+import val
+from tests.conftest import draw_squares
+from tests.conftest import tiny_cfg as tiny_cfg_fixture
+from utils.checkpoint import load_checkpoint
+from utils.labels import read_image
+from utils.log import LOGGER
+
+HEAD = "train: images/train\nval: images/val\n"
+NAMED = HEAD + "names: [red, blue]\n"
+
+
+class Said(logging.Handler):
+    """Warnings and errors of a run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.exc_info is None, "a traceback was logged"
+        self.lines.append(record.getMessage())
+
+    def about(self, part: str) -> str:
+        """The one line about something."""
+        (line,) = [line for line in self.lines if part in line]
+        return line
+
+
+@pytest.fixture
+def said():
+    handler = Said()
+    LOGGER.addHandler(handler)
+    yield handler
+    LOGGER.removeHandler(handler)
+    assert not any("\n" in line.strip("\n") for line in handler.lines)
+
+
+@pytest.fixture
+def place(tmp_path: Path, squares: Path, tiny_cfg: Path) -> Path:
+    """A folder with squares/squares.yaml and tiny.yaml."""
+    assert squares.parent.parent == tiny_cfg.parent == tmp_path
+    return tmp_path
+
+
+def train_words(place: Path, *more: str) -> list[str]:
+    given = {"data": place / "squares/squares.yaml", "cfg": place / "tiny.yaml", "project": place / "runs"}
+    fixed = ["--imgsz", "64", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--noval"]
+    return [*(word for key, value in given.items() for word in (f"--{key}", str(value))), *fixed, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """best.pt of one short run, in a folder with its data."""
+    place = tmp_path_factory.mktemp("trained")
+    for split in ("train", "val"):
+        draw_squares(place / "squares", split, 4)
+    (place / "squares/squares.yaml").write_text(NAMED)
+    tiny_cfg_fixture.__wrapped__(place)
+    assert train.main(train_words(place)) == 0
+    return place / "runs/exp/weights/best.pt"
+
+
+# ---- pictures and labels that are left out, while training goes on with the rest
+LABELS = {
+    "0 .5 .5 .2\n": (1, "4 columns where a box has 5; write `class x-centre"),
+    "0 .5 .5 .2 .2\n1 nan .5 .2 .2\n": (2, "a value is not finite: 1 nan 0.5 0.2 0.2; remove the row"),
+    "0 .5 .5 .2 .2\n\n0 -.5 .5 .2 .2\n": (3, "negative value: 0 -0.5 0.5 0.2 0.2; coordinates are fractions"),
+    "0 32 20 9 9\n": (1, "value above 1: 0 32 20 9 9; coordinates are fractions"),
+    "0 .5 .5 .2 .2\n1 .5 .5 .2 .2\n0 .5 .5 .2 .2\n": (3, "1 duplicate labels ignored; remove the repeated rows"),
+    "red .5 .5 .2 .2\n": (1, "not numbers: 'red .5 .5 .2 .2'; write `class x-centre"),
+    "0,.5,.5,.2,.2\n": (1, "not numbers: '0,.5,.5,.2,.2'; separate the values by spaces"),
+    "0.5 .5 .5 .2 .2\n": (1, "class 0.5 is not a whole number from 0; number the classes"),
+}
+BROKEN = {
+    "empty.png": (lambda whole: b"", "unusable picture: empty file; re-save or remove it"),
+    "cut.png": (lambda whole: whole[: len(whole) // 2], "unusable picture: the file is cut off; re-save or remove it"),
+    "text.jpg": (lambda whole: b"hello", "its content is no picture, whatever its name says; re-save or remove it"),
+}
+
+
+def test_training_goes_on_without_broken_labels_and_pictures(place: Path, said: Said) -> None:
+    images, labels = place / "squares/images/train", place / "squares/labels/train"
+    whole = (images / "11.png").read_bytes()
+    for number, text in enumerate(LABELS):
+        (labels / f"{number}.txt").write_text(text)
+    (labels / "8.txt").write_bytes(b"\xff\xfe0")
+    for name, (spoil, _) in BROKEN.items():
+        (images / name).write_bytes(spoil(whole))
+    cv2.imwrite(str(images / "dot.png"), np.zeros((1, 1, 3), np.uint8))
+    assert train.main(train_words(place)) == 0
+    assert load_checkpoint(place / "runs/exp/weights/best.pt")["epoch"] == -1
+    listed = "\n".join(said.lines)
+    for number, (line, reason) in enumerate(LABELS.values()):
+        if number < 6:  # the log shows the first ten problems
+            assert f"labels/train/{number}.txt:{line}: {reason}" in listed
+    assert "and 3 more; 12 pictures are left out in all" in listed
+
+
+@pytest.mark.parametrize("text, line, reason", [(text, *said) for text, said in LABELS.items()])
+def test_a_wrong_label_row_names_file_line_and_remedy(
+    trained: Path, tmp_path: Path, said: Said, text: str, line: int, reason: str
+) -> None:
+    draw_squares(tmp_path / "squares", "val", 2)
+    (tmp_path / "squares/squares.yaml").write_text(NAMED.replace("images/train", "images/val"))
+    (tmp_path / "squares/labels/val/1.txt").write_text(text)
+    assert score(trained, tmp_path) == 0
+    said.about(f"labels/val/1.txt:{line}: {reason}")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_named(trained: Path, tmp_path: Path, said: Said, name: str) -> None:
+    draw_squares(tmp_path / "squares", "val", 2)
+    (tmp_path / "squares/squares.yaml").write_text(NAMED.replace("images/train", "images/val"))
+    file, (spoil, reason) = tmp_path / f"squares/images/val/{name}", BROKEN[name]
+    file.write_bytes(spoil((tmp_path / "squares/images/val/1.png").read_bytes()))
+    assert score(trained, tmp_path) == 0
+    assert reason in said.about(str(file))
+    assert detect.main(detect_words(trained, tmp_path, file.parent)) == 0
+    assert "re-save or remove it" in said.lines[-1] and name in said.lines[-1]
+    assert len(list((tmp_path / "found/exp").glob("*.png"))) == 2
+
+
+def test_unusual_pictures_are_used(place: Path, trained: Path, said: Said) -> None:
+    """20,000 pixels wide and high, 16 bit, grey, RGBA, palette, lying on its side; below a name with spaces and not ASCII."""
+    home = place / "données 图 b"
+    shutil.move(place / "squares", home / "squares")
+    shutil.copy(place / "tiny.yaml", home)
+    images = home / "squares/images/train"
+    pictures = {
+        "0": np.full((16, 20_000, 3), 117, np.uint8),
+        "1": np.full((20_000, 16, 3), 117, np.uint8),
+        "2": np.full((64, 64, 3), 117 * 257, np.uint16),
+        "3": np.full((64, 64), 117 * 257, np.uint16),
+        "4": np.full((64, 64), 117, np.uint8),
+        "5": np.full((64, 64, 4), 117, np.uint8),
+    }
+    for name, picture in pictures.items():
+        cv2.imwrite(str(place / "one.png"), picture)
+        shutil.move(place / "one.png", images / f"{name}.png")
+    lying = Image.new("RGB", (64, 32), (117, 117, 117))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    (images / "6.png").unlink()
+    lying.save(images / "6.jpg", exif=exif)
+    lying.convert("P").save(images / "7.png")
+    assert read_image(images / "6.jpg").shape == (64, 32, 3)
+    for name in ("0.png", "2.png", "3.png", "4.png", "5.png", "7.png"):
+        picture = read_image(images / name)
+        assert picture.dtype == np.uint8 and picture.shape[2] == 3 and abs(int(picture[8, 8, 0]) - 117) <= 1
+    assert train.main(train_words(home)) == 0
+    assert detect.main(detect_words(trained, home, images, "--save-txt", "--save-crop")) == 0
+    assert len(list((home / "found/exp").glob("*.*"))) == 12
+    assert not [line for line in said.lines if "picture" in line and "AutoAnchor" not in line]
+
+
+def test_detect_takes_a_single_pixel(trained: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
+    assert detect.main(detect_words(trained, tmp_path, tmp_path / "dot.png", "--augment")) == 0
+
+
+# ---- data sets and YAML files that cannot work: nothing is written
+def rewritten(path: str, text: str) -> Callable[[Path], Any]:
+    return lambda place: (place / path).write_text(text)
+
+
+def data(text: str) -> Callable[[Path], Any]:
+    return rewritten("squares/squares.yaml", text)
+
+
+def replaced(old: str, new: str) -> Callable[[Path], Any]:
+    def edit(place: Path) -> None:
+        file = place / "tiny.yaml"
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return edit
+
+
+def emptied(split: str, what: str = "images") -> Callable[[Path], Any]:
+    return lambda place: [file.unlink() for file in (place / "squares" / what / split).iterdir()]
+
+
+def for_all_labels(text: str) -> Callable[[Path], Any]:
+    return lambda place: [file.write_text(text) for file in (place / "squares/labels/train").iterdir()]
+
+
+DATA = {
+    "missing pictures": (data(NAMED.replace("images/train", "nowhere")), ["squares/nowhere", "correct path, train"]),
+    "missing folder": (lambda place: shutil.rmtree(place / "squares/images/val"), ["images/val", "correct path"]),
+    "empty folder": (emptied("train"), ["no pictures in", "images/train", "put some there or correct the data YAML"]),
+    "empty validation": (emptied("val"), ["no pictures in", "images/val"]),
+    "all labels broken": (for_all_labels("0 1\n"), ["none of the 12 pictures", "0.txt:1: 2 columns"]),
+    "class above nc": (for_all_labels("1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n"), ["txt:2: class 2", "2 classes, 0 to 1"]),
+    "unknown key": (data(NAMED + "nmaes: 3\n"), ["squares.yaml: unknown key 'nmaes', did you mean 'names'?"]),
+    "names are not nc": (data(NAMED + "nc: 3\n"), ["squares.yaml: nc is 3 but there are 2 names; make them agree"]),
+    "nc is text": (data(HEAD + "nc: two\n"), ["squares.yaml: nc must be a whole number", "'two'"]),
+    "names are text": (data(HEAD + "names: red\n"), ["squares.yaml: names must be a list", "'red'"]),
+    "names with a gap": (data(HEAD + "names: {0: a, 2: b}\n"), ["names must be numbered 0 to 1", "[0, 2]"]),
+    "no names": (data(HEAD), ["squares.yaml: has neither 'names' nor 'nc'; add 'names:"]),
+    "no validation": (data("train: images/train\nnc: 2\n"), ["squares.yaml: has no 'val'; add 'val: images/val'"]),
+    "train is a number": (data(NAMED.replace("images/train", "3")), ["squares.yaml: train must be a folder"]),
+    "broken YAML": (data("train: [a\n  val: b"), ["squares.yaml, line 2: is not valid YAML"]),
+    "YAML that runs code": (data("train: !!python/object/apply:os.getcwd []\n"), ["squares.yaml, line 1: is not valid"]),
+    "not YAML": (lambda place: (place / "squares/squares.yaml").write_bytes(b"\x89PNG\xff"), ["not a text file"]),
+    "a list": (data("- a\n- b\n"), ["squares.yaml: expected 'key: value' lines"]),
+}
+MODEL = {
+    "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
+    "unknown module": (replaced("C3, [128]", "nn.Convv, [1]"), ["tiny.yaml: layer 2", "did you mean 'nn.Conv"]),
+    "short row": (replaced("1, C3, [128]", "C3, [128]"), ["layer 2 [-1, 'C3', [128]]: expected [from, repeats"]),
+    "later layer": (replaced("[-1, 1, C3, [128]]", "[9, 1, C3, [128]]"), ["layer 2", "'from' must be -1 or", "not 9"]),
+    "text for channels": (replaced("C3, [128]", "C3, [wide]"), ["layer 2", "must be its number of output channels"]),
+    "too many arguments": (replaced("C3, [128]", "C3, [8, 1, 2, 3, 4, 5, 6, 7]"), ["layer 2", "arguments"]),
+    "unknown argument": (replaced("Attention, []", "Attention, [{n_winn: 3}]"), ["layer 6", "'n_winn'"]),
+    "one input for Concat": (replaced("BiLevelRoutingAttention, []", "Concat, [1]"), ["layer 6 cannot take"]),
+    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "needs the arguments [nc"]),
+    "levels and anchors": (replaced(", [30,30, 40,40, 50,50]", ""), ["reads 2 levels", "anchors for 1; make them"]),
+    "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
+    "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple must be a number above 0, not 'deep'"]),
+    "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace must be true or false"]),
+    "no head": (replaced("head:", "tail:"), ["tiny.yaml: lacks head; a model description has"]),
+    "broken YAML": (rewritten("tiny.yaml", "nc: [2"), ["tiny.yaml, line 1: is not valid YAML"]),
+}
+OPTIONS = {
+    "--batch-size 0": ["--batch-size must be at least 1"],
+    "--imgsz 0": ["--imgsz 0: the image size must be at least 1 pixel"],
+    "--weights none.pt": ["none.pt does not exist"],
+    "--cfg none.yaml": ["none.yaml does not exist"],
+    "--hyp none.yaml": ["none.yaml does not exist"],
+    "--data none.yaml": ["none.yaml does not exist"],
+    "--device 9": ["device '9': this machine has no such GPU"],
+}
+HYP = {
+    "lr00: 3\n": ["hyp.yaml: unknown hyper-parameter 'lr00', did you mean 'lr0'?"],
+    "lr0: fast\n": ["hyp.yaml: lr0 must be a number, not 'fast'"],
+    "mosaic: 2\n": ["hyp.yaml: mosaic is a probability between 0 and 1"],
+    "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
+}
+
+
+def cases() -> list[Any]:
+    found = [pytest.param(edit, [], says, id=f"data, {name}") for name, (edit, says) in DATA.items()]
+    found += [pytest.param(edit, [], says, id=f"model, {name}") for name, (edit, says) in MODEL.items()]
+    found += [pytest.param(None, words.split(), says, id=words) for words, says in OPTIONS.items()]
+    return found + [
+        pytest.param(rewritten("hyp.yaml", text), ["--hyp", "hyp.yaml"], says, id=f"hyp, {text.strip()}")
+        for text, says in HYP.items()
+    ]
+
+
+@pytest.mark.parametrize("edit, words, says", cases())
+def test_training_refuses_in_one_line_and_writes_nothing(
+    place: Path,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    edit: Callable[[Path], Any] | None,
+    words: list[str],
+    says: list[str],
+) -> None:
+    monkeypatch.chdir(place)
+    if edit:
+        edit(place)
+    assert train.main(train_words(place, *words)) == 1
+    assert all(part in said.lines[-1] for part in says), said.lines[-1]
+    assert not (place / "runs").exists()
+
+
+def test_training_goes_on_with_unknown_keys_odd_sizes_and_no_labels(place: Path, said: Said) -> None:
+    replaced("nc: 2", "nc: 2\ncolour: red")(place)
+    shutil.rmtree(place / "squares/labels")
+    assert train.main(train_words(place, "--imgsz", "70")) == 0
+    assert "known: nc, depth_multiple" in said.about("unknown key 'colour' is ignored")
+    assert "using 96" in said.about("--imgsz 70 is not a multiple")
+    assert "labels/train/0.txt and its like; all is background" in said.about("train: \033[0mno labels found")
+    assert not [line for line in said.lines if "cache" in line]
+
+
+# ---- checkpoints
+class Harmful:
+    """Leaves a file behind where unpickling runs what it says."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def write_foreign(kind: str, good: Path, file: Path) -> None:
+    """A file that is no detector, made from one."""
+    whole, content = good.read_bytes(), torch.load(good, weights_only=True)
+    state = content["model"]["state_dict"]
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a/letter.txt", "hello")
+        return
+    if kind in ("text", "empty", "cut", "damaged"):
+        middle = len(whole) // 2
+        spoiled = whole[:middle] + bytes(999) + whole[middle + 999 :]
+        raw = {"text": b"hello world\n" * 99, "empty": b"", "cut": whole[:middle], "damaged": spoiled}
+        file.write_bytes(raw[kind])
+        return
+    first = next(iter(state))
+    changed = {
+        "code": {"model": Harmful(file.with_suffix(".trace"))},
+        "state": state,
+        "list": [1, 2],
+        "incomplete": {"model": {**content["model"], "state_dict": {k: v for k, v in state.items() if k != first}}},
+        "no tensors": {"model": {**content["model"], "state_dict": 3}},
+        "no names": {"model": {**content["model"], "names": 3}},
+        "too few names": {"model": {**content["model"], "names": ["red"]}},
+        "other shapes": {"model": {**content["model"], "state_dict": {**state, first: torch.zeros(2)}}},
+    }
+    torch.save(changed[kind], file)
+
+
+FOREIGN = {
+    "zip": "no checkpoint, or a damaged one",
+    "text": "no checkpoint, or a damaged one (not in PyTorch's file format)",
+    "empty": "the file is empty",
+    "cut": "the file is cut off",
+    "damaged": "does not match its checksum",
+    "code": ".mkdir, which is not on the list of allowed classes and could run code",
+    "state": "holds no model description; expected a checkpoint of this project",
+    "list": "holds list, not a checkpoint",
+    "incomplete": "its weights do not fit its description",
+    "no tensors": "its state_dict is of type int",
+    "no names": "its names is of type int",
+    "too few names": "has 1 names for 2 classes",
+    "other shapes": "its weights do not fit its description: size mismatch",
+}
+
+
+def score(weights: Path, place: Path, *more: str) -> int:
+    """val.py on the squares in a folder."""
+    words = ["--weights", str(weights), "--data", str(place / "squares/squares.yaml"), "--imgsz", "64"]
+    return val.main([*words, "--workers", "0", "--device", "cpu", "--project", str(place / "val"), *more])
+
+
+def detect_words(weights: Path, place: Path, source: Path | str, *more: str) -> list[str]:
+    words = ["--weights", str(weights), "--source", str(source), "--imgsz", "64", "--device", "cpu"]
+    return [*words, "--project", str(place / "found"), *more]
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_weights_are_refused_by_name_everywhere(
+    place: Path, trained: Path, said: Said, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    file = place / "foreign.pt"
+    write_foreign(kind, trained, file)
+    assert score(file, place) == 1
+    assert detect.main(detect_words(file, place, place / "squares/images/val")) == 1
+    assert train.main(train_words(place, "--weights", str(file))) == 1
+    assert len(said.lines) == 3 and all(str(file) in line and FOREIGN[kind] in line for line in said.lines)
+    assert not (place / "foreign.trace").exists() and not (place / "runs").exists() and not (place / "val").exists()
+    with pytest.raises(ValueError, match=r"foreign\.pt"):
+        hubconf.custom(file, device="cpu")
+
+
+def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert score(place / "none.pt", place) == 1
+    assert detect.main(detect_words(place / "none.pt", place, place / "squares/images/val")) == 1
+    assert all("none.pt do not exist" in line and "train some, or copy them there" in line for line in said.lines)
+    with pytest.raises(ValueError, match=r"none\.pt do not exist"):
+        hubconf.custom(place / "none.pt", device="cpu")
+    with pytest.raises(ValueError, match=r"yolov5n\.pt do not exist.*pretrained=False builds the model"):
+        hubconf.yolov5n(device="cpu")
+
+
+# ---- val.py and detect.py
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--batch-size 0", "--batch-size must be at least 1"),
+        ("--task test", "squares.yaml: has no 'test' split; add it, or choose another --task"),
+        ("--imgsz -1", "--imgsz -1: the image size must be at least 1"),
+        ("--data none.yaml", "none.yaml does not exist"),
+        ("--conf-thres 2", "--conf-thres and --iou-thres lie between 0 and 1"),
+    ],
+)
+def test_val_refuses_in_one_line(trained: Path, said: Said, words: str, says: str) -> None:
+    assert score(trained, trained.parents[3], *words.split()) == 1
+    assert says in said.lines[-1]
+
+
+def test_val_wants_the_classes_of_the_weights(trained: Path, place: Path, said: Said) -> None:
+    data(HEAD + "names: [a, b, c]\n")(place)
+    assert score(trained, place) == 1
+    assert "the weights know 2 classes" in said.lines[-1] and "squares.yaml has 3" in said.lines[-1]
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("none.jpg", "none.jpg does not exist (looked in"),
+        ("hollow", "nothing found in hollow: looked for pictures"),
+        ("hollow/*.jpg", "nothing found in hollow/*.jpg: looked for pictures"),
+        ("", "--source is empty; name a picture"),
+        ("letter.doc", "letter.doc is no file that can be looked at; known are pictures"),
+        ("hollow.txt", "hollow.txt names nothing that can be looked at"),
+        ("broken.jpg", "nothing in broken.jpg could be read; see the warnings above"),
+        ("broken.mp4", "nothing in broken.mp4 could be read; see the warnings above"),
+    ],
+)
+def test_detect_on_nothing(
+    trained: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hollow").mkdir()
+    for name in ("letter.doc", "hollow.txt"):
+        (tmp_path / name).touch()
+    for name in ("broken.jpg", "broken.mp4"):
+        (tmp_path / name).write_bytes(b"x" * 999)
+    assert detect.main(detect_words(trained, tmp_path, source)) == 1
+    assert says in said.lines[-1]
+
+
+def test_detect_goes_on_after_broken_files_in_a_list(trained: Path, tmp_path: Path, said: Said) -> None:
+    shutil.copy(trained.parents[3] / "squares/images/val/0.png", tmp_path / "good.png")
+    (tmp_path / "broken.mp4").write_bytes(b"x" * 999)
+    (tmp_path / "list.txt").write_text("none.jpg\nbroken.mp4\ngood.png\n")
+    assert detect.main(detect_words(trained, tmp_path, tmp_path / "list.txt")) == 0
+    assert "list.txt:1: none.jpg does not exist" in said.lines[0]
+    assert "broken.mp4: no frame of this video can be read; convert it" in said.about("broken.mp4")
+    assert [path.name for path in (tmp_path / "found/exp").iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    "words, says", [("--imgsz 0", "at least 1 pixel"), ("--classes rad", "did you mean 'red'"), ("--classes 9", "red")]
+)
+def test_detect_refuses_in_one_line(trained: Path, tmp_path: Path, said: Said, words: str, says: str) -> None:
+    assert detect.main(detect_words(trained, tmp_path, trained.parents[3] / "squares/images/val", *words.split())) == 1
+    assert words.split()[0] in said.lines[-1] and says in said.lines[-1] and not (tmp_path / "found").exists()
+
+
+# ---- a full disk
+@pytest.mark.parametrize("call", ["fsync", "save"])
+def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(
+    place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The third write of a checkpoint fails: last.pt of the second epoch."""
+    module, written = (os if call == "fsync" else torch), []
+    real = getattr(module, call)
+
+    def fails(*given: Any) -> Any:
+        written.append(given)
+        if len(written) <= 2:
+            return real(*given)
+        if call == "save":
+            given[1].write(b"half of it")
+            raise RuntimeError("[enforce fail at inline_container.cc:595] . unexpected pos 64 vs 0\nmore")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, fails)
+        assert train.main(train_words(place, "--epochs", "2")) == 1
+    last = place / "runs/exp/weights/last.pt"
+    assert f"{last}: could not be written (" in said.lines[-1] and "make room" in said.lines[-1]
+    assert "the earlier last.pt is unchanged" in said.lines[-1]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert load_checkpoint(last)["epoch"] == 0
+    assert train.main(["--resume", str(last)]) == 0 and load_checkpoint(last)["epoch"] == -1
