@@ -27,7 +27,7 @@ from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
 from utils.config import check_img_size, flag, options, parse
-from utils.log import LOGGER, colorstr, set_up_logging
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
 from utils.sources import Frame, open_source, readable_name
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         detect(opt)
     except (ValueError, OSError) as error:
-        LOGGER.error(str(error))
+        LOGGER.error(one_line(error))
         return 1
     except KeyboardInterrupt:
         LOGGER.warning("stopped; what was done is saved")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from models.experimental import attempt_load, load_model
-from models.yolo import Model
+from models.yolo import Detect, Model
 from utils.autoanchor import check_anchors
 from utils.autobatch import check_train_batch_size
 from utils.balance import epoch_weights, labels_to_class_weights
@@ -30,7 +30,7 @@ from utils.config import check_img_size, options, parse, write_yaml
 from utils.datasets import create_dataloader
 from utils.dist import agree, is_main, loader_workers, rank, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
-from utils.log import LOGGER, colorstr, set_up_logging
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.loggers import subscribe_loggers
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
@@ -51,6 +51,8 @@ def build_model(setup: Setup) -> Model:
         donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False) if opt.weights else None
         cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
         model = Model(cfg, ch=3, nc=nc, anchors=setup.hyp.anchors)
+        if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
+            raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
         if donor:
             exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
             fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
@@ -267,6 +269,7 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None) -> tuple[float,
     callbacks = callbacks or Callbacks()
     setup = set_up(opt)
     opt = setup.opt
+    Precision.choose(opt.amp, setup.device)  # raises for a type the device lacks, before there is a folder
     seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
     model = build_model(setup)
     stride = max(int(model.stride.max()), 32)
@@ -309,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(opt)
     except (ValueError, OSError) as error:
-        LOGGER.error(str(error))
+        LOGGER.error(one_line(error))
         return 1
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

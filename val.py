@@ -22,7 +22,7 @@ from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import loader_workers
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
-from utils.log import LOGGER, colorstr, set_up_logging
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
 from utils.reports import COCO_IDS, Report, ReportSettings, coco_score, speed_line
@@ -89,9 +89,11 @@ def complete(opt: ValOptions) -> ValOptions:
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
     past = trained_with(opt.weights)
     data = opt.data or str(past.get("data", "shapes.yaml"))
-    imgsz = opt.imgsz or int(past.get("imgsz", 640))
-    if opt.batch_size < 1 or opt.workers < 0:
-        raise ValueError("--batch-size must be at least 1 and --workers at least 0")
+    imgsz = opt.imgsz or past.get("imgsz", 640)
+    if not isinstance(imgsz, int):
+        raise ValueError(f"the opt.yaml of {opt.weights[0]} has imgsz {imgsz!r}, no whole number; give --imgsz")
+    if opt.batch_size < 1 or opt.max_det < 1 or opt.workers < 0:
+        raise ValueError("--batch-size and --max-det must be at least 1 and --workers at least 0")
     if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
         raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
     return replace(opt, data=data, imgsz=imgsz)
@@ -219,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         score(opt)
     except (ValueError, OSError) as error:
-        LOGGER.error(str(error))
+        LOGGER.error(one_line(error))
         return 1
     return 0
 

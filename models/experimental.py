@@ -117,15 +117,18 @@ def _check_stored(stored: Any) -> None:
     kinds = {"state_dict": Mapping, "names": (list, tuple, Mapping, type(None)), "hyp": (Mapping, type(None))}
     for key, kind in kinds.items():
         if not isinstance(stored.get(key), kind):
-            raise ValueError(f"its {key} is of type {type(stored[key]).__name__}; the file is damaged or not a detector")
+            found = type(stored[key]).__name__
+            raise ValueError(f"its {key} is of type {found}; the file is damaged or no detector")
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:
     """Give the model these numbers, fusing it first if that is how they were saved."""
-    if model.state_dict().keys() != state.keys():
+    odd = model.state_dict().keys() ^ state.keys()
+    if odd:
         model.fuse()
-    if odd := sorted(model.state_dict().keys() ^ state.keys()):
-        raise ValueError(f"its weights do not fit its description: there are {len(odd)} that only one has, such as {odd[0]}")
+        odd = min(odd, model.state_dict().keys() ^ state.keys(), key=len)
+    if odd:
+        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {min(odd)}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

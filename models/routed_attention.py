@@ -79,7 +79,8 @@ def routed_attention(
         routes: from `route`, or made by hand.
         scale: factor of the logits, D ** -0.5 when None.
         backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention), "triton" (kernels that read
-            routed regions in place; CUDA, plain selection only) or "auto": the fastest that applies.
+            routed regions in place; CUDA, plain selection only) or "auto": "sdpa", on CPUs a few regions at a time. The
+            kernels are taken on request only: they agree under Triton's interpreter but were never run on a GPU.
 
     Returns:
         (B, R, T, H, E). Backends agree up to rounding.
@@ -90,7 +91,7 @@ def routed_attention(
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     if backend == "reference":
         return attention_and_weights(q, k, v, routes, scale)[0]
-    if backend == "triton" or (backend == "auto" and _can_run_fused(q, k, v, routes)):
+    if backend == "triton":
         return _fused(q, k, v, routes, scale)
     if q.device.type == "cpu" and _is_plain(q, k, v, routes):
         return _ChunkedAttention.apply(q, k, v, routes.index, scale)
@@ -161,17 +162,6 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
 
     rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
     return fused_attention(*(x.flatten(0, 1) for x in (q, k, v)), rows, scale).unflatten(0, q.shape[:2])
-
-
-def _can_run_fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
-    """Whether the Triton kernels apply: CUDA, eager mode, plain selection, heads of one width up to 128."""
-    return (
-        q.device.type == "cuda"
-        and _is_plain(q, k, v, routes)
-        and q.shape[-1] <= 128
-        and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and find_spec("triton") is not None
-    )
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:

@@ -143,7 +143,7 @@ def test_a_broken_picture_is_named(trained: Path, tmp_path: Path, said: Said, na
 
 
 def test_unusual_pictures_are_used(place: Path, trained: Path, said: Said) -> None:
-    """20,000 pixels wide and high, 16 bit, grey, RGBA, palette, lying on its side; below a name with spaces and not ASCII."""
+    """20,000 pixels wide, or high, 16 bit, grey, RGBA, palette, EXIF rotation; a folder with spaces and not ASCII."""
     home = place / "données 图 b"
     shutil.move(place / "squares", home / "squares")
     shutil.copy(place / "tiny.yaml", home)
@@ -164,7 +164,7 @@ def test_unusual_pictures_are_used(place: Path, trained: Path, said: Said) -> No
     exif[0x0112] = 6
     (images / "6.png").unlink()
     lying.save(images / "6.jpg", exif=exif)
-    lying.convert("P").save(images / "7.png")
+    lying.convert("P", palette=Image.Palette.ADAPTIVE).save(images / "7.png")
     assert read_image(images / "6.jpg").shape == (64, 32, 3)
     for name in ("0.png", "2.png", "3.png", "4.png", "5.png", "7.png"):
         picture = read_image(images / name)
@@ -222,7 +222,7 @@ DATA = {
     "no validation": (data("train: images/train\nnc: 2\n"), ["squares.yaml: has no 'val'; add 'val: images/val'"]),
     "train is a number": (data(NAMED.replace("images/train", "3")), ["squares.yaml: train must be a folder"]),
     "broken YAML": (data("train: [a\n  val: b"), ["squares.yaml, line 2: is not valid YAML"]),
-    "YAML that runs code": (data("train: !!python/object/apply:os.getcwd []\n"), ["squares.yaml, line 1: is not valid"]),
+    "YAML that runs code": (data("train: !!python/object/apply:os.getcwd []\n"), ["line 1: is not valid"]),
     "not YAML": (lambda place: (place / "squares/squares.yaml").write_bytes(b"\x89PNG\xff"), ["not a text file"]),
     "a list": (data("- a\n- b\n"), ["squares.yaml: expected 'key: value' lines"]),
 }
@@ -240,6 +240,8 @@ MODEL = {
     "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
     "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple must be a number above 0, not 'deep'"]),
     "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace must be true or false"]),
+    "no Detect": (replaced("  - [[4, 7], 1, Detect, [nc, anchors]]\n", ""), ["tiny.yaml: training needs", "Detect"]),
+    "four channels": (replaced("nc: 2", "nc: 2\nch: 4"), ["tiny.yaml: training needs 3 input channels"]),
     "no head": (replaced("head:", "tail:"), ["tiny.yaml: lacks head; a model description has"]),
     "broken YAML": (rewritten("tiny.yaml", "nc: [2"), ["tiny.yaml, line 1: is not valid YAML"]),
 }
@@ -250,12 +252,16 @@ OPTIONS = {
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
+    "--seed -1": ["--seed", "must be at least 0"],
+    "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose bf16 or off"],
+    "--label-smoothing 2": ["--label-smoothing 2.0"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }
 HYP = {
     "lr00: 3\n": ["hyp.yaml: unknown hyper-parameter 'lr00', did you mean 'lr0'?"],
     "lr0: fast\n": ["hyp.yaml: lr0 must be a number, not 'fast'"],
     "mosaic: 2\n": ["hyp.yaml: mosaic is a probability between 0 and 1"],
+    "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
     "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
 }
 
@@ -399,6 +405,7 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
         ("--task test", "squares.yaml: has no 'test' split; add it, or choose another --task"),
         ("--imgsz -1", "--imgsz -1: the image size must be at least 1"),
         ("--data none.yaml", "none.yaml does not exist"),
+        ("--max-det 0", "--max-det must be at least 1"),
         ("--conf-thres 2", "--conf-thres and --iou-thres lie between 0 and 1"),
     ],
 )
@@ -457,7 +464,30 @@ def test_detect_refuses_in_one_line(trained: Path, tmp_path: Path, said: Said, w
     assert words.split()[0] in said.lines[-1] and says in said.lines[-1] and not (tmp_path / "found").exists()
 
 
-# ---- a full disk
+# ---- a full disk, and places that cannot be written to
+@pytest.mark.parametrize("script", ["val", "detect"])
+def test_a_place_that_cannot_be_written_to_is_named(trained: Path, tmp_path: Path, said: Said, script: str) -> None:
+    (tmp_path / "file").touch()
+    place = trained.parents[3]
+    if script == "val":
+        assert score(trained, place, "--project", str(tmp_path / "file")) == 1
+    else:
+        words = detect_words(trained, tmp_path, place / "squares/images/val", "--project", str(tmp_path / "file"))
+        assert detect.main(words) == 1
+    assert str(tmp_path / "file") in said.lines[-1]
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_is_named(
+    trained: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert detect.main(detect_words(trained, tmp_path, trained.parents[3] / "squares/images/val")) == 1
+    assert said.lines[-1].startswith(f"{tmp_path}/found/exp/0.png: No space left on device; make room on the disk")
+
+
 @pytest.mark.parametrize("call", ["fsync", "save"])
 def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(
     place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, call: str

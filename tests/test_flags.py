@@ -1,4 +1,4 @@
-"""Every flag of YOLOv5 6.1 is understood by train.py, val.py and detect.py, with its default or with ours on purpose."""
+"""Every flag of YOLOv5 6.1 is understood by train.py, val.py and detect.py, with its default or, on purpose, ours."""
 
 from __future__ import annotations
 

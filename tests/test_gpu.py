@@ -18,7 +18,7 @@ import val
 from benchmarks import train_step
 from models.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from tests.known_detector import CONFIDENCE, write_weights
+from tests.known_detector import CONFIDENCE, NAMES, expected_boxes, write_weights
 from utils.checkpoint import load_checkpoint
 from utils.config import Hyp
 from utils.loss import ComputeLoss
@@ -48,7 +48,9 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 # ---- the scripts
 @pytest.mark.parametrize("amp", ["auto", "bf16", "off"])
 def test_training(squares: Path, tiny_cfg: Path, tmp_path: Path, amp: str) -> None:
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path), amp=amp, save_period=1, **BASE | {"epochs": 2})
+    train.run(
+        data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path), amp=amp, save_period=1, **BASE | {"epochs": 2}
+    )
     table = pd.read_csv(tmp_path / "exp/results.csv", skipinitialspace=True)
     assert table["epoch"].tolist() == [0, 1] and np.isfinite(table.to_numpy(dtype=float)).all()
     state = load_checkpoint(tmp_path / "exp/weights/last.pt")["model"]["state_dict"]
@@ -73,14 +75,30 @@ def test_batch_size_that_fits(squares: Path, tiny_cfg: Path, tmp_path: Path) -> 
     assert load_checkpoint(tmp_path / "exp/weights/best.pt")["epoch"] == -1
 
 
-def test_validation_in_half_precision(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "train"), **BASE | {"epochs": 3})
-    given = {"weights": str(tmp_path / "train/exp/weights/best.pt"), "workers": 0, "project": str(tmp_path / "val")}
-    cpu, single, half = (
-        val.run(device=device, half=in_half, **given) for device, in_half in (("cpu", False), ("0", False), ("0", True))
+@pytest.mark.parametrize("half", [False, True])
+def test_validation(tmp_path: Path, half: bool) -> None:
+    """The known detector on a picture that has exactly what it finds."""
+    boxes = expected_boxes()
+    corners = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1) / 32
+    for split in ("train", "val"):
+        write_image(tmp_path / f"set/images/{split}/a.png", np.full((32, 32, 3), 90, np.uint8))
+        label = tmp_path / f"set/labels/{split}/a.txt"
+        label.parent.mkdir(parents=True)
+        label.write_text("".join(f"1 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in corners.tolist()))
+    data = tmp_path / "set/data.yaml"
+    data.write_text(f"train: images/train\nval: images/val\nnames: {NAMES}\n", encoding="utf-8")
+    summary, maps, speed = val.run(
+        weights=str(write_weights(tmp_path / "known.pt")),
+        data=str(data),
+        imgsz=32,
+        batch_size=1,
+        workers=0,
+        device="0",
+        half=half,
+        task="speed",  # its batches have no margin, where the detector would fire as well
+        project=str(tmp_path / "val"),
     )
-    assert np.allclose(single[0], cpu[0], atol=0.02) and np.allclose(half[0], cpu[0], atol=0.1)
-    assert len(half[1]) == 2 and min(half[2]) >= 0
+    assert min(summary[:4]) > 0.99 and maps[1] > 0.99 and min(speed) >= 0
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -135,7 +153,7 @@ def test_attention_as_on_the_cpu(backend: str, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected, found = passed_through(cpu, x), passed_through(gpu, x.cuda())
     for mine, theirs in zip(found, expected, strict=True):
-        close(mine, theirs, 1e-3)
+        close(mine, theirs, 2e-4)
     for (name, mine), theirs in zip(gpu.named_parameters(), cpu.parameters(), strict=True):
         assert mine.grad is not None, name
         # keys' biases shift every logit of a query alike: their gradient is zero but for rounding
@@ -143,12 +161,10 @@ def test_attention_as_on_the_cpu(backend: str, shape: tuple[int, ...]) -> None:
         assert ((mine.grad.cpu() - theirs.grad).abs().max() / scale) < 1e-3, name
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.02), (torch.bfloat16, 0.15)], ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.01), (torch.bfloat16, 0.08)], ids=str)
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_attention_under_autocast(
-    backend: str, channels_last: bool, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_attention_under_autocast(backend: str, channels_last: bool, dtype: torch.dtype, tolerance: float) -> None:
     # all regions are routed to: rounding would otherwise send some regions elsewhere, which is no error
     cpu, gpu = attention_pair(n_win=3, topk=9, backend=backend)
     x = torch.randn(2, 64, 12, 15, generator=torch.Generator().manual_seed(0))

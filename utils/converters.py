@@ -285,8 +285,6 @@ def prepare(config: DataConfig) -> None:
 
     Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
     """
-    if not _absent(config):
-        return
     with main_first():
         if not (absent := _absent(config)):
             return

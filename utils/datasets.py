@@ -310,7 +310,7 @@ def create_dataloader(
     Before each epoch call `loader.sampler.set_epoch(epoch, plain)`, and `set_weights` when `image_weights` is on. A
     batch is at most the whole data set. `rank` >= 0: this process's share only. Raises ValueError as the data set does.
     """
-    with main_first():
+    with main_first(everybody=rank >= 0):
         dataset = DetectionDataset(
             path, imgsz, batch_size, augment, hyp, rect, image_weights, cache, single_cls, stride, pad, prefix, seed, nc
         )

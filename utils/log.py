@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 
 LOGGER = logging.getLogger("yolov5")
 
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk, or choose another place")
 _STYLES = {
     **{name: f"\033[{30 + i}m" for i, name in enumerate("black red green yellow blue magenta cyan white".split())},
     **{
@@ -45,13 +47,25 @@ def colorstr(*parts: str) -> str:
     return "".join(_STYLES[style] for style in styles) + f"{text}{_STYLES['end']}"
 
 
+def one_line(error: BaseException) -> str:
+    """What a person is told of an error that ends a script: one line, with file and remedy where known.
+
+    The system's own errors come as `[Errno 28] No space left on device`, often without a name.
+    """
+    if not isinstance(error, OSError) or error.strerror is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno, "check the path, and who may write there")
+    return f"{error.filename or 'a file could not be written'}: {error.strerror}; {remedy}"
+
+
 def set_up_logging(main_process: bool = True) -> None:
-    """Send INFO and above to stderr, from the main process only; env YOLOv5_VERBOSE=false keeps warnings alone.
+    """Send INFO and above to stderr, from the main process only (the others tell errors); env
+    YOLOv5_VERBOSE=false keeps warnings alone.
 
     Calling it twice changes nothing, so scripts that call each other stay quiet about it.
     """
     quiet = os.environ.get("YOLOv5_VERBOSE", "true").lower() in ("false", "0", "no")
-    LOGGER.setLevel(logging.INFO if main_process and not quiet else logging.WARNING)
+    LOGGER.setLevel(logging.ERROR if not main_process else logging.WARNING if quiet else logging.INFO)
     if not LOGGER.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(_Tidy(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from utils.checkpoint import load_checkpoint
 from utils.config import DataConfig, Hyp, flag, options
 from utils.converters import prepare
 from utils.dist import local_rank, world_size
+from utils.iou import check_loss_name
 from utils.log import LOGGER
 from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
-from utils.torch_utils import select_device
+from utils.torch_utils import gpu_indices, select_device
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
 UNUSED = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
@@ -100,10 +102,11 @@ def set_up(opt: TrainOptions) -> Setup:
         opt, resumed = load_run(opt)
     check_options(opt)
     hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+    check_loss_name(hyp.box_iou)
     if not resumed:
         opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
     data = DataConfig.load(opt.data)
-    device = join_processes(select_device(opt.device, opt.batch_size))
+    device = join_processes(select_device(opt.device, opt.batch_size), opt.device)
     prepare(data)
     folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
     return Setup(opt, hyp, data, device, folder, resumed)
@@ -115,6 +118,10 @@ def check_options(opt: TrainOptions) -> None:
         raise ValueError(
             "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
         )
+    if opt.seed < 0 or opt.patience < 0 or min(opt.freeze) < 0:
+        raise ValueError("--seed, --patience and --freeze must be at least 0")
+    if not 0 <= opt.label_smoothing < 1:
+        raise ValueError(f"--label-smoothing {opt.label_smoothing}: choose at least 0 and below 1")
     if opt.batch_size % world_size() and opt.batch_size > 0:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
@@ -130,15 +137,18 @@ def warn_of_idle_flags(opt: TrainOptions) -> None:
         LOGGER.warning(f"--{', --'.join(idle)}: read for compatibility, without effect (no W&B or cloud storage here)")
 
 
-def join_processes(device: torch.device) -> torch.device:
-    """Meet the other processes when torchrun started several; returns the device of this one."""
+def join_processes(device: torch.device, asked: str) -> torch.device:
+    """Meet the other processes when torchrun started several; returns this one's of the devices asked for."""
     if local_rank() < 0:
         return device
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # the others wait while the main process validates, which takes long on large sets
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=3))
     if device.type != "cuda":
         return device
-    torch.cuda.set_device(local_rank())
-    return torch.device("cuda", local_rank())
+    chosen = gpu_indices(asked) if asked else []
+    index = chosen[local_rank()] if len(chosen) >= world_size() else local_rank()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:
@@ -149,6 +159,8 @@ def load_run(opt: TrainOptions) -> tuple[TrainOptions, dict[str, Any]]:
             f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
         )
     content = load_checkpoint(last)
+    if "model" not in content:
+        raise ValueError(f"--resume {last}: holds no training run; name the last.pt of one")
     if content.get("optimizer") is None or content.get("options") is None:
         raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
     LOGGER.info(f"resuming {shown(last)} after epoch {content['epoch']}")

@@ -33,7 +33,10 @@ def write_image(path: Path | str, image: np.ndarray) -> Path:
     if not done:
         raise ValueError(f"cannot write {target}: encoding the {image.shape} picture failed")
     target.parent.mkdir(parents=True, exist_ok=True)
-    data.tofile(target)
+    try:
+        target.write_bytes(data.tobytes())
+    except OSError as error:  # a full disk is reported without a name
+        raise OSError(error.errno, error.strerror, str(target)) from error
     return target
 
 

@@ -122,6 +122,7 @@ def test_names_of_formats_that_carry_none(monkeypatch, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_half_precision_on_a_gpu(weights):
     model = DetectMultiBackend(weights, device="0", fp16=True)
     model.warmup((1, 3, 64, 64))

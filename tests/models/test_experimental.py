@@ -108,7 +108,7 @@ def test_content_without_a_model_is_refused(content):
 def test_weights_that_do_not_fit_are_refused_with_an_example(model):
     stored = describe_model(model)
     weight = stored["state_dict"].pop("model.0.conv.weight")
-    with pytest.raises(ValueError, match=r"1 entries differ|entries differ, such as model\.0"):
+    with pytest.raises(ValueError, match=r"1 entries differ, such as model\.0\.conv\.weight"):
         load_model({"model": stored})
     stored["state_dict"]["model.0.conv.weight"] = weight[:1]
     with pytest.raises(ValueError, match="size mismatch for model.0.conv.weight"):

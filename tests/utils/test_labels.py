@@ -147,7 +147,7 @@ def test_a_picture_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
 
 BAD_PICTURES = {
     "zero bytes": (b"", "empty file"),
-    "text": (b"not a picture", "cannot identify"),
+    "text": (b"not a picture", "no picture, whatever its name"),
     "one pixel": ((1, 1), "1 x 1 pixels are too few"),
     "nine pixels": ((9, 64), "9 x 64 pixels are too few"),
     "missing": (None, "no such picture"),
@@ -270,7 +270,7 @@ def test_duplicates_are_removed_and_told(tmp_path: Path) -> None:
 def test_a_label_file_that_is_no_text(tmp_path: Path) -> None:
     image, label = pair(tmp_path, "")
     label.write_bytes(b"\xff\xfe\x00")
-    assert "not readable as text" in check_pair(str(image), str(label)).message
+    assert "not UTF-8 text; save it as UTF-8 text" in check_pair(str(image), str(label)).message
 
 
 def test_the_old_nine_values(tmp_path: Path) -> None:

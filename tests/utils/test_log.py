@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 import pytest
 
-from utils.log import LOGGER, colorstr, set_up_logging
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_quiet_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     set_up_logging(main_process=False)
-    assert LOGGER.level == logging.WARNING
+    assert LOGGER.level == logging.ERROR
     monkeypatch.setenv("YOLOv5_VERBOSE", "false")
     set_up_logging()
     LOGGER.info("not said")
@@ -38,3 +39,17 @@ def test_quiet_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_colours() -> None:
     assert colorstr("x") == "\033[34m\033[1mx\033[0m"
     assert colorstr("red", "x") == "\033[31mx\033[0m"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (KeyError(), "KeyError"),
+        (OSError("told already"), "told already"),
+        (OSError(errno.ENOSPC, "full"), "a file could not be written: full; make room on the disk, or choose another"),
+        (PermissionError(errno.EACCES, "denied", "a.pt"), "a.pt: denied; check the path, and who may write there"),
+    ],
+)
+def test_an_error_is_told_in_one_line(error: Exception, line: str) -> None:
+    assert one_line(error).startswith(line) and "\n" not in one_line(error)
