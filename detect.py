@@ -1,12 +1,12 @@
 """Find objects in pictures, folders, videos, webcams and streams, and leave annotated copies, labels and crops.
 
-    python detect.py                                              # the newest training run, on data/images
-    python detect.py --weights best.pt --source bus.jpg           # a picture or a video
-                                       --source 'photos/**/*.jpg' # a folder or a glob
-                                       --source 0                 # a webcam
-                                       --source rtsp://camera/1   # a stream, or an http(s) address
-                                       --source list.txt          # one of all these on each line
-    python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
+python detect.py                                              # the newest training run, on data/images
+python detect.py --weights best.pt --source bus.jpg           # a picture or a video
+                                   --source 'photos/**/*.jpg' # a folder or a glob
+                                   --source 0                 # a webcam
+                                   --source rtsp://camera/1   # a stream, or an http(s) address
+                                   --source list.txt          # one of all these on each line
+python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from utils.config import check_img_size, flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
+from utils.runs import trained_size
 from utils.sources import Frame, open_source, readable_name
 from utils.torch_utils import select_device, time_sync
 from utils.viewer import Viewer
@@ -43,7 +44,11 @@ class DetectOptions:
     weights: list[str] = flag([], "weights (.pt), several are pooled; empty: newest runs/train/*/weights/best.pt")
     source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
-    imgsz: list[int] = flag([640], "side, or height and width, of the network's input", aliases=("--img", "--img-size"))
+    imgsz: list[int] = flag(
+        [],
+        "side, or height and width, in pixels; as the weights were trained if left out",
+        aliases=("--img", "--img-size"),
+    )
     conf_thres: float = flag(0.25, "lowest confidence of a detection")
     iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes")
     max_det: int = flag(1000, "most detections in a picture")
@@ -81,9 +86,10 @@ def complete(opt: DetectOptions) -> DetectOptions:
         raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
     if opt.max_det < 1 or opt.line_thickness < 1 or opt.vid_stride < 1:
         raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1")
-    if len(opt.imgsz) not in (1, 2):
-        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
-    return replace(opt, imgsz=opt.imgsz * 2 if len(opt.imgsz) == 1 else opt.imgsz)
+    imgsz = opt.imgsz or [trained_size(opt.weights)]
+    if len(imgsz) > 2:
+        raise ValueError(f"--imgsz is one side or height and width, not {len(imgsz)} numbers")
+    return replace(opt, imgsz=imgsz * 2 if len(imgsz) == 1 else imgsz)
 
 
 def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> list[int] | None:

@@ -9,7 +9,6 @@ python val.py --task speed --weights best.pt                   # also: test, tra
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 from models.backends import DetectMultiBackend
 from utils.callbacks import Callbacks
-from utils.config import DataConfig, check_img_size, flag, options, parse, read_yaml
+from utils.config import DataConfig, check_img_size, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import loader_workers
@@ -26,6 +25,7 @@ from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
 from utils.reports import COCO_IDS, Report, ReportSettings, coco_score, speed_line
+from utils.runs import trained_with
 from utils.torch_utils import select_device
 
 TASKS = ("val", "test", "train", "speed", "study")
@@ -69,12 +69,6 @@ class ValOptions:
     exist_ok: bool = flag(False, "write into project/name even if it exists")
     half: bool = flag(False, "float16 (GPU only)")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
-
-
-def trained_with(weights: Sequence[str]) -> dict[str, object]:
-    """The opt.yaml of the run that the first weights file lies in, empty when there is none."""
-    file = Path(weights[0]).parent.parent / "opt.yaml"
-    return read_yaml(file) if file.is_file() else {}
 
 
 def complete(opt: ValOptions) -> ValOptions:

@@ -85,18 +85,22 @@ def check_description(description: Mapping[str, Any]) -> None:
         raise ValueError(f"lacks {', '.join(missing)}; a model description has {', '.join(REQUIRED)}")
     for key in description.keys() - {*REQUIRED, *OPTIONAL}:
         LOGGER.warning(f"model description: unknown key {key!r} is ignored; known: {', '.join((*REQUIRED, *OPTIONAL))}")
-    for key in ("depth_multiple", "width_multiple"):
-        if not _is_number(description[key]) or description[key] <= 0:
-            raise ValueError(f"{key} must be a number above 0, not {description[key]!r}")
-    if not isinstance(description.get("inplace", True), bool):
-        raise ValueError(f"inplace must be true or false, not {description['inplace']!r}")
-    for key in ("nc", "ch"):
-        if not _is_count(description.get(key, 1)):
-            raise ValueError(f"{key} must be a whole number, at least 1, not {description[key]!r}")
+    _check_scalars(description)
     for key in ("backbone", "head"):
         _check_list(description[key], f"{key} must be a list of rows [from, repeats, block, arguments]")
     if not _is_count(description["anchors"]):
         _check_anchors(description["anchors"])
+
+
+def _check_scalars(description: Mapping[str, Any]) -> None:
+    for key in ("depth_multiple", "width_multiple"):
+        if not _is_number(description[key]) or description[key] <= 0:
+            raise ValueError(f"{key} must be a number above 0, not {description[key]!r}")
+    for key in ("nc", "ch"):
+        if not _is_count(description.get(key, 1)):
+            raise ValueError(f"{key} must be a whole number, at least 1, not {description[key]!r}")
+    if not isinstance(description.get("inplace", True), bool):
+        raise ValueError(f"inplace must be true or false, not {description['inplace']!r}")
 
 
 def _check_anchors(anchors: Any) -> None:
@@ -222,10 +226,16 @@ def _plan(
     elif block in (BiLevelRoutingAttention, nn.BatchNorm2d):
         plan.args = [inputs[0], *args]
     elif is_head:
-        if len(args) < 2:
-            raise ValueError(f"{block.__name__} needs the arguments [nc, anchors]")
-        plan.args = [args[0], _head_anchors(args[1], len(inputs)), inputs, *args[2:]]
+        plan.args = _head_arguments(plan, inputs)
     return plan
+
+
+def _head_arguments(plan: _Plan, inputs: list[int]) -> list[Any]:
+    """Classes, anchors, channels of the levels, and whatever the row adds."""
+    if len(plan.args) < 2:
+        raise ValueError(f"{plan.block.__name__} needs the arguments [nc, anchors]")
+    classes, anchors, *more = plan.args
+    return [classes, _head_anchors(anchors, len(inputs)), inputs, *more]
 
 
 def _widen(plan: _Plan, description: Mapping[str, Any]) -> None:

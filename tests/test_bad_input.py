@@ -24,8 +24,10 @@ import val
 from tests.conftest import draw_squares
 from tests.conftest import tiny_cfg as tiny_cfg_fixture
 from utils.checkpoint import load_checkpoint
+from utils.config import parse
 from utils.labels import read_image
 from utils.log import LOGGER
+from utils.setup import TrainOptions
 
 HEAD = "train: images/train\nval: images/val\n"
 NAMED = HEAD + "names: [red, blue]\n"
@@ -78,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draw_squares(place / "squares", split, 4)
     (place / "squares/squares.yaml").write_text(NAMED)
     tiny_cfg_fixture.__wrapped__(place)
-    assert train.main(train_words(place)) == 0
+    train.train(parse(TrainOptions, train_words(place)))
     return place / "runs/exp/weights/best.pt"
 
 
@@ -401,11 +403,11 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("--batch-size 0", "--batch-size must be at least 1"),
+        ("--batch-size 0", "--batch-size and --max-det must be at least 1"),
         ("--task test", "squares.yaml: has no 'test' split; add it, or choose another --task"),
         ("--imgsz -1", "--imgsz -1: the image size must be at least 1"),
         ("--data none.yaml", "none.yaml does not exist"),
-        ("--max-det 0", "--max-det must be at least 1"),
+        ("--max-det 0", "--max-det must be at least 1 and"),
         ("--conf-thres 2", "--conf-thres and --iou-thres lie between 0 and 1"),
     ],
 )

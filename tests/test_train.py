@@ -175,7 +175,7 @@ def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
         (["--hyp", "hyp.none.yaml"], "hyp.none.yaml"),
         (["--weights", "none.pt"], "none.pt"),
         (["--resume", "none.pt"], "none.pt"),
-        (["--imgsz", "0"], "--imgsz 0"),
+        (["--imgsz", "-1"], "--imgsz -1"),
         (["--device", "7"], "7"),
         (["--freeze", "99"], "--freeze"),
         (["--resume"], "no */weights/last.pt"),

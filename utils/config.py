@@ -166,8 +166,9 @@ class DataConfig:
     test: tuple[Path, ...]
     names: tuple[str, ...]
     download: str | None = None
+    imgsz: int | None = None  # side in pixels that the set is best trained at
 
-    KEYS: typing.ClassVar[tuple[str, ...]] = ("path", "train", "val", "test", "nc", "names", "download")
+    KEYS: typing.ClassVar[tuple[str, ...]] = ("path", "train", "val", "test", "nc", "names", "download", "imgsz")
 
     @property
     def nc(self) -> int:
@@ -195,8 +196,11 @@ class DataConfig:
                 raise ValueError(
                     f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
                 )
-        download = content.get("download")
-        return cls(file, root, **splits, names=names, download=None if download is None else str(download).strip())
+        download, imgsz = content.get("download"), content.get("imgsz")
+        if imgsz is not None and (type(imgsz) is not int or imgsz < 1):
+            raise ValueError(f"{file}: imgsz must be a whole number of pixels, not {imgsz!r}")
+        download = None if download is None else str(download).strip()
+        return cls(file, root, **splits, names=names, download=download, imgsz=imgsz)
 
 
 def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from utils.dist import local_rank, world_size
 from utils.iou import check_loss_name
 from utils.log import LOGGER
 from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
+from utils.runs import USUAL_SIZE
 from utils.torch_utils import gpu_indices, select_device
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
@@ -32,7 +33,9 @@ class TrainOptions:
     hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
     epochs: int = flag(300, "how often every picture is seen")
     batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
-    imgsz: int = flag(640, "side of the training and validation pictures in pixels", aliases=("--img", "--img-size"))
+    imgsz: int = flag(
+        0, "side of the pictures in pixels; 0 for the data YAML's imgsz, else 640", aliases=("--img", "--img-size")
+    )
     rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
     resume: Any = flag(False, "go on with the newest run, or with this last.pt", type=str, nargs="?", const=True)
     nosave: bool = flag(False, "save only the last epoch's checkpoint")
@@ -106,6 +109,7 @@ def set_up(opt: TrainOptions) -> Setup:
     if not resumed:
         opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
     data = DataConfig.load(opt.data)
+    opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
     device = join_processes(select_device(opt.device, opt.batch_size), opt.device)
     prepare(data)
     folder = Path(resumed["folder"]) if resumed else increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
@@ -114,6 +118,18 @@ def set_up(opt: TrainOptions) -> Setup:
 
 def check_options(opt: TrainOptions) -> None:
     """Raise ValueError for numbers and combinations that cannot work."""
+    check_numbers(opt)
+    if opt.batch_size % world_size() and opt.batch_size > 0:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
+    if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
+        raise ValueError("--image-weights and --batch-size -1 work in a single process only")
+    if opt.evolve is not None:
+        raise ValueError("--evolve: there is no hyper-parameter search in this version; edit the --hyp file instead")
+    warn_of_idle_flags(opt)
+
+
+def check_numbers(opt: TrainOptions) -> None:
+    """Raise ValueError for an option whose number is out of its range."""
     if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
         raise ValueError(
             "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
@@ -122,13 +138,6 @@ def check_options(opt: TrainOptions) -> None:
         raise ValueError("--seed, --patience and --freeze must be at least 0")
     if not 0 <= opt.label_smoothing < 1:
         raise ValueError(f"--label-smoothing {opt.label_smoothing}: choose at least 0 and below 1")
-    if opt.batch_size % world_size() and opt.batch_size > 0:
-        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
-    if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
-        raise ValueError("--image-weights and --batch-size -1 work in a single process only")
-    if opt.evolve is not None:
-        raise ValueError("--evolve: there is no hyper-parameter search in this version; edit the --hyp file instead")
-    warn_of_idle_flags(opt)
 
 
 def warn_of_idle_flags(opt: TrainOptions) -> None:

@@ -107,6 +107,7 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
         ("train: a\nval: a\nnames: x", "names must be"),
         ("train: a\nval: a\nnc: no", "nc must be"),
         ("train: a\nval: a\nnames: [x]\nclasses: 3", "unknown key 'classes'"),
+        ("train: a\nval: a\nnames: [x]\nimgsz: big", "imgsz must be"),
         ("path: 3\ntrain: a\nval: a\nnames: [x]", "path must be"),
     ],
 )

@@ -1,0 +1,62 @@
+"""What is decided before training starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.setup import TrainOptions, check_options, join_processes, load_run, set_up, warn_of_idle_flags
+
+
+def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    check_options(TrainOptions())
+    warn_of_idle_flags(TrainOptions())
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": -2}, "--batch-size"),
+        ({"workers": -1}, "--workers"),
+        ({"evolve": 300}, "no hyper-parameter search"),
+    ],
+)
+def test_what_cannot_work_is_refused(change: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_options(replace(TrainOptions(), **change))
+
+
+@pytest.mark.parametrize(
+    "change, says", [({"batch_size": 5}, "multiple of the 2"), ({"image_weights": True}, "single process")]
+)
+def test_what_cannot_be_shared_is_refused(change: dict, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=says):
+        check_options(replace(TrainOptions(), **change))
+
+
+def test_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_idle_flags(replace(TrainOptions(), entity="me", bbox_interval=3))
+    assert "--entity, --bbox_interval" in caplog.text
+
+
+def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert join_processes(torch.device("cpu"), "") == torch.device("cpu")
+
+
+def test_set_up_finds_everything_and_writes_nothing(squares: Path, tmp_path: Path) -> None:
+    setup = set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), device="cpu"))
+    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp" and not setup.folder.exists()
+    assert setup.hyp.pooled == 1 and setup.opt.data == str(squares.resolve())
+    assert replace(setup, opt=replace(setup.opt, single_cls=True)).names == ["item"]
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no .*last.pt below"):
+        load_run(TrainOptions(resume=True, project=str(tmp_path)))
