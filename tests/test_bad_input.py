@@ -249,7 +249,7 @@ MODEL = {
 }
 OPTIONS = {
     "--batch-size 0": ["--batch-size must be at least 1"],
-    "--imgsz 0": ["--imgsz 0: the image size must be at least 1 pixel"],
+    "--imgsz -32": ["--imgsz -32: the image size must be at least 1 pixel"],
     "--weights none.pt": ["none.pt does not exist"],
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],

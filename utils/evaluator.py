@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -129,6 +130,7 @@ class Scorer:
     """From predictions to detections to counts."""
 
     def __init__(self, names: Sequence[str], settings: EvalSettings) -> None:
+        import_module("torchvision.ops")  # suppression needs it; the first batch's time must not hold its import
         self.settings = settings
         self.metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
 

@@ -47,6 +47,8 @@ class Precision:
             raise ValueError(f"--amp {name}: choose one of {', '.join(kinds)}")
         if name == "fp16" and device.type == "cpu":
             raise ValueError("--amp fp16 needs a GPU; on a CPU choose bf16 or off")
+        if name == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            LOGGER.warning("--amp bf16: this CPU has no bfloat16 instructions, so it may be slower than --amp off")
         return cls(device, kinds[name])
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -13,7 +13,9 @@ def test_weights_without_a_run() -> None:
     assert trained_with([]) == {} and trained_with(["nowhere/best.pt"]) == {} and trained_size([]) == 640
 
 
-@pytest.mark.parametrize("written, size", [("imgsz: 320", 320), ("imgsz: 0", 640), ("imgsz: big", 640), ("data: x", 640)])
+@pytest.mark.parametrize(
+    "written, size", [("imgsz: 320", 320), ("imgsz: 0", 640), ("imgsz: big", 640), ("data: x", 640)]
+)
 def test_the_runs_own_size(written: str, size: int, tmp_path: Path) -> None:
     (tmp_path / "opt.yaml").write_text(written)
     assert trained_size([tmp_path / "weights/best.pt"]) == size
