@@ -314,6 +314,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1
+    except KeyboardInterrupt:
+        LOGGER.warning("stopped; go on with --resume, from the last finished epoch")
+        return 130
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -144,7 +144,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+        raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__ if content else 'nothing'}")
     return content
 
 
@@ -186,8 +186,10 @@ class DataConfig:
         file = Path(file)
         content = read_yaml(file)
         for key in content:
-            if key not in cls.KEYS:
-                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, cls.KEYS)}; known: {', '.join(cls.KEYS)}")
+            if key not in cls.KEYS and (near := _nearest(key, cls.KEYS)):
+                raise ValueError(f"{file}: unknown key {key!r}{near}; known: {', '.join(cls.KEYS)}")
+        if extra := [str(key) for key in content if key not in cls.KEYS]:
+            LOGGER.warning(f"{file}: {', '.join(extra)} mean nothing here; known: {', '.join(cls.KEYS)}")
         names = _class_names(file, content)
         root = _data_root(file, content.get("path"))
         splits = {split: _split_paths(file, root, split, content.get(split)) for split in ("train", "val", "test")}

@@ -39,7 +39,7 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         return matches[0]
     if matches:
         raise ValueError(f"{file} is ambiguous: {', '.join(str(m) for m in matches)}; give its full path")
-    near = difflib.get_close_matches(path.name, names, n=3)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
 

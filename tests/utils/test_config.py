@@ -60,7 +60,7 @@ def test_defaults_are_not_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, says", [("", "NoneType"), ("- 1\n", "list"), ("a: [1\nb: 2", "line 2"), ("\tx: 1", "line 1")]
+    "text, says", [("", "nothing"), ("- 1\n", "list"), ("a: [1\nb: 2", "line 2"), ("\tx: 1", "line 1")]
 )
 def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, says: str) -> None:
     (file := tmp_path / "x.yaml").write_text(text)
@@ -106,7 +106,7 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
         ("train: 3\nval: a\nnames: [x]", "train must be"),
         ("train: a\nval: a\nnames: x", "names must be"),
         ("train: a\nval: a\nnc: no", "nc must be"),
-        ("train: a\nval: a\nnames: [x]\nclasses: 3", "unknown key 'classes'"),
+        ("train: a\nval: a\nnmaes: [x]", "unknown key 'nmaes', did you mean 'names'"),
         ("train: a\nval: a\nnames: [x]\nimgsz: big", "imgsz must be"),
         ("path: 3\ntrain: a\nval: a\nnames: [x]", "path must be"),
     ],
@@ -116,6 +116,11 @@ def test_data_mistakes_are_one_line(tmp_path: Path, text: str, says: str) -> Non
     with pytest.raises(ValueError, match=says) as error:
         DataConfig.load(file)
     assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keys_of_other_tools_are_only_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnames: [x]\nroboflow: {licence: CC}\n"))
+    assert "roboflow mean" in caplog.text
 
 
 def test_data_root_falls_back_to_the_data_sets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
