@@ -144,7 +144,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected 'key: value' lines, found {type(content).__name__ if content else 'nothing'}")
+        raise ValueError(f"{path}: expected 'key: value' lines, not {type(content).__name__ if content else 'nothing'}")
     return content
 
 
