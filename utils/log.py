@@ -38,7 +38,7 @@ class _Tidy(logging.Formatter):
         if not self.colour:
             for code in _STYLES.values():
                 text = text.replace(code, "")
-        return text
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names need not be text
 
 
 def colorstr(*parts: str) -> str:

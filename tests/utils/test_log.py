@@ -36,6 +36,12 @@ def test_quiet_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     assert capsys.readouterr().err == ""
 
 
+def test_names_that_are_no_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
+    LOGGER.info("a\udcff.jpg")
+    assert capsys.readouterr().err == "a\\udcff.jpg\n"
+
+
 def test_colours() -> None:
     assert colorstr("x") == "\033[34m\033[1mx\033[0m"
     assert colorstr("red", "x") == "\033[31mx\033[0m"
