@@ -21,10 +21,11 @@ from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import loader_workers
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
-from utils.reports import COCO_IDS, Report, ReportSettings, coco_score, speed_line
+from utils.reports import Report, ReportSettings, coco_score, speed_line
 from utils.runs import trained_with
 from utils.torch_utils import select_device
 

@@ -12,11 +12,10 @@ from torch import Tensor
 def labels_to_class_weights(labels: Sequence[np.ndarray], nc: int = 80) -> Tensor:
     """Inverse label frequency per class (nc,), summing to 1; a class without labels counts as having one.
 
-    `labels` holds one (n, 5) array a picture with the class first. An empty sequence gives an empty tensor.
+    `labels` holds one (n, 5) array a picture with the class first.
     """
-    if not len(labels):
-        return torch.zeros(0)
-    counts = np.bincount(np.concatenate([rows[:, 0] for rows in labels]).astype(int), minlength=nc)
+    classes = np.concatenate([np.zeros(0), *(rows[:, 0] for rows in labels)])
+    counts = np.bincount(classes.astype(int), minlength=nc)
     inverse = 1 / np.maximum(counts, 1)
     return torch.from_numpy(inverse / inverse.sum())
 
@@ -25,7 +24,7 @@ def labels_to_image_weights(
     labels: Sequence[np.ndarray], nc: int = 80, class_weights: np.ndarray | None = None
 ) -> np.ndarray:
     """The summed class weight of each picture's labels (pictures,); every class counts 1 without `class_weights`."""
-    counts = np.stack([np.bincount(rows[:, 0].astype(int), minlength=nc) for rows in labels])
+    counts = np.array([np.bincount(rows[:, 0].astype(int), minlength=nc) for rows in labels]).reshape(-1, nc)
     return (counts * (np.ones(nc) if class_weights is None else np.asarray(class_weights))).sum(1)
 
 

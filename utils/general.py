@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.balance import labels_to_class_weights, labels_to_image_weights
 from utils.boxes import (
     RatioPad,
     clip_boxes,
@@ -28,6 +29,7 @@ from utils.checkpoint import strip_optimizer
 from utils.config import DataConfig, check_img_size
 from utils.config import make_divisible as _make_divisible
 from utils.downloads import fetch, url2file
+from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, check_file, check_yaml, increment_path
@@ -72,7 +74,6 @@ __all__ = [
 
 Boxes = np.ndarray | torch.Tensor
 
-COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # category numbers of the COCO paper without pictures
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes
@@ -107,32 +108,9 @@ def one_cycle(y1: float = 0.0, y2: float = 1.0, steps: int = 100) -> Callable[[f
     return lambda x: y1 + (y2 - y1) * (1 - math.cos(x * math.pi / steps)) / 2
 
 
-def labels_to_class_weights(labels: Sequence[np.ndarray], nc: int = 80) -> torch.Tensor:
-    """Weights (nc,), with sum 1, inverse to how often a class occurs; a class that never does counts as once.
-
-    `labels` has an array (k, 5) per picture, class first.
-    """
-    inverse = 1 / np.maximum(_class_counts(labels, nc).sum(axis=0), 1)
-    return torch.from_numpy(inverse / inverse.sum())
-
-
-def labels_to_image_weights(
-    labels: Sequence[np.ndarray], nc: int = 80, class_weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Weight (n,) of each picture: the class weights (1 where not given) of its labels, added up."""
-    weights = np.ones(nc) if class_weights is None else np.asarray(class_weights).reshape(nc)
-    return (_class_counts(labels, nc) * weights).sum(axis=1)
-
-
-def _class_counts(labels: Sequence[np.ndarray], nc: int) -> np.ndarray:
-    """(n, nc) how often each picture shows each class."""
-    counts = [np.bincount(rows[:, 0].astype(np.int64), minlength=nc) for rows in labels]
-    return np.array(counts, dtype=np.int64).reshape(-1, nc)
-
-
 def coco80_to_coco91_class() -> list[int]:
     """COCO's own category number of each of the 80 classes that have pictures."""
-    return [number for number in range(1, 91) if number not in COCO_UNUSED]
+    return list(COCO_IDS)
 
 
 # ----------------------------------------------------------------------------------------------------- files and text

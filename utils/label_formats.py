@@ -21,6 +21,8 @@ import numpy as np
 
 Rows = dict[str, list[str]]  # rows of each picture, by the picture's file name
 
+# COCO numbers its 80 classes with pictures among 90
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 # xView's numbers of its 60 kinds of object, in the order of our classes
 XVIEW_TYPES = (
     *(11, 12, 13, 15, 17, 18, 19, 20, 21, 23, 24, 25, 26, 27, 28, 29, 32, 33, 34, 35),

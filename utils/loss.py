@@ -196,24 +196,25 @@ class ComputeLoss:
         anchors = self.anchors.to(device, torch.float32)
         grids = [(level.shape[2], level.shape[3]) for level in predictions]
         matches = match(targets, anchors, grids, self.hyp["anchor_t"])
-        parts = torch.zeros(3, device=device)
-        for level, (prediction, matched) in enumerate(zip(predictions, matches, strict=True)):
-            parts = parts + self._level_loss(level, prediction.float(), matched) * self._shares(matches, level, device)
+        levels = [self._level_loss(level, predictions[level].float(), matched) for level, matched in enumerate(matches)]
+        parts = (torch.stack(levels) * self._shares(matches, device)).sum(dim=0)
         if self.autobalance:
             reference = self.balance[self.anchor_level]
             self.balance = [weight / reference for weight in self.balance]
         parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
         return parts.sum(dim=0, keepdim=True) * predictions[0].shape[0], parts.detach()
 
-    def _shares(self, matches: list[Matches], level: int, device: torch.device) -> Tensor:
-        """What the (box, objectness, class) terms of a level count for in the sum over levels (3,).
+    def _shares(self, matches: Sequence[Matches], device: torch.device) -> Tensor:
+        """What each level's (box, objectness, class) terms count for in the sum over levels (L, 3).
 
         Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects weigh
-        as much as the many of the level that does. With `pooled` every match counts alike.
+        as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps its size.
         """
-        total = sum(len(matched.label) for matched in matches)
-        share = self.nl * len(matches[level].label) / total if self.pooled and total else 1.0
-        return torch.tensor((share, 1.0, share), device=device)
+        shares = torch.ones(self.nl, 3, device=device)
+        counts = torch.tensor([float(len(matched.label)) for matched in matches], device=device)
+        if self.pooled and any(len(matched.label) for matched in matches):
+            shares[:, 0] = shares[:, 2] = self.nl * counts / counts.sum()
+        return shares
 
     def _level_loss(self, level: int, prediction: Tensor, matched: Matches) -> Tensor:
         """Box, objectness (balanced) and class loss (3,) of one level."""

@@ -12,7 +12,7 @@ from torch import nn
 from utils.config import Hyp
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW")
-_LONG_RUN = 10_000  # optimiser steps from which plain SGD overtakes AdamW (docs/results.md)
+_LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

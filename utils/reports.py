@@ -19,7 +19,6 @@ from utils.plots_metrics import plot_confusion_matrix, plot_curves
 from utils.writers import coco_rows, label_lines, write_labels
 
 _DRAWN_BATCHES = 3
-COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
 @dataclass(slots=True)

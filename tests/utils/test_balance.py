@@ -14,7 +14,8 @@ def rows(*classes: int) -> np.ndarray:
 
 
 def test_no_labels() -> None:
-    assert labels_to_class_weights([]).numel() == 0
+    assert labels_to_class_weights([], nc=4).tolist() == [0.25] * 4
+    assert labels_to_image_weights([], 3).shape == (0,)
     assert labels_to_class_weights([rows()], nc=4).tolist() == [0.25] * 4
     assert labels_to_image_weights([rows(), rows()], 3).tolist() == [0, 0]
 

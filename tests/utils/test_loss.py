@@ -178,6 +178,32 @@ def test_every_box_loss_is_finite_even_for_wild_logits(kind, scale):
     assert loss.isfinite().all() and all(p.grad.isfinite().all() for p in predictions)
 
 
+def test_pooled_counts_every_match_alike():
+    predictions, targets = make_predictions(), make_targets()
+    model = make_model(pooled=1)
+    items = ComputeLoss(model)(predictions, targets)[1]
+    grids = [level.shape[2:4] for level in predictions]
+    counts = [len(found.label) for found in match(targets, model.model[0].anchors, grids, HYP["anchor_t"])]
+    assert min(counts) > 0 and len(set(counts)) > 1
+    # a level alone: the others are given anchors that nothing fits, so v6.1's sum is that level's mean
+    means = []
+    for level in range(3):
+        alone = make_model()
+        for other in {0, 1, 2} - {level}:
+            alone.model[0].anchors[other] = 1e6
+        means.append(ComputeLoss(alone)(predictions, targets)[1])
+    for part in (0, 2):
+        mean_over_matches = sum(n * float(mean[part]) for n, mean in zip(counts, means, strict=True)) / sum(counts)
+        assert float(items[part]) == pytest.approx(3 * mean_over_matches, rel=1e-5)
+    assert float(items[1]) == pytest.approx(float(ComputeLoss(make_model())(predictions, targets)[1][1]))
+
+
+def test_pooled_without_targets_is_v61s():
+    predictions, none = make_predictions(), torch.zeros(0, 6)
+    pooled, plain = (ComputeLoss(make_model(pooled=p))(predictions, none)[1] for p in (1, 0))
+    assert torch.equal(pooled, plain)
+
+
 def test_an_unknown_box_loss_lists_the_known():
     with pytest.raises(ValueError, match="Nonsense.*CIoU.*WIoUv3"):
         ComputeLoss(make_model(box_iou="Nonsense"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils.evaluator import ImageResult
-from utils.reports import COCO_IDS, Report, ReportSettings, coco_score
+from utils.label_formats import COCO_IDS
+from utils.reports import Report, ReportSettings, coco_score
 
 
 def result(name: str = "7.jpg") -> ImageResult:
