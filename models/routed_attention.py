@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BACKENDS = ("auto", "reference", "sdpa", "triton")
+BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
 CHUNK_BYTES = 2**21  # selected keys and values handled at a time on CPU: about what a core's own cache holds
 
 
@@ -79,8 +79,10 @@ def routed_attention(
         routes: from `route`, or made by hand.
         scale: factor of the logits, D ** -0.5 when None.
         backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention), "triton" (kernels that read
-            routed regions in place; CUDA, plain selection only) or "auto": "sdpa", on CPUs a few regions at a time. The
-            kernels are taken on request only: they agree under Triton's interpreter but were never run on a GPU.
+            routed regions in place; CUDA, plain selection only), "export" (nothing but gather, 4-D matrix products and
+            softmax, which every exporter knows) or "auto": "export" while a model is traced or exported, otherwise
+            "sdpa", on CPUs a few regions at a time. The kernels are taken on request only: they agree under Triton's
+            interpreter but were never run on a GPU.
 
     Returns:
         (B, R, T, H, E). Backends agree up to rounding.
@@ -93,6 +95,8 @@ def routed_attention(
         return attention_and_weights(q, k, v, routes, scale)[0]
     if backend == "triton":
         return _fused(q, k, v, routes, scale)
+    if backend == "export" or (backend == "auto" and _is_exporting()):
+        return _gather_and_attend(q, k, v, routes, scale)
     if q.device.type == "cpu" and _is_plain(q, k, v, routes):
         return _ChunkedAttention.apply(q, k, v, routes.index, scale)
     return _select_and_attend(q, k, v, routes, scale)
@@ -148,6 +152,23 @@ def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: f
     mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
     out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).unflatten(0, (batch, regions))
+
+
+def _gather_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+    """The same with operators that every exporter and runtime has; the batch may stay dynamic."""
+    regions = q.shape[1]
+    k, v, mask = _selected(k, v, routes)
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
+    logits = (q * scale) @ k.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask.flatten(0, 1)[:, None, None], float("-inf"))
+    out = logits.softmax(dim=-1).to(v.dtype) @ v
+    return out.transpose(1, 2).unflatten(0, (-1, regions))
+
+
+def _is_exporting() -> bool:
+    """Whether the operators are being written down for another runtime."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:

@@ -296,7 +296,9 @@ class Albumentations:
         try:
             import albumentations as package
         except ImportError as error:
-            raise ImportError("pixel effects need albumentations: pip install 'albumentations>=2'") from error
+            raise ValueError(
+                "albumentations above 0 in the hyp file needs its package: pip install 'albumentations>=2'"
+            ) from error
         self.p = p
         self.effects = [kind(p=1.0) for kind in (package.Blur, package.MedianBlur, package.ToGray, package.CLAHE)]
 

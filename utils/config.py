@@ -291,9 +291,9 @@ class Hyp:
     mosaic: float = 1.0
     mixup: float = 0.0
     copy_paste: float = 0.0
-    label_smoothing: float = 0.0
-    # ours
+    label_smoothing: float = 0.0  # the last of YOLOv5's; ours follow
     box_iou: str = "CIoU"  # which overlap the box loss is made of
+    albumentations: float = 0.0  # share of pictures for each of the extra pixel effects (an optional package)
     mosaic9: float = 0.0  # share of mosaics made of nine pictures instead of four
     pooled: int = 0  # 1: every matched box counts alike, 0: every level's mean does
     close_mosaic: int = 0  # last epochs that see whole pictures only
@@ -315,7 +315,7 @@ class Hyp:
                 )
             content[key] = _number(name, key, value, _inner_type(hints[key])[0])
         hyp = cls(**content)
-        for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr"):
+        for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr", "albumentations"):
             if not 0 <= getattr(hyp, key) <= 1:
                 raise ValueError(f"{name}: {key} is a probability between 0 and 1, not {getattr(hyp, key)}")
         if hyp.anchor_t <= 1 or hyp.nominal_batch < 1 or hyp.lr0 <= 0 or hyp.ema_tau <= 0:

@@ -20,7 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from utils.augmentations import Sample, letterbox, mixup, mosaic4, mosaic9, random_perspective, train_transforms
+from utils.augmentations import (
+    Albumentations,
+    Sample,
+    letterbox,
+    mixup,
+    mosaic4,
+    mosaic9,
+    random_perspective,
+    train_transforms,
+)
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.config import Hyp
 from utils.dist import main_first, world_size
@@ -107,6 +116,7 @@ class DetectionDataset(Dataset):
         self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
         self.augment, self.image_weights = augment, image_weights
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
+        self.effects = Albumentations(self.hyp.albumentations) if augment and self.hyp.albumentations else None
         self.batch = np.arange(self.n) // batch_size
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
         partners = torch.arange(self.n)
@@ -180,9 +190,7 @@ class DetectionDataset(Dataset):
         height, width = image.shape[:2]
         return self._in_pixels(position, image, (width, height), (0.0, 0.0)), original
 
-    def _in_pixels(
-        self, position: int, image: np.ndarray, size: Sequence[float], offset: Sequence[float]
-    ) -> Sample:
+    def _in_pixels(self, position: int, image: np.ndarray, size: Sequence[float], offset: Sequence[float]) -> Sample:
         """The picture's labels on `image`, in which it covers `size` (w, h) pixels from `offset` (x, y) on."""
         rows = self.index.labels(position)
         labels = np.empty_like(rows)
@@ -220,13 +228,12 @@ class DetectionDataset(Dataset):
     def __getitem__(self, key: int | SampleKey) -> Item:
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
         rng = np.random.default_rng([self.seed, key.epoch, key.index, key.repeat])
-        mosaic = self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic
-        if mosaic:
+        if self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic:
             sample, shapes = self._mixture(key.index, rng), MOSAIC_SHAPES
         else:
             sample, shapes = self._single(key.index, rng)
         if self.augment:
-            sample = train_transforms(sample, self.hyp, rng)
+            sample = train_transforms(sample, self.hyp, rng, self.effects)
         height, width = sample.image.shape[:2]
         targets = torch.zeros(len(sample.labels), 6)
         if len(targets):

@@ -415,7 +415,7 @@ def test_extra_effects_come_first():
 
 def test_albumentations_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
-    with pytest.raises(ImportError, match="pip install"):
+    with pytest.raises(ValueError, match="albumentations above 0 in the hyp file.* pip install"):
         Albumentations()
 
 

@@ -411,3 +411,14 @@ def test_objects_are_cut_out_in_their_colours(tmp_path: Path) -> None:
     crop = Image.open(tmp_path / "crops/1/a_0.jpg")
     assert crop.size == (27, 51) or crop.size == (28, 51) or crop.size == (26, 51) or crop.size == (28, 52)
     assert crop.getpixel((5, 5))[0] > 200 > 50 > crop.getpixel((5, 5))[2]
+
+
+def test_pixel_effects_of_the_hyp_file_reach_the_pictures(folder: Path) -> None:
+    pytest.importorskip("albumentations", minversion="2.0")
+    quiet = {"mosaic": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "translate": 0.0, "scale": 0.0, "fliplr": 0.0}
+    plain, grey = (
+        DetectionDataset(folder, 64, augment=True, hyp=quiet | {"albumentations": share}) for share in (0.0, 1.0)
+    )
+    assert not torch.equal(plain[0].image, grey[0].image)
+    assert torch.equal(grey[0].image, grey[0].image), "the item's own generator decides"
+    assert torch.equal(plain[0].targets, grey[0].targets)
