@@ -7,6 +7,7 @@ python detect.py --weights best.pt --source bus.jpg           # a picture or a v
                                    --source rtsp://camera/1   # a stream, or an http(s) address
                                    --source list.txt          # one of all these on each line
 python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
+python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240  # feature maps; where regions look
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from models.backends import DetectMultiBackend
 from models.detections import count_words
+from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
@@ -30,6 +33,8 @@ from utils.config import check_img_size, flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
+from utils.routing import RoutingMap
+from utils.routing_report import choose_points, parse_points, write_routes
 from utils.runs import trained_size
 from utils.sources import Frame, open_source, readable_name
 from utils.torch_utils import select_device, time_sync
@@ -61,7 +66,10 @@ class DetectOptions:
     classes: list[str] | None = flag(None, "only these classes, by number or name")
     agnostic_nms: bool = flag(False, "boxes of different classes suppress each other too")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
-    visualize: bool = flag(False, "draw every layer's feature maps, for the first frame of each source")
+    visualize: bool = flag(False, "draw every layer's feature maps and routes, for the first frame of each source")
+    query: list[str] | None = flag(
+        None, "pixels of the picture whose regions' routes are drawn; without it the surest detections'", metavar="X,Y"
+    )
     update: bool = flag(False, "strip the optimizer from the weights files afterwards")
     project: str = flag(str(ROOT / "runs/detect"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
@@ -74,18 +82,25 @@ class DetectOptions:
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
 
 
+def check(opt: DetectOptions) -> None:
+    """ValueError for numbers out of their range and for flags that do not go together."""
+    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
+        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
+    if opt.max_det < 1 or opt.line_thickness < 1 or opt.vid_stride < 1:
+        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1")
+    if opt.query and not opt.visualize:
+        raise ValueError("--query chooses what --visualize draws: give both, or leave --query out")
+
+
 def complete(opt: DetectOptions) -> DetectOptions:
-    """Check the numbers and fill in the newest weights if none are given."""
+    """Check the options, and fill in the newest weights and their picture size where none are given."""
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
             raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
         opt = replace(opt, weights=[str(newest)])
-    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
-        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
-    if opt.max_det < 1 or opt.line_thickness < 1 or opt.vid_stride < 1:
-        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1")
+    check(opt)
     imgsz = opt.imgsz or [trained_size(opt.weights)]
     if len(imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(imgsz)} numbers")
@@ -134,7 +149,7 @@ class Results:
         return self.stems(frame.source, readable_name(frame.path))
 
     def features(self, frame: Frame) -> Path | None:
-        """Where this frame's feature maps go: a folder for the first frame of a source, None for the others."""
+        """Where feature maps and routes go: a folder for the first frame of a source, None for the others."""
         if not self.opt.visualize or frame.source in self.visualized:
             return None
         self.visualized.add(frame.source)
@@ -203,13 +218,17 @@ def look(
     classes: list[int] | None,
     features: Path | None,
     clock: Clock,
-) -> Tensor:
-    """Detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`."""
+) -> tuple[Tensor, list[RoutingMap]]:
+    """Detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`.
+
+    With a folder for `features` these are drawn, and the routes of attention layers come back as well.
+    """
     begin = time_sync()
     batch = torch.from_numpy(frame.image).to(model.device)[None]
     batch = (batch.half() if model.fp16 else batch.float()) / 255
     prepared = time_sync()
-    predictions = model(batch, augment=opt.augment, visualize=features)
+    with record_routes(model.model) if features else nullcontext([]) as routes:
+        predictions = model(batch, augment=opt.augment, visualize=features)
     predicted = time_sync()
     found = non_max_suppression(
         predictions, opt.conf_thres, opt.iou_thres, classes=classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
@@ -222,15 +241,18 @@ def look(
     size = "x".join(map(str, frame.image.shape[1:]))
     words = count_words(found[:, 5].tolist(), model.names)
     LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({predicted - prepared:.3f}s)")
-    return torch.cat([boxes, found[:, 4:]], 1)
+    return torch.cat([boxes, found[:, 4:]], 1), routes
 
 
 def detect(opt: DetectOptions) -> Path:
     """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
     opt = complete(opt)
+    wanted = parse_points(opt.query)
     device = select_device(opt.device)
     model = DetectMultiBackend(opt.weights, device, dnn=opt.dnn, data=opt.data or None, fp16=opt.half)
     classes = class_numbers(opt.classes, model.names)
+    if opt.visualize and not routing_layers(model.model):
+        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
     height, width = check_img_size(opt.imgsz, model.stride)
     source = open_source(opt.source, (height, width), model.stride, auto=model.pt, vid_stride=opt.vid_stride)
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
@@ -239,8 +261,12 @@ def detect(opt: DetectOptions) -> Path:
     clock = Clock()
     with torch.inference_mode(), Results(folder, opt, model.names) as results:
         for frame in source:
-            detections = look(frame, model, opt, classes, results.features(frame), clock)
+            features = results.features(frame)
+            detections, routes = look(frame, model, opt, classes, features, clock)
             results.write(frame, detections)
+            if routes:
+                page = write_routes(features, frame, routes, choose_points(frame, wanted, detections))
+                LOGGER.info(f"Routes of {len(routes)} layer{'s' * (len(routes) != 1)} in {shown(page)}")
             if results.stopped:
                 break
     if not clock.frames:
@@ -259,7 +285,7 @@ def detect(opt: DetectOptions) -> Path:
 def run(**given: object) -> Path:
     """`detect.run(weights="best.pt", source="photos")`: the command line as keyword arguments; returns the folder."""
     set_up_logging()
-    for name in ("weights", "imgsz", "classes"):
+    for name in ("weights", "imgsz", "classes", "query"):
         if isinstance(value := given.get(name), (str, Path, int)):
             given[name] = [value]
     return detect(options(DetectOptions, given))

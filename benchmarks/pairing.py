@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -18,24 +20,36 @@ def interleave(
     rounds: int = 5,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    budget: float = math.inf,
+    least: int = 3,
 ) -> dict[str, list[float]]:
     """Seconds of every rival in every round.
 
-    The order is reversed from round to round, so that none always runs on the caches its neighbour left.
+    The order is reversed from round to round, so that none always runs on the caches its neighbour left. There are
+    `rounds` of them, or fewer where one more would end beyond `budget` seconds, but never fewer than `least`.
     """
     if rounds < 1 or warm_up < 0:
         raise ValueError(f"rounds={rounds}, warm_up={warm_up}: give at least one round and no negative warm-up")
+    if not budget > 0:
+        raise ValueError(f"budget={budget}: give seconds, more than none")
     for _ in range(warm_up):
         for run in rivals.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    order = list(rivals)
-    for number in range(rounds):
-        for name in order if number % 2 == 0 else reversed(order):
-            gc.collect()
-            start = clock()
-            rivals[name]()
-            seconds[name].append(clock() - start)
+    gc.collect()
+    gc.freeze()  # what is there already need not be searched for garbage after every run
+    try:
+        for number in range(rounds):
+            spent = sum(map(sum, seconds.values()))
+            if number >= max(1, least) and spent * (number + 1) / number > budget:
+                break
+            for name in list(rivals) if number % 2 == 0 else reversed(rivals):
+                gc.collect()
+                start = clock()
+                rivals[name]()
+                seconds[name].append(clock() - start)
+    finally:
+        gc.unfreeze()
     return seconds
 
 
@@ -71,6 +85,10 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object
 
 def _report_peak(sender: Connection, prepare: Callable[..., Callable[[], object]], arguments: tuple) -> None:
     run = prepare(*arguments)
+    gc.collect()
+    forget = Path("/proc/self/clear_refs")
+    if os.access(forget, os.W_OK):
+        forget.write_text("5")  # Linux forgets the peaks of the preparation; elsewhere smaller ones go unseen
     before = _high_water()
     run()
     sender.send(_high_water() - before)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.bra_modes import KVDownsample, best_side, make_downsample
+from models.pointwise import PointwiseLinear
 from models.routed_attention import BACKENDS, Routes, attention_and_weights, route, routed_attention, select_regions
 
 __all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
@@ -112,12 +113,16 @@ class QKVLinear(nn.Module):
     def __init__(self, dim: int, qk_dim: int, bias: bool = True) -> None:
         super().__init__()
         self.dim, self.qk_dim = dim, qk_dim
-        self.qkv = nn.Linear(dim, 2 * qk_dim + dim, bias=bias)
+        self.qkv = PointwiseLinear(dim, 2 * qk_dim + dim, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., dim) -> queries (..., qk_dim), keys and values together (..., qk_dim + dim)."""
         q, kv = self.qkv(x).split([self.qk_dim, self.qk_dim + self.dim], dim=-1)
         return q, kv
+
+    def separate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., dim) -> queries, keys, values, cut apart once: a cut of a cut costs another copy of all gradients."""
+        return self.qkv(x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
 
 
 class BiLevelRoutingAttention(nn.Module):
@@ -180,7 +185,7 @@ class BiLevelRoutingAttention(nn.Module):
         self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
         self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
         self.qkv = QKVLinear(dim, qk_dim)
-        self.wo = nn.Linear(dim, dim) if param_attention == "qkvo" else nn.Identity()
+        self.wo = PointwiseLinear(dim, dim) if param_attention == "qkvo" else nn.Identity()
         self.kv_down = make_downsample(
             kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
         )
@@ -195,21 +200,21 @@ class BiLevelRoutingAttention(nn.Module):
         grid = self.region_grid(height, width)
         x = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
         real = self._real_tokens(grid, height, width, x.device)
-        q, kv = self.qkv(split_regions(x, grid))  # (B, R, T, qk_dim), (B, R, T, qk_dim + dim)
+        q, k, v = self.qkv.separate(split_regions(x, grid))  # (B, R, T, channels) each
         if real is not None:
-            kv = kv * real
-        r_weight, r_idx = self._route(q, kv[..., : self.qk_dim], real)
-        keys, key_mask = self._downsample(kv, grid, real)
+            k, v = k * real, v * real
+        r_weight, r_idx = self._route(q, k, real)
+        keys, values, key_mask = self._downsample(k, v, grid, real)
         routes = Routes(r_idx, self.kv_gather.factors(r_weight), key_mask)
-        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, *keys.split([self.qk_dim, self.dim], dim=-1))]
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, keys, values)]
         if ret_attn_mask:
             out, attention = attention_and_weights(*heads, routes, self.scale)
         else:
             out, attention = routed_attention(*heads, routes, self.scale, self.backend), None
-        out = join_regions(out.flatten(-2), grid)
+        out = join_regions(out.flatten(-2), grid)[:, :height, :width]
         if self.lepe is not None:
-            out = out + self._local_context(kv[..., self.qk_dim :], grid)
-        out = self.wo(out)[:, :height, :width]
+            out = out + self._local_context(v, grid)[:, :height, :width]
+        out = self.wo(out)
         if attention is not None:
             return out, r_weight, r_idx, attention.flatten(0, 1)
         return out.permute(0, 3, 1, 2)
@@ -246,17 +251,21 @@ class BiLevelRoutingAttention(nn.Module):
         q_mean, k_mean = ((t * real).sum(2) / count.clamp(min=1) for t in (q, k))
         return self.router(q_mean, k_mean, (count > 0).squeeze(-1))
 
-    def _downsample(self, kv: Tensor, grid: RegionGrid, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """kv (B, R, T, C) -> (B, R, L, C), and which keys count, (B, R, L), None for all."""
-        batch, regions = kv.shape[:2]
+    def _downsample(
+        self, k: Tensor, v: Tensor, grid: RegionGrid, real: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """k, v (B, R, T, C) -> (B, R, L, C), and which keys count, (B, R, L), None for all."""
+        batch, regions = k.shape[:2]
         if type(self.kv_down) is KVDownsample:
-            return kv, None if real is None else real.squeeze(-1).expand(batch, -1, -1)
+            return k, v, None if real is None else real.squeeze(-1).expand(batch, -1, -1)
+        kv = torch.cat([k, v], dim=-1)  # thinned out together: one random grid, one convolution
         cells = kv.unflatten(2, (grid.height, grid.width)).flatten(0, 1).permute(0, 3, 1, 2)  # (B * R, C, h, w)
         if real is not None:
             real = real.expand(batch, -1, -1, -1).reshape(batch * regions, 1, grid.height, grid.width)
         cells, kept = self.kv_down(cells, real)
         mask = None if kept is None else kept.reshape(batch, regions, -1)
-        return cells.permute(0, 2, 3, 1).reshape(batch, regions, -1, kv.shape[-1]), mask
+        cells = cells.permute(0, 2, 3, 1).reshape(batch, regions, -1, kv.shape[-1])
+        return *cells.split([self.qk_dim, self.dim], dim=-1), mask
 
     def _local_context(self, v: Tensor, grid: RegionGrid) -> Tensor:
         """Depthwise convolution of the values over the whole map: (B, R, T, C) -> (B, H, W, C)."""

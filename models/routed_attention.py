@@ -9,7 +9,9 @@ Legend of the shapes used throughout
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -20,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
-CHUNK_BYTES = 2**21  # selected keys and values handled at a time on CPU: about what a core's own cache holds
+CHUNK_BYTES = 2**20  # scores, keys and values that a thread works on at a time on CPU: within a core's own cache
+ROW_BYTES = 2**24  # scores of one head of one region that may be in memory at once
 
 
 class Routes(NamedTuple):
@@ -98,7 +101,7 @@ def routed_attention(
     if backend == "export" or (backend == "auto" and _is_exporting()):
         return _gather_and_attend(q, k, v, routes, scale)
     if q.device.type == "cpu" and _is_plain(q, k, v, routes):
-        return _ChunkedAttention.apply(q, k, v, routes.index, scale)
+        return _ChunkedAttention.apply(q, k, v, routes.index, routes.key_mask, scale)
     return _select_and_attend(q, k, v, routes, scale)
 
 
@@ -186,11 +189,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
-    """Plain selection in eager mode with one width and one type for all: what hand-made kernels are for."""
+    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
     return (
         routes.weight is None
-        and routes.key_mask is None
-        and q.shape[-1] == v.shape[-1]
         and q.dtype == k.dtype == v.dtype
         and q.numel() > 0
         and not torch.compiler.is_compiling()
@@ -199,60 +200,109 @@ def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Routed attention for CPUs: a few regions at a time, so that what is selected for them stays in the cache.
+    """Routed attention for CPUs: a few heads of a few regions at a time, so that their scores stay in the cache.
 
-    Nothing K-fold is ever stored: the backward selects again, and adds the gradients of selected rows straight into
-    the gradients of k and v, in a fixed order.
+    Nothing K-fold is ever stored: the backward selects again, computes the scores again, and adds the gradients of
+    selected rows straight into the gradients of k and v, in a fixed order. Half precision is widened chunk by chunk.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:
-        """(B, R, T, H, D); keeps the logarithms of the softmax's sums for the backward."""
-        q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))  # (B * R, tokens, H, D)
-        rows = _row_numbers(index, k.shape[1]).unflatten(0, (-1, index.shape[-1]))  # (B * R, K)
-        out = torch.empty_like(q_rows, memory_format=torch.contiguous_format)
-        log_sums = []
-        for part in _chunks(k_rows, rows):
-            selected = (_rows_of(x, rows[part]) for x in (k_rows, v_rows))
-            chunk, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q_rows[part].transpose(1, 2), *selected, scale=scale
-            )
-            out[part] = chunk.transpose(1, 2)
-            log_sums.append(log_sum)
-        ctx.save_for_backward(q, k, v, rows, out, *log_sums)
-        ctx.scale = scale
-        return out.view(*q.shape)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, index: Tensor, key_mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """(B, R, T, H, E)."""
+        rows = _HeadRows.build(q, k, v, Routes(index, key_mask=key_mask), scale)
+        ctx.save_for_backward(*rows[:-1])
+        ctx.scale, ctx.regions = scale, q.shape[:2]
+        out = q.new_empty(*rows.q.shape[:2], v.shape[-1])
+        buffer = _Buffer(rows.q)
+        for chunk in rows.chunks():
+            scores, _, _, values = rows.attend(chunk, buffer)
+            out[chunk] = scores @ values
+        return _heads_last(out, ctx.regions)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Gradients of q, k, v, computed in at least float32: the half-precision kernel is several times slower."""
-        q, k, v, rows, out, *log_sums = ctx.saved_tensors
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q_rows, k_rows, v_rows, grad = (x.flatten(0, 1) for x in (q, k, v, grad))
-        q_grad = torch.empty_like(out)
-        k_grad, v_grad = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_rows, v_rows))
-        for part, log_sum in zip(_chunks(k_rows, rows), log_sums, strict=True):
-            selected = (_rows_of(x, rows[part]).to(wide) for x in (k_rows, v_rows))
-            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[part].to(wide).transpose(1, 2), q_rows[part].to(wide).transpose(1, 2), *selected,
-                out[part].to(wide).transpose(1, 2), log_sum, 0.0, False, scale=ctx.scale,
-            )  # fmt: skip
-            q_grad[part] = grads[0].transpose(1, 2)
-            flat = rows[part].flatten()
-            for total, chunk in ((k_grad, grads[1]), (v_grad, grads[2])):
-                total.index_add_(0, flat, chunk.transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1))
-        k_grad, v_grad = k_grad.to(k.dtype), v_grad.to(v.dtype)
-        return q_grad.view(q.shape), k_grad.view(k.shape), v_grad.view(v.shape), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v; that of the scores is made of them, as in the backward of any softmax."""
+        rows = _HeadRows(*ctx.saved_tensors, ctx.scale)
+        grad, wide = grad.transpose(2, 3).flatten(0, 2), _wide(rows.q)
+        q_grad = torch.empty_like(rows.q)
+        k_grad, v_grad = (torch.zeros(x.shape, dtype=wide) for x in (rows.k, rows.v))
+        buffers = _Buffer(rows.q), _Buffer(rows.q)
+        for chunk in rows.chunks():
+            scores, queries, keys, values = rows.attend(chunk, buffers[0])
+            out_grad, routed = grad[chunk].to(wide), rows.routed[chunk[0]].flatten()
+            v_grad.index_add_(0, routed, (scores.mT @ out_grad).view(-1, *v_grad.shape[1:]))
+            logit_grad = torch.bmm(out_grad, values.mT, out=buffers[1].take(*scores.shape))
+            torch.ops.aten._softmax_backward_data.out(logit_grad, scores, -1, wide, grad_input=logit_grad)
+            k_grad.index_add_(0, routed, (logit_grad.mT @ queries).view(-1, *k_grad.shape[1:]))
+            q_grad[chunk] = (logit_grad @ keys).mul_(ctx.scale)
+        return *(_heads_last(x.to(grad.dtype), ctx.regions) for x in (q_grad, k_grad, v_grad)), None, None, None
 
 
-def _chunks(k_rows: Tensor, rows: Tensor) -> list[slice]:
-    """Slices of regions whose selected keys and values take about CHUNK_BYTES."""
-    per_region = 2 * k_rows[0].numel() * k_rows.element_size() * rows.shape[1]
-    step = max(1, CHUNK_BYTES // max(1, per_region))
-    return [slice(start, start + step) for start in range(0, rows.shape[0], step)]
+class _HeadRows(NamedTuple):
+    """The attention as rows, one for each head of each region: N = B * R * H of them."""
+
+    q: Tensor  # (N, T, D)
+    k: Tensor  # (N, L, D)
+    v: Tensor  # (N, L, E)
+    routed: Tensor  # (N, K) rows whose keys and values a row attends to
+    hidden: Tensor | None  # (N, L) True where a key may not be attended to
+    scale: float
+
+    @classmethod
+    def build(cls, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> _HeadRows:
+        """From (B, R, tokens, H, width)."""
+        heads = q.shape[3]
+        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
+        routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
+        hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
+        return cls(*(x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v)), routed, hidden, scale)
+
+    def chunks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and their query tokens that make about CHUNK_BYTES of work a thread.
+
+        Only a row with more than ROW_BYTES of scores is cut into runs of query tokens.
+        """
+        keys = self.routed.shape[1] * self.k.shape[1] * _wide(self.q).itemsize
+        tokens = min(self.q.shape[1], max(1, ROW_BYTES // keys))
+        step = max(1, CHUNK_BYTES // (keys * (tokens + 2 * self.k.shape[2]))) * torch.get_num_threads()
+        for first in range(0, len(self.routed), step):
+            for begin in range(0, self.q.shape[1], tokens):
+                yield slice(first, first + step), slice(begin, begin + tokens)
+
+    def attend(self, chunk: tuple[slice, slice], buffer: _Buffer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Softmax (n, t, K * L), scaled queries (n, t, D), selected keys and values (n, K * L, width), all wide."""
+        wide, routed = _wide(self.q), self.routed[chunk[0]]
+        keys, values = (
+            x.index_select(0, routed.flatten()).to(wide).view(len(routed), -1, x.shape[-1]) for x in (self.k, self.v)
+        )
+        queries = self.q[chunk].to(wide) * self.scale
+        scores = torch.bmm(queries, keys.mT, out=buffer.take(*queries.shape[:2], keys.shape[1]))
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden[routed].flatten(1)[:, None], float("-inf"))
+        return torch.softmax(scores, -1, out=scores), queries, keys, values
 
 
-def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows (n, K) of x (B * R, L, H, D), heads first: (n, H, K * L, D)."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape).flatten(1, 2).transpose(1, 2)
+class _Buffer:
+    """Memory for one chunk's scores, used again for the next: fresh pages would cost more than the arithmetic."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.memory = torch.empty(0, dtype=_wide(like))
+
+    def take(self, *shape: int) -> Tensor:
+        """A tensor of this shape with any content; what was taken before is overwritten."""
+        count = math.prod(shape)
+        if count > self.memory.numel():
+            self.memory = self.memory.new_empty(count)
+        return self.memory[:count].view(shape)
+
+
+def _heads_last(x: Tensor, regions: torch.Size) -> Tensor:
+    """(B * R * H, T, D) -> (B, R, T, H, D)."""
+    return x.unflatten(0, (*regions, -1)).transpose(2, 3)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,5 +1,6 @@
 """detect.py from the command line to the files it leaves."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 import detect
+from models.yolo import Model
 from tests.known_detector import CONFIDENCE, write_weights
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import describe_model, load_checkpoint, save_checkpoint
 from utils.config import options, parse
 from utils.paths import ROOT
 from utils.writers import VideoWriter, write_image
@@ -69,9 +71,10 @@ def test_every_flag_of_v61_parses():
         "--weights a.pt b.pt --source 0 --data x.yaml --imgsz 64 96 --conf-thres .1 --iou-thres .2 --max-det 3 "
         "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment "
         "--visualize --update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half "
-        "--dnn --vid-stride 2"
+        "--dnn --vid-stride 2 --query 3,4 5,6"
     )
     opt = parse(detect.DetectOptions, words.split())
+    assert opt.query == ["3,4", "5,6"]
     assert opt.weights == ["a.pt", "b.pt"] and opt.imgsz == [64, 96] and opt.classes == ["0", "2"] and opt.dnn
     for short in ("--img", "--img-size", "--imgsz"):
         assert parse(detect.DetectOptions, [short, "320"]).imgsz == [320]
@@ -92,6 +95,9 @@ def test_every_flag_of_v61_parses():
         ({"weights": "a.h5"}, r"\.pt"),
         ({"device": "warp"}, "warp"),
         ({"colour": 1}, "colour"),
+        ({"query": "7", "visualize": True}, "--query 7"),
+        ({"query": [(1, 2), "a,b"], "visualize": True}, "--query a,b"),
+        ({"query": "1,2"}, "--visualize"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
@@ -174,6 +180,57 @@ def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
     assert cv2.VideoCapture(str(folder / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
+# ---- where the regions look
+@pytest.fixture
+def routing_weights(tiny_cfg, tmp_path):
+    """A detector with one layer of routing attention: 7 x 7 regions of 16 pixels."""
+    torch.manual_seed(0)
+    model = Model(tiny_cfg, verbose=False).eval()
+    save_checkpoint(tmp_path / "routing.pt", {"epoch": -1, "model": describe_model(model), "ema": None})
+    return str(tmp_path / "routing.pt")
+
+
+def routes_in(page):
+    """The data inside of a page."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
+
+
+def test_without_routing_attention_feature_maps_are_all(run, source, caplog):
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(source=str(source / "a.png"), visualize=True, query="1,1")
+    assert "no BiLevelRoutingAttention layer" in caplog.text and not any("rout" in name for name in tree(folder))
+
+
+def test_routes_of_the_first_frame_of_each_source(run, routing_weights, source, caplog):
+    given = {"weights": routing_weights, "imgsz": 64, "source": str(source), "query": ["20,3", "900,5"]}
+    settings = {"save_txt": True, "conf_thres": 0.001, "max_det": 5}
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(**given, **settings, visualize=True)
+    files = ("routes.html", "stage6_routes.png")
+    expected = [f"{stem}/{name}" for stem in ("a", "clip", "图 b") for name in files]
+    assert [name for name in tree(folder) if "routes" in name] == expected
+    data = routes_in(folder / "图 b/routes.html")
+    assert data["name"] == "图 b.JPG" and data["points"] == [[40, 6]]  # 32 pixels are enlarged to 64
+    (layer,) = data["layers"]
+    assert layer["x"] == layer["y"] == [0, 16, 32, 48, 64, 64, 64, 64] and len(layer["index"]) == 49
+    assert sum("--query 900,5" in record.getMessage() for record in caplog.records) == 3
+    assert "Routes of 1 layer in" in caplog.text
+    plain = run(**given | {"query": None}, **settings)
+    for name in (name for name in tree(plain) if name.startswith("labels/")):
+        assert (plain / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
+    given = {"imgsz": 64, "source": str(source / "a.png"), "visualize": True, "conf_thres": 0.9}
+    alone = run(**given, weights=routing_weights)
+    both = run(**given, weights=[routing_weights] * 2, augment=True)
+    (expected,), found = (routes_in(folder / "a/routes.html")["layers"] for folder in (alone, both))
+    assert [layer["name"] for layer in found] == ["weights1.stage6", "weights2.stage6"]
+    assert all(layer | {"name": "stage6"} == expected for layer in found)
+    assert {"a/weights1.stage6_routes.png", "a/weights2.stage6_routes.png"} <= set(tree(both))
+    assert routes_in(both / "a/routes.html")["points"] == [[32, 32]]  # nothing is found: the middle
+
+
 def test_broken_pictures_do_not_end_the_run(run, source, caplog):
     (source / "0.jpg").write_bytes(b"broken")
     assert tree(run(source=str(source))) == ["a.png", "clip.mp4", "图 b.JPG"]
@@ -232,7 +289,11 @@ def test_command_line(weights, source, tmp_path):
     words = ["--weights", str(weights), "--source", "source", "--img", "32", "--project", "out", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "detect.py"), *words],
-        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert tree(tmp_path / "out/exp") == ["a.png", "clip.mp4", "图 b.JPG"]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import detect
 import train
@@ -19,10 +20,13 @@ from benchmarks import train_step
 from models.attention import BiLevelRoutingAttention
 from models.yolo import Model
 from tests.known_detector import CONFIDENCE, NAMES, expected_boxes, write_weights
+from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
 from utils.config import Hyp
 from utils.loss import ComputeLoss
+from utils.optim import Recipe, Schedule, build_optimizer
 from utils.torch_utils import ModelEMA
+from utils.trainer import EpochSettings, Precision, Trainer
 from utils.writers import write_image
 
 pytestmark = [
@@ -129,11 +133,23 @@ def test_training_step_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ---- the attention
+BACKENDS = ("auto", "sdpa", "reference", "export", "triton")
+
+
 def attention_pair(seed: int = 0, **given: object) -> tuple[BiLevelRoutingAttention, BiLevelRoutingAttention]:
-    """The same module on the CPU and on the GPU."""
+    """The same module on the CPU, where every backend is the plain one, and on the GPU."""
     torch.manual_seed(seed)
     module = BiLevelRoutingAttention(64, **given)
-    return module, copy.deepcopy(module).cuda()
+    on_gpu = copy.deepcopy(module).cuda()
+    module.backend = "reference"
+    return module, on_gpu
+
+
+def passes(module: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Output, gradient at the input, and gradients of all parameters, which are cleared afterwards."""
+    found = [*passed_through(module, x, dtype), *(parameter.grad for parameter in module.parameters())]
+    module.zero_grad(set_to_none=True)
+    return found
 
 
 def passed_through(module: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -146,7 +162,7 @@ def passed_through(module: nn.Module, x: Tensor, dtype: torch.dtype | None = Non
     return out, x.grad
 
 
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 64, 20, 20), (1, 64, 13, 9), (2, 64, 5, 5)], ids=str)
 def test_attention_as_on_the_cpu(backend: str, shape: tuple[int, ...]) -> None:
     cpu, gpu = attention_pair(backend=backend)
@@ -162,7 +178,7 @@ def test_attention_as_on_the_cpu(backend: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.01), (torch.bfloat16, 0.08)], ids=str)
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_attention_under_autocast(backend: str, channels_last: bool, dtype: torch.dtype, tolerance: float) -> None:
     # all regions are routed to: rounding would otherwise send some regions elsewhere, which is no error
@@ -176,10 +192,55 @@ def test_attention_under_autocast(backend: str, channels_last: bool, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_attention_that_selects_under_autocast_stays_finite(dtype: torch.dtype) -> None:
-    _, gpu = attention_pair()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_that_selects_under_autocast_stays_finite(backend: str, dtype: torch.dtype) -> None:
+    _, gpu = attention_pair(backend=backend)
     out, grad = passed_through(gpu, 30 * torch.randn(2, 64, 40, 40, device="cuda"), dtype)
     assert torch.isfinite(out).all() and torch.isfinite(grad).all()
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS promises nothing, and PyTorch refuses
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_repeats_bit_for_bit(backend: str, dtype: torch.dtype | None, deterministic: None) -> None:
+    _, gpu = attention_pair(backend=backend)
+    x = torch.randn(4, 64, 40, 44, device="cuda")
+    first, *others = [passes(gpu, x, dtype) for _ in range(3)]
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_in_a_cuda_graph(backend: str) -> None:
+    """Captured once, forward and backward, and replayed on other numbers: nothing may wait for the CPU."""
+    _, gpu = attention_pair(backend=backend)
+    x = torch.randn(2, 64, 20, 24, device="cuda")
+    expected = passes(gpu, x)
+    sample = torch.randn_like(x, requires_grad=True)
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(gpu), (sample,))
+    for mine, theirs in zip(passes(graphed, x), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_compiles_without_graph_break(backend: str) -> None:
+    torch._dynamo.reset()
+    _, gpu = attention_pair(backend=backend)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(gpu, fullgraph=True, backend=counter)
+    for batch in (2, 3, 4):
+        x = torch.randn(batch, 64, 20, 24, device="cuda")
+        for mine, theirs in zip(passes(compiled, x), passes(gpu, x), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+    assert counter.frame_count <= 2
+    torch._dynamo.reset()
 
 
 # ---- model, loss, weight average
@@ -205,6 +266,37 @@ def test_model_as_on_the_cpu() -> None:
         expected, _ = model.eval()(x)
         found, _ = copy.deepcopy(model).cuda()(x.cuda())
     assert torch.allclose(found.cpu(), expected, rtol=1e-3, atol=1e-2)  # pixels and probabilities
+
+
+@pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
+def test_training_steps_of_the_nano_model(amp: str) -> None:
+    """The first loss is the same with every backend, the loss scale holds, and every weight moves."""
+    device, hyp = torch.device("cuda:0"), Hyp(warmup_epochs=0, nominal_batch=4)
+    images = torch.rand(4, 3, 320, 320, generator=torch.Generator().manual_seed(0)).to(device)
+    targets = torch.tensor([[i, i, 0.3 + 0.1 * i, 0.5, 0.2, 0.3] for i in range(4)], device=device)
+    first: dict[str, Tensor] = {}
+    for backend in BACKENDS:
+        model = model_of("yolov5n_BiFormer.yaml").to(device, memory_format=torch.channels_last)
+        for layer in model.modules():
+            if isinstance(layer, BiLevelRoutingAttention):
+                layer.backend = backend
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        recipe = Recipe("AdamW", 0.003, 0.9, 0.0005)
+        one = Trainer(
+            model, model, ComputeLoss(model), build_optimizer(model, recipe), Schedule(hyp, recipe, 1, 5, 4),
+            ModelEMA(model), Precision.choose(amp, device), EpochSettings(1, 320, 32), Callbacks(),
+        )  # fmt: skip
+        first[backend] = one.backward(images, targets)
+        one.step()
+        for _ in range(4):
+            assert torch.isfinite(one.backward(images, targets)).all()
+            one.step()
+        assert amp != "fp16" or one.precision.scaler.get_scale() >= 1024
+        still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+        assert not still
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    for items in first.values():  # rounding may send a region elsewhere, which moves a loss a little
+        assert torch.allclose(items, first["reference"], rtol=1e-3 if amp == "off" else 0.02)
 
 
 @pytest.mark.parametrize("box_iou", ["CIoU", "SIoU", "WIoUv3"])

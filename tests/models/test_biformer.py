@@ -18,6 +18,13 @@ from models.biformer import (
     biformer_stl,
     biformer_tiny,
 )
+from models.yolo import Model
+from utils.config import read_yaml
+from utils.paths import ROOT
+
+PYRAMIDS = ("yolov5-biformer-tiny", "yolov5-biformer-small", "yolov5-biformer-base")
+NECKS = ("yolov5-BiFormer-p345", "yolov5-BiFormer-p2", "yolov5-C3BRA")
+LATE = pytest.mark.xfail(strict=True, reason="comes to light later, as something else, or not at all")
 
 
 def miniature(**changes):
@@ -58,6 +65,21 @@ def test_per_stage_routing_and_growing_drop_path():
     assert isinstance(model.stages[3][0].attn, GlobalAttention)
     rates = [block.drop_path.rate for stage in model.stages for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("block", [
+    BiFormerBlock(8, 2, 4, n_win=2, layer_scale_init_value=0.5), BiFormerBlock(8, -2), BiFormerBlock(8, -1),
+    BiFormerBlock(8, 2, 4, n_win=2, pre_norm=False, mask_padding=True), C3BRA(8, 8, 2, topk=2, n_win=2),
+], ids=["routed", "global", "no context", "masked, norm after", "C3BRA"])  # fmt: skip
+def test_gradients_are_derivatives(block):
+    block = block.double().eval()
+    x = torch.randn(1, 8, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    names = [name for name, _ in block.named_parameters()]
+
+    def run(x, *parameters):
+        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *block.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize("changes", [{"pre_norm": False}, {"layer_scale_init_value": 0.5}, {"swin_layout": True}])
@@ -122,3 +144,98 @@ def test_c3bra_drops_in_for_c3(width):
 def test_stage_counts_must_agree():
     with pytest.raises(ValueError, match="4 depths, 3 widths"):
         miniature(embed_dim=(8, 16, 24))
+
+
+def test_compiles_without_graph_break():
+    """Stochastic depth included."""
+    torch._dynamo.reset()
+    stage = BiFormerStage(16, 16, 3, 2, 0.5, n_win=3, head_dim=8)
+    compiled = torch.compile(stage, fullgraph=True, backend="eager")
+    results = []
+    for module in (stage, compiled):
+        torch.manual_seed(0)
+        x = torch.ones(4, 16, 7, 8, requires_grad=True)
+        out = module(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *stage.parameters()])))
+    torch._dynamo.reset()
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_near_single(dtype):
+    stage, x = BiFormerStage(16, 16, 2, 1000, n_win=3, head_dim=8), torch.randn(2, 16, 7, 8)
+    with torch.autocast("cpu", dtype):
+        mixed = stage(x)
+    assert (mixed - stage(x)).norm() < 0.03 * stage(x).norm()
+    mixed.sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in stage.parameters())
+
+
+# ---- detectors
+def shipped(name, width=0.125, depth=0.34):
+    """The described model, narrow and shallow."""
+    torch.manual_seed(0)
+    description = read_yaml(ROOT / f"models/hub/{name}.yaml")
+    return Model({**description, "nc": 2, "width_multiple": width, "depth_multiple": depth}, verbose=False)
+
+
+@pytest.mark.parametrize("name", [*PYRAMIDS, *NECKS])
+def test_shipped_detectors_learn_and_fuse(name):
+    model, x = shipped(name), torch.rand(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    strides = [4, 8, 16, 32] if name.endswith("p2") else [8, 16, 32]
+    assert model.stride.tolist() == strides
+    sum(level.square().mean() for level in model.train()(x)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        expected = model.eval()(x)[0]
+        found = model.fuse()(x)[0]
+    assert found.shape == (2, sum(3 * (128 // s) * (96 // s) for s in strides), 7)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)  # pixels and probabilities
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_shipped_pyramids_are_those_of_the_paper(name):
+    """Depths, routed regions and evenly growing stochastic depth."""
+    stages = [m for m in shipped(name, depth=1.0).modules() if isinstance(m, BiFormerStage)]
+    assert [len(stage) for stage in stages] == ([2, 2, 8, 2] if name.endswith("tiny") else [4, 4, 18, 4])
+    assert [stage[0].attn.topk for stage in stages[:3]] == [1, 4, 16]
+    assert all(stage[0].attn.n_win == 16 for stage in stages[:3])
+    assert isinstance(stages[3][0].attn, GlobalAttention)
+    rates = torch.tensor([block.drop_path.rate for stage in stages for block in stage])
+    torch.testing.assert_close(rates, torch.linspace(0, float(rates[-1]), len(rates)), rtol=0, atol=1e-3)
+    assert rates[-1] >= 0.1
+
+
+@pytest.mark.parametrize("name", NECKS)
+def test_shipped_necks_attend_at_every_level_they_say(name):
+    attention = [m for m in shipped(name).modules() if isinstance(m, BiLevelRoutingAttention)]
+    assert len(attention) >= (2 if name.endswith("C3BRA") else 3)
+
+
+# ---- what users get wrong
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"topk": 0}, "topk=0"),
+        ({"topk": -3}, "topk=-3"),
+        ({"drop_path": 1.0}, "rate 1.*from 0 to below 1"),
+        ({"drop_path": [-0.2, 0.1]}, "rate -0.2.*from 0 to below 1"),
+        ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
+        ({"n_win": "seven"}, "n_win='seven'.*'auto'"),
+        ({"nwin": 3}, "nwin"),
+        pytest.param({"topk": -2, "nwin": 3}, "nwin", marks=LATE),
+        pytest.param({"topk": -2, "side_dwconv": 4}, "side_dwconv=4.*odd", marks=LATE),
+        pytest.param({"before_attn_dwconv": 4}, "before_attn_dwconv=4.*odd", marks=LATE),
+        pytest.param({"drop_path": [0.1, 0.2, 0.3]}, "drop_path=", marks=LATE),
+        pytest.param({"drop_path": "much"}, "drop_path='much'", marks=LATE),
+        pytest.param({"head_dim": 0}, "head_dim=0", marks=LATE),
+        pytest.param({"head_dim": -4}, "head_dim=-4", marks=LATE),
+        pytest.param({"mlp_ratio": 0}, "mlp_ratio=0", marks=LATE),
+    ],
+)
+def test_mistakes_in_a_description_name_the_layer(arguments, message):
+    rows = [[-1, 1, "BiFormerStem", [16]], [-1, 1, "BiFormerStage", [16, {"n_win": 2, **arguments}]]]
+    description = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 3, "backbone": rows}
+    with pytest.raises(ValueError, match=f"layer 1 .*BiFormerStage.*: .*{message}"):
+        Model({**description, "head": [[-1, 1, "nn.Identity", []]]}, verbose=False)

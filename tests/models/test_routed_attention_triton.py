@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.attention import BiLevelRoutingAttention
 from models.routed_attention import Routes, routed_attention
 
 pytest.importorskip("triton")
@@ -23,8 +24,19 @@ SHAPES = {  # batch, regions, queries, keys, heads, width, routed
     "all regions": (1, 3, 4, 4, 2, 8, 3),
     "downsampled keys": (1, 3, 16, 4, 2, 20, 2),
     "longer than a block": (1, 2, 70, 66, 1, 32, 2),
+    "7x7, odd width": (1, 3, 49, 49, 1, 17, 2),
+    "11x12": (1, 2, 132, 132, 1, 48, 2),
     "wide head": (1, 2, 7, 7, 1, 128, 1),
 }
+LARGE = (4, 49, 36, 36, 8, 64, 4)
+gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+def on_gpu(test):
+    """Marks a test as one for `pytest -m gpu`."""
+    for mark in gpu:
+        test = mark(test)
+    return test
 
 
 def make(batch, regions, queries, keys, heads, width, routed, dtype, device):
@@ -70,13 +82,61 @@ def test_interpreted_kernels(shape, dtype, tolerance):
     check(shape, dtype, "cpu", tolerance)
 
 
+def check_repeats(shape, dtype, device):
+    """Forward and backward give the same bits each time."""
+    runs = []
+    for _ in range(3):
+        q, k, v, routes, probe = make(*shape, dtype, device)
+        out = routed_attention(q, k, v, routes, 0.2, "triton")
+        runs.append([out, *torch.autograd.grad(out, (q, k, v), probe)])
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
 @interpreted
 def test_interpreted_backward_is_bit_identical():
-    runs = []
-    for _ in range(2):
-        q, k, v, routes, probe = make(1, 5, 4, 4, 1, 16, 3, torch.float32, "cpu")
-        runs.append(torch.autograd.grad(routed_attention(q, k, v, routes, 0.2, "triton"), (q, k, v), probe))
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    check_repeats((1, 5, 4, 4, 1, 16, 3), torch.float32, "cpu")
+
+
+@interpreted
+def test_interpreted_regions_read_twice_or_never():
+    q, k, v, _, probe = make(2, 3, 5, 6, 1, 16, 1, torch.float32, "cpu")
+    routes = Routes(torch.tensor([[[2, 2], [2, 0], [0, 0]], [[1, 1], [1, 1], [1, 1]]]))
+    results = []
+    for backend in ("triton", "reference"):
+        out = routed_attention(q, k, v, routes, 0.2, backend)
+        results.append([out.detach(), *torch.autograd.grad(out, (q, k, v), probe)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("order", [(0, 1, 2, 4, 3), (0, 1, 4, 3, 2), (4, 3, 2, 1, 0), (0, 1, 3, 2, 4)], ids=str)
+def test_interpreted_kernels_take_any_layout(order):
+    q, k, v, routes, probe = make(1, 2, 5, 6, 2, 16, 2, torch.float32, "cpu")
+    back = [order.index(i) for i in range(5)]
+    turned = [x.detach().permute(order).contiguous().permute(back) for x in (q, k, v, probe)]
+    leaves = [x.requires_grad_() for x in turned[:3]]
+    out = routed_attention(*leaves, routes, 0.2, "triton")
+    expected = routed_attention(q, k, v, routes, 0.2, "reference")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(out, leaves, turned[3])
+    for a, b in zip(found, torch.autograd.grad(expected, (q, k, v), probe), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("autocast", [False, True])
+def test_interpreted_kernels_inside_the_layer(autocast):
+    torch.manual_seed(0)
+    layer, x = BiLevelRoutingAttention(16, n_win=2, num_heads=1, topk=4), torch.randn(1, 16, 4, 5, requires_grad=True)
+    results = []
+    for layer.backend in ("triton", "reference"):
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            out = layer(x)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        assert (found - expected).norm() <= (2e-2 if autocast else 1e-5) * expected.norm() + 1e-4
 
 
 @interpreted
@@ -96,11 +156,77 @@ def test_interpreted_limits():
         routed_attention(q, k, v, routes, 0.2, "triton")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# ---- on a GPU
+@on_gpu
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
 )
-@pytest.mark.parametrize("shape", [*SHAPES.values(), (4, 49, 36, 36, 8, 64, 4)])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), LARGE, (2, 9, 100, 25, 3, 80, 9), (1, 16, 256, 64, 2, 112, 5)])
 def test_kernels_on_the_gpu(shape, dtype, tolerance):
     check(shape, dtype, "cuda", tolerance)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES["7x7, odd width"], LARGE], ids=["small", "large"])
+def test_kernels_on_the_gpu_are_bit_identical(shape, dtype):
+    check_repeats(shape, dtype, "cuda")
+
+
+@on_gpu
+def test_kernels_run_beside_each_other_and_in_a_graph():
+    """On a stream of its own, captured, and replayed with other numbers in the same memory."""
+    q, k, v, routes, probe = make(*LARGE, torch.float16, "cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            torch.autograd.grad(routed_attention(q, k, v, routes, 0.2, "triton"), (q, k, v), probe)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = routed_attention(q, k, v, routes, 0.2, "triton")
+        grads = torch.autograd.grad(out, (q, k, v), probe)
+    with torch.no_grad():
+        for x in (q, k, v, probe):
+            x.copy_(x.flip(0))
+        routes.index.copy_(routes.index.flip(0))
+    graph.replay()
+    torch.cuda.synchronize()
+    fresh = routed_attention(q, k, v, routes, 0.2, "triton")
+    expected = [fresh, *torch.autograd.grad(fresh, (q, k, v), probe)]
+    assert all(torch.equal(a, b) for a, b in zip((out, *grads), expected, strict=True))
+
+
+def peak_beyond(run):
+    """Bytes that `run` takes at its peak beyond those there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, kept
+
+
+@on_gpu
+def test_the_forward_needs_little_memory():
+    """At most a tenth of q, k, v and the output, beside the output."""
+    q, k, v, routes, _ = make(*LARGE, torch.float16, "cuda")
+    q, k, v = (x.detach().contiguous().requires_grad_() for x in (q, k, v))
+    routed_attention(q, k, v, routes, 0.2, "triton")  # compiled, not counted
+    size = q.numel() * q.element_size()
+    peak, _ = peak_beyond(lambda: routed_attention(q, k, v, routes, 0.2, "triton"))
+    assert peak - size <= 0.1 * 4 * size
+
+
+@on_gpu
+@pytest.mark.xfail(strict=True, reason="output times gradient is written down in float32 before it is summed")
+def test_the_backward_needs_little_memory():
+    """At most a tenth of q, k, v and the output, beside the three gradients."""
+    q, k, v, routes, probe = make(*LARGE, torch.float16, "cuda")
+    q, k, v = (x.detach().contiguous().requires_grad_() for x in (q, k, v))
+    size = q.numel() * q.element_size()
+    for _ in range(2):  # the first compiles
+        out = routed_attention(q, k, v, routes, 0.2, "triton")
+        peak, _ = peak_beyond(lambda out=out: torch.autograd.grad(out, (q, k, v), probe))
+    assert peak - 3 * size <= 0.1 * 4 * size
