@@ -185,6 +185,7 @@ def save(setup: Setup, trainer: Trainer, progress: Progress, improved: bool) -> 
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.precision.scaler.state_dict(),
         "stopper": {"best_epoch": progress.stopper.best_epoch, "best_fitness": progress.stopper.best_fitness},
+        "maps": progress.maps.tolist(),
         "hyp": asdict(setup.hyp),
         "options": asdict(setup.opt),
         "date": datetime.now().isoformat(),
@@ -204,6 +205,7 @@ def fit(setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks
     if setup.resumed:
         start, progress.best_fitness = setup.resumed["epoch"] + 1, setup.resumed["best_fitness"]
         progress.stopper.best_epoch, progress.stopper.best_fitness = setup.resumed["stopper"].values()
+        progress.maps = np.array(setup.resumed.get("maps", progress.maps))  # weighs the pictures of the first epoch
     began = time.time()
     callbacks.run("on_train_start")
     for progress.epoch in range(start, opt.epochs):

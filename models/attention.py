@@ -14,9 +14,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.bra_checks import head_widths, logit_scale, odd_kernel, one_of, region_layout, true_or_false, whole_number
 from models.bra_modes import KVDownsample, best_side, make_downsample
 from models.pointwise import PointwiseLinear
-from models.routed_attention import BACKENDS, Routes, attention_and_weights, route, routed_attention, select_regions
+from models.routed_attention import (
+    BACKENDS,
+    Routes,
+    attention_and_weights,
+    route,
+    routed_attention,
+    select_regions,
+    triton_runs_on,
+)
 
 __all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
 
@@ -66,10 +75,9 @@ class TopkRouting(nn.Module):
         diff_routing: bool = False,
     ) -> None:
         super().__init__()
-        if topk < 1:
-            raise ValueError(f"topk={topk}: give a whole number of at least 1")
-        self.qk_dim, self.topk = qk_dim, topk
-        self.scale = qk_scale or qk_dim**-0.5
+        true_or_false(param_routing=param_routing, diff_routing=diff_routing)
+        self.qk_dim, self.topk = whole_number("qk_dim", qk_dim), whole_number("topk", topk)
+        self.scale = logit_scale(qk_scale, self.qk_dim)
         self.diff_routing = diff_routing
         self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
 
@@ -91,9 +99,7 @@ class KVGather(nn.Module):
 
     def __init__(self, mul_weight: str = "none") -> None:
         super().__init__()
-        if mul_weight not in WEIGHTINGS:
-            raise ValueError(f"mul_weight={mul_weight!r}: allowed are {', '.join(WEIGHTINGS)}")
-        self.mul_weight = mul_weight
+        self.mul_weight = one_of("mul_weight", mul_weight, WEIGHTINGS)
 
     def factors(self, r_weight: Tensor) -> Tensor | None:
         """What the selected keys and values are multiplied by, None for nothing."""
@@ -133,7 +139,7 @@ class BiLevelRoutingAttention(nn.Module):
         n_win: regions per side, or "auto" for the number that costs least on the map at hand.
         num_heads: attention heads; dim and qk_dim must be multiples of it.
         qk_dim: channels of queries and keys, dim when None.
-        qk_scale: factor of the logits: a number, None for qk_dim ** -0.5 (the authors' choice), or "head" for
+        qk_scale: factor of the logits: a number above 0, None for qk_dim ** -0.5 (the authors' choice), or "head" for
             (qk_dim / num_heads) ** -0.5.
         kv_per_win, kv_downsample_ratio, kv_downsample_kernel, kv_downsample_mode: thin out keys and values of each
             region, see `models.bra_modes`.
@@ -147,7 +153,8 @@ class BiLevelRoutingAttention(nn.Module):
             published weights); otherwise such maps are an error.
         mask_padding: padding is neither attended to nor routed to, nor seen by the convolution.
         region_size: tokens per side of a region, one number or (height, width), instead of n_win.
-        backend: see `models.routed_attention.routed_attention`.
+        backend: see `models.routed_attention.routed_attention`; where "triton" cannot run, as on the CPU on which
+            models are built, the layer takes "auto".
     """
 
     def __init__(
@@ -173,19 +180,22 @@ class BiLevelRoutingAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        qk_dim = qk_dim or dim
-        _check_widths(dim, qk_dim, num_heads)
-        _check_choices(param_attention, param_routing, diff_routing, side_dwconv, backend)
-        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, topk
-        self.n_win, self.region_size = _checked_regions(n_win, region_size)
-        self.scale = _scale(qk_scale, qk_dim, num_heads)
-        self.auto_pad, self.mask_padding, self.backend = auto_pad, mask_padding, backend
+        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding)
+        dim, qk_dim, num_heads = head_widths(dim, qk_dim, num_heads)
+        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, whole_number("topk", topk)
+        self.n_win, self.region_size = region_layout(n_win, region_size)
+        self.scale = logit_scale(qk_scale, qk_dim, num_heads)
+        self.auto_pad, self.mask_padding, self.backend = auto_pad, mask_padding, one_of("backend", backend, BACKENDS)
+        has_output = one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
 
-        self.lepe = nn.Conv2d(dim, dim, side_dwconv, padding=side_dwconv // 2, groups=dim) if side_dwconv else None
+        kernel = odd_kernel("side_dwconv", side_dwconv)
+        self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
         self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
+        if param_routing and not diff_routing:
+            raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
         self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
         self.qkv = QKVLinear(dim, qk_dim)
-        self.wo = PointwiseLinear(dim, dim) if param_attention == "qkvo" else nn.Identity()
+        self.wo = PointwiseLinear(dim, dim) if has_output else nn.Identity()
         self.kv_down = make_downsample(
             kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
         )
@@ -210,7 +220,8 @@ class BiLevelRoutingAttention(nn.Module):
         if ret_attn_mask:
             out, attention = attention_and_weights(*heads, routes, self.scale)
         else:
-            out, attention = routed_attention(*heads, routes, self.scale, self.backend), None
+            backend = "auto" if self.backend == "triton" and not triton_runs_on(x.device) else self.backend
+            out, attention = routed_attention(*heads, routes, self.scale, backend), None
         out = join_regions(out.flatten(-2), grid)[:, :height, :width]
         if self.lepe is not None:
             out = out + self._local_context(v, grid)[:, :height, :width]
@@ -270,46 +281,3 @@ class BiLevelRoutingAttention(nn.Module):
     def _local_context(self, v: Tensor, grid: RegionGrid) -> Tensor:
         """Depthwise convolution of the values over the whole map: (B, R, T, C) -> (B, H, W, C)."""
         return self.lepe(join_regions(v, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def _check_widths(dim: int, qk_dim: int, num_heads: int) -> None:
-    if num_heads < 1:
-        raise ValueError(f"num_heads={num_heads}: give a whole number of at least 1")
-    for name, value in (("dim", dim), ("qk_dim", qk_dim)):
-        if value < 1 or value % num_heads:
-            raise ValueError(f"{name}={value} does not divide into num_heads={num_heads} heads; give a multiple of it")
-
-
-def _check_choices(
-    param_attention: str, param_routing: bool, diff_routing: bool, side_dwconv: int, backend: str
-) -> None:
-    if param_attention not in ("qkvo", "qkv"):
-        raise ValueError(f"param_attention={param_attention!r}: allowed are qkvo, qkv")
-    if param_routing and not diff_routing:
-        raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
-    if side_dwconv < 0 or (side_dwconv and side_dwconv % 2 == 0):
-        raise ValueError(f"side_dwconv={side_dwconv}: give an odd kernel size, or 0 for none")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
-
-
-def _checked_regions(
-    n_win: int | str, region_size: int | tuple[int, int] | None
-) -> tuple[int | str, tuple[int, int] | None]:
-    """n_win and region_size in one form; ValueError where neither makes sense."""
-    if not (n_win == "auto" or (isinstance(n_win, int) and n_win >= 1)):
-        raise ValueError(f"n_win={n_win!r}: give a whole number of at least 1, or 'auto'")
-    if region_size is None:
-        return n_win, None
-    tall, wide = (region_size, region_size) if isinstance(region_size, int) else region_size
-    if min(tall, wide) < 1:
-        raise ValueError(f"region_size={region_size!r}: give tokens per side, at least 1")
-    return n_win, (tall, wide)
-
-
-def _scale(qk_scale: float | str | None, qk_dim: int, num_heads: int) -> float:
-    if isinstance(qk_scale, str):
-        if qk_scale != "head":
-            raise ValueError(f"qk_scale={qk_scale!r}: give a number, 'head', or nothing for qk_dim ** -0.5")
-        return (qk_dim // num_heads) ** -0.5
-    return qk_scale or qk_dim**-0.5

@@ -6,7 +6,10 @@ Parameters are named as in the authors' checkpoints, so that those load. Maps ar
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from inspect import signature
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BiLevelRoutingAttention
+from models.bra_checks import (
+    drop_rate,
+    finite_number,
+    head_widths,
+    odd_kernel,
+    positive_number,
+    true_or_false,
+    whole_number,
+)
 from models.common import C3
 
 __all__ = [
@@ -22,6 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 GLOBAL_WITH_CONTEXT, GLOBAL = -2, -1  # values of topk that ask for attention over the whole map, as the authors do
+ROUTING = signature(BiLevelRoutingAttention).parameters.keys() - {"dim", "topk", "side_dwconv"}
 
 
 class DropPath(nn.Module):
@@ -32,9 +45,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop path rate {rate}: give a number from 0 to below 1")
-        self.rate = rate
+        self.rate = drop_rate(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape with the samples first."""
@@ -49,12 +60,11 @@ class GlobalAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 8, side_dwconv: int = 5) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads; give a multiple of it")
-        self.num_heads = num_heads
+        dim, _, self.num_heads = head_widths(dim, None, num_heads)
+        kernel = odd_kernel("side_dwconv", side_dwconv)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
-        self.lepe = nn.Conv2d(dim, dim, side_dwconv, padding=side_dwconv // 2, groups=dim) if side_dwconv else None
+        self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -80,7 +90,7 @@ class BiFormerBlock(nn.Module):
         pre_norm: normalise what goes into a branch; otherwise what comes out of the sum.
         layer_scale_init_value: first value of a learned factor per channel of both branches, none unless above 0.
         plain_mlp: the MLP of the STL layout (linear, GELU, linear); otherwise with the place of a fourth layer.
-        attention: further arguments of `BiLevelRoutingAttention`.
+        attention: further arguments of `BiLevelRoutingAttention`; with the whole map only num_heads (8) has a meaning.
     """
 
     def __init__(
@@ -98,23 +108,19 @@ class BiFormerBlock(nn.Module):
         **attention: Any,
     ) -> None:
         super().__init__()
-        kernel, hidden = before_attn_dwconv, int(mlp_ratio * dim)
+        true_or_false(pre_norm=pre_norm, plain_mlp=plain_mlp)
+        dim, kernel = whole_number("dim", dim), odd_kernel("before_attn_dwconv", before_attn_dwconv)
         self.pos_embed = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        if topk in (GLOBAL, GLOBAL_WITH_CONTEXT):
-            self.attn = GlobalAttention(dim, side_dwconv=side_dwconv if topk == GLOBAL_WITH_CONTEXT else 0)
-        else:
-            attention = {"num_heads": _heads(dim, head_dim), "side_dwconv": side_dwconv, "topk": topk, **attention}
-            self.attn = BiLevelRoutingAttention(dim, **attention)
+        self.attn = _attention(dim, topk, head_dim, odd_kernel("side_dwconv", side_dwconv), attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        middle = [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
+        hidden, middle = _hidden(mlp_ratio, dim), [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), *middle, nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
         self.pre_norm = pre_norm
-        scaled = layer_scale_init_value > 0
+        first = finite_number("layer_scale_init_value", layer_scale_init_value)
         for name in ("gamma1", "gamma2"):
-            factor = nn.Parameter(torch.full((dim,), float(layer_scale_init_value))) if scaled else None
-            self.register_parameter(name, factor)
+            self.register_parameter(name, nn.Parameter(torch.full((dim,), first)) if first > 0 else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -133,6 +139,35 @@ class BiFormerBlock(nn.Module):
         out = branch(norm(x) if self.pre_norm else x)
         out = x + self.drop_path(out if gamma is None else out * gamma)
         return out if self.pre_norm else norm(out)
+
+
+def _attention(dim: int, topk: int, head_dim: int, side_dwconv: int, further: dict[str, Any]) -> nn.Module:
+    """Attention to routed regions, or to the whole map."""
+    heads = _heads(dim, whole_number("head_dim", head_dim))
+    _check_names(further)
+    if topk in (GLOBAL, GLOBAL_WITH_CONTEXT):
+        kernel = side_dwconv if whole_number("topk", topk, GLOBAL_WITH_CONTEXT) == GLOBAL_WITH_CONTEXT else 0
+        return GlobalAttention(dim, further.get("num_heads", 8), kernel)
+    note = f"; {GLOBAL_WITH_CONTEXT} attends to the whole map with local context, {GLOBAL} without"
+    routed = {"num_heads": heads, "side_dwconv": side_dwconv, **further}
+    return BiLevelRoutingAttention(dim, topk=whole_number("topk", topk, note=note), **routed)
+
+
+def _check_names(further: dict[str, Any]) -> None:
+    """Arguments that routed attention has, whether the attention at hand is a routed one or not."""
+    for name in sorted(further.keys() - ROUTING):
+        known = sorted(ROUTING | (signature(BiFormerBlock).parameters.keys() - {"dim", "attention"}))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown argument {name!r}; {hint}a block and its attention take {', '.join(known)}")
+
+
+def _hidden(mlp_ratio: float, dim: int) -> int:
+    """Width of the MLP."""
+    hidden = int(positive_number("mlp_ratio", mlp_ratio) * dim)
+    if hidden < 1:
+        raise ValueError(f"mlp_ratio={mlp_ratio} leaves nothing of {dim} channels; give at least 1 / {dim}")
+    return hidden
 
 
 def _heads(dim: int, head_dim: int) -> int:
@@ -170,9 +205,9 @@ class BiFormerStage(nn.Sequential):
     ) -> None:
         if c1 != c2:
             raise ValueError(f"a stage keeps its channels: {c1} come in, {c2} asked for; put BiFormerMerging before")
-        first, last = (drop_path, drop_path) if isinstance(drop_path, (int, float)) else drop_path
-        block = _fit({"auto_pad": True, **block}, topk)
-        super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **block) for rate in _evenly(first, last, n)))
+        rates = _evenly(*_first_and_last(drop_path), whole_number("n", n))
+        block = {"auto_pad": True, **block}
+        super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **block) for rate in rates))
 
 
 def _evenly(first: float, last: float, count: int) -> list[float]:
@@ -180,12 +215,12 @@ def _evenly(first: float, last: float, count: int) -> list[float]:
     return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
 
 
-def _fit(block: dict[str, Any], topk: int) -> dict[str, Any]:
-    """Arguments for a block; those of routing have no meaning where the whole map is attended to."""
-    if topk > 0:
-        return block
-    own = ("head_dim", "mlp_ratio", "before_attn_dwconv", "side_dwconv", "pre_norm", "layer_scale_init_value")
-    return {name: value for name, value in block.items() if name in (*own, "plain_mlp")}
+def _first_and_last(drop_path: float | Sequence[float]) -> tuple[float, float]:
+    """The ends of a stage's rates of stochastic depth, each from 0 to below 1."""
+    ends = (drop_path, drop_path) if isinstance(drop_path, Real) else drop_path
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise ValueError(f"drop_path={drop_path!r}: give one rate, or the first and the last of evenly growing ones")
+    return drop_rate(ends[0]), drop_rate(ends[1])
 
 
 class _NamedBlocks(nn.Module):
@@ -228,11 +263,11 @@ class BiFormer(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        if not len(depth) == len(embed_dim) == len(mlp_ratios) == len(topks):
-            counts = f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios, {len(topks)} topks"
-            raise ValueError(f"{counts}: give as many of each as there are stages")
+        _check_stages(depth, embed_dim, mlp_ratios, topks)
+        true_or_false(swin_layout=swin_layout)
+        num_classes, in_chans = whole_number("num_classes", num_classes, 0), whole_number("in_chans", in_chans)
         self.downsample_layers = nn.ModuleList(_reductions(in_chans, embed_dim, swin_layout))
-        rates = iter(_evenly(0, drop_path_rate, sum(depth)))
+        rates = iter(_evenly(0, drop_rate(drop_path_rate), sum(depth)))
         ranges = [[next(rates) for _ in range(count)] for count in depth]  # of every block, stage by stage
         block = {"n_win": n_win, "auto_pad": auto_pad, "plain_mlp": swin_layout, **block}
         stages = [
@@ -254,6 +289,20 @@ class BiFormer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) -> logits (B, num_classes)."""
         return self.head(self.norm(self.forward_stages(x)[-1]).mean((2, 3)))
+
+
+def _check_stages(depth: Sequence, embed_dim: Sequence, mlp_ratios: Sequence, topks: Sequence) -> None:
+    """As many of each, and whole numbers where there is no block to look at them."""
+    given = {"depth": depth, "embed_dim": embed_dim, "mlp_ratios": mlp_ratios, "topks": topks}
+    for name, values in given.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"{name}={values!r}: give a list with one number for each stage")
+    if not len(depth) == len(embed_dim) == len(mlp_ratios) == len(topks):
+        counts = f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios, {len(topks)} topks"
+        raise ValueError(f"{counts}: give as many of each as there are stages")
+    for name in ("depth", "embed_dim"):
+        for value in given[name]:
+            whole_number(name, value)
 
 
 def _reductions(channels: int, widths: Sequence[int], swin_layout: bool) -> list[nn.Sequential]:

@@ -6,11 +6,14 @@ Legend: N regions of all pictures, C channels, h x w tokens of a region before a
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import index
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.bra_checks import one_of, whole_number
 
 DOWNSAMPLE_MODES = ("identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool", "fracpool", "conv")
 
@@ -24,8 +27,8 @@ class KVDownsample(nn.Module):
 
     averages = False
 
-    def pool(self, x: Tensor, corner: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> (N, C, i, j); `corner` is what `draw` returned."""
+    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
+        """(N, C, h, w) -> (N, C, i, j); `chance` is what `draw` returned."""
         return x
 
     def draw(self, x: Tensor) -> Tensor | None:
@@ -34,15 +37,15 @@ class KVDownsample(nn.Module):
 
     def forward(self, kv: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(N, C, h, w) -> (N, C, i, j) and the mask that goes with it."""
-        corner = self.draw(kv)
+        chance = self.draw(kv)
         if real is None:
-            return self.pool(kv, corner), None
-        share = self.pool(real.to(kv.dtype), corner)
+            return self.pool(kv, chance), None
+        share = self.pool(real.to(kv.dtype), chance)
         kept = share > 0
         if self.averages:
-            return self.pool(kv * real, corner) / share.where(kept, 1), kept
+            return self.pool(kv * real, chance) / share.where(kept, 1), kept
         lowest = torch.finfo(kv.dtype).min
-        return self.pool(kv.masked_fill(~real, lowest), corner).masked_fill(~kept, 0), kept
+        return self.pool(kv.masked_fill(~real, lowest), chance).masked_fill(~kept, 0), kept
 
 
 class AdaptiveKV(KVDownsample):
@@ -52,7 +55,7 @@ class AdaptiveKV(KVDownsample):
         super().__init__()
         self.per_win, self.averages = per_win, averages
 
-    def pool(self, x: Tensor, corner: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
         """(N, C, h, w) -> (N, C, per_win, per_win)."""
         return (F.adaptive_avg_pool2d if self.averages else F.adaptive_max_pool2d)(x, self.per_win)
 
@@ -64,7 +67,7 @@ class StridedKV(KVDownsample):
         super().__init__()
         self.ratio, self.averages = ratio, averages
 
-    def pool(self, x: Tensor, corner: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
         """(N, C, h, w) -> (N, C, h // ratio, w // ratio), at least 1 x 1."""
         cell = (min(self.ratio, x.shape[-2]), min(self.ratio, x.shape[-1]))
         return (F.avg_pool2d if self.averages else F.max_pool2d)(x, cell)
@@ -73,8 +76,15 @@ class StridedKV(KVDownsample):
 class FractionalKV(KVDownsample):
     """Maximum over cells of irregular size (Graham, https://arxiv.org/abs/1412.6071), about `ratio` times fewer a side.
 
-    Each region draws one grid for all its channels, so that keys and values still belong together. In evaluation the
-    grid is fixed.
+    Along a side of s tokens there are n = s / ratio cells, rounded, at least one. Cell i begins at the paper's
+    pseudo-random sequence, floor(a (i + u)) - floor(a u), with a = (s - kernel) / (n - 1) and u from 0 to 1. It is
+    `kernel` tokens long, or longer where the next cell would leave tokens out, so that every token is looked at. Where
+    none would be left out this is what `torch.nn.functional.fractional_max_pool2d` computes. Each region draws one u
+    for its rows and one for its columns, shared by all channels, so that keys and values still belong together; in
+    evaluation u is 0.5.
+
+    Where a is whole, as with a ratio that divides the side and no kernel of its own, the sequence has one form only:
+    the cells are those of maxpool. A larger kernel, or a side that the ratio does not divide, brings chance back.
     """
 
     def __init__(self, ratio: int, kernel: int | None) -> None:
@@ -82,20 +92,40 @@ class FractionalKV(KVDownsample):
         self.ratio, self.kernel = ratio, kernel or ratio
 
     def draw(self, x: Tensor) -> Tensor:
-        """(N, 1, 2) offsets in [0, 1): random in training, 0.5 otherwise."""
-        shape = (x.shape[0], 1, 2)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        """The u of rows and columns: (N, 2) in training, (1, 2) otherwise."""
         if self.training:
-            return torch.rand(shape, device=x.device, dtype=dtype)
-        return torch.full(shape, 0.5, device=x.device, dtype=dtype)
+            return torch.rand(x.shape[0], 2, device=x.device)
+        return torch.full((1, 2), 0.5, device=x.device)
 
-    def pool(self, x: Tensor, corner: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
         """(N, C, h, w) -> (N, C, h / ratio, w / ratio), rounded, at least 1 x 1."""
-        size = [max(1, round(side / self.ratio)) for side in x.shape[-2:]]
-        kernel = [min(self.kernel, side - cells + 1) for side, cells in zip(x.shape[-2:], size, strict=True)]
-        exact = x.to(corner.dtype)  # the kernel exists for these types only; a maximum loses nothing
-        samples = corner.expand(-1, x.shape[1], -1)
-        return F.fractional_max_pool2d(exact, kernel, output_size=size, _random_samples=samples).to(x.dtype)
+        x = x.permute(0, 2, 3, 1)  # channels last: whole rows of memory are picked
+        for axis in (1, 0):  # columns, then rows; each time along dimension 2
+            tokens, seen = self.windows(x.shape[2], chance[:, axis])
+            hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, float("-inf"))
+            picked = x.index_select(2, tokens.flatten()).unflatten(2, tokens.shape)  # (N, side, cells, reach, C)
+            # A sum, as its gradient costs nothing; that of filling in would be another copy
+            x = (picked + hidden[:, None, :, :, None]).amax(3).transpose(1, 2)
+        return x.permute(0, 3, 1, 2)
+
+    def windows(self, side: int, chance: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens that a cell may see whatever is drawn, (cells, reach), and which of them it sees, (N, cells, reach).
+
+        `chance` is u, (N,). All is in whole numbers, as rounding would move a cell: with a = slack / steps and
+        phase = floor(u * slack), floor(a (i + u)) is (i * slack + phase) // steps. Only the phase moves a cell, by one
+        token at most; so what is picked is the same for all regions, and its gradient is added up row by row.
+        """
+        side = int(side) if torch.jit.is_tracing() else side  # a trace counts in tensors
+        cells = max(1, round(side / self.ratio))
+        length = side if cells == 1 else min(self.kernel, side - cells + 1)
+        slack, steps = side - length, max(1, cells - 1)
+        reach = max(length, -(-slack // steps)) + 1
+        phase = (chance * slack).long()[:, None]
+        multiples = torch.arange(cells + 1, device=chance.device) * slack
+        begin = ((multiples + phase) // steps - phase // steps)[..., None]  # (N, cells + 1, 1)
+        end = torch.maximum(begin[:, :-1] + length, begin[:, 1:])
+        tokens = (multiples // steps)[:-1, None] + torch.arange(reach, device=chance.device)
+        return tokens.clamp(max=side - 1), (tokens >= begin[:, :-1]) & (tokens < end) & (tokens < side)
 
 
 class ConvKV(KVDownsample):
@@ -128,14 +158,14 @@ def make_downsample(
     mode: str, channels: int, per_win: int | None, ratio: int | None, kernel: int | None
 ) -> KVDownsample:
     """The module for a `kv_downsample_mode`; ValueError names what is allowed."""
-    if mode not in DOWNSAMPLE_MODES:
-        raise ValueError(f"kv_downsample_mode={mode!r}: allowed are {', '.join(DOWNSAMPLE_MODES)}")
+    one_of("kv_downsample_mode", mode, DOWNSAMPLE_MODES)
     if mode == "identity":
         return KVDownsample()
+    note = f" for kv_downsample_mode={mode!r}"
     if mode.startswith("ada_"):
-        return AdaptiveKV(_at_least_one("kv_per_win", per_win, mode), averages=mode == "ada_avgpool")
-    ratio = _at_least_one("kv_downsample_ratio", ratio, mode)
-    kernel = None if kernel is None else _at_least_one("kv_downsample_kernel", kernel, mode)
+        return AdaptiveKV(whole_number("kv_per_win", per_win, note=note), averages=mode == "ada_avgpool")
+    ratio = whole_number("kv_downsample_ratio", ratio, note=note)
+    kernel = None if kernel is None else whole_number("kv_downsample_kernel", kernel, note=note)
     if mode == "conv":
         return ConvKV(channels, ratio, kernel)
     if ratio == 1:
@@ -143,13 +173,6 @@ def make_downsample(
     return FractionalKV(ratio, kernel) if mode == "fracpool" else StridedKV(ratio, averages=mode == "avgpool")
 
 
-def _at_least_one(name: str, value: int | None, mode: str) -> int:
-    if value is None or value < 1:
-        raise ValueError(f"{name}={value}: kv_downsample_mode={mode!r} needs a whole number of at least 1")
-    return value
-
-
-@lru_cache(maxsize=256)
 def best_side(height: int, width: int, dim: int, topk: int) -> int:
     """Regions per side that cost the fewest multiplications on a height x width map.
 
@@ -157,10 +180,18 @@ def best_side(height: int, width: int, dim: int, topk: int) -> int:
     N is the number of tokens after padding to whole regions. Its minimum lies near
     (K / 2)^(1/6) * (height * width)^(1/3).
     """
+    # A compiler searches once for a map size anyhow, and warns of caches; its sizes are symbols, a trace's tensors
+    search = _cheapest_side if torch.compiler.is_compiling() else _remembered_side
+    return search(index(height), index(width), dim, topk)
 
+
+def _cheapest_side(height: int, width: int, dim: int, topk: int) -> int:
     def cost(side: int) -> float:
         tokens = (-(-height // side) * side) * (-(-width // side) * side)
         routed = min(topk, side * side)
         return 4 * tokens * dim + 2 * side**4 + 2 * routed * tokens**2 / side**2
 
     return min(range(1, min(height, width) + 1), key=cost)
+
+
+_remembered_side = lru_cache(maxsize=256)(_cheapest_side)

@@ -32,8 +32,14 @@ CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name
 def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
     """'2 persons, 1 car' from class numbers, in the order of the classes; '(no detections)' for none."""
     counts = Counter(int(number) for number in numbers)
-    words = [f"{count} {names[number]}{'s' * (count > 1)}" for number, count in sorted(counts.items())]
+    words = [
+        f"{count} {names[number] if count == 1 else _plural(names[number])}" for number, count in sorted(counts.items())
+    ]
     return ", ".join(words) or "(no detections)"
+
+
+def _plural(word: str) -> str:
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 class Detections:

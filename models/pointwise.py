@@ -19,7 +19,7 @@ class PointwiseLinear(nn.Linear):
         """(..., N, C) -> (..., N, D)."""
         if x.ndim < 3 or not _suits_onednn(x):
             return super().forward(x)
-        # Leading dimensions as the convolution's batch: with a batch below 16 and one thread PyTorch would take BLAS again
+        # Leading dimensions as the batch: below 16 pictures and with one thread PyTorch would take BLAS again
         maps = x.reshape(-1, x.shape[-2], 1, x.shape[-1]).permute(0, 3, 1, 2)  # (batch, C, N, 1)
         out = F.conv2d(maps, self.weight[:, :, None, None], self.bias)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)

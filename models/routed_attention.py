@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.bra_checks import check_means, check_routes, whole_number
+
 BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
 CHUNK_BYTES = 2**20  # scores, keys and values that a thread works on at a time on CPU: within a core's own cache
 ROW_BYTES = 2**24  # scores of one head of one region that may be in memory at once
@@ -50,8 +52,8 @@ def route(query_means: Tensor, key_means: Tensor, topk: int, scale: float, allow
 
     Half-precision means are compared in float32: rounding would tie regions that differ.
     """
-    if topk < 1:
-        raise ValueError(f"topk={topk}: a region needs at least one region to look at")
+    topk = whole_number("topk", topk)
+    check_means(query_means, key_means, allowed)
     if query_means.dtype in (torch.float16, torch.bfloat16):
         query_means, key_means = query_means.float(), key_means.float()
     with _no_autocast(query_means.device.type):
@@ -89,6 +91,9 @@ def routed_attention(
 
     Returns:
         (B, R, T, H, E). Backends agree up to rounding.
+
+    Raises ValueError for shapes that do not fit and, on a CPU outside of compilers and traces, for numbers of regions
+    out of range and for masks that leave a region no key.
     """
     _check(q, k, v, routes)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -101,7 +106,7 @@ def routed_attention(
     if backend == "export" or (backend == "auto" and _is_exporting()):
         return _gather_and_attend(q, k, v, routes, scale)
     if q.device.type == "cpu" and _is_plain(q, k, v, routes):
-        return _ChunkedAttention.apply(q, k, v, routes.index, routes.key_mask, scale)
+        return _ChunkedAttention.apply(q, k, v, routes, scale)
     return _select_and_attend(q, k, v, routes, scale)
 
 
@@ -113,6 +118,11 @@ def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale
         logits = logits.masked_fill(~mask[:, :, None, None], float("-inf"))
     weights = logits.softmax(dim=-1)
     return torch.einsum("brhts,brshe->brthe", weights.to(v.dtype), v), weights
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether the fused kernels can be started there: on CUDA, or anywhere under Triton's interpreter."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:
@@ -127,8 +137,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> None:
         raise ValueError(f"q, k, v must be (B, R, tokens, heads, width), got {q.ndim}, {k.ndim}, {v.ndim} dimensions")
     if q.shape[:2] != k.shape[:2] or k.shape[:4] != v.shape[:4] or q.shape[3:] != k.shape[3:]:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
-    if routes.index.shape[:2] != q.shape[:2]:
-        raise ValueError(f"routes for {tuple(routes.index.shape[:2])} regions, queries for {tuple(q.shape[:2])}")
+    check_routes(*routes, k.shape[:3])
 
 
 def _row_numbers(index: Tensor, regions: int) -> Tensor:
@@ -180,7 +189,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
         raise ValueError("backend 'triton' takes no routing weights, no mask and one head width; use 'sdpa' or 'auto'")
     if find_spec("triton") is None:
         raise ValueError("backend 'triton' needs the package triton; install it or use 'sdpa' or 'auto'")
-    if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if not triton_runs_on(q.device):
         raise ValueError(f"backend 'triton' runs on CUDA, not on {q.device.type}; use 'sdpa' or 'auto'")
     from models.routed_attention_triton import fused_attention
 
@@ -207,11 +216,9 @@ class _ChunkedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, index: Tensor, key_mask: Tensor | None, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
         """(B, R, T, H, E)."""
-        rows = _HeadRows.build(q, k, v, Routes(index, key_mask=key_mask), scale)
+        rows = _HeadRows.build(q, k, v, routes, scale)
         ctx.save_for_backward(*rows[:-1])
         ctx.scale, ctx.regions = scale, q.shape[:2]
         out = q.new_empty(*rows.q.shape[:2], v.shape[-1])
@@ -238,7 +245,7 @@ class _ChunkedAttention(torch.autograd.Function):
             torch.ops.aten._softmax_backward_data.out(logit_grad, scores, -1, wide, grad_input=logit_grad)
             k_grad.index_add_(0, routed, (logit_grad.mT @ queries).view(-1, *k_grad.shape[1:]))
             q_grad[chunk] = (logit_grad @ keys).mul_(ctx.scale)
-        return *(_heads_last(x.to(grad.dtype), ctx.regions) for x in (q_grad, k_grad, v_grad)), None, None, None
+        return *(_heads_last(x.to(grad.dtype), ctx.regions) for x in (q_grad, k_grad, v_grad)), None, None
 
 
 class _HeadRows(NamedTuple):

@@ -87,8 +87,8 @@ def _scores_gradient(queries, keys, values, grads, log_sum, inner, scale, query_
 
 @triton.jit
 def _query_gradient_kernel(
-    q, k, v, rows, grad, log_sums, inners, q_grad, scale, T, L, H, D, K,
-    qn, qt, qh, kn, kt, kh, vn, vt, vh, gn, gt, gh, dn, dt, dh,
+    q, k, v, rows, out, grad, log_sums, inners, q_grad, scale, T, L, H, D, K,
+    qn, qt, qh, kn, kt, kh, vn, vt, vh, on, ot, oh, gn, gt, gh, dn, dt, dh,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // H).to(tl.int64)
@@ -98,7 +98,9 @@ def _query_gradient_kernel(
     queries = _load(q, row, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
     grads = _load(grad, row, head, first, T, D, gn, gt, gh, QUERIES, WIDTH)
     log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
-    inner = tl.load(inners + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
+    outs = _load(out, row, head, first, T, D, on, ot, oh, QUERIES, WIDTH)
+    inner = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
+    tl.store(inners + (row * H + head) * T + tokens, inner, mask=tokens < T)  # for the gradients of the keys
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
     for number in range(0, K):
         source = tl.load(rows + row * K + number)
@@ -189,12 +191,12 @@ class _FusedAttention(torch.autograd.Function):
         q, k, v, rows, out, log_sums = ctx.saved_tensors
         grad = _dense_last(grad)
         count, queries, heads, width = q.shape
-        inners = (out.float() * grad.float()).sum(-1).transpose(1, 2).contiguous()  # (N, H, T)
+        inners = torch.empty_like(log_sums)  # output times its gradient, summed over the width
         q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         blocks, keys = _blocks(queries, k.shape[1], width), k.shape[1]
         _query_gradient_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
-            q, k, v, rows.contiguous(), grad, log_sums, inners, q_grad, ctx.scale, queries, keys, heads, width,
-            rows.shape[1], *_strides(q, k, v, grad, q_grad), **blocks,
+            q, k, v, rows.contiguous(), out, grad, log_sums, inners, q_grad, ctx.scale, queries, keys, heads, width,
+            rows.shape[1], *_strides(q, k, v, out, grad, q_grad), **blocks,
         )  # fmt: skip
         _key_gradient_kernel[(count * heads, triton.cdiv(keys, blocks["KEYS"]))](
             q, k, v, *invert(rows), grad, log_sums, inners, k_grad, v_grad, ctx.scale, queries, keys, heads, width,

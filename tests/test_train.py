@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 
 import train
 import val
+from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
-from utils.config import read_yaml
+from utils.config import options, read_yaml
 from utils.paths import ROOT
+from utils.setup import Setup, TrainOptions
+from utils.trainer import Trainer
 
 BASE = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
 
@@ -85,24 +93,35 @@ def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg:
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def ends_early(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
+    """`with ends_early(1)`: training is torn down once the checkpoint of epoch 1 is written."""
+    saved = train.save
+
+    @contextmanager
+    def after(epoch: int) -> Iterator[None]:
+        def save(setup: Setup, trainer: Trainer, progress: train.Progress, improved: bool) -> None:
+            saved(setup, trainer, progress, improved)
+            if progress.epoch == epoch:
+                raise Interrupted
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(train, "save", save)
+            yield
+
+    return after
+
+
 def test_resume_ends_where_an_uninterrupted_run_ends(
-    squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squares: Path, tiny_cfg: Path, tmp_path: Path, ends_early: Callable[[int], AbstractContextManager]
 ) -> None:
     given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | {"epochs": 3})
     train.run(name="whole", **given)
-
-    class Interrupted(Exception):
-        pass
-
-    saved = train.save
-
-    def stop_after_the_second_epoch(setup, trainer, progress, improved):  # noqa: ANN001, ANN202
-        saved(setup, trainer, progress, improved)
-        if progress.epoch == 1:
-            raise Interrupted
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(train, "save", stop_after_the_second_epoch)
+    with ends_early(1):
         train.run(name="cut", **given)
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     whole, cut = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
@@ -111,6 +130,79 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
     assert rows[0] == rows[1]
     with pytest.raises(ValueError, match="is finished"):
         train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+
+
+def test_resume_weighs_pictures_by_the_last_validation(
+    squares: Path,
+    tiny_cfg: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, weigh, saved = [], train.epoch_weights, train.save
+
+    def save(setup: Setup, trainer: Trainer, progress: train.Progress, improved: bool) -> None:
+        progress.maps = np.array([0.25, 0.75])  # as if the little model had learnt something
+        saved(setup, trainer, progress, improved)
+
+    monkeypatch.setattr(train, "save", save)
+    monkeypatch.setattr(
+        train, "epoch_weights", lambda labels, weights, maps: seen.append(maps) or weigh(labels, weights, maps)
+    )
+    given = BASE | {"epochs": 2, "noval": True, "image_weights": True}
+    with pytest.raises(Interrupted), monkeypatch.context() as patch:
+        patch.setattr(train, "agree", lambda stop, device: (_ for _ in ()).throw(Interrupted))
+        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="cut", **given)
+    train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+    assert [list(maps) for maps in seen] == [[0, 0], [0.25, 0.75]]
+
+
+class Watcher:
+    """Notes the sizes of the pictures; `greedy` draws from the generators between epochs, as a listener may."""
+
+    def __init__(self, greedy: bool = False) -> None:
+        self.sizes: dict[int, tuple[int, ...]] = {}
+        self.greedy = greedy
+
+    def on_train_batch_end(self, iteration: int, model: nn.Module, images: Tensor, *rest: object) -> None:
+        self.sizes[iteration] = tuple(images.shape)
+
+    def on_fit_epoch_end(self, row: list[float], epoch: int, *rest: object) -> None:
+        if self.greedy:
+            torch.rand(epoch + 1), np.random.rand(), random.random()
+
+
+def test_resume_repeats_what_the_network_and_the_trainer_draw(
+    squares: Path,
+    tiny_cfg: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_early: Callable[[int], AbstractContextManager],
+) -> None:
+    """Stochastic depth skips half of the branches, sizes vary, and only one of the runs draws between its epochs."""
+    text = tiny_cfg.read_text()
+    stage = text.replace("BiLevelRoutingAttention, []", "BiFormerStage, [512, 2, 0.5, {n_win: 2}]")
+    assert stage != text
+    tiny_cfg.write_text(stage)
+    given = {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path), "multi_scale": True, "noval": True}
+    given |= BASE | {"epochs": 3}
+    monkeypatch.setattr(train, "subscribe_loggers", lambda *args: None)
+    monkeypatch.setattr(train, "finish", lambda *args: ())
+
+    def watch(watcher: Watcher, **options_given: object) -> None:
+        callbacks = Callbacks()
+        callbacks.subscribe(watcher)
+        train.train(options(TrainOptions, options_given), callbacks)
+
+    whole, cut = Watcher(greedy=True), Watcher()
+    watch(whole, name="whole", **given)
+    with ends_early(0):
+        watch(cut, name="cut", **given)
+    watch(cut, resume=str(tmp_path / "cut/weights/last.pt"))
+    assert whole.sizes == cut.sizes and len(whole.sizes) == 9 and len(set(whole.sizes.values())) > 2
+    states = [load_checkpoint(tmp_path / name / "weights/last.pt") for name in ("whole", "cut")]
+    for kind in ("model", "ema"):
+        first, second = (state[kind]["state_dict"] for state in states)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, tmp_path: Path) -> None:
@@ -208,7 +300,9 @@ def test_wrong_class_number_names_file_and_line(squares: Path, tiny_cfg: Path, t
 @pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py"])
 def test_help_is_short_of_nothing(script: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "--imgsz" in done.stdout and "None)" not in done.stdout
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "--imgsz" in text
+    assert not any(f"(default: {raw}" in text for raw in ("None", "[", "-1", ")", "'", str(ROOT)))
 
 
 def test_val_mistakes(tmp_path: Path, trained: Path) -> None:

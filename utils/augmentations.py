@@ -18,7 +18,7 @@ from utils.warp import Sample, Warp, box_candidates, random_warp, shift, warp_la
 
 __all__ = [
     "Albumentations", "Sample", "augment_hsv", "box_candidates", "copy_paste", "cutout", "flip_left_right",
-    "flip_up_down", "hist_equalize", "letterbox", "mixup", "mosaic4", "mosaic9", "random_perspective",
+    "flip_up_down", "hist_equalize", "letterbox", "mixup", "mosaic4", "mosaic9", "pixel_effects", "random_perspective",
     "train_transforms", "warp_image",
 ]
 
@@ -310,6 +310,11 @@ class Albumentations:
                 effect.set_random_seed(int(rng.integers(2**31)))
                 image = effect(image=image)["image"]
         return replace(sample, image=image)
+
+
+def pixel_effects(hyp: Hyp) -> Albumentations | None:
+    """The extra effects that a hyp file asks for; ValueError where their package is missing."""
+    return Albumentations(hyp.albumentations) if hyp.albumentations else None
 
 
 def train_transforms(sample: Sample, hyp: Hyp, rng: Generator, extra: Transform | None = None) -> Sample:

@@ -1,106 +1,26 @@
-"""Options have one home: a slots dataclass is the flags, the defaults, the help text and the Python API.
+"""What the YAML files mean: `DataConfig` a data set, `Hyp` the hyper-parameters of a training run.
 
-`flag` declares an option, `parse` reads a command line, `options` takes keyword arguments. `DataConfig` and `Hyp` are
-what the data set and hyper-parameter YAML files mean.
+The names of `utils.options`, which reads command lines, are here too.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import math
-import re
-import sys
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from utils.log import LOGGER
+from utils.options import flag, inner_type, nearest, options, parse
 from utils.paths import ROOT, datasets_root
 
-T = TypeVar("T")
-
-
-# ---------------------------------------------------------------------------------------------------- command lines
-def flag(default: Any = MISSING, help: str = "", aliases: Sequence[str] = (), **extra: Any) -> Any:
-    """A dataclass field that is also a command-line flag.
-
-    `aliases` are further spellings; `extra` goes to argparse (`nargs`, `const`, `choices`, `type`, `metavar`). Without
-    a `type` the annotation decides; a bool that is False by default becomes a switch.
-    """
-    metadata = {"help": help, "aliases": tuple(aliases), "extra": extra}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
-    """Read a command line into the dataclass `kind`.
-
-    Underscores and hyphens in a flag's name are the same, and unique beginnings of a flag are enough
-    (`--batch` for `--batch-size`), as in YOLOv5. An unknown flag ends the program with usage and the nearest flag.
-    """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(kind)
-    for item in fields(kind):
-        extra = dict(item.metadata.get("extra", {}))
-        names = ["--" + item.name.replace("_", "-"), *item.metadata.get("aliases", ())]
-        default = item.default if item.default is not MISSING else item.default_factory()
-        inner, many = _inner_type(hints[item.name])
-        if inner is bool and "nargs" not in extra:
-            extra["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
-        else:
-            extra.setdefault("type", inner)
-            if many:
-                extra.setdefault("nargs", "+")
-            extra.setdefault("metavar", item.name.upper() if not extra.get("choices") else None)
-        shown = f" (default: {default})" if default not in (None, False, "", []) else ""
-        parser.add_argument(
-            *names, dest=item.name, default=default, help=(item.metadata["help"] + shown).replace("%", "%%"), **extra
-        )
-    return kind(**vars(parser.parse_args(argv)))
-
-
-def options(kind: type[T], given: Mapping[str, Any]) -> T:
-    """The same dataclass from keyword arguments; a name it does not have raises ValueError with the nearest one."""
-    known = [item.name for item in fields(kind)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown option {name!r}{_nearest(name, known)}; there are: {', '.join(known)}")
-    return kind(**given)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with `_` and `-` alike in flag names, and an error that names the nearest flag."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """As argparse does, after writing every flag with hyphens."""
-        words = list(sys.argv[1:] if args is None else args)
-        words = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), word) for word in words]
-        found, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(f"unknown argument {unknown[0]}{_nearest(unknown[0].split('=')[0], flags)}; see --help")
-        return found
-
-
-def _inner_type(hint: Any) -> tuple[Any, bool]:
-    """(type of one value, whether there are several) for `int`, `str | None`, `list[int]`, ..."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is list:
-        return typing.get_args(hint)[0], True
-    return hint, False
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+__all__ = [
+    "DataConfig", "Hyp", "check_img_size", "flag", "make_divisible", "options", "parse", "read_yaml", "write_yaml",
+]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -186,7 +106,7 @@ class DataConfig:
         file = Path(file)
         content = read_yaml(file)
         for key in content:
-            if key not in cls.KEYS and (near := _nearest(key, cls.KEYS)):
+            if key not in cls.KEYS and (near := nearest(key, cls.KEYS)):
                 raise ValueError(f"{file}: unknown key {key!r}{near}; known: {', '.join(cls.KEYS)}")
         if extra := [str(key) for key in content if key not in cls.KEYS]:
             LOGGER.warning(f"{file}: {', '.join(extra)} mean nothing here; known: {', '.join(cls.KEYS)}")
@@ -221,7 +141,15 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {names!r}")
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
-    return tuple(str(name) for name in names)
+    return tuple(_class_name(file, number, name) for number, name in enumerate(names))
+
+
+def _class_name(file: Path, number: int, name: Any) -> str:
+    """Text or a whole number as text; what YAML makes of `no`, `2024-01-01` or nothing at all is no name."""
+    if type(name) not in (str, int):
+        found = "null" if name is None else repr(name)
+        raise ValueError(f"{file}: names: class {number} must be text, not {found}; write its name in quotes")
+    return str(name)
 
 
 def _class_count(file: Path, count: Any) -> int | None:
@@ -311,9 +239,9 @@ class Hyp:
         for key, value in content.items():
             if key not in hints:
                 raise ValueError(
-                    f"{name}: unknown hyper-parameter {key!r}{_nearest(key, hints)}; known: {', '.join(hints)}"
+                    f"{name}: unknown hyper-parameter {key!r}{nearest(key, hints)}; known: {', '.join(hints)}"
                 )
-            content[key] = _number(name, key, value, _inner_type(hints[key])[0])
+            content[key] = _number(name, key, value, inner_type(hints[key])[0])
         hyp = cls(**content)
         for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr", "albumentations"):
             if not 0 <= getattr(hyp, key) <= 1:
@@ -343,8 +271,10 @@ def _number(name: str, key: str, value: Any, kind: type) -> Any:
     elif not isinstance(value, bool):
         try:
             number = kind(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number) and number == float(value):
+            fits = math.isfinite(number) and number == float(value)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if fits:
             return number
-    raise ValueError(f"{name}: {key} must be {'text' if kind is str else 'a number'}, not {value!r}")
+    wanted = {str: "text", int: "a whole number", float: "a number"}[kind]
+    raise ValueError(f"{name}: {key} must be {wanted}, not {value!r}")

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utils.augmentations import (
-    Albumentations,
     Sample,
     letterbox,
     mixup,
     mosaic4,
     mosaic9,
+    pixel_effects,
     random_perspective,
     train_transforms,
 )
@@ -116,7 +116,7 @@ class DetectionDataset(Dataset):
         self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
         self.augment, self.image_weights = augment, image_weights
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
-        self.effects = Albumentations(self.hyp.albumentations) if augment and self.hyp.albumentations else None
+        self.effects = pixel_effects(self.hyp)
         self.batch = np.arange(self.n) // batch_size
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
         partners = torch.arange(self.n)

@@ -34,7 +34,7 @@ class TrainOptions:
     epochs: int = flag(300, "how often every picture is seen")
     batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
     imgsz: int = flag(
-        0, "side of the pictures in pixels; 0 for the data YAML's imgsz, else 640", aliases=("--img", "--img-size")
+        0, "side of the pictures in pixels", aliases=("--img", "--img-size"), shown="the data YAML's imgsz, else 640"
     )
     rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
     resume: Any = flag(False, "go on with the newest run, or with this last.pt", type=str, nargs="?", const=True)
@@ -62,8 +62,10 @@ class TrainOptions:
     cos_lr: bool = flag(False, "cosine instead of linear schedule")
     label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1")
     patience: int = flag(100, "epochs without improvement before stopping early, 0 for never")
-    freeze: list[int] = flag([0], "freeze the first N layers, or exactly these when several are given (backbone: 10)")
-    save_period: int = flag(-1, "also save epochN.pt every so many epochs")
+    freeze: list[int] = flag(
+        [0], "freeze the first N layers (10: the backbone), or exactly these when several are given", shown="none"
+    )
+    save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never")
     seed: int = flag(0, "the same seed gives the same run")
     deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
     amp: str = flag(
@@ -71,13 +73,13 @@ class TrainOptions:
         "auto is fp16 on a GPU and full precision on a CPU; bf16 suits CPUs and GPUs that have it",
         choices=("auto", "off", "fp16", "bf16"),
     )
-    local_rank: int = flag(-1, "set by old launchers; the environment decides")
+    local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")
     evolve: int | None = flag(None, "YOLOv5's hyper-parameter search; not in this version", nargs="?", const=300)
     bucket: str = flag("", "read for compatibility, without effect")
     entity: str | None = flag(None, "read for compatibility, without effect")
     upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
-    bbox_interval: int = flag(-1, "read for compatibility, without effect")
-    artifact_alias: str = flag("latest", "read for compatibility, without effect")
+    bbox_interval: int = flag(-1, "read for compatibility, without effect", shown="")
+    artifact_alias: str = flag("latest", "read for compatibility, without effect", shown="")
 
 
 @dataclass(slots=True)

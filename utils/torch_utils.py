@@ -31,12 +31,10 @@ def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch
     name = str(device).strip().lower().removeprefix("cuda:")
     if name in ("", "cuda"):
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    if name == "mps":
-        if not torch.backends.mps.is_available():
-            raise ValueError(f"device {device!r}: this machine has no MPS; there is: {_devices_here()}")
-        return torch.device("mps")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r}: this machine has no MPS; there is: {_devices_here()}")
+    if name in ("cpu", "mps"):
+        return torch.device(name)
     indices = gpu_indices(device)
     if batch_size > 0 and batch_size % len(indices):
         raise ValueError(f"batch size {batch_size} must be a multiple of the {len(indices)} GPUs in device {device!r}")
@@ -44,7 +42,7 @@ def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch
 
 
 def gpu_indices(device: str | torch.device) -> list[int]:
-    """"0,2" or "cuda:0,2" -> [0, 2]. Raises ValueError for another form or for a GPU that is not there."""
+    """The numbers in "0,2" or "cuda:0,2". Raises ValueError for another form or for a GPU that is not there."""
     name = str(device).strip().lower().replace("cuda:", "").replace(" ", "")
     if not re.fullmatch(r"\d+(,\d+)*", name):
         raise ValueError(f"device {device!r}: expected cpu, mps, or GPU numbers such as 0 or 0,1")
@@ -68,14 +66,20 @@ def device_summary(device: torch.device) -> str:
     return f"{versions} CUDA:{device.index or 0} ({gpu.name}, {gpu.total_memory / 2**20:.0f}MiB)"
 
 
-def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, numpy and torch; with `deterministic`, prefer algorithms that repeat bit for bit."""
+def seed_everything(seed: int, deterministic: bool | None = False) -> None:
+    """Seed Python, numpy and torch on all devices; `deterministic` prefers algorithms that repeat bit for bit.
+
+    None leaves the algorithms as they are. An operation without such an algorithm runs all the same, and PyTorch's
+    warning names it: on CUDA, among others, the gradient of adaptive pooling (BRA's ada_avgpool and ada_maxpool), whose
+    last bits may vary from run to run. Another GPU, another PyTorch or another number of processes may differ always.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic is not None:
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def time_sync() -> float:
@@ -297,7 +301,8 @@ def profile(
     An op that fails (out of memory, a shape it cannot take) is logged and stands as None.
     """
     results: list[Cost | None] = []
-    for x, op in itertools.product(_listed(inputs, Tensor), _listed(ops, Callable)):
+    tensors = [inputs] if isinstance(inputs, Tensor) else inputs
+    for x, op in itertools.product(tensors, [ops] if callable(ops) else ops):
         x = x.detach().to(device or x.device).requires_grad_(x.is_floating_point())
         try:
             results.append(cost_of(op.to(x.device) if isinstance(op, nn.Module) else op, x, n))
@@ -305,10 +310,6 @@ def profile(
             LOGGER.warning(f"{getattr(op, '__name__', type(op).__name__)} on {tuple(x.shape)}: {error}")
             results.append(None)
     return results
-
-
-def _listed(value: Any, kind: Any) -> Sequence[Any]:
-    return [value] if isinstance(value, kind) else value
 
 
 def cost_of(op: Callable[[Any], Any], x: Any, n: int = 10) -> Cost:

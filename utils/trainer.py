@@ -14,13 +14,14 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from utils.callbacks import Callbacks
-from utils.dist import is_main, mean_over_ranks, world_size
+from utils.dist import is_main, mean_over_ranks, rank, world_size
 from utils.evaluator import BAR
 from utils.log import LOGGER
 from utils.optim import Schedule
+from utils.torch_utils import seed_everything
 
 HEADER = ("%10s" * 7) % ("Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size")
-_MULTI_SCALE = 7  # marks the random stream of picture sizes among those of a run
+_MULTI_SCALE, _NETWORK = 7, 8  # mark random streams of a run: picture sizes, what the network itself draws
 
 
 @dataclass(slots=True)
@@ -69,6 +70,16 @@ class EpochSettings:
     seed: int = 0
 
 
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed what dropout, stochastic depth and random pooling draw from: another stream each epoch and each process.
+
+    So an epoch's chance depends on nothing that came before it, be it a validation or an interruption, and a
+    checkpoint need not hold the state of any generator. `seed` and `epoch` are at least 0.
+    """
+    mixed = np.random.SeedSequence([seed, epoch, max(rank(), 0), _NETWORK])
+    seed_everything(int(mixed.generate_state(1, np.uint64)[0]), deterministic=None)
+
+
 class Trainer:
     """Holds what changes while training and does one epoch at a time.
 
@@ -96,9 +107,10 @@ class Trainer:
     def epoch(self, epoch: int, loader: Any) -> list[float]:
         """Train on every batch once; returns the mean (box, obj, cls) losses.
 
-        Gradients gather over `Schedule.apply` batches; an epoch always ends with a step, so that a checkpoint
-        written between epochs is the whole state.
+        Gradients gather over `Schedule.apply` batches; an epoch always ends with a step and begins by seeding the
+        global generators, so that a checkpoint written between epochs is the whole state.
         """
+        seed_epoch(self.settings.seed, epoch)
         self.net.train()
         sizes = np.random.default_rng([self.settings.seed, epoch, _MULTI_SCALE])
         mean, waiting = torch.zeros(3, device=self.device), 0

@@ -139,6 +139,7 @@ def test_wrapping_a_backend(tmp_path):
 def test_words():
     assert count_words([], NAMES) == "(no detections)"
     assert count_words([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
+    assert count_words([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
 
 
 def test_empty_results_have_every_form(model, tmp_path, caplog):

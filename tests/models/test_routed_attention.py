@@ -216,19 +216,21 @@ def test_select_regions_repeats_rows():
     assert select_regions(x, torch.tensor([[[2, 2]], [[0, 1]]])).tolist() == [[[[4, 5], [4, 5]]], [[[6, 7], [8, 9]]]]
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="weights and masks of another shape are taken, or fail elsewhere")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda q, k, v, r: (q[0], k, v, r), "dimensions"),
         (lambda q, k, v, r: (q, k[..., :3], v, r), "do not fit"),
         (lambda q, k, v, r: (q, k, v, Routes(r.index[:, :2])), "routes for"),
-        pytest.param(lambda q, k, v, r: (q, k, v, Routes(r.index[..., :0])), "at least one", marks=UNCHECKED),
-        pytest.param(lambda q, k, v, r: (q, k, v, Routes(r.index, torch.ones(2, 5, 1))), "weight", marks=UNCHECKED),
-        pytest.param(lambda q, k, v, r: (q, k, v, r._replace(key_mask=k[..., 0, 0] > 9)), "key_mask", marks=UNCHECKED),
-        pytest.param(lambda q, k, v, r: (q, k, v, r._replace(key_mask=q[..., 0, 0] > 0)), "key_mask", marks=UNCHECKED),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index[..., :0])), "at least one"),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index, torch.ones(2, 5, 1))), "weight"),
+        (lambda q, k, v, r: (q, k, v, r._replace(key_mask=k[..., 0, 0] > 9)), "key_mask"),
+        (lambda q, k, v, r: (q, k, v, r._replace(key_mask=q[..., 0, 0] > 0)), "key_mask"),
+        (lambda q, k, v, r: (q, k, v, r._replace(key_mask=k[..., 0, 0])), "key_mask.*torch.bool"),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index[0])), "routes for"),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index.double())), "float64.*int64"),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index + 3)), "to 7: give numbers of regions from 0 to 4"),
+        (lambda q, k, v, r: (q, k, v, Routes(r.index - 1)), "from -1 to"),
     ],
 )
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -237,11 +239,45 @@ def test_shapes_that_do_not_fit(change, message, backend):
         routed_attention(*change(*make()), backend=backend)
 
 
+def test_one_key_is_enough_for_all_who_look_there():
+    """Keys of one region may all be left out, where everybody is routed to another one, too."""
+    q, k, v, routes = make(routed=1)
+    routes = Routes(torch.cat([routes.index, torch.zeros_like(routes.index)], -1), None, torch.zeros(2, 5, 4).bool())
+    routes.key_mask[:, 0, 1] = True
+    torch.testing.assert_close(routed_attention(q, k, v, routes), v[:, :1, 1:2].expand_as(q))
+    with pytest.raises(ValueError, match="key_mask leaves a region without any key"):
+        routed_attention(q, k, v, routes._replace(index=routes.index[..., :1] * 0 + 1))
+
+
+@pytest.mark.parametrize("change", [
+    lambda q, k, a: (q[0], k, a), lambda q, k, a: (q, k[:, :2], a), lambda q, k, a: (q, k, a[0]),
+    lambda q, k, a: (q, k, a[:, :2]), lambda q, k, a: (q, k, a.float()), lambda q, k, a: (q, k, a.repeat(3, 1)),
+])  # fmt: skip
+def test_means_that_do_not_fit(change):
+    means = change(torch.ones(2, 3, 8), torch.ones(2, 3, 8), torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="give"):
+        route(*means[:2], 1, 1.0, means[2])
+
+
+def test_pictures_can_be_mapped_over():
+    """No number is looked at where there is none to see."""
+    q, k, v, routes = (x.detach() if torch.is_tensor(x) else x for x in make())
+
+    def one(q, k, v, index):
+        return routed_attention(q[None], k[None], v[None], Routes(index[None]), 0.3, "reference")[0]
+
+    torch.testing.assert_close(
+        torch.vmap(one)(q, k, v, routes.index), routed_attention(q, k, v, routes, 0.3, "reference")
+    )
+
+
 def test_unknown_backend_and_topk():
     with pytest.raises(ValueError, match="there are auto, reference, sdpa, triton, export"):
         routed_attention(*make(), backend="magic")
     with pytest.raises(ValueError, match="topk=0"):
         route(torch.ones(1, 2, 2), torch.ones(1, 2, 2), 0, 1.0)
+    with pytest.raises(ValueError, match="topk=1.0.*write 1"):
+        route(torch.ones(1, 2, 2), torch.ones(1, 2, 2), 1.0, 1.0)
 
 
 @pytest.mark.parametrize(

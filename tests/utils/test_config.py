@@ -1,62 +1,19 @@
-"""Options, data set YAML and hyper-parameter YAML: what they mean and how they complain."""
+"""Data set YAML and hyper-parameter YAML: what they mean and how they complain."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from utils.config import DataConfig, Hyp, check_img_size, flag, make_divisible, options, parse, read_yaml, write_yaml
+from utils import config, options
+from utils.config import DataConfig, Hyp, check_img_size, make_divisible, read_yaml, write_yaml
 from utils.paths import ROOT
 
 
-@dataclass(slots=True)
-class Some:
-    weights: list[str] = flag([], "files")
-    batch_size: int = flag(16, "pictures")
-    imgsz: int = flag(640, "side", aliases=("--img", "--img-size"))
-    save_txt: bool = flag(False, "write")
-    cache: str | None = flag(None, "keep", nargs="?", const="ram")
-
-
-def test_empty_command_line_gives_the_defaults() -> None:
-    assert parse(Some, []) == Some()
-
-
-@pytest.mark.parametrize(
-    "words, name, value",
-    [
-        (["--batch", "4"], "batch_size", 4),
-        (["--img", "320"], "imgsz", 320),
-        (["--img-size=96"], "imgsz", 96),
-        (["--batch_size", "8"], "batch_size", 8),
-        (["--weights", "a.pt", "b.pt"], "weights", ["a.pt", "b.pt"]),
-        (["--save-txt"], "save_txt", True),
-        (["--cache"], "cache", "ram"),
-        (["--cache", "disk"], "cache", "disk"),
-    ],
-)
-def test_flags_as_people_type_them(words: list[str], name: str, value: object) -> None:
-    assert getattr(parse(Some, words), name) == value
-
-
-def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse(Some, ["--bathc-size", "4"])
-    assert stop.value.code == 2 and "--batch-size" in capsys.readouterr().err
-
-
-def test_unknown_option_names_the_nearest() -> None:
-    assert options(Some, {"imgsz": 64}).imgsz == 64
-    with pytest.raises(ValueError, match="did you mean 'batch_size'"):
-        options(Some, {"batchsize": 1})
-
-
-def test_defaults_are_not_shared() -> None:
-    first = Some()
-    first.weights.append("x")
-    assert Some().weights == []
+def test_command_lines_are_here_too() -> None:
+    assert all(getattr(config, name) is getattr(options, name) for name in ("flag", "options", "parse"))
+    assert all(hasattr(config, name) for name in config.__all__)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +51,8 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
     assert two.names == ("x", "y") and two.nc == 2 and two.val == (Path("/abs"),) and two.root == tmp_path
     three = DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnc: 3\n"))
     assert three.names == ("class0", "class1", "class2")
+    four = DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnames: [0, '1.10', 'no']\n"))
+    assert four.names == ("0", "1.10", "no")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +68,14 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
         ("train: a\nval: a\nnmaes: [x]", "unknown key 'nmaes', did you mean 'names'"),
         ("train: a\nval: a\nnames: [x]\nimgsz: big", "imgsz must be"),
         ("path: 3\ntrain: a\nval: a\nnames: [x]", "path must be"),
+        ("train: a\nval: a\nnames: {}", "names must be"),
+        ("train: a\nval: a\nnames: {0: null}", "names: class 0 must be text, not null; write its name in quotes"),
+        ("train: a\nval: a\nnames:\n  - x\n  -\n", "class 1 must be text, not null"),
+        ("train: a\nval: a\nnames: [yes, no]", "class 0 must be text, not True"),
+        ("train: a\nval: a\nnames: [x, 2024-01-01]", "class 1 must be text"),
+        ("train: a\nval: a\nnames: [1.10]", "class 0 must be text, not 1.1;"),
+        ("train: a\nval: a\nnames: [[x, y]]", "class 0 must be text"),
+        ("train: a\nval: a\nnames: {0: {name: x}}", "class 0 must be text"),
     ],
 )
 def test_data_mistakes_are_one_line(tmp_path: Path, text: str, says: str) -> None:
@@ -147,12 +114,20 @@ def test_hyp_reads_numbers_written_as_text() -> None:
         ({"box_iou": 3}, "text"),
         ({"lr0": float("nan")}, "a number"),
         ({"anchor_t": 1}, "above 1"),
-        ({"hsv_h": True}, "a number"),
+        ({"hsv_h": True}, "hsv_h must be a number"),
+        ({"lr0": None}, "a number, not None"),
+        ({"lr0": [1]}, "a number"),
+        ({"lr0": 10**400}, "a number"),
+        ({"close_mosaic": 2.5}, "close_mosaic must be a whole number, not 2.5"),
+        ({"close_mosaic": "x"}, "a whole number"),
+        ({"pooled": float("inf")}, "a whole number, not inf"),
+        ({"warmup_floor": 10**400}, "a whole number"),
     ],
 )
 def test_hyp_mistakes(content: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as error:
         Hyp.load(content)
+    assert "\n" not in str(error.value)
 
 
 def test_hyp_gains_scale_as_v61() -> None:

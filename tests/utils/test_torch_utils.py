@@ -90,6 +90,23 @@ def test_seeds_repeat_everything():
     assert not torch.are_deterministic_algorithms_enabled() and draw() != first
 
 
+def test_seeds_alone_leave_the_algorithms():
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    try:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, True
+        torch.use_deterministic_algorithms(True, warn_only=False)
+        seed_everything(2**64 - 1, deterministic=None)
+        first = random.random(), np.random.rand(), torch.rand(1).item()
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+    seed_everything(2**64 - 1)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+
+
 def test_clock_goes_forward():
     assert time_sync() <= time_sync()
 

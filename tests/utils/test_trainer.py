@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,14 @@ class Mean(nn.Module):
         return [self.weight * images.amax((1, 2, 3))]
 
 
+class Drawing(Mean):
+    """Notes a number from each of the global generators."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.seen.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        return [self.weight * images.amax((1, 2, 3))]
+
+
 def to_one(predictions: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distance from 1, summed over the batch."""
     loss = ((predictions[0] - 1) ** 2).sum()
@@ -51,8 +61,10 @@ class Average:
         self.steps += 1
 
 
-def trainer(hyp: Hyp, epochs: int = 1, batches: int = 4, batch: int = 1, **settings: object) -> Trainer:
-    model, recipe = Mean(), Recipe("SGD", 0.1, 0.0, 0.0)
+def trainer(
+    hyp: Hyp, epochs: int = 1, batches: int = 4, batch: int = 1, model: Mean | None = None, **settings: object
+) -> Trainer:
+    model, recipe = model or Mean(), Recipe("SGD", 0.1, 0.0, 0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.0)
     schedule = Schedule(hyp, recipe, epochs, batches, batch)
     given = EpochSettings(epochs, 64, 32, **settings)
@@ -92,6 +104,28 @@ def test_multi_scale_stays_on_the_grid_and_repeats_with_the_seed() -> None:
         runs.append(one.model.seen)
     sides = {shape[-1] for shape in runs[0]}
     assert runs[0] == runs[1] and len(sides) > 1 and all(side % 32 == 0 and 32 <= side <= 96 for side in sides)
+
+
+def drawn(epoch: int, seed: int = 0, rank: int | None = None, before: int = 0) -> list[tuple[float, ...]]:
+    """What a network draws in an epoch of two batches; `before` that, somebody else drew so many numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RANK", raising=False)
+        if rank is not None:
+            patch.setenv("RANK", str(rank))
+        one = trainer(Hyp(), epochs=9, batches=2, model=Drawing(), seed=seed)
+        for _ in range(before):
+            random.random(), np.random.rand(), torch.rand(1)
+        one.epoch(epoch, loader(2))
+    return one.model.seen
+
+
+def test_what_the_network_draws_depends_on_seed_epoch_and_process_alone() -> None:
+    first = drawn(epoch=3, seed=5)
+    assert len(set(first)) == 2 and drawn(epoch=3, seed=5, before=7) == first
+    assert drawn(epoch=3, seed=5, rank=0) == first  # a run of one process, by a launcher or without
+    others = [drawn(3, seed=4), drawn(4, seed=5), drawn(5, seed=3), drawn(3, seed=5, rank=1), drawn(3, 5, 2)]
+    numbers = [number for batches in (first, *others) for batch in batches for number in batch]
+    assert len(set(numbers)) == len(numbers) == 6 * 2 * 3
 
 
 def test_listeners_hear_every_batch() -> None:
