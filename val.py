@@ -45,8 +45,9 @@ class ValOptions:
     batch_size: int = flag(32, "pictures per batch")
     imgsz: int = flag(
         0,
-        "side of the pictures in pixels; 0 for the size the weights were trained with",
+        "side of the pictures in pixels",
         aliases=("--img", "--img-size"),
+        shown="what the weights were trained with",
     )
     conf_thres: float = flag(0.001, "lowest confidence of a detection")
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes")

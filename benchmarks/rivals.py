@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.pairing import peak_memory
 from models.attention import BiLevelRoutingAttention
-from models.routed_attention import BACKENDS, Routes, route, routed_attention
+from models.routed_attention import BACKENDS, Routes, route, routed_attention, triton_runs_on
 
 Shape = tuple[int, int, int, int]
 NAMES = ("reference", "dense", "plain", *(name for name in BACKENDS if name != "reference"))
@@ -147,7 +147,12 @@ def around(module: nn.Module, shape: Shape, setting: Setting) -> Rival:
 
 
 def layer(name: str, shape: Shape, setting: Setting) -> Rival:
-    """A layer by name with projections, routing and local context, on a map of this shape."""
+    """A layer by name with projections, routing and local context, on a map of this shape.
+
+    ValueError where it would not run as what it is called: our layer takes another backend instead of "triton" then.
+    """
+    if name == "triton" and not triton_runs_on(setting.device):
+        raise ValueError(f"backend 'triton' runs on CUDA, not on {setting.device.type}")
     return around(build(name, shape[1], setting.reference), shape, setting)
 
 

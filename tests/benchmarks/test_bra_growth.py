@@ -43,7 +43,7 @@ def test_counted_operations_by_hand(name: str, side: int) -> None:
         tokens = tall * tall  # padding costs like the rest
         attended = 4 * grid.height * grid.width  # four regions
     assert tall >= side
-    projections = 4 * tokens * width**2
+    projections = (3 * tokens + side * side) * width**2  # but for the output layer, which comes after the crop
     convolution = 9 * tokens * width
     routing = regions**2 * width
     attention = 2 * tokens * attended * width
