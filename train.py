@@ -28,7 +28,7 @@ from utils.callbacks import Callbacks
 from utils.checkpoint import describe_model, save_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, parse, write_yaml
 from utils.datasets import create_dataloader
-from utils.dist import agree, is_main, loader_workers, rank, world_size
+from utils.dist import is_main, leave, loader_workers, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.loggers import subscribe_loggers
@@ -216,7 +216,7 @@ def fit(setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks
         losses = trainer.epoch(progress.epoch, loader)
         callbacks.run("on_train_epoch_end", epoch=progress.epoch)
         stop = is_main() and take_stock(setup, trainer, progress, losses, val_loader, callbacks)
-        if agree(stop, setup.device):
+        if tell(stop):
             break
     LOGGER.info(f"\n{progress.epoch - start + 1} epochs completed in {(time.time() - began) / 3600:.3f} hours.")
     return progress
@@ -320,8 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         LOGGER.warning("stopped; go on with --resume, from the last finished epoch")
         return 130
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave()
     return 0
 
 

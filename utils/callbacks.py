@@ -20,6 +20,7 @@ HOOKS = (
     "on_val_image_end",
     "on_val_batch_end",
     "on_val_end",
+    "on_val_metrics",
     "on_fit_epoch_end",
     "on_model_save",
     "on_train_end",

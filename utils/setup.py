@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from utils.checkpoint import load_checkpoint
 from utils.config import DataConfig, Hyp, flag, options
 from utils.converters import prepare
-from utils.dist import local_rank, world_size
+from utils.dist import join, local_rank, world_size
 from utils.iou import check_loss_name
 from utils.log import LOGGER
 from utils.paths import ROOT, check_file, check_yaml, increment_path, latest_checkpoint, shown
@@ -20,7 +19,8 @@ from utils.runs import USUAL_SIZE
 from utils.torch_utils import gpu_indices, select_device
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
-UNUSED = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
+UNUSED = {"bucket": "", "upload_dataset": False, "artifact_alias": "latest"}
+LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "comet")
 
 
 @dataclass(slots=True)
@@ -66,6 +66,12 @@ class TrainOptions:
         [0], "freeze the first N layers (10: the backbone), or exactly these when several are given", shown="none"
     )
     save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never")
+    save_minutes: float = flag(10.0, "also save last.pt every so many minutes inside an epoch, 0 for never")
+    log: list[str] = flag(
+        ["auto"],
+        "who is told besides results.csv and the pictures: auto is TensorBoard where it is installed",
+        choices=LOGGER_NAMES,
+    )
     seed: int = flag(0, "the same seed gives the same run")
     deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
     amp: str = flag(
@@ -74,11 +80,20 @@ class TrainOptions:
         choices=("auto", "off", "fp16", "bf16"),
     )
     local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")
-    evolve: int | None = flag(None, "YOLOv5's hyper-parameter search; not in this version", nargs="?", const=300)
+    evolve: int | None = flag(None, "search hyper-parameters over so many trainings (300)", nargs="?", const=300)
+    evolve_sampler: str = flag("genetic", "who proposes the next ones", choices=("genetic", "tpe", "cmaes", "random"))
+    evolve_pruner: str = flag(
+        "none", "who gives up hopeless trainings early", choices=("none", "median", "halving", "hyperband")
+    )
+    evolve_storage: str = flag(
+        "",
+        "where workers of one search meet: a journal file's path or a database URL",
+        shown="search.journal in the search's folder",
+    )
     bucket: str = flag("", "read for compatibility, without effect")
-    entity: str | None = flag(None, "read for compatibility, without effect")
+    entity: str | None = flag(None, "W&B's user or team (--log wandb)")
     upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
-    bbox_interval: int = flag(-1, "read for compatibility, without effect", shown="")
+    bbox_interval: int = flag(-1, "send drawn detections to W&B every so many epochs", shown="only at the end")
     artifact_alias: str = flag("latest", "read for compatibility, without effect", shown="")
 
 
@@ -152,8 +167,7 @@ def join_processes(device: torch.device, asked: str) -> torch.device:
     """Meet the other processes when torchrun started several; returns this one's of the devices asked for."""
     if local_rank() < 0:
         return device
-    # the others wait while the main process validates, which takes long on large sets
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=3))
+    join("nccl" if device.type == "cuda" else "gloo")
     if device.type != "cuda":
         return device
     chosen = gpu_indices(asked) if asked else []

@@ -5,16 +5,37 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.dist import agree, is_main, loader_workers, local_rank, main_first, mean_over_ranks, rank, world_size
+from utils.dist import (
+    Vote,
+    gather,
+    gather_to_main,
+    is_joined,
+    is_main,
+    leave,
+    loader_workers,
+    local_rank,
+    machine_size,
+    main_first,
+    mean_over_ranks,
+    rank,
+    tell,
+    wait_for_all,
+    world_size,
+)
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert (rank(), local_rank(), world_size(), is_main()) == (-1, -1, 1, True)
     with main_first():
         assert mean_over_ranks(torch.tensor([2.0])).item() == 2
-        assert agree(True, torch.device("cpu")) and not agree(False, torch.device("cpu"))
+    assert machine_size() == 1 and not is_joined()
+    assert gather("mine") == gather("mine", machine=True) == gather_to_main("mine") == ["mine"] and tell("mine") == "mine"
+    vote = Vote()
+    assert [vote(False), vote(True), vote(False), vote.finish()] == [False, True, False, False]
+    wait_for_all()
+    leave()
 
 
 def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def test_what_cannot_be_shared_is_refused(change: dict, says: str, monkeypatch: 
 
 
 def test_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_idle_flags(replace(TrainOptions(), entity="me", bbox_interval=3))
-    assert "--entity, --bbox_interval" in caplog.text
+    warn_of_idle_flags(replace(TrainOptions(), bucket="mine", upload_dataset="val"))
+    assert "--bucket, --upload_dataset" in caplog.text
 
 
 def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
