@@ -79,7 +79,7 @@ def test_options_that_need_one_process(squares: Path, tmp_path: Path, monkeypatc
     for given, words in (
         ({"batch_size": 3}, "multiple of the 2 processes"),
         ({"image_weights": True}, "single process"),
-        ({"batch_size": -1}, "single process"),
+        ({"evolve": 3}, "single process"),
     ):
         with pytest.raises(ValueError, match=words):
             set_up(options(TrainOptions, {"data": str(squares), "project": str(tmp_path / "runs")} | given))

@@ -210,12 +210,15 @@ class EarlyStopping:
         fitness = float(fitness)
         if fitness > self.best_fitness:
             self.best_epoch, self.best_fitness = epoch, fitness
-        waited = epoch - self.best_epoch
-        self.possible_stop = waited >= self.patience - 1
-        stop = waited >= self.patience
+        self.possible_stop = epoch - self.best_epoch >= self.patience - 1
+        stop = self.exhausted(epoch)
         if stop:
             LOGGER.info(f"Stopping early: no improvement in {self.patience} epochs since epoch {self.best_epoch}")
         return stop
+
+    def exhausted(self, epoch: int) -> bool:
+        """Was patience at its end when this epoch was over?"""
+        return epoch - self.best_epoch >= self.patience
 
 
 # ------------------------------------------------------------------------------------------------------- counting
