@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from models.yolo import Model
+from tests.processes import QUIET, free_port, together
+from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
-from utils.config import options
+from utils.config import DataConfig, Hyp, options
+from utils.datasets import create_dataloader
+from utils.dist import rank, world_size
+from utils.loss import ComputeLoss
+from utils.optim import Recipe, Schedule, build_optimizer
 from utils.paths import ROOT
 from utils.setup import TrainOptions, set_up
+from utils.sync_bn import convert_sync_batchnorm
+from utils.torch_utils import ModelEMA
+from utils.trainer import EpochSettings, Precision, Trainer
 
 ONCE = ("Model Summary", "optimizer:", "Starting training", "Results saved to", "Validating", "epochs completed")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def launch(folder: Path, *words: str) -> str:
@@ -37,7 +43,7 @@ def launch(folder: Path, *words: str) -> str:
         text=True,
         check=False,
         timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ | QUIET,
     )
     text = (done.stdout + done.stderr).replace("\r", "\n")
     assert done.returncode == 0 and "Traceback" not in text, text
@@ -84,3 +90,60 @@ def test_options_that_need_one_process(squares: Path, tmp_path: Path, monkeypatc
         with pytest.raises(ValueError, match=words):
             set_up(options(TrainOptions, {"data": str(squares), "project": str(tmp_path / "runs")} | given))
     assert not torch.distributed.is_initialized() and not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------- the arithmetic of two processes
+WAYS = {"both": (True, True), "own matches": (True, False), "own batch norm": (False, True), "neither": (False, False)}
+
+
+def train_some(data: str, cfg: str, sync_bn: bool, shared: bool) -> dict[str, torch.Tensor]:
+    """Two epochs of three steps of the real trainer, four pictures a step over all processes."""
+    torch.manual_seed(0)
+    hyp = Hyp.load({"warmup_epochs": 0, "nominal_batch": 4, "lr0": 0.02})
+    model = Model(cfg, verbose=False).to(memory_format=torch.channels_last)
+    model.hyp, model.names = asdict(hyp.scaled(2, 2, 64, 0.0)), ["red", "blue"]
+    config, total = DataConfig.load(data), 4
+    loader, _ = create_dataloader(
+        config.train, 64, total // world_size(), 32, hyp=hyp, augment=True, rank=rank(), workers=0, shuffle=True
+    )
+    recipe = Recipe("SGD", 0.02, 0.9, 5e-4)
+    optimizer, net = build_optimizer(model, recipe), model
+    if world_size() > 1:
+        net = convert_sync_batchnorm(model, torch.device("cpu")) if sync_bn else model
+        net = nn.parallel.DistributedDataParallel(net)
+    schedule, precision = Schedule(hyp, recipe, 2, len(loader), total), Precision.choose("off", torch.device("cpu"))
+    trainer = Trainer(
+        net, model, ComputeLoss(model, shared=shared), optimizer, schedule, ModelEMA(model), precision,
+        EpochSettings(2, 64, 32), Callbacks(),
+    )  # fmt: skip
+    losses = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        losses.append(trainer.epoch(epoch, loader))
+    state = {name: value.double() for name, value in trainer.ema.ema.state_dict().items()}
+    return {"losses": torch.tensor(losses, dtype=torch.float64)} | state
+
+
+def every_way(data: str, cfg: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {way: train_some(data, cfg, *flags) for way, flags in WAYS.items()}
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """The largest differences of an epoch's losses and of a weight."""
+    weights = max(float((one[name] - other[name]).abs().max()) for name in one if name != "losses")
+    return float((one["losses"] - other["losses"]).abs().max()), weights
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches(
+    squares: Path, tiny_cfg: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    alone = train_some(str(squares), str(tiny_cfg), True, True)
+    first, second = together(every_way, tmp_path, str(squares), str(tiny_cfg))
+    assert all(torch.equal(first["both"][name], second["both"][name]) for name in alone)
+    found = {way: difference(alone, first[way]) for way in WAYS}
+    for way, (losses, weights) in found.items():
+        record_property(way, f"losses {losses:.1e}, weights {weights:.1e}")
+    print(found)
+    assert max(found["both"]) < 1e-5
+    # each of the two is needed
+    assert min(found["own matches"][0], found["own batch norm"][0]) > 100 * found["both"][0]
