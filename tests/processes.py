@@ -25,13 +25,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def together(function: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2) -> list[Any]:
-    """What `function(*arguments)` returns in each of `world` processes that have met over gloo.
+def together(
+    function: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2, meet: bool = True
+) -> list[Any]:
+    """What `function(*arguments)` returns in each of `world` processes that have met over gloo, or (not `meet`) may.
 
     It is a function of a test module; its arguments are JSON, its answers tensors and builtins.
     """
     met = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    words = [function.__module__, function.__name__, str(folder), json.dumps(arguments)]
+    words = [function.__module__, function.__name__, str(folder), json.dumps(arguments), "meet" * meet]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", "from tests.processes import main; main()", *words],
@@ -58,8 +60,10 @@ def main() -> None:
     """In one of the processes: meet the others, do what was asked, write the answer down."""
     from utils.dist import join, leave, rank
 
-    module, function, folder, arguments = sys.argv[1:]
-    join("gloo")
+    torch.set_num_threads(1)
+    module, function, folder, arguments, meet = sys.argv[1:]
+    if meet:
+        join("gloo")
     try:
         answer = getattr(importlib.import_module(module), function)(*json.loads(arguments))
         torch.save(answer, Path(folder) / f"{rank()}.pt")
