@@ -44,7 +44,7 @@ class _Normalise(torch.autograd.Function):
         scale = (var + ctx.eps).rsqrt()
         z = (x.to(kind) - mean.to(kind)) * scale.to(kind)
         own = torch.stack((g.sum(_OTHERS), (g * z).sum(_OTHERS)))  # the gradients of bias and weight
-        sums = own.double()
+        sums = own.to(torch.float64, copy=True)
         dist.all_reduce(sums)
         mean_g, mean_gz = (sums[:, None, :, None, None] / count).to(kind)
         if weight is not None:

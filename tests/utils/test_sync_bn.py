@@ -26,17 +26,20 @@ CASES = {
     "bare": {"cut": (2, 2), "affine": False, "track_running_stats": False},
     "far": {"cut": (2, 5), "shift": 1000.0},
     "last": {"cut": (2, 3), "channels_last": True},
+    "double": {"cut": (2, 3), "dtype": torch.float64},
     "bf16": {"cut": (2, 2), "dtype": torch.bfloat16},
 }
 
 
-def build(affine: bool = True, momentum: float | None = 0.03, track_running_stats: bool = True, **_: Any) -> nn.Module:
+def build(
+    affine: bool = True, momentum: float | None = 0.03, track_running_stats: bool = True, **case: Any
+) -> nn.Module:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(CHANNELS, 1e-3, momentum, affine, track_running_stats)
     if affine:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    return norm.train()
+    return norm.train().to(torch.float64 if case.get("dtype") is torch.float64 else torch.float32)
 
 
 def batch(
@@ -54,7 +57,7 @@ def train(norm: nn.Module, case: dict[str, Any], part: slice) -> dict[str, Tenso
         x = batch(step, **case)[part].detach().requires_grad_()
         y = norm(x)
         target = batch(step + 10, **case | {"shift": 0.0})[part]
-        ((y.float() - target.float()) ** 2 * torch.linspace(0, 1, 4)).sum().backward()
+        ((y - target).double() ** 2 * torch.linspace(0, 1, 4)).sum().backward()
         assert y.dtype == x.dtype and y.stride() == x.stride() and x.grad.stride() == x.stride()
         found[f"y{step}"], found[f"x{step}"] = y.detach(), x.grad
     return found | {name: value.grad for name, value in norm.named_parameters()} | norm.state_dict(prefix="state ")
@@ -82,7 +85,7 @@ def test_two_processes_normalise_as_one(name: str, halves: list[dict[str, dict[s
     whole = train(build(**case), case, slice(None))
     assert whole.keys() == first.keys() == second.keys()
     # a far mean and bfloat16 are coarse by themselves
-    absolute, relative = {"far": (1e-3, 1e-3), "bf16": (0.02, 0.02)}.get(name, (1e-6, 1e-6))
+    absolute, relative = {"far": (1e-3, 1e-3), "bf16": (0.02, 0.02), "double": (1e-14, 1e-12)}.get(name, (1e-6, 1e-6))
     for key, expected in whole.items():
         if key[0] in "xy":
             found = torch.cat((first[key], second[key]))
