@@ -12,31 +12,30 @@ torchrun --nproc-per-node 2 train.py --data coco.yaml --cfg yolov5m_BiFormer.yam
 
 from __future__ import annotations
 
-import copy
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from models.experimental import attempt_load
+from models.experimental import load_model
 from models.initial import build_model
 from models.yolo import Model
 from utils.autoanchor import check_anchors
 from utils.autobatch import check_train_batch_size
 from utils.balance import epoch_weights, labels_to_class_weights
 from utils.callbacks import Callbacks
-from utils.checkpoint import strip_optimizer
+from utils.checkpoint import load_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, write_yaml
-from utils.datasets import create_dataloader
-from utils.dist import Vote, gather, is_joined, is_main, leave, loader_workers, rank, tell, world_size
+from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.guard import OutOfMemory, TrainingFault
-from utils.interruption import Interrupted, Interruption
+from utils.interruption import Interrupted, Interruption, Watched
+from utils.loaders import build_loaders
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.loggers import subscribe_loggers
 from utils.loss import ComputeLoss
@@ -47,49 +46,10 @@ from utils.paths import shown
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
+from utils.shares import copy_from_main, my_share
+from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA, seed_everything
 from utils.trainer import EpochSettings, Precision, Trainer
-
-VAL_BATCH = 32  # most pictures in a batch of validation, as val.py takes: its number decides their shapes
-
-
-def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tuple[Any, Any, Any]:
-    """(training loader, its data set, validation loader or None outside of the main process)."""
-    opt, data = setup.opt, setup.data
-    shared = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
-    rect = opt.rect and not opt.image_weights
-    workers = loader_workers(opt.workers, setup.device)
-    loader, dataset = create_dataloader(
-        data.train,
-        imgsz,
-        batch_size // world_size(),
-        stride,
-        augment=True,
-        cache=None if opt.cache == "val" else opt.cache,
-        rect=rect,
-        rank=rank(),
-        workers=workers,
-        image_weights=opt.image_weights,
-        quad=opt.quad,
-        prefix=colorstr("train: "),
-        shuffle=not rect,
-        **shared,
-    )
-    val = None
-    if is_main():
-        val, _ = create_dataloader(
-            data.val,
-            imgsz,
-            min(2 * batch_size, VAL_BATCH),
-            stride,
-            cache=None if opt.noval else opt.cache and "ram",
-            rect=True,
-            pad=0.5,
-            workers=workers,
-            prefix=colorstr("val: "),
-            **shared,
-        )
-    return loader, dataset, val
 
 
 def build_trainer(
@@ -109,14 +69,15 @@ def build_trainer(
     ema = ModelEMA(model, tau=hyp.ema_tau)
     net: nn.Module = model
     if is_joined():
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(model) if opt.sync_bn and device.type == "cuda" else model
+        net = convert_sync_batchnorm(model, device) if opt.sync_bn else model
         net = nn.parallel.DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
     schedule = Schedule(hyp, recipe, opt.epochs, batches, batch_size, opt.cos_lr)
     settings = EpochSettings(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm, opt.seed
     )
     precision = Precision.choose(opt.amp, device)
-    trainer = Trainer(net, model, ComputeLoss(model), optimizer, schedule, ema, precision, settings, callbacks)
+    loss = ComputeLoss(model, shared=True)
+    trainer = Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
     if setup.resumed:
         restore(trainer, setup.resumed)
     return trainer
@@ -184,14 +145,16 @@ class Run:
         opt, progress, trainer, epoch = self.opt, self.progress, self.trainer, self.progress.position.epoch
         final = epoch + 1 == opt.epochs
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
-        if is_main() and (not opt.noval or final):
-            progress.result = self.validate(trainer.ema.ema, copy.deepcopy(trainer.loss))
-            progress.maps = progress.result.metrics.maps
-            log_table(progress.result)
-            self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
+        if not opt.noval or final:
+            copy_from_main(trainer.ema.ema)
+            progress.result = self.validate(trainer.ema.ema, self.loss_of(trainer.ema.ema))
         progress.position.next_epoch()
         if not is_main():
             return False
+        if progress.result and (not opt.noval or final):
+            progress.maps = progress.result.metrics.maps
+            log_table(progress.result)
+            self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         improved = score > progress.best_fitness or not self.keeper.best.exists()
         progress.best_fitness = max(score, progress.best_fitness)
@@ -204,15 +167,28 @@ class Run:
             self.callbacks.run("on_model_save", self.keeper.last, epoch, final, progress.best_fitness, score)
         return stop
 
-    def validate(self, model: nn.Module, loss: ComputeLoss, report: Report | None = None) -> ValResult:
-        """Score a model on the validation split."""
+    def loss_of(self, model: nn.Module) -> ComputeLoss:
+        """The training loss as it stands, for a validation that must not move it."""
+        loss = ComputeLoss(model)
+        loss.load_state_dict(self.trainer.loss.state_dict())
+        return loss
+
+    def validate(self, model: nn.Module, loss: ComputeLoss, report: Report | None = None) -> ValResult | None:
+        """Score a model on the validation split, together with the other processes; the main one has the result."""
         setup = self.setup
         report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss)
         model.eval()
         half = setup.device.type == "cuda" and report.settings.plots
         precision = Precision.choose(self.opt.amp, setup.device).dtype
-        settings = EvalSettings(single_cls=self.opt.single_cls, half=half, autocast=None if half else precision)
-        loader = _Watched(self.val_loader, self.told)
+        first, every = my_share()
+        settings = EvalSettings(
+            single_cls=self.opt.single_cls,
+            half=half,
+            autocast=None if half else precision,
+            first=first,
+            stride=every,
+        )
+        loader = Watched(self.val_loader, self.told)
         result = evaluate(model.half() if half else model, loader, setup.names, setup.device, settings, report)
         report.finish(result)
         return result
@@ -223,36 +199,23 @@ class Run:
         last.pt is stripped at the very end, so that a run which dies here can still go on.
         """
         setup, results, best = self.setup, self.progress.summary, self.keeper.best
-        if not is_main():
-            return ()
-        if best.exists():
+        if is_main() and best.exists():
             strip_optimizer(best)
             LOGGER.info(f"\nValidating {shown(best)}...")
-            model = attempt_load(str(best), device=setup.device)
+        stored = tell(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
+        if stored:
+            model = load_model({"model": stored}).fuse().to(setup.device)
             loss = ComputeLoss(model)
             result = self.validate(model, loss, Report(ReportSettings(setup.folder, setup.names), loss))
-            log_table(result, per_class=True)
-            results = result.summary
+            if result:
+                log_table(result, per_class=True)
+                results = result.summary
+        if not is_main():
+            return ()
         self.keeper.finish()
         self.callbacks.run("on_train_end", self.keeper.last, best, True, self.progress.last_epoch, results)
         LOGGER.info(f"Results saved to {colorstr('bold', shown(setup.folder))}")
         return results
-
-
-class _Watched:
-    """A loader that ends with Interrupted between two batches when this process, if it is the only one, is told to."""
-
-    def __init__(self, loader: Any, told: Interruption) -> None:
-        self.loader, self.told = loader, told
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            if not is_joined():
-                self.told.check()
-            yield batch
 
 
 def train(

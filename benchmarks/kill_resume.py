@@ -89,7 +89,7 @@ def make_job(folder: Path, workers: int, epochs: int = 4) -> dict[str, Any]:
         "workers": workers,
         "device": "cpu",
         "save_minutes": 1e-6,
-        "log": ["none"],
+        "loggers": ["none"],
         "single_cls": True,
         "hyp": str(folder / "hyp.yaml"),
         "optimizer": "Adam",

@@ -33,7 +33,7 @@ from utils.samplers import EpochSampler
 from utils.setup import TrainOptions, set_up
 from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Precision, Trainer
+from utils.trainer import EpochSettings, Position, Precision, Trainer
 
 ONCE = ("Model Summary", "optimizer:", "Starting training", "Results saved to", "Validating", "epochs completed")
 
@@ -199,7 +199,7 @@ def train_some(data: str, cfg: str, sync_bn: bool, shared: bool) -> dict[str, to
     losses = []
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
-        losses.append(trainer.epoch(epoch, loader))
+        losses.append(trainer.epoch(loader, Position(epoch)))
     state = {name: value.double() for name, value in trainer.ema.ema.state_dict().items()}
     return {"losses": torch.tensor(losses, dtype=torch.float64)} | state
 

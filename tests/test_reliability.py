@@ -32,7 +32,7 @@ def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("utils.loggers.pictures.plot_images", lambda *args, **named: None)
     monkeypatch.setattr("utils.loggers.pictures.plot_labels", lambda *args, **named: None)
     monkeypatch.setattr("utils.loggers.pictures.plot_results", lambda *args, **named: None)
-    named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "log": ["none"]}
+    named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}
     return BASE | named | {"project": str(tmp_path / "runs"), "optimizer": "Adam"}
 
 

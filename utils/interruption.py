@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -61,3 +62,19 @@ class Interruption:
         """Raise Interrupted if there was a signal."""
         if self.number:
             raise Interrupted(self.number)
+
+
+class Watched:
+    """A loader that ends with Interrupted between two batches when this process, if it is the only one, is told to."""
+
+    def __init__(self, loader: Any, told: Interruption) -> None:
+        self.loader, self.told = loader, told
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if not is_joined():
+                self.told.check()
+            yield batch

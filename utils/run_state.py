@@ -69,9 +69,7 @@ def restore(trainer: Trainer, resumed: dict[str, Any]) -> None:
     trainer.ema.updates = resumed["updates"]
     if trainer.precision.scaler.is_enabled() and resumed["scaler"]:
         trainer.precision.scaler.load_state_dict(resumed["scaler"])
-    trainer.loss.balance = list(resumed["loss_balance"])
-    mean = resumed["mean_iou_loss"]
-    trainer.loss.mean_iou_loss.value = mean if isinstance(mean, float) else mean.to(trainer.device)
+    trainer.loss.load_state_dict(resumed["loss"])
     trainer.guard.skipped, trainer.guard.streak = resumed["skipped"], resumed["streak"]
     trainer.split = resumed["split"]
 
@@ -106,8 +104,7 @@ class Keeper:
             "optimizer": trainer.optimizer.state_dict(),
             "recipe": asdict(trainer.schedule.recipe),
             "scaler": trainer.precision.scaler.state_dict(),
-            "loss_balance": trainer.loss.balance,
-            "mean_iou_loss": trainer.loss.mean_iou_loss.value,
+            "loss": trainer.loss.state_dict(),
             "split": trainer.split,
             "skipped": trainer.guard.skipped,
             "streak": trainer.guard.streak,

@@ -18,7 +18,7 @@ LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "co
 
 # what may be another when a run goes on; anything else would make it another run
 CHANGEABLE = frozenset(
-    "epochs patience device workers cache data save_minutes save_period log project name exist_ok resume local_rank "
+    "epochs patience device workers cache data save_minutes save_period loggers project name exist_ok resume local_rank "
     "entity bbox_interval bucket upload_dataset artifact_alias".split()
 )
 
@@ -73,7 +73,7 @@ class TrainOptions:
     )
     save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never")
     save_minutes: float = flag(10.0, "also save last.pt every so many minutes inside an epoch, 0 for never")
-    log: list[str] = flag(
+    loggers: list[str] = flag(
         ["auto"],
         "who is told besides results.csv and the pictures: auto is TensorBoard where it is installed",
         choices=LOGGER_NAMES,
@@ -97,7 +97,7 @@ class TrainOptions:
         shown="search.journal in the search's folder",
     )
     bucket: str = flag("", "read for compatibility, without effect")
-    entity: str | None = flag(None, "W&B's user or team (--log wandb)")
+    entity: str | None = flag(None, "W&B's user or team (--loggers wandb)")
     upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
     bbox_interval: int = flag(-1, "send drawn detections to W&B every so many epochs", shown="only at the end")
     artifact_alias: str = flag("latest", "read for compatibility, without effect", shown="")

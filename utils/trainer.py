@@ -251,7 +251,7 @@ class Trainer:
         scaler.update()
         self._drop()
         self.guard.accept()
-        if self.ema:
+        if self.ema and is_main():  # the others are given it when they need it
             self.ema.update(self.model)
 
     def _drop(self) -> None:
