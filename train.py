@@ -31,7 +31,7 @@ from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.loggers import subscribe_loggers
+from utils.loggers import RunInfo, subscribe_loggers
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
 from utils.optim import Schedule, build_optimizer, choose_recipe
@@ -230,9 +230,11 @@ def take_stock(
     final = epoch + 1 == opt.epochs
     trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
     if not opt.noval or final:
-        progress.result = validate(setup, trainer.ema.ema, val_loader, trainer.loss)
+        report = Report(ReportSettings(setup.folder, setup.names, plots=False), trainer.loss, callbacks)
+        progress.result = validate(setup, trainer.ema.ema, val_loader, report=report)
         progress.maps = progress.result.metrics.maps
         log_table(progress.result)
+        callbacks.run("on_val_metrics", progress.result.metrics, epoch)
     score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
     improved = score > progress.best_fitness or not (weights / "best.pt").exists()
     progress.best_fitness = max(score, progress.best_fitness)
@@ -282,8 +284,8 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None) -> tuple[float,
         (setup.folder / "weights").mkdir(parents=True, exist_ok=True)
         write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
         write_yaml(setup.folder / "opt.yaml", asdict(opt) | {"save_dir": str(setup.folder)})
-        start = setup.resumed["epoch"] + 1 if setup.resumed else 0
-        subscribe_loggers(callbacks, setup.folder, setup.names, np.concatenate(dataset.labels), start)
+        labels = np.concatenate(dataset.labels)
+        subscribe_loggers(callbacks, RunInfo(setup.folder, setup.names, labels, asdict(opt), asdict(setup.hyp), []))
         if not setup.resumed and not opt.noautoanchor:
             check_anchors(dataset, model, setup.hyp.anchor_t, imgsz, rng=np.random.default_rng(opt.seed))
         callbacks.run("on_pretrain_routine_end")
