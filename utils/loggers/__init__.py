@@ -50,17 +50,18 @@ def check_loggers(names: Sequence[str]) -> None:
 def _chosen(names: Sequence[str]) -> list[str]:
     """The services that are meant, each once."""
     asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
-    for name in asked:
-        if name not in SERVICES and name not in ("auto", "none"):
-            known = ["auto", "none", *SERVICES]
-            raise ValueError(f"--log {name}: no such logger{nearest(name, known)}; there are: {', '.join(known)}")
+    if unknown := [name for name in asked if name not in ("auto", "none", *SERVICES)]:
+        known = ["auto", "none", *SERVICES]
+        raise ValueError(
+            f"--log {unknown[0]}: no such logger{nearest(unknown[0], known)}; there are: {', '.join(known)}"
+        )
     if "none" in asked and len(asked) > 1:
         raise ValueError(f"--log {' '.join(asked)}: none goes with no other; leave it or the others out")
-    for name in asked:
-        if name in SERVICES and not _installed(name):
-            raise ValueError(f"--log {name} needs a package: pip install {PACKAGES.get(name, name)}")
+    named = [name for name in asked if name in SERVICES]
+    if missing := [name for name in named if not _installed(name)]:
+        raise ValueError(f"--log {missing[0]} needs a package: pip install {PACKAGES.get(missing[0], missing[0])}")
     automatic = [name for name in AUTOMATIC if "auto" in asked and _installed(name)]
-    return list(dict.fromkeys([*automatic, *(name for name in asked if name in SERVICES)]))
+    return list(dict.fromkeys([*automatic, *named]))
 
 
 def _installed(name: str) -> bool:

@@ -23,16 +23,14 @@ class ClearMl(Service):
         self.task = Task.init(
             project_name=self.run.project,
             task_name=self.run.folder.name,
-            reuse_last_task_id=False,
-            continue_last_task=known or False,
+            reuse_last_task_id=known or False,
+            continue_last_task=0 if known else False,  # 0: its epochs count from the first run on
             auto_connect_arg_parser=False,
             auto_connect_frameworks=False,
             auto_resource_monitoring=False,
             auto_connect_streams=False,
         )
         _leave_forks_alone()
-        if known:
-            self.task.set_initial_iteration(0)  # epochs count from the first run's start
         return self.task.id
 
     def send_options(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import queue
@@ -140,19 +141,23 @@ def _go_on() -> None:
 
 # ------------------------------------------------------------------------------------------------ end of the process
 def leave_in_time(status: int, grace: float = GRACE) -> None:
-    """End the process with `status` where it still lives `grace` seconds after its main thread has ended.
+    """End the process where it still lives `grace` seconds after its main thread has come to the end.
 
     Services leave handlers and threads behind that upload what is left before they let a process end, for hours where
-    the network is gone.
+    the network is gone. The exit status is then 1 after an error that nobody caught, else `status`: what sys.exit was
+    given cannot be known.
     """
+    ending = threading.Event()
 
     def watch() -> None:
-        while threading.main_thread().is_alive():
-            time.sleep(0.2)
+        """Outlive the main thread, but not by much."""
+        ending.wait()
         time.sleep(grace)
         with suppress(OSError, ValueError):  # closed already
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(status)
+        os._exit(1 if getattr(sys, "last_value", None) is not None else status)
 
     threading.Thread(target=watch, name="end of the process", daemon=True).start()
+    # threading's own list is worked through before threads are waited for, atexit's after that
+    getattr(threading, "_register_atexit", atexit.register)(ending.set)

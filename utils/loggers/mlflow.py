@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ class Mlflow(Service):
         import mlflow
 
         elsewhere, beside = mlflow.is_tracking_uri_set(), self.run.folder.resolve().parent
-        self.client = mlflow.MlflowClient(None if elsewhere else f"sqlite:///{(beside / 'mlflow.db').as_posix()}")
+        self.client = mlflow.MlflowClient(None if elsewhere else _database(beside))
         if known and self._reopened(known):
             return known
         if experiment := self.client.get_experiment_by_name(self.run.project):
@@ -69,6 +70,19 @@ class Mlflow(Service):
     def disconnect(self, ended: bool) -> None:
         """The run is finished, or killed and may go on."""
         self.client.set_terminated(self._id, "FINISHED" if ended else "KILLED")
+
+
+def _database(folder: Path) -> str:
+    """The address of the folder's mlflow.db. A new one appears when it is complete: MLflow cannot read half of one."""
+    import mlflow
+
+    file, unfinished = folder / "mlflow.db", folder / f".mlflow.{os.getpid()}.db"
+    if not file.exists():
+        mlflow.MlflowClient(f"sqlite:///{unfinished.as_posix()}").search_experiments(max_results=1)
+        if not file.exists():  # another run may have been quicker
+            unfinished.replace(file)
+        unfinished.unlink(missing_ok=True)
+    return f"sqlite:///{file.as_posix()}"
 
 
 def _key(name: str) -> str:

@@ -127,9 +127,7 @@ class ServiceLogger:
         if not self.run.resumed:
             self._pictures("labels*.jpg")
 
-    def on_train_batch_end(
-        self, ni: int, model: nn.Module, imgs: Tensor, targets: Tensor, paths: Sequence[str], plots: bool, sync_bn: bool
-    ) -> None:
+    def on_train_batch_end(self, ni: int, model: nn.Module, imgs: Tensor, *others: Any) -> None:
         """The network, at the first batch of a run."""
         self.batches += 1
         if self.batches == 1 and "graph" in self.service.wants and not self.run.resumed:

@@ -45,15 +45,13 @@ class Wandb(Service):
             config=self.run.options | {"hyp": self.run.hyp, "classes": list(self.run.names)},
             settings=wandb.Settings(**{key: value for key, value in settings.items() if key in fields}),
         )
-        self.session.define_metric("epoch", hidden=True)
-        self.session.define_metric("*", step_metric="epoch")
         later = f"offline; send it with: wandb sync {shown(self.run.folder)}/wandb/offline-run-*"
         LOGGER.info(f"wandb: {later if mode in _OFFLINE else self.session.url}")
         return name
 
     def send_scalars(self, values: dict[str, float], epoch: int) -> None:
         """One point a column."""
-        self.session.log({**values, "epoch": epoch})
+        self.session.log({**values, "epoch": epoch}, step=epoch)
 
     def send_best(self, values: dict[str, float], epoch: int) -> None:
         """In the summary of the run."""
@@ -63,12 +61,16 @@ class Wandb(Service):
         """Each file under its name."""
         import wandb
 
-        self.session.log({file.stem: wandb.Image(str(file)) for file in files} | {"epoch": epoch})
+        self.session.log({file.stem: wandb.Image(str(file)) for file in files}, step=self._step(epoch))
 
     def send_detections(self, found: Sequence[Detected], epoch: int) -> None:
         """Pictures with boxes that the page can show by class and confidence."""
         classes = dict(enumerate(self.run.names))
-        self.session.log({"detections": [_drawn(one, classes) for one in found], "epoch": epoch})
+        self.session.log({"detections": [_drawn(one, classes) for one in found]}, step=self._step(epoch))
+
+    def _step(self, epoch: int) -> int:
+        """W&B refuses what is older than the newest numbers, where those were sent late."""
+        return max(epoch, self._sent)
 
     def disconnect(self, ended: bool) -> None:
         """Send the rest and finish."""
