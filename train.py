@@ -37,7 +37,7 @@ from utils.guard import OutOfMemory, TrainingFault
 from utils.interruption import Interrupted, Interruption, Watched
 from utils.loaders import build_loaders
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.loggers import subscribe_loggers
+from utils.loggers import RunInfo, check_loggers, subscribe_loggers
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
 from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
@@ -176,7 +176,7 @@ class Run:
     def validate(self, model: nn.Module, loss: ComputeLoss, report: Report | None = None) -> ValResult | None:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
         setup = self.setup
-        report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss)
+        report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss, self.callbacks)
         model.eval()
         half = setup.device.type == "cuda" and report.settings.plots
         precision = Precision.choose(self.opt.amp, setup.device).dtype
@@ -230,6 +230,7 @@ def train(
     callbacks = callbacks or Callbacks()
     setup = set_up(opt, given or ())
     opt = setup.opt
+    check_loggers(opt.loggers)
     Precision.choose(opt.amp, setup.device)  # raises for a type the device lacks, before there is a folder
     seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
     model = build_model(setup)
@@ -251,7 +252,10 @@ def train(
         f"Image sizes {imgsz} train, {imgsz} val\nUsing {loader.num_workers} dataloader workers\n"
         f"Logging results to {colorstr('bold', shown(setup.folder))}\nStarting training for {opt.epochs} epochs..."
     )
-    return Run(setup, trainer, loaders, callbacks).whole()
+    try:
+        return Run(setup, trainer, loaders, callbacks).whole()
+    finally:
+        callbacks.run("teardown")
 
 
 def open_folder(setup: Setup, dataset: Any, callbacks: Callbacks) -> None:
@@ -260,8 +264,9 @@ def open_folder(setup: Setup, dataset: Any, callbacks: Callbacks) -> None:
     launch = {"launch": launch_id()} if launch_id() else {}
     write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
     write_yaml(setup.folder / "opt.yaml", asdict(setup.opt) | {"save_dir": str(setup.folder)} | launch)
-    start = setup.resumed["position"]["epoch"] if setup.resumed else 0
-    subscribe_loggers(callbacks, setup.folder, setup.names, np.concatenate(dataset.labels), start)
+    history = setup.resumed["history"] if setup.resumed else ()
+    told = RunInfo(setup.folder, setup.names, dataset.index.all_labels, asdict(setup.opt), asdict(setup.hyp), history)
+    subscribe_loggers(callbacks, told)
 
 
 def run(**given: Any) -> TrainOptions:

@@ -87,7 +87,7 @@ class Keeper:
         self._saved = time.monotonic()
         self._is_stripped = bool(setup.resumed and setup.resumed["finished"])
         if is_main():
-            for leftover in setup.weights.glob(".*.tmp"):  # of a process that died while it wrote
+            for leftover in setup.folder.rglob(".*.tmp"):  # of a process that died while it wrote
                 leftover.unlink(missing_ok=True)
 
     def content(self) -> dict[str, Any]:
