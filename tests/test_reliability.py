@@ -150,9 +150,7 @@ def test_leftovers_of_a_death_while_writing_are_swept(job: dict[str, Any]) -> No
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "resume.pt"]
 
 
-def test_weights_that_are_not_finite_never_overwrite_good_ones(
-    job: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_that_are_not_finite_never_overwrite_good_ones(job: dict[str, Any]) -> None:
     def ruin(number: int, model: torch.nn.Module, *rest: Any) -> None:
         if number == 4:
             next(model.parameters()).data.fill_(float("inf"))
@@ -165,7 +163,7 @@ def test_weights_that_are_not_finite_never_overwrite_good_ones(
 
 
 def test_another_data_set_size_begins_the_epoch_again(
-    job: dict[str, Any], squares: Path, caplog: pytest.LogCaptureFixture
+    job: dict[str, Any], squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(number: int, *rest: Any) -> None:
         if number == 1:
@@ -176,7 +174,7 @@ def test_another_data_set_size_begins_the_epoch_again(
     for number in range(5):
         (squares.parent / f"images/train/{number}.png").unlink()
     train.run(resume=str(Path(job["project"]) / "cut/weights/last.pt"))
-    assert "an epoch had 3 batches and has 2 now: epoch 0 is begun again" in caplog.text
+    assert "an epoch had 3 batches and has 2 now: epoch 0 is begun again" in capsys.readouterr().err
 
 
 def test_other_classes_cannot_go_on(job: dict[str, Any], squares: Path) -> None:

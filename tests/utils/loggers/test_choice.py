@@ -16,7 +16,7 @@ from utils.callbacks import Callbacks
 from utils.loggers import SERVICES, check_loggers, subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.paths import ROOT
-from utils.setup import LOGGER_NAMES
+from utils.train_options import LOGGER_NAMES
 
 Info = Callable[..., RunInfo]
 ALL = ("tensorboard", "wandb", "mlflow", "clearml", "comet_ml")
@@ -80,7 +80,7 @@ def test_who_hears(
 ) -> None:
     installed(*packages)
     check_loggers(log)
-    assert heard_by(info(log=log), monkeypatch) == services
+    assert heard_by(info(loggers=log), monkeypatch) == services
 
 
 @pytest.mark.parametrize("name", PIP)
