@@ -30,6 +30,7 @@ from utils.config import check_img_size, options, parse, write_yaml
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.evolve import evolve
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.loggers import subscribe_loggers
 from utils.loss import ComputeLoss
@@ -303,7 +304,7 @@ def run(**given: Any) -> TrainOptions:
     """`train.run(data="coco128.yaml", imgsz=320)`: the command line as keyword arguments; returns the options."""
     set_up_logging(is_main())
     opt = options(TrainOptions, given)
-    train(opt)
+    train(opt) if opt.evolve is None else evolve(opt, train)
     return opt
 
 
@@ -312,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging(is_main())
     opt = parse(TrainOptions, argv, __doc__)
     try:
-        train(opt)
+        train(opt) if opt.evolve is None else evolve(opt, train)
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1

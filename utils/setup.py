@@ -140,8 +140,6 @@ def check_options(opt: TrainOptions) -> None:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.batch_size < 0):
         raise ValueError("--image-weights and --batch-size -1 work in a single process only")
-    if opt.evolve is not None:
-        raise ValueError("--evolve: there is no hyper-parameter search in this version; edit the --hyp file instead")
     warn_of_idle_flags(opt)
 
 
