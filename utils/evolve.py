@@ -25,12 +25,23 @@ from utils.paths import check_yaml
 from utils.plots_evolve import plot_evolve
 from utils.search_samplers import Turn, build_pruner, build_sampler, check_sampler, distributions
 from utils.search_space import SearchSpace
-from utils.search_storage import TABLE, Place, check_same, find_place, load_optuna, open_storage, shared_options, sign
+from utils.search_storage import (
+    TABLE,
+    Place,
+    check_same,
+    find_place,
+    load_optuna,
+    named_storage,
+    open_storage,
+    shared_options,
+    sign,
+)  # fmt: skip
 from utils.search_tables import METRICS, best_of, summary, write_tables
 from utils.search_trials import DRAWN, Claim, Ledger, Pulse
 from utils.setup import TrainOptions, check_options
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.trial import Trial
 
 Train = Callable[[TrainOptions, Callbacks], tuple[float, ...]]
@@ -56,9 +67,12 @@ def evolve(opt: TrainOptions, train: Train) -> Path:
     """
     optuna = load_optuna()
     opt, space = prepare(opt)
+    named = named_storage(opt)
+    storage = open_storage(named) if named else None  # a mistake in it is to leave no folder behind
     place = find_place(opt)
     try:
-        Worker.join(opt, place, space, train).work()
+        ledger = join(opt, place, space, storage or open_storage(place.storage))
+        Worker(opt, place, space, train, ledger).work()
     except optuna.exceptions.StorageInternalError as error:
         raise ConnectionError(f"--evolve-storage {place.about} does not answer ({one_line(error)})") from None
     return place.folder
@@ -86,6 +100,19 @@ def prepare(opt: TrainOptions) -> tuple[TrainOptions, SearchSpace]:
     return opt, space
 
 
+def join(opt: TrainOptions, place: Place, space: SearchSpace, storage: BaseStorage) -> Ledger:
+    """Begin the search, or join it. Raises ValueError when it is one with other options."""
+    study = load_optuna().create_study(
+        storage=storage, study_name=place.study, direction="maximize", load_if_exists=True
+    )
+    ours = shared_options(opt) | {f"hyp's {key}": value for key, value in asdict(space.hyp).items()}
+    check_same(place, ours, study.user_attrs.get("options", {}))
+    sign(place, opt)
+    if "options" not in study.user_attrs:
+        study.set_user_attr("options", ours)
+    return Ledger(storage, storage.get_study_id_from_name(place.study))
+
+
 @dataclass(slots=True)
 class Worker:
     """One process of a search."""
@@ -96,20 +123,6 @@ class Worker:
     train: Train
     ledger: Ledger
     breakdowns: int = 0  # in a row
-
-    @classmethod
-    def join(cls, opt: TrainOptions, place: Place, space: SearchSpace, train: Train) -> Worker:
-        """Begin the search, or join it. Raises ValueError when it is one with other options."""
-        storage = open_storage(place.storage)
-        study = load_optuna().create_study(
-            storage=storage, study_name=place.study, direction="maximize", load_if_exists=True
-        )
-        ours = shared_options(opt) | {f"hyp's {key}": value for key, value in asdict(space.hyp).items()}
-        check_same(place, ours, study.user_attrs.get("options", {}))
-        sign(place, opt)
-        if "options" not in study.user_attrs:
-            study.set_user_attr("options", ours)
-        return cls(opt, place, space, train, Ledger(storage, storage.get_study_id_from_name(place.study)))
 
     def work(self) -> None:
         """Train what nobody else does until nothing is missing; then tables and picture."""
@@ -188,6 +201,7 @@ class Worker:
             nosave=True,
             save_period=-1,
             log=["none"],
+            evolve_storage="",  # may hold a password, and options are written down
         )
 
     def blame(self, claim: Claim, error: Exception) -> Sequence[float]:

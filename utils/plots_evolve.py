@@ -40,9 +40,14 @@ def plot_evolve(evolve_csv: str | Path = "evolve.csv") -> Path:
     names = list(table.columns[RESULTS:])[: ROWS * COLUMNS - 1]
     for name, column, axis in zip(names, values[:, RESULTS:].T, axes, strict=False):
         _draw_values(axis, name, column, scores)
-    for axis in axes[len(names) : -1]:
+    _draw_history(axes[len(names)], scores)
+    for axis in axes[len(names) + 1 :]:
         axis.set_visible(False)
-    _draw_history(axes[-1], scores)
+    legend = (
+        f"Fitness of {len(scores)} trials over each hyper-parameter, light dots early and dark ones late, best ringed"
+    )
+    figure.suptitle(legend, x=0.01, ha="left", color=INK, fontsize=13)
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
     return _save(figure, file.with_suffix(".png"))
 
 
@@ -51,9 +56,11 @@ def _draw_values(axis: Axes, name: str, column: np.ndarray, scores: np.ndarray) 
     best = int(np.argmax(scores))
     if np.ptp(column) == 0:
         axis.scatter(column, scores, s=16, color=GREY, alpha=0.5, linewidths=0)
-        title(axis, f"{name} {column[best]:.3g}")
+        axis.set_xticks(column[:1])
         axis.set_title("kept", loc="right", color=GREY, fontsize=9)
+        title(axis, f"{name} {column[best]:.3g}")
         return
+    axis.locator_params(axis="x", nbins=4)
     axis.scatter(column, scores, s=22, c=_shades(len(scores)), linewidths=0)
     axis.scatter(column[best], scores[best], s=110, facecolors="none", edgecolors=series_colour(1), linewidths=2)
     title(axis, f"{name} {column[best]:.3g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from utils.config import read_yaml, write_yaml
+from utils.journal_lock import JournalLock
 from utils.paths import ROOT, increment_path, shown
 from utils.setup import TrainOptions
 
@@ -28,6 +29,7 @@ PERSONAL = {
     "save_period", "nosave", "noval", "evolve", "evolve_sampler", "evolve_pruner", "evolve_storage", "entity", "bucket",
     "upload_dataset", "bbox_interval", "artifact_alias", "hyp",
 }  # fmt: skip
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 FILES = {"weights", "cfg", "data"}  # may lie elsewhere on each machine
 
 
@@ -60,17 +62,20 @@ def without_password(url: str) -> str:
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+def named_storage(opt: TrainOptions) -> str:
+    """`--evolve-storage`: a database URL as it is, the path of a journal in full, or nothing."""
+    storage = opt.evolve_storage
+    return storage if not storage or "://" in storage else str(Path(storage).expanduser().resolve())
+
+
 def find_place(opt: TrainOptions) -> Place:
     """Where a search is, or is to be; its folder is made when it is new.
 
     Whoever names a storage joins the search that lives there; `--resume` joins the newest search, or the one with the
     given name, and `--exist-ok` the one at project/name. Otherwise a new numbered folder is made.
     """
-    default = TrainOptions()
+    default, storage = TrainOptions(), named_storage(opt)
     project = ROOT / "runs/evolve" if opt.project == default.project else Path(opt.project)
-    storage = opt.evolve_storage
-    if storage and "://" not in storage:
-        storage = str(Path(storage).expanduser().resolve())
     study = opt.name if "://" in storage else STUDY
     folder = _known_folder(project, opt.name, storage)
     if folder is None and opt.resume and not storage and opt.name == default.name:
@@ -153,8 +158,9 @@ def _open_database(url: str) -> BaseStorage:
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | waits))
         except ImportError as error:
             missing = getattr(error.__cause__, "name", None) or "the database's driver"
+            package = DRIVERS.get(missing, missing)
             raise ValueError(
-                f"--evolve-storage {without_password(url)}: needs a package: pip install {missing}"
+                f"--evolve-storage {without_password(url)}: needs a package: pip install {package}"
             ) from None
         except (SQLAlchemyError, OptunaError, RuntimeError) as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -163,43 +169,22 @@ def _open_database(url: str) -> BaseStorage:
 
 
 def _open_journal(path: Path) -> BaseStorage:
-    """A journal file, whose lock also works on network file systems.
-
-    The path must be absolute: the lock is a symbolic link to it, and Optuna asks through the link for the journal's
-    age; with a link that leads nowhere it would ask for ever.
-    """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
-
-    path = path.resolve()
-
-    class MendingLock(JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock):
-        """Whoever may write drops the half line of a worker that was killed while writing."""
-
-        def acquire(self) -> bool:
-            taken = super().acquire()
-            try:
-                drop_torn_line(path)
-            except BaseException:
-                self.release()
-                raise
-            return taken
+    from optuna.storages.journal import JournalFileBackend
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=MendingLock(str(path))))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_beginning(path)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut a file after its last line end; a text whose lines are all whole stays as it is."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end == 0:
-            return
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+def _check_beginning(path: Path) -> None:
+    """Raise ValueError or TypeError unless a file is empty or begins as journals do; Optuna forgives the last line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline()
+    if first.endswith(b"\n") and not {"op_code", "worker_id"} <= set(json.loads(first)):
+        raise ValueError("its first line is no operation")

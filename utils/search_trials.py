@@ -9,17 +9,14 @@ one attempt the first counts, and a first attempt beyond N does not; who came to
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.log import LOGGER, one_line
+from utils.search_workers import seen_alive, this_worker
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -29,26 +26,6 @@ T = TypeVar("T")
 BEAT, SILENCE = 60.0, 900.0  # seconds between signs of life, and without any until a worker elsewhere counts as dead
 PAUSES = (1, 2, 5, 10, 30, 60, 120)  # seconds between attempts to reach a storage that does not answer
 WORKER, PULSE, HEIR_OF, DRAWN, RESULTS, REASON = "worker", "pulse", "heir of", "drawn", "results", "reason"
-
-
-def process_birth(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None when it is gone (or a zombie)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def this_worker() -> dict[str, Any]:
-    """Who we are: name of the machine, process, and the space in which that process number means something."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        space = f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no such system: others must listen for our pulse, and we for theirs
-        space = str(uuid.uuid4())
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "born": process_birth(pid), "space": space}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +70,8 @@ class Ledger:
         worker = attempt.user_attrs.get(WORKER)
         if worker is None or worker == self.me:  # we claim only while we train nothing
             return False
-        if worker["space"] == self.me["space"]:
-            return process_birth(worker["pid"]) == worker["born"]
+        if (seen := seen_alive(worker, self.me)) is not None:
+            return seen
         pulse, now = attempt.user_attrs.get(PULSE), time.monotonic()
         heard, since = self._heard.setdefault(attempt._trial_id, (pulse, now))
         if heard != pulse:

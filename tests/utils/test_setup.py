@@ -23,7 +23,6 @@ def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": -2}, "--batch-size"),
         ({"workers": -1}, "--workers"),
-        ({"evolve": 300}, "no hyper-parameter search"),
     ],
 )
 def test_what_cannot_work_is_refused(change: dict, says: str) -> None:
