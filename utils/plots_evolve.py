@@ -36,8 +36,9 @@ def plot_evolve(evolve_csv: str | Path = "evolve.csv") -> Path:
     if len(values) == 0 or values.shape[1] <= RESULTS:
         raise ValueError(f"{file}: holds no trials; expected seven columns of results, then hyper-parameters")
     scores = fitness(values)
-    figure, axes = new_figure(ROWS, COLUMNS, (16, 17))
     names = list(table.columns[RESULTS:])[: ROWS * COLUMNS - 1]
+    rows = -(-(len(names) + 1) // COLUMNS)
+    figure, axes = new_figure(rows, COLUMNS, (16, 2.8 * rows))
     for name, column, axis in zip(names, values[:, RESULTS:].T, axes, strict=False):
         _draw_values(axis, name, column, scores)
     _draw_history(axes[len(names)], scores)
@@ -54,7 +55,7 @@ def plot_evolve(evolve_csv: str | Path = "evolve.csv") -> Path:
 def _draw_values(axis: Axes, name: str, column: np.ndarray, scores: np.ndarray) -> None:
     """Fitness over the values of one hyper-parameter."""
     best = int(np.argmax(scores))
-    if np.ptp(column) == 0:
+    if len(column) > 1 and np.ptp(column) == 0:
         axis.scatter(column, scores, s=16, color=GREY, alpha=0.5, linewidths=0)
         axis.set_xticks(column[:1])
         axis.set_title("kept", loc="right", color=GREY, fontsize=9)
