@@ -101,11 +101,13 @@ def prepare(opt: TrainOptions) -> tuple[TrainOptions, SearchSpace]:
 
 
 def join(opt: TrainOptions, place: Place, space: SearchSpace, storage: BaseStorage) -> Ledger:
-    """Begin the search, or join it. Raises ValueError when it is one with other options."""
+    """Begin the search, or join it. Raises ValueError when it is one with other options, or no search of ours."""
     study = load_optuna().create_study(
         storage=storage, study_name=place.study, direction="maximize", load_if_exists=True
     )
     ours = shared_options(opt) | {f"hyp's {key}": value for key, value in asdict(space.hyp).items()}
+    if study.get_trials(deepcopy=False) and "options" not in study.user_attrs:
+        raise ValueError(f"{place.about} holds a study named {place.study} of another program; choose another --name")
     check_same(place, ours, study.user_attrs.get("options", {}))
     sign(place, opt)
     if "options" not in study.user_attrs:

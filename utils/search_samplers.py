@@ -78,6 +78,8 @@ def _proposing(space: SearchSpace, propose: Callable[[], dict[str, float]]) -> B
     from optuna.samplers import BaseSampler
 
     class Proposals(BaseSampler):
+        """The function's set, and nothing beside it."""
+
         def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
             return dict(distributions(space))
 

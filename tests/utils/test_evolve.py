@@ -243,6 +243,13 @@ def test_another_search_is_not_joined(opt: TrainOptions) -> None:
         evolve(replace(opt, hyp="hyp.scratch-high.yaml", resume=True), FakeTraining())
 
 
+def test_another_program_s_study_is_not_joined(opt: TrainOptions, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/a.db"
+    optuna.create_study(storage=storage, study_name="exp").ask()
+    with pytest.raises(ValueError, match=r"a\.db holds a study named exp of another program"):
+        evolve(replace(opt, evolve_storage=storage), FakeTraining())
+
+
 def test_a_missing_package_is_one_line(opt: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ValueError, match="pip install optuna"):

@@ -41,6 +41,6 @@ def test_two_real_trainings(squares: Path, tiny_cfg: Path, tmp_path: Path) -> No
     assert Hyp.load(folder / "hyp_evolve.yaml").lr0 == table["lr0"][best]
 
 
-def test_a_mistake_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert train.main(["--evolve", "0", "--project", str(tmp_path / "runs")]) == 1
-    assert "--evolve 0: the number of trials" in caplog.text and not (tmp_path / "runs").exists()
+    assert "--evolve 0: the number of trials" in capsys.readouterr().err and not (tmp_path / "runs").exists()
