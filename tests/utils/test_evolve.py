@@ -80,7 +80,7 @@ def test_a_search_leaves_what_people_know(opt: TrainOptions) -> None:
     header = (folder / "hyp_evolve.yaml").read_text().split("\n\n")[0]
     assert f"trial {best}," in header and "--optimizer SGD" in header and "metrics/recall" in header
     who = pd.read_csv(folder / "trials.csv")
-    assert who["number" if "number" in who else "trial"].tolist() == [0, 1, 2, 3] and set(who["state"]) == {"done"}
+    assert who["trial"].tolist() == [0, 1, 2, 3] and set(who["state"]) == {"done"}
     assert not list(folder.glob("trials/*/weights")) and not list(folder.glob(".*"))
 
 

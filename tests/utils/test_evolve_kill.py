@@ -83,7 +83,7 @@ def test_one_of_two_workers_is_killed_and_restarted(tmp_path: Path, kind: str) -
     try:
         workers.start("first", stuck=1)
         workers.start("second", go=str(go))
-        if kind == "journal":
+        if kind == "journal":  # it joins after the kill; its imports are done by then, which saves the test some time
             workers.start("restarted", go=str(tmp_path / "again"))
         workers.wait(lambda log: any(row[:2] == ["start", "1"] for row in log))
         go.touch()
