@@ -33,6 +33,7 @@ from utils.checkpoint import load_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, write_yaml
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.evolve import evolve
 from utils.guard import OutOfMemory, TrainingFault
 from utils.interruption import Interrupted, Interruption, Watched
 from utils.loaders import build_loaders
@@ -144,14 +145,15 @@ class Run:
         """After an epoch: validate, tell the loggers, save. True when training is to stop."""
         opt, progress, trainer, epoch = self.opt, self.progress, self.trainer, self.progress.position.epoch
         final = epoch + 1 == opt.epochs
+        scored = final or not opt.noval
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
-        if not opt.noval or final:
+        if scored:
             copy_from_main(trainer.ema.ema)
             progress.result = self.validate(trainer.ema.ema, self.loss_of(trainer.ema.ema))
         progress.position.next_epoch()
         if not is_main():
             return False
-        if progress.result and (not opt.noval or final):
+        if scored and progress.result:
             progress.maps = progress.result.metrics.maps
             log_table(progress.result)
             self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
@@ -161,7 +163,7 @@ class Run:
         values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
         progress.history.append([epoch, *values])
         self.callbacks.run("on_fit_epoch_end", values, epoch, progress.best_fitness, score)
-        stop = progress.stopper(epoch, score) or self.callbacks.stop_training
+        stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
         if not opt.nosave or final or stop:
             self.keeper.save(improved)
             self.callbacks.run("on_model_save", self.keeper.last, epoch, final, progress.best_fitness, score)
@@ -206,7 +208,8 @@ class Run:
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)
             loss = ComputeLoss(model)
-            result = self.validate(model, loss, Report(ReportSettings(setup.folder, setup.names), loss))
+            plots = self.opt.evolve is None  # of hundreds of trials nobody looks at the pictures
+            result = self.validate(model, loss, Report(ReportSettings(setup.folder, setup.names, plots), loss))
             if result:
                 log_table(result, per_class=True)
                 results = result.summary
@@ -273,7 +276,7 @@ def run(**given: Any) -> TrainOptions:
     """`train.run(data="coco128.yaml", imgsz=320)`: the command line as keyword arguments; returns the options."""
     set_up_logging(is_main())
     opt = options(TrainOptions, given)
-    train(opt, given=given)
+    train(opt, given=given) if opt.evolve is None else evolve(opt, train)
     return opt
 
 
@@ -281,8 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging(is_main())
     given = parse_given(TrainOptions, argv, __doc__)
+    opt = options(TrainOptions, given)
     try:
-        train(options(TrainOptions, given), given=given)
+        train(opt, given=given) if opt.evolve is None else evolve(opt, train)
     except (ValueError, OSError, TrainingFault) as error:
         LOGGER.error(one_line(error))
         return 1

@@ -137,7 +137,7 @@ class Keeper:
     def after_step(self) -> None:
         """Save when `--save-minutes` have passed since the last time."""
         minutes = self.setup.opt.save_minutes
-        if is_main() and minutes > 0 and not self.setup.opt.nosave and time.monotonic() - self._saved >= 60 * minutes:
+        if is_main() and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes:
             self.save()
 
     def finish(self) -> None:

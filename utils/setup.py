@@ -59,8 +59,8 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
     check_options(opt)
     device = join_processes(select_device(opt.device, opt.batch_size), opt.device)
     last, resumed = find_run(opt), None
-    if last:
-        opt, resumed = load_run(last, opt, given)
+    if last and (found := load_run(last, opt, given)):
+        opt, resumed = found
         check_options(opt)
     hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
     check_loss_name(hyp.box_iou)
@@ -70,7 +70,7 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
     if resumed:
         _check_classes(resumed, data, opt)
     prepare(data)
-    return Setup(opt, hyp, data, device, last.parent.parent if last else _new_folder(opt), resumed)
+    return Setup(opt, hyp, data, device, last.parent.parent if last and resumed else _new_folder(opt), resumed)
 
 
 def _new_folder(opt: TrainOptions) -> Path:
@@ -134,13 +134,15 @@ def _begun_by(launch: str | None, opt: TrainOptions) -> Path | None:
     return None
 
 
-def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[TrainOptions, dict[str, Any]]:
+def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[TrainOptions, dict[str, Any]] | None:
     """Options and state of a run that goes on, read by the main process and told to the others.
 
-    A finished run goes on from its `resume.pt`, when more epochs or more patience are asked for. Raises ValueError when
-    there is nothing to go on from.
+    A finished run goes on from its `resume.pt`, when more epochs or more patience are asked for. Where nothing is left
+    to go on from, "auto" begins anew (None), anything else raises ValueError.
     """
-    content = tell(_read_run(last) if is_main() else None)
+    content = tell(_read_run(last, opt.resume == "auto") if is_main() else None)
+    if content is None:
+        return None
     stored = options(TrainOptions, content["options"])
     merged = continued(stored, opt, given)
     more = merged.epochs > stored.epochs or merged.patience > stored.patience
@@ -154,7 +156,7 @@ def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[Tra
     return replace(merged, resume=str(last)), content
 
 
-def _read_run(last: Path) -> dict[str, Any]:
+def _read_run(last: Path, may_begin: bool) -> dict[str, Any] | None:
     content = load_checkpoint(last)
     if "model" not in content:
         raise ValueError(f"--resume {last}: holds no training run; name the last.pt of one")
@@ -162,6 +164,9 @@ def _read_run(last: Path) -> dict[str, Any]:
     if finished and full.is_file():
         content = load_checkpoint(full)
     if any(content.get(key) is None for key in ("optimizer", "options", "position")):
+        if may_begin:
+            LOGGER.info(f"{shown(last)} holds the result of a run and not its state: the run begins anew")
+            return None
         raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
     pieces = last.with_name(PIECES)
     if pieces.is_file() and (text := pieces.read_text(encoding="utf-8").strip()).isdigit():

@@ -44,7 +44,7 @@ class TrainOptions:
         nargs="?",
         const=True,
     )
-    nosave: bool = flag(False, "save only the last epoch's checkpoint")
+    nosave: bool = flag(False, "save no epoch's checkpoint but the last one's")
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
     cache: str | None = flag(

@@ -26,13 +26,14 @@ AUTOMATIC = ("tensorboard",)  # used where they are installed, unless something 
 
 
 def subscribe_loggers(callbacks: Callbacks, run: RunInfo) -> None:
-    """results.csv and pictures always, and the services of `run.options["loggers"]`.
+    """results.csv always, pictures except in a trial of a search, and the services of `run.options["loggers"]`.
 
     Raises ValueError as `check_loggers` does.
     """
     kinds = [SERVICES[name] for name in _chosen(run.options.get("loggers", ["auto"]))]
     callbacks.subscribe(CsvLogger(run.folder, run.history))
-    callbacks.subscribe(PictureLogger(run.folder, run.names, run.labels))
+    if run.options.get("evolve") is None:
+        callbacks.subscribe(PictureLogger(run.folder, run.names, run.labels))
     loggers = [ServiceLogger(kind(run)) for kind in kinds]
     for logger in loggers:
         callbacks.subscribe(logger)
