@@ -48,8 +48,6 @@ Train = Callable[[TrainOptions, Callbacks], tuple[float, ...]]
 POLL = 2.0  # seconds between looks at the others' trials when there is nothing else to do
 FAULTS = (FloatingPointError, RuntimeError)  # a training that breaks down: its hyper-parameters may be to blame
 PATIENCE = 3  # trainings in a row that may break down in one worker until they are not
-# What becomes of the checkpoint of a worker that was killed: False trains the trial anew, "auto" goes on with last.pt.
-RESUME: bool | str = "auto"
 
 
 def evolve(opt: TrainOptions, train: Train) -> Path:
@@ -186,8 +184,6 @@ class Worker:
         `evolve` stays set, so that `train` can tell a trial from a run of its own.
         """
         folder = self.place.folder / "trials" / str(claim.number)
-        if not RESUME:  # what a killed worker left would mix with this attempt
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "hyp.yaml", asdict(hyp))
         blind = self.opt.evolve_pruner == "none"
@@ -197,7 +193,7 @@ class Worker:
             project=str(folder.parent),
             name=folder.name,
             exist_ok=True,
-            resume=RESUME,
+            resume="auto",  # with what a worker left that died
             noval=blind,
             patience=0 if blind else self.opt.patience,  # without scores every epoch looks like no improvement
             nosave=True,

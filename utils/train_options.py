@@ -18,8 +18,8 @@ LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "co
 
 # what may be another when a run goes on; anything else would make it another run
 CHANGEABLE = frozenset(
-    "epochs patience device workers cache data save_minutes save_period loggers project name exist_ok resume local_rank "
-    "entity bbox_interval bucket upload_dataset artifact_alias".split()
+    "epochs patience device workers cache data save_minutes save_period loggers project name exist_ok resume "
+    "local_rank entity bbox_interval bucket upload_dataset artifact_alias".split()
 )
 
 
