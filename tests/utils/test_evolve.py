@@ -45,7 +45,7 @@ class FakeTraining:
         hyp = Hyp.load(opt.hyp)
         self.given.append(opt)
         self.hyps.append(hyp)
-        (Path(opt.project) / opt.name / "weights").mkdir()
+        (Path(opt.project) / opt.name / "weights").mkdir(exist_ok=True)
         if error := self.fail(int(opt.name)):
             raise error
         quality, score = float(np.exp(-abs(hyp.box - 0.1) * 9 - hyp.scale)), 0.0
@@ -89,8 +89,8 @@ def test_trials_are_quiet_and_blind(opt: TrainOptions, caplog: pytest.LogCapture
     train = FakeTraining()
     folder = evolve(replace(opt, evolve=2, evolve_storage=f"sqlite:///{opt.project}.db"), train)
     given = train.given[1]
-    assert Path(given.project) / given.name == folder / "trials/1" and given.exist_ok and not given.resume
-    assert given.noval and given.nosave and given.patience == 0 and given.log == ["none"] and given.evolve == 2
+    assert Path(given.project) / given.name == folder / "trials/1" and given.exist_ok and given.resume == "auto"
+    assert given.noval and given.nosave and given.patience == 0 and given.loggers == ["none"] and given.evolve == 2
     assert given.optimizer == "SGD" and "auto would ignore lr0" in caplog.text and not given.evolve_storage
     named = FakeTraining()
     evolve(replace(opt, evolve=1, optimizer="AdamW", evolve_pruner="median"), named)
