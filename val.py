@@ -29,7 +29,7 @@ from utils.plots_metrics import plot_val_study
 from utils.reports import Report, ReportSettings, coco_score, speed_line
 from utils.runs import trained_with
 from utils.setup import join_processes
-from utils.shares import my_share, own_batches
+from utils.shares import agreed, my_share, own_batches
 from utils.torch_utils import select_device
 
 TASKS = ("val", "test", "train", "speed", "study")
@@ -132,7 +132,8 @@ def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSe
 
 def new_folder(opt: ValOptions) -> Path:
     """A new numbered folder for the results, the same one in every process."""
-    return tell(increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True) if is_main() else None)
+    path = Path(opt.project) / opt.name
+    return tell(agreed(lambda: increment_path(path, opt.exist_ok, mkdir=True) if is_main() else None))
 
 
 def validate(

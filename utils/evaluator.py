@@ -23,6 +23,7 @@ from utils.dist import gather_to_main, is_main
 from utils.log import LOGGER
 from utils.metrics import DetectionMetrics, DetectionResult
 from utils.nms import non_max_suppression
+from utils.shares import agreed
 from utils.torch_utils import time_sync
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
@@ -101,11 +102,14 @@ def evaluate(
     `forward` maps (B, 3, H, W) pictures in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
     `listener.loss`. Boxes are compared in the pixels of the pictures on disk. With a `settings.stride` above 1 every
     process of the run must come here, each with its own batches; the main one gets the result of all of them, the
-    others None.
+    others None. A ValueError or OSError of one is then raised in all.
     """
-    listener, scorer = listener or Listener(), Scorer(names, settings)
-    share = _score_share(forward, loader, device, scorer, listener)
-    shares = gather_to_main(share) if settings.stride > 1 else [share]
+    listener, scorer, several = listener or Listener(), Scorer(names, settings), settings.stride > 1
+
+    def score() -> _Share:
+        return _score_share(forward, loader, device, scorer, listener)
+
+    shares = gather_to_main(agreed(score)) if several else [score()]
     if shares is None:
         return None
     listener.receive([one.heard for one in shares])

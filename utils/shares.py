@@ -1,21 +1,41 @@
-"""What the processes of a run share among them: the batches of a data set, and weights that are the same everywhere."""
+"""What the processes of a run share: the batches of a data set among them, and failures and weights with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from utils.dist import is_joined, rank, world_size
+from utils.dist import gather, is_joined, rank, world_size
+
+Result = TypeVar("Result")
 
 
 def my_share() -> tuple[int, int]:
     """(first, stride): this process has the batches first, first + stride, ...; (0, 1) outside of a distributed run."""
     return (rank(), world_size()) if is_joined() else (0, 1)
+
+
+def agreed(task: Callable[[], Result]) -> Result:
+    """What `task` returns in this process, once it has succeeded in all of them; every process must come here.
+
+    Where it fails in one, by a ValueError or OSError, all raise that error: nobody waits for a process that has gone.
+    """
+    if not is_joined():
+        return task()
+    result, error = None, None
+    try:
+        result = task()
+    except (ValueError, OSError) as raised:
+        error = raised
+    if failures := [one for one in gather(error) if one is not None]:
+        raise failures[0]
+    return result
 
 
 class BatchShare(Sampler[list[int]]):

@@ -29,6 +29,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, eps: float
     ) -> Tensor:
+        """x (B, C, H, W) and its statistics (3, C), see `_joint_statistics`, to the shape and type of x."""
         ctx.save_for_backward(x, weight, statistics)
         ctx.eps = eps
         mean, var, _ = statistics.to(torch.promote_types(x.dtype, torch.float32))
@@ -37,6 +38,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, and of weight and bias as far as this process's pictures go."""
         x, weight, statistics = ctx.saved_tensors
         kind = torch.promote_types(x.dtype, torch.float32)
         mean, var, count = statistics[:, None, :, None, None]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tests.processes import together
 from utils.dist import rank
-from utils.shares import BatchShare, copy_from_main, my_share, own_batches
+from utils.shares import BatchShare, agreed, copy_from_main, my_share, own_batches
 
 
 def test_no_pictures_no_batches() -> None:
@@ -45,11 +45,27 @@ def test_alone_everything_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def copied() -> dict[str, Tensor]:
+    """Also: tasks that succeed, and one that fails in the second process."""
+    assert agreed(lambda: rank() + 5) == rank() + 5
+
+    def fail() -> None:
+        if rank() == 1:
+            raise FileNotFoundError(2, "No such file or directory", "there")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        agreed(fail)
+    assert caught.value.filename == "there"
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)
     for number, value in enumerate(model.state_dict().values()):
         value.fill_(10 * number + rank())
     copy_from_main(model)
     return {"share": torch.tensor(my_share())} | model.state_dict()
+
+
+def test_alone_a_failure_is_ones_own() -> None:
+    assert agreed(lambda: 3) == 3
+    with pytest.raises(RuntimeError):
+        agreed(lambda: (_ for _ in ()).throw(RuntimeError("not a user's mistake")))
 
 
 def test_the_main_process_gives_its_weights_and_counters(tmp_path_factory: pytest.TempPathFactory) -> None:
