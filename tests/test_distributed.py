@@ -200,7 +200,7 @@ def train_some(data: str, cfg: str, sync_bn: bool, shared: bool) -> dict[str, to
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
         losses.append(trainer.epoch(loader, Position(epoch)))
-    state = {name: value.double() for name, value in trainer.ema.ema.state_dict().items()}
+    state = {name: value.double() for name, value in trainer.model.state_dict().items()}
     return {"losses": torch.tensor(losses, dtype=torch.float64)} | state
 
 
