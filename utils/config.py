@@ -22,6 +22,7 @@ __all__ = [
     "DataConfig", "Hyp", "check_img_size", "flag", "make_divisible", "options", "parse", "read_yaml", "write_yaml",
 ]  # fmt: skip
 
+MAX_CLASSES = 100_000
 
 # ----------------------------------------------------------------------------------------------------------- numbers
 def make_divisible(value: float, divisor: int) -> int:

@@ -1,0 +1,87 @@
+"""Read files that really are files, no more of them than makes sense, and name them so that one line stays one line.
+
+What lies in a folder need not be what its name says: opening a pipe waits for ever, a device never ends, a link may
+lead back to where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+MIB = 1 << 20
+MAX_VISITS = 64  # how often links may lead into one and the same folder
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def printable(text: str | Path) -> str:
+    """The text with line ends, control characters and bytes that are no text written as escapes, as in `a\\nb.jpg`."""
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def file_size(path: str | Path, limit: int) -> int:
+    """Size in bytes of a regular file. Nothing is opened.
+
+    Raises ValueError, without the name, for anything else and for more than `limit` bytes; OSError as `os.stat` does.
+    """
+    if "\0" in str(path):
+        raise ValueError("a name with a NUL in it belongs to no file")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
+        raise ValueError(f"it is {kind}, not a file")
+    if status.st_size > limit:
+        raise ValueError(f"its {status.st_size:,} bytes are more than the {limit:,} that are read of such a file")
+    return status.st_size
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; raises as `file_size` does."""
+    file_size(path, limit)
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:  # it grew meanwhile, or lies where sizes mean nothing
+        raise ValueError(f"it has more than the {limit:,} bytes that are read of such a file")
+    return content
+
+
+def walk_files(folder: str | Path) -> Iterator[str]:
+    """Every name below a folder that is no folder, links to folders followed unless they lead back up."""
+    visits: dict[tuple[int, int], int] = {}
+    pending = [(os.fspath(folder), frozenset[tuple[int, int]]())]
+    while pending:
+        place, above = pending.pop()
+        try:
+            status = os.stat(place)
+            entries = list(os.scandir(place))
+        except OSError:
+            continue  # no permission, or gone: as if it were empty
+        identity = (status.st_dev, status.st_ino)
+        visits[identity] = visits.get(identity, 0) + 1
+        if identity in above or visits[identity] > MAX_VISITS:
+            continue
+        for entry in entries:
+            if _is_folder(entry):
+                pending.append((entry.path, above | {identity}))
+            else:
+                yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False
