@@ -104,7 +104,9 @@ def _images_of(source: Path) -> list[str]:
     if source.is_dir():
         return list(walk_files(source))
     if not source.is_file():
-        raise ValueError(f"{printable(source.absolute())}: no such folder or list of pictures; correct the data YAML's paths")
+        raise ValueError(
+            f"{printable(source.absolute())}: no such folder or list of pictures; correct the data YAML's paths"
+        )
     return [str(source)] if is_image(source) else _listed_images(source)
 
 
