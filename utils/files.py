@@ -43,9 +43,14 @@ def file_size(path: str | Path, limit: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
         raise ValueError(f"it is {kind}, not a file")
-    if status.st_size > limit:
-        raise ValueError(f"its {status.st_size:,} bytes are more than the {limit:,} that are read of such a file")
+    check_size(status.st_size, limit)
     return status.st_size
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise ValueError for more bytes than are read of a file of this kind."""
+    if size > limit:
+        raise ValueError(f"its {size:,} bytes are more than the {limit:,} that are read of such a file")
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
@@ -53,8 +58,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     file_size(path, limit)
     with open(path, "rb") as file:
         content = file.read(limit + 1)
-    if len(content) > limit:  # it grew meanwhile, or lies where sizes mean nothing
-        raise ValueError(f"it has more than the {limit:,} bytes that are read of such a file")
+    check_size(len(content), limit)  # it may have grown, or lie where sizes mean nothing
     return content
 
 

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
 from utils.config import MAX_CLASSES
-from utils.files import MIB, printable, read_bytes, walk_files
+from utils.files import MIB, check_size, printable, read_bytes, walk_files
 from utils.pictures import IMG_FORMATS, LARGE_PIXELS, fit_longest, fitted_size, picture_size, read_image
 
 __all__ = [
@@ -204,17 +204,21 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
     return labels, [points for _, points in parsed], lines
 
 
-def _label_text(label_path: str | Path) -> str:
-    return read_bytes(label_path, MAX_LABEL_BYTES).decode("utf-8-sig")
+def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
+    content = read_bytes(label_path, MAX_LABEL_BYTES) if content is None else content
+    check_size(len(content), MAX_LABEL_BYTES)
+    return content.decode("utf-8-sig")
 
 
-def read_labels(label_path: str | Path) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
-    """A label file's rows without repetitions, its polygons, and what was remarked (repetitions).
+def read_labels(
+    label_path: str | Path, content: bytes | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
+    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked (repetitions).
 
     Raises LabelError for a row that cannot be used, ValueError for what is no file, too large a one or not text,
     OSError if unreadable.
     """
-    labels, segments, lines = parse_label_text(_label_text(label_path))
+    labels, segments, lines = parse_label_text(_label_text(label_path, content))
     _, first = np.unique(labels, axis=0, return_index=True)
     if len(first) == len(labels):
         return labels, tuple(segments), None
@@ -256,21 +260,21 @@ def _label_problem(label_path: str, error: Exception) -> Problem:
     return Problem(label_path, None, f"no readable label file: {reason}", "replace or remove it")
 
 
-def check_pair(path: str, label_path: str) -> Record:
-    """Check one picture and its label file; every problem ends up in the record, none is raised."""
+def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
+    """Check one picture and its label file, or their `content`; problems end up in the record, none is raised."""
     empty = np.zeros((0, 5), dtype=np.float32)
-    found = os.path.isfile(label_path)
+    found = os.path.isfile(label_path) if content is None else content[1] is not None
     try:
-        size = picture_size(path)
+        size = picture_size(path if content is None else content[0])
     except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
         return Record(path, label_path, None, empty, (), found, _picture_problem(path, error))
     problem = None
     if size[0] * size[1] > LARGE_PIXELS:
         problem = Problem(path, None, f"{size[0]} x {size[1]} pixels are slow to read", "cut it into tiles", False)
-    if not os.path.lexists(label_path):
+    if not found and (content is not None or not os.path.lexists(label_path)):
         return Record(path, label_path, size, empty, (), False, problem)
     try:
-        labels, segments, remark = read_labels(label_path)
+        labels, segments, remark = read_labels(label_path, content and content[1])
     except (OSError, ValueError) as error:
         return Record(path, label_path, None, empty, (), found, _label_problem(label_path, error))
     return Record(path, label_path, size, labels, segments, True, remark or problem)

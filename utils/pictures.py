@@ -27,13 +27,13 @@ _KNOWN = ("BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _pillow_limit = threading.Lock()
 
 
-def decode_image(content: bytes, name: str | Path) -> np.ndarray:
+def decode_image(content: bytes | np.ndarray, name: str | Path) -> np.ndarray:
     """A picture file's bytes as (H, W, 3) uint8 BGR: grey, palette, RGBA and 16-bit ones too, EXIF orientation applied.
 
     Raises ValueError, with the name it is given, for what is no picture or a decompression bomb.
     """
     name = printable(name)
-    if not content:
+    if not len(content):
         raise ValueError(f"{name}: empty file; re-save or remove it")
     _refuse_bomb(content, name)
     try:
@@ -45,13 +45,13 @@ def decode_image(content: bytes, name: str | Path) -> np.ndarray:
     return image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """`decode_image` for a file; raises ValueError naming it.
+def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarray:
+    """`decode_image` for a file, or for its `content` (uint8) where that is known; raises ValueError naming the file.
 
     The bytes are read here, not by OpenCV, which cannot open every non-ASCII path.
     """
     try:
-        content = read_bytes(path, MAX_BYTES)
+        content = read_bytes(path, MAX_BYTES) if content is None else content
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error}); check that the file exists"
         raise ValueError(f"{printable(path)}: {reason}") from error
@@ -60,7 +60,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return decode_image(content, path)
 
 
-def _refuse_bomb(content: bytes, name: str) -> None:
+def _refuse_bomb(content: bytes | np.ndarray, name: str) -> None:
     """Raise ValueError for a header that promises far more pixels than its file can hold."""
     try:
         width, height = _open_lazily(io.BytesIO(content)).size
@@ -124,13 +124,16 @@ def _check_complete(picture: Image.Image, handle: BinaryIO) -> None:
     picture.load()
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a sound picture as it will be decoded, without decoding it where the format allows.
+def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of a sound picture (or open file) as it will be decoded, without decoding where that is possible.
 
     Raises ValueError, OSError or what the decoder raises when it is unreadable, truncated, or not one of our formats.
     """
-    size = file_size(path, MAX_BYTES)
-    with open(path, "rb") as handle:
+    if isinstance(path, (str, Path)):
+        file_size(path, MAX_BYTES)
+    with open(path, "rb") if isinstance(path, (str, Path)) else path as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
         picture = _open_lazily(handle)
         width, height = picture.size
         if str(picture.format).lower() not in IMG_FORMATS:
