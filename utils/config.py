@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import typing
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.files import is_one_line
 from utils.log import LOGGER
 from utils.options import flag, inner_type, nearest, options, parse
 from utils.paths import ROOT, datasets_root
@@ -23,7 +23,6 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_CLASSES = 100_000
-_NO_LETTERS = ("Cc", "Zl", "Zp")  # control characters and line ends, which would break tables, logs and folder names
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -127,7 +126,7 @@ def _class_name(file: Path, number: int, name: Any) -> str:
     if type(name) not in (str, int):
         found = "null" if name is None else shortened(name)
         raise ValueError(f"{file}: names: class {number} must be text, not {found}; write its name in quotes")
-    if any(unicodedata.category(letter) in _NO_LETTERS for letter in str(name)):
+    if not is_one_line(str(name)):  # it would break tables, logs and folder names
         raise ValueError(f"{file}: names: class {number} must be one line of text, not {shortened(name)}; rename it")
     return str(name)
 

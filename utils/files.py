@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,14 +23,21 @@ _KINDS = (
 )
 
 
+def is_one_line(text: str) -> bool:
+    """Whether the text has no line ends, no control characters and no bytes that are no text."""
+    return text.isprintable() or not any(map(_is_odd, text))
+
+
 def printable(text: str | Path) -> str:
     """The text with line ends, control characters and bytes that are no text written as escapes, as in `a\\nb.jpg`."""
     text = str(text)
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    if is_one_line(text):
+        return text
+    return "".join(letter.encode("unicode_escape").decode("ascii") if _is_odd(letter) else letter for letter in text)
 
 
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+def _is_odd(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")  # controls, half characters, ends of lines
 
 
 def file_size(path: str | Path, limit: int) -> int:
