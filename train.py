@@ -27,6 +27,7 @@ from utils.balance import epoch_weights, labels_to_class_weights
 from utils.callbacks import Callbacks
 from utils.checkpoint import describe_model, save_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, parse, write_yaml
+from utils.dataset_report import write_report
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
@@ -284,6 +285,8 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None) -> tuple[float,
         write_yaml(setup.folder / "opt.yaml", asdict(opt) | {"save_dir": str(setup.folder)})
         start = setup.resumed["epoch"] + 1 if setup.resumed else 0
         subscribe_loggers(callbacks, setup.folder, setup.names, np.concatenate(dataset.labels), start)
+        if report := write_report(setup.folder, {"train": dataset.problems, "val": val_loader.dataset.problems}):
+            LOGGER.warning(f"what is wrong with pictures and labels, one by one: {shown(report)}")
         if not setup.resumed and not opt.noautoanchor:
             check_anchors(dataset, model, setup.hyp.anchor_t, imgsz, rng=np.random.default_rng(opt.seed))
         callbacks.run("on_pretrain_routine_end")
