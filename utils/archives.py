@@ -163,7 +163,7 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
             else:
                 room -= _write(entry.content, target, room)
     except _DAMAGE as error:
-        reason = printable(str(error) or type(error).__name__)
+        reason = printable(str(error) or type(error).__name__)[:300]
         raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error
     except OSError as error:
         if error.errno not in (None, *_ITS_FAULT):

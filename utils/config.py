@@ -6,6 +6,7 @@ The names of `utils.options`, which reads command lines, are here too.
 from __future__ import annotations
 
 import math
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ def _data_root(file: Path, path: Any) -> Path:
         return given
     tail = Path(*[part for part in given.parts if part not in ("..", "datasets")])
     readings = [here / given, datasets_root() / tail, ROOT / given, datasets_root() / given]
-    return next((reading.resolve() for reading in readings if reading.exists()), datasets_root() / tail)
+    return next((reading.resolve() for reading in readings if os.path.exists(reading)), datasets_root() / tail)
 
 
 def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ bring code of its own. The folder-level converters for COCO, VOC and DOTA annota
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -90,7 +91,8 @@ def convert_coco(
 ) -> int:
     """Label files for the pictures of a COCO JSON file, in the folder `labels`; how many there are."""
     rows = coco_rows(annotations, names, polygons=polygons)
-    return _write_all(rows, Path(labels))
+    with told(annotations, "annotations of a data set"):
+        return _write_all(rows, Path(labels))
 
 
 def convert_voc(annotations: str | Path, labels: str | Path, names: Sequence[str]) -> int:
@@ -117,7 +119,7 @@ def _named(file: Path, reader: Callable[..., list[str]], *arguments: object) -> 
     try:
         return reader(text, *arguments)
     except ValueError as error:
-        raise ValueError(f"{printable(file)}: {printable(str(error))}") from error
+        raise ValueError(f"{printable(file)}: {printable(str(error))[:300]}") from error
 
 
 def _size(image: Path) -> tuple[int, int]:
@@ -284,7 +286,7 @@ CONVERTERS: dict[str, Callable[[DataConfig], None]] = {
 
 
 def _absent(config: DataConfig) -> list[Path]:
-    return [path for path in (*config.train, *config.val) if not path.exists()]
+    return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
 
 
 def _run(config: DataConfig) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MIB = 1 << 20
+CHUNK = 1 << 16  # bytes
 MAX_VISITS = 64  # how often links may lead into one and the same folder
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -63,11 +64,13 @@ def check_size(size: int, limit: int) -> None:
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes; raises as `file_size` does."""
-    file_size(path, limit)
+    room, parts, length = max(file_size(path, limit) + 1, CHUNK), [], 0  # read(limit) would ask for all of that memory
     with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    check_size(len(content), limit)  # it may have grown, or lie where sizes mean nothing
-    return content
+        while part := file.read(room):
+            parts.append(part)
+            length += len(part)
+            check_size(length, limit)  # it may have grown, or lie where sizes mean nothing
+    return b"".join(parts)
 
 
 def walk_files(folder: str | Path) -> Iterator[str]:

@@ -96,14 +96,14 @@ def _listed_images(listing: Path) -> list[str]:
     lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").split("\n")]
     folder = listing.parent
     plain = [line for line in lines if line and not line.startswith("./") and not os.path.isabs(line)]
-    base = folder if plain and not os.path.exists(plain[0]) and (folder / plain[0]).exists() else Path()
+    base = folder if plain and not os.path.exists(plain[0]) and os.path.exists(folder / plain[0]) else Path()
     return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines if line]
 
 
 def _images_of(source: Path) -> list[str]:
-    if source.is_dir():
+    if os.path.isdir(source):  # unlike Path's method, this says no to a name that is too long
         return list(walk_files(source))
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise ValueError(
             f"{printable(source.absolute())}: no such folder or list of pictures; correct the data YAML's paths"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,20 @@ def test_no_more_than_the_limit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its 5 bytes are more than the 4 that are read"):
         read_bytes(tmp_path / "a", 4)
     check_size(5, 5)
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "a", 1 << 40) == b"12345" and tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="more than"):
         read_bytes(tmp_path / "huge", 1 << 20)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="only Linux has files whose size is told as 0")
+def test_files_whose_size_means_nothing_are_read_whole() -> None:
+    assert read_bytes("/proc/version", 1000) == Path("/proc/version").read_bytes()
+    with pytest.raises(ValueError, match="more than the 9 that"):
+        read_bytes("/proc/version", 9)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
