@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 MAX_STEPS = 2_000_000  # instructions; the largest training checkpoint of YOLOv5 has about 300,000
@@ -46,10 +46,10 @@ _EMPTY = {"EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
 class _Value:
     """What stands for an object: `plain` is a number, a text or the name of something global; `parts` what is in it."""
 
-    __slots__ = ("is_key", "measure", "parts", "plain")
+    __slots__ = ("is_key", "is_name", "measure", "parts", "plain")
 
-    def __init__(self, parts: list[_Value], plain: Any = None, is_key: bool = False) -> None:
-        self.parts, self.plain, self.is_key = parts, plain, is_key
+    def __init__(self, parts: list[_Value], plain: Any = None, *, is_key: bool = False, is_name: bool = False) -> None:
+        self.parts, self.plain, self.is_key, self.is_name = parts, plain, is_key, is_name
         self.measure: tuple[int, int] | None = None
 
 
@@ -66,7 +66,8 @@ def check_pickle(stream: BinaryIO, allowed: Collection[str], sizes: Mapping[str,
         if opcode.name not in machine.steps:
             raise pickle.UnpicklingError(f"unsupported instruction {opcode.name}")
         machine.steps[opcode.name](argument)
-    _measure(machine.stack.pop(), [0])
+    for value in machine.everything():
+        _measure(value, [0])
 
 
 class _Machine:
@@ -144,31 +145,47 @@ class _Machine:
         name = argument.replace(" ", ".", 1)
         if name not in self.allowed and not _PLAIN.fullmatch(name):
             raise pickle.UnpicklingError(f"GLOBAL {re.sub(r'^(__builtin__|builtins)[.]', '', name)}")
-        self.stack.append(_Value([], name))
+        self.stack.append(_Value([], name, is_name=True))
 
     def call(self, _: Any) -> None:
         """A function or class with a tuple of arguments; only sets make keys of them."""
         function, arguments = self.last(2)
-        if str(function.plain).endswith((".set", ".OrderedDict")):
-            for part in arguments.parts:
-                for key in part.parts:
+        if not function.is_name:
+            raise ValueError("a call of what is no function")
+        for item in (item for part in arguments.parts for item in part.parts):
+            if str(function.plain).endswith(".set"):
+                _check_key(item)
+            elif str(function.plain).endswith(".OrderedDict"):  # of pairs
+                for key in item.parts[:1]:
                     _check_key(key)
         self.stack[-2:] = [_Value([function, arguments])]
 
     def load_storage(self, _: Any) -> None:
         """The numbers of a tensor: ("storage", kind, key, place, count, ...)."""
-        parts = self.stack.pop().parts
+        told = self.stack.pop()
+        parts = told.parts
         kind, key, count = str(parts[1].plain).rpartition(".")[2], str(parts[2].plain), parts[4].plain
+        if not parts[1].is_name:
+            raise ValueError("a storage of no kind")
+        for part in (*parts[:1], *parts[2:]):
+            _check_key(part)
         size = _WIDTHS.get(kind, 1) * count if isinstance(count, int) else -1
         if not 0 <= size <= self.sizes.get(key, self.room):
             raise ValueError(f"storage {key[:20]!r} is said to have {count} numbers, more than the file")
-        self.stack.append(_Value([], key))
+        self.stack.append(_Value([told]))
+
+    def everything(self) -> Iterator[_Value]:
+        """All values that there still are: PyTorch has made every one of them, used or not."""
+        yield from self.stack
+        for stack in self.marks:
+            yield from stack
+        yield from self.memo.values()
 
 
 def _check_key(value: _Value) -> None:
-    """Raise ValueError for what cannot be a key, or would take long to hash."""
+    """Raise ValueError for what takes long to hash or to print: anything but text, numbers and tuples of these."""
     if not value.is_key and not all(part.is_key for part in value.parts):
-        raise ValueError("a mapping or set with keys that are neither text nor numbers")
+        raise ValueError("a key, or a place of numbers, that is neither text nor a number")
 
 
 def _measure(value: _Value, above: list[int]) -> tuple[int, int]:

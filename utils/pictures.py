@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.files import file_size, printable, read_bytes
+from utils.files import MIB, file_size, printable, read_bytes
 
 IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller
@@ -20,7 +21,9 @@ LARGE_PIXELS = 100_000_000  # above this a picture is kept, but said to be slow
 MAX_PIXELS = 1 << 30  # OpenCV decodes nothing larger
 MAX_BYTES = (1 << 31) - 1  # nor anything from a larger file
 MAX_GROWTH = 25_000  # bytes of pixels for a byte of file, above LARGE_PIXELS: what an empty PNG of one bit a pixel has
+MAX_MISSING = 16 * MIB  # of a file that is cut off, and may be decoded as far as it goes
 EXIF_ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 # GIF and the like are not read, but called by their names; an MPO opens as a JPEG
 _KNOWN = ("BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,6 +39,7 @@ def decode_image(content: bytes | np.ndarray, name: str | Path) -> np.ndarray:
     if not len(content):
         raise ValueError(f"{name}: empty file; re-save or remove it")
     _refuse_bomb(content, name)
+    _refuse_long_parts(content, name)
     try:
         image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -68,6 +72,18 @@ def _refuse_bomb(content: bytes | np.ndarray, name: str) -> None:
         return
     if _is_bomb(width, height, len(content)):
         raise ValueError(f"{name}: {_bomb(width, height, len(content))}; re-save or remove it")
+
+
+def _refuse_long_parts(content: bytes | np.ndarray, name: str) -> None:
+    """Raise ValueError for a PNG with a part that ends far beyond the file: OpenCV fills memory for all of it."""
+    whole, place = memoryview(content), len(_PNG)
+    if bytes(whole[:place]) != _PNG:
+        return
+    while place + 8 <= len(whole):
+        (length,) = struct.unpack_from(">I", whole, place)
+        if length > len(whole) + MAX_MISSING:
+            raise ValueError(f"{name}: a part of {length:,} bytes in a file of {len(whole):,}; re-save or remove it")
+        place += 12 + length
 
 
 def _is_bomb(width: int, height: int, size: int) -> bool:
