@@ -151,7 +151,7 @@ def in_short(error: BaseException) -> str:
 
 
 def _named(index: int, row: Any) -> str:
-    return f"layer {index} {row if isinstance(row, str) else shortened(row)}"
+    return f"layer {index} {printable(row)[:80] if isinstance(row, str) else shortened(row)}"
 
 
 def _checked_row(index: int, row: Any) -> tuple[int | list[int], int, str, list[Any]]:

@@ -26,10 +26,11 @@ def check_description(description: Mapping[str, Any]) -> None:
     _check_scalars(description)
     for key in ("backbone", "head"):
         _check_list(description[key], f"{key} must be a list of rows [from, repeats, block, arguments]")
-    if not is_count(description["anchors"]):
-        _check_anchors(description["anchors"])
-    elif description["anchors"] > MAX_ANCHORS:
-        raise ValueError(f"anchors: {shortened(description['anchors'])} for a level; {MAX_ANCHORS} are the most")
+    anchors = description["anchors"]
+    if not is_count(anchors):
+        _check_anchors(anchors)
+    if (count := anchors if is_count(anchors) else len(anchors[0]) // 2) > MAX_ANCHORS:
+        raise ValueError(f"anchors: {shortened(count)} for a level; {MAX_ANCHORS} are the most")
 
 
 def _check_scalars(description: Mapping[str, Any]) -> None:
@@ -52,7 +53,7 @@ def _check_anchors(anchors: Any) -> None:
         _check_list(row, form)
         if not all(is_number(side) and 0 < side < math.inf for side in row):
             raise ValueError(f"{form}, all above 0")
-        if len(row) != len(anchors[0]) or len(row) % 2 or len(row) > 2 * MAX_ANCHORS:
+        if len(row) != len(anchors[0]) or len(row) % 2:
             raise ValueError("every level needs the same number of anchors, each with a width and a height")
 
 

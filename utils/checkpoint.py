@@ -150,6 +150,8 @@ def _check_content(path: Path, allowed: Collection[str]) -> None:
 def _check_parts(archive: zipfile.ZipFile, size: int) -> None:
     """Raise ValueError for parts of one name or larger than the file, and for damage, none of which torch minds."""
     names = [info.filename.lower() for info in archive.infolist()]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError("TorchScript")
     if len(set(names)) < len(names):
         raise ValueError("two parts have the same name")
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -164,8 +166,6 @@ def _parts(archive: zipfile.ZipFile) -> tuple[bytes, dict[str, int]]:
     """The pickle in a checkpoint, and the bytes of each storage."""
     folder = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
     sizes = {info.filename: info.file_size for info in archive.infolist()}
-    if f"{folder}/constants.pkl" in sizes:
-        raise ValueError("TorchScript")
     if sizes.get(f"{folder}/data.pkl", MAX_PICKLE + 1) > MAX_PICKLE:
         raise ValueError(f"no pickle of at most {MAX_PICKLE >> 20} MiB in it")
     data = f"{folder}/data/"
