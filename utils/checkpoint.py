@@ -184,7 +184,7 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     if named := re.search(r"\bGLOBAL ([\w.]+)", text):
         return (
-            f"refused: it would use {named[1]}, which is not on the list of allowed classes and could run code; "
+            f"refused: it would use {named[1][:100]}, which is not on the list of allowed classes and could run code; "
             "save its state_dict() with the program that wrote it"
         )
     lines = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
