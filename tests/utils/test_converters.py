@@ -24,6 +24,7 @@ from utils.label_formats import (
     polygon_row,
     sku_rows,
     visdrone_rows,
+    xview_rows,
 )
 from utils.label_index import load_index
 from utils.labels import parse_label_text
