@@ -78,36 +78,29 @@ def _slid(sides: Sequence[int], kernel: Sequence[int], stride: Sides, padding: S
     return [(side + 2 * p - d * (k - 1) - 1) // max(s, 1) + 1 for side, k, s, p, d in each]
 
 
-def _convolved(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sides = 1,
-    padding: Sides | str = 0,
-    dilation: Sides = 1,
-    groups: int = 1,
-) -> Cost:
-    kernel = weight.shape[2:]
+def _told(names: Sequence[str], rest: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, however they were given."""
+    return dict(zip(names, rest)) | named
+
+
+def _convolved(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Cost:
+    told = _told(("bias", "stride", "padding", "dilation"), rest, named)
+    kernel, padding = weight.shape[2:], told.get("padding", 0)
     padding = kernel if isinstance(padding, str) else padding  # 'same' needs less
-    out = _area(_slid(x.shape[-len(kernel) :], kernel, stride, padding, dilation)) * len(weight)
+    places = _slid(x.shape[-len(kernel) :], kernel, told.get("stride", 1), padding, told.get("dilation", 1))
+    out = _area(places) * len(weight)
     return out, out * weight.shape[1:].numel()
 
 
-def _transposed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sides = 1,
-    padding: Sides = 0,
-    output_padding: Sides = 0,
-    groups: int = 1,
-    dilation: Sides = 1,
-) -> Cost:
+def _transposed(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Cost:
+    told = _told(("bias", "stride", "padding", "output_padding", "groups", "dilation"), rest, named)
     kernel = weight.shape[2:]
     count = len(kernel)
-    each = zip(x.shape[-count:], kernel, *(_each(value, count) for value in (stride, output_padding, dilation)))
+    defaults = {"stride": 1, "output_padding": 0, "dilation": 1}
+    more = [_each(told.get(name, default), count) for name, default in defaults.items()]
+    each = zip(x.shape[-count:], kernel, *more, strict=True)
     out = _area([(side - 1) * s + d * (k - 1) + extra + 1 for side, k, s, extra, d in each])
-    return out * weight.shape[1] * groups, x.numel() * weight.shape[1:].numel()
+    return out * weight.shape[1] * told.get("groups", 1), x.numel() * weight.shape[1:].numel()
 
 
 def _resized(x: Tensor, output_size: Sides, *_: Any, **__: Any) -> Cost:

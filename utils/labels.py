@@ -82,22 +82,25 @@ def is_image(name: str | Path) -> bool:
     return str(name).rpartition(".")[2].lower() in IMG_FORMATS
 
 
-def _listed_images(listing: Path) -> list[str]:
-    """Paths named in a text file: './' means beside the list, other relative ones are tried from here, then there.
-
-    Names need not be text. Raises ValueError for a file that cannot be such a list.
-    """
+def _lines(listing: Path) -> list[str]:
+    """What is on the lines of a list; names need not be text. Raises ValueError for a file that cannot be a list."""
     try:
         content = read_bytes(listing, MAX_LIST_BYTES)
         if b"\0" in content:
             raise ValueError("it is no text")
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(listing)}: no list of pictures ({error}); write one path on each line") from error
-    lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").split("\n")]
-    folder = listing.parent
-    plain = [line for line in lines if line and not line.startswith("./") and not os.path.isabs(line)]
-    base = folder if plain and not os.path.exists(plain[0]) and os.path.exists(folder / plain[0]) else Path()
-    return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines if line]
+    lines = map(str.strip, content.decode("utf-8-sig", "surrogateescape").split("\n"))
+    return [line for line in lines if line]
+
+
+def _listed_images(listing: Path) -> list[str]:
+    """Paths named in a text file: './' means beside the list, other relative ones are tried from here, then there."""
+    lines, folder = _lines(listing), listing.parent
+    plain = [line for line in lines if not line.startswith("./") and not os.path.isabs(line)]
+    beside = plain and not os.path.exists(plain[0]) and os.path.exists(folder / plain[0])
+    base = folder if beside else Path()
+    return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines]
 
 
 def _images_of(source: Path) -> list[str]:
