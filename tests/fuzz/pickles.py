@@ -162,7 +162,7 @@ def _other_program(rng: Random, program: bytes) -> bytes:
     parts = _instructions(program)
     for _ in range(rng.randrange(1, 5)):
         place, change = rng.randrange(len(parts)), rng.randrange(6)
-        if change <= 1:
+        if change <= 1 or len(parts) == 1:
             parts[place] = _evil_instruction(rng)
         elif change == 2:
             parts.insert(place, _evil_instruction(rng))
@@ -176,7 +176,7 @@ def _other_program(rng: Random, program: bytes) -> bytes:
     if rng.randrange(12) == 0:  # tuples of tuples, each twice in the next
         levels = b"".join(b"q%ch%c\x86" % (n, n) for n in range(200, 200 + rng.choice((5, 20, 50))))
         bomb = b")" + levels
-        parts.insert(rng.randrange(1, len(parts)), bomb + rng.choice((b"", b"Ns", b"0", b"]s")))
+        parts.insert(rng.randrange(len(parts)) + 1, bomb + rng.choice((b"", b"Ns", b"0", b"]s")))
     return b"".join(parts)
 
 
