@@ -12,7 +12,8 @@ from utils.yaml_files import shortened
 
 REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 OPTIONAL = ("ch", "inplace")
-MAX_MULTIPLE, MAX_CHANNELS, MAX_ANCHORS = 100, 1000, 100  # channels of the pictures, anchors of a level
+MOST = {"depth_multiple": 100, "width_multiple": 100, "nc": MAX_CLASSES, "ch": 1000}
+MAX_ANCHORS = 100  # of a level
 
 
 def check_description(description: Mapping[str, Any]) -> None:
@@ -35,13 +36,14 @@ def check_description(description: Mapping[str, Any]) -> None:
 
 def _check_scalars(description: Mapping[str, Any]) -> None:
     for key in ("depth_multiple", "width_multiple"):
-        if not is_number(description[key]) or not 0 < description[key] <= MAX_MULTIPLE:
-            found = shortened(description[key])
-            raise ValueError(f"{key} must be a number above 0, at most {MAX_MULTIPLE}, not {found}")
-    for key, most in (("nc", MAX_CLASSES), ("ch", MAX_CHANNELS)):
-        if not is_count(description.get(key, 1)) or description.get(key, 1) > most:
-            found = shortened(description[key])
-            raise ValueError(f"{key} must be a whole number, at least 1 and at most {most}, not {found}")
+        if not is_number(description[key]) or not description[key] > 0:
+            raise ValueError(f"{key} must be a number above 0, not {shortened(description[key])}")
+    for key in ("nc", "ch"):
+        if not is_count(description.get(key, 1)):
+            raise ValueError(f"{key} must be a whole number, at least 1, not {shortened(description[key])}")
+    for key, most in MOST.items():
+        if description.get(key, 1) > most:
+            raise ValueError(f"{key} must be at most {most}, not {shortened(description[key])}")
     if not isinstance(description.get("inplace", True), bool):
         raise ValueError(f"inplace must be true or false, not {shortened(description['inplace'])}")
 
