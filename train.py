@@ -31,6 +31,7 @@ from utils.balance import epoch_weights, labels_to_class_weights
 from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, write_yaml
+from utils.dataset_report import write_report
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.evolve import evolve
@@ -241,9 +242,11 @@ def train(
     imgsz = check_img_size(opt.imgsz, stride, floor=stride * 2)
     if opt.batch_size < 0:
         setup.opt = opt = replace(opt, batch_size=min(gather(check_train_batch_size(model, imgsz))) * world_size())
-    loader, dataset, _ = loaders = build_loaders(setup, imgsz, stride, opt.batch_size)
+    loader, dataset, val_loader = loaders = build_loaders(setup, imgsz, stride, opt.batch_size)
     if is_main():
         open_folder(setup, dataset, callbacks)
+        if report := write_report(setup.folder, {"train": dataset.problems, "val": val_loader.dataset.problems}):
+            LOGGER.warning(f"what is wrong with pictures and labels, one by one: {shown(report)}")
         if not setup.resumed and not opt.noautoanchor:
             check_anchors(dataset, model, setup.hyp.anchor_t, imgsz, rng=np.random.default_rng(opt.seed))
         callbacks.run("on_pretrain_routine_end")
