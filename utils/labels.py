@@ -125,13 +125,14 @@ def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarray:
     """Decode a picture to (H, W, 3) uint8 BGR: grey, palette, RGBA and 16-bit files too, EXIF orientation applied.
 
-    The bytes are read here, not by OpenCV, which cannot open every non-ASCII path. Raises ValueError naming the file.
+    The bytes are read here, not by OpenCV, which cannot open every non-ASCII path, unless they are given (`content`,
+    uint8). Raises ValueError naming the file.
     """
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        content = np.fromfile(path, dtype=np.uint8) if content is None else content
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists") from error
     image = None
@@ -192,12 +193,12 @@ def _check_complete(picture: Image.Image, handle: BinaryIO) -> None:
     picture.load()
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a sound picture as it will be decoded, without decoding it where the format allows.
+def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of a sound picture (or open file) as it will be decoded, without decoding where that is possible.
 
     Raises ValueError, OSError or what the decoder raises when it is unreadable, truncated, or not one of our formats.
     """
-    with open(path, "rb") as handle:
+    with open(path, "rb") if isinstance(path, (str, Path)) else path as handle:
         picture = _open_lazily(handle)
         width, height = picture.size
         if str(picture.format).lower() not in IMG_FORMATS:
@@ -268,12 +269,15 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
     return labels, [points for _, points in parsed], lines
 
 
-def read_labels(label_path: str | Path) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
-    """A label file's rows without repetitions, its polygons, and what was remarked (repetitions).
+def read_labels(
+    label_path: str | Path, content: bytes | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
+    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked (repetitions).
 
     Raises LabelError for a row that cannot be used, ValueError for a file that is not text, OSError if unreadable.
     """
-    labels, segments, lines = parse_label_text(Path(label_path).read_text(encoding="utf-8-sig"))
+    content = Path(label_path).read_bytes() if content is None else content
+    labels, segments, lines = parse_label_text(content.decode("utf-8-sig"))
     _, first = np.unique(labels, axis=0, return_index=True)
     if len(first) == len(labels):
         return labels, tuple(segments), None
@@ -306,12 +310,12 @@ def _picture_problem(path: str, error: Exception) -> Problem:
     return Problem(path, None, f"unusable picture: {reason}", "re-save or remove it")
 
 
-def check_pair(path: str, label_path: str) -> Record:
-    """Check one picture and its label file; every problem ends up in the record, none is raised."""
+def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
+    """Check one picture and its label file, or their `content`; problems end up in the record, none is raised."""
     empty = np.zeros((0, 5), dtype=np.float32)
-    found = os.path.isfile(label_path)
+    found = os.path.isfile(label_path) if content is None else content[1] is not None
     try:
-        size = picture_size(path)
+        size = picture_size(path if content is None else content[0])
     except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
         return Record(path, label_path, None, empty, (), found, _picture_problem(path, error))
     problem = None
@@ -320,7 +324,7 @@ def check_pair(path: str, label_path: str) -> Record:
     if not found:
         return Record(path, label_path, size, empty, (), False, problem)
     try:
-        labels, segments, remark = read_labels(label_path)
+        labels, segments, remark = read_labels(label_path, content and content[1])
     except LabelError as error:
         problem = Problem(label_path, error.line, error.reason, error.remedy)
     except (OSError, ValueError) as error:
