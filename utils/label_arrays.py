@@ -46,9 +46,10 @@ class Counts:
         return f"{self.found} found, {self.missing} missing, {self.empty} empty, {self.corrupt} corrupt"
 
 
-def _ends(lengths: Iterable[int]) -> np.ndarray:
+def _ends(lengths: Iterable[int] | np.ndarray) -> np.ndarray:
     """Offsets (n + 1) of n consecutive pieces."""
-    return np.concatenate(([0], np.cumsum(np.fromiter(lengths, dtype=np.int64), dtype=np.int64)))
+    counts = lengths if isinstance(lengths, np.ndarray) else np.fromiter(lengths, dtype=np.int64)
+    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
 def _joined(parts: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -138,17 +139,17 @@ class LabelIndex:
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
         """The pictures of several, one after the other."""
+        parts = parts or [cls.pack([])]
         in_shards = any(len(part.arrays["spans"]) for part in parts)
-        gathered: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
-        for part in parts or [cls.pack([])]:
-            for name, array in part.arrays.items():
-                if name.endswith("_ends"):
-                    before = gathered[name][-1][-1] if gathered[name] else 0
-                    array = array[bool(gathered[name]) :] + before  # the first offset is the last one's end
-                elif name == "spans" and in_shards and not len(array):
-                    array = np.zeros((len(part), 3), dtype=np.int64)
-                gathered[name].append(array)
-        arrays = {name: np.concatenate(pieces) for name, pieces in gathered.items()}
+        arrays = {}
+        for name in ARRAYS:
+            pieces = [part.arrays[name] for part in parts]
+            if name.endswith("_ends"):
+                arrays[name] = _ends(np.concatenate(list(map(np.diff, pieces))))
+                continue
+            if name == "spans" and in_shards:
+                pieces = [spans if len(spans) else np.zeros((len(part), 3), int) for spans, part in zip(pieces, parts)]
+            arrays[name] = np.concatenate(pieces)
         counts = sum((part.counts for part in parts), Counts())
         return cls(arrays, counts, [problem for part in parts for problem in part.problems])
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.config import DataConfig, flag, parse
 from utils.labels import find_images, img2label_paths
@@ -39,16 +40,14 @@ class ShardOptions:
 
 def _keys(images: Sequence[Path]) -> Iterator[str]:
     """A name for each picture: its own without dots, which end a key, and numbered where there are several of it."""
-    seen: Counter[str] = Counter()
+    taken: set[str] = set()
+    repeats: Counter[str] = Counter()
     for image in images:
-        key = image.stem.replace(".", "_") or "_"
-        seen[key] += 1
-        number = seen[key]
-        while number > 1 and (again := f"{key}-{number}") in seen:
-            number += 1
-        if number > 1:
-            seen[key], key = number, again
-            seen[key] += 1
+        stem = key = image.stem.replace(".", "_")
+        while key in taken:
+            repeats[stem] += 1
+            key = f"{stem}-{repeats[stem] + 1}"
+        taken.add(key)
         yield key
 
 
@@ -91,7 +90,8 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     if old := next(folder.glob("shard-*.tar"), None):
         raise ValueError(f"{shown(old)}: there are shards already; remove them or choose another folder")
-    for number in range(count):
+    quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
+    for number in tqdm(range(count), "writing shards", unit=" shards", disable=quiet, dynamic_ncols=True):
         _write(folder / f"shard-{number:0{DIGITS}}.tar", pairs[number * per_shard : (number + 1) * per_shard])
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
     LOGGER.info(f"{len(pairs)} pictures in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
