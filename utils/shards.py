@@ -26,7 +26,7 @@ import numpy as np
 
 from utils.labels import IMG_FORMATS, Problem, Record, check_pair, parse_label_text
 
-MAX_SHARDS = 1_000_000  # that braces may stand for
+MAX_SHARDS = 100_000  # that braces may stand for
 MAX_HEADER = 16 << 10  # bytes of a long name or the like: more is no data set, and Python would hold all of it
 MAX_PICTURE, MAX_LABELS = 256 << 20, 16 << 20  # bytes of one member
 OPEN_SHARDS = 64  # files that a process keeps open
@@ -62,7 +62,7 @@ def _choices(inside: str) -> list[str]:
 def expand_braces(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{a,b}.tar` written out as a shell would, the groups one inside the other if need be.
 
-    Raises ValueError for more than a million names.
+    Raises ValueError for more than a hundred thousand names.
     """
     names, groups = [pattern], True
     while groups:
@@ -130,8 +130,9 @@ def _members(path: str) -> Iterator[_Member]:
                 raise tarfile.ReadError(f"{info.name} is cut off")
             yield _Member(info.name, info.offset_data, info.size, "" if plain else "a link or device, not a file")
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+        end = file.read(tarfile.BLOCKSIZE)
+        if end != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"{'no header' if end else 'it breaks off'} at byte {archive.offset}")
 
 
 @dataclass(slots=True)
