@@ -171,7 +171,7 @@ class DetectionDataset(Dataset):
         labels[:, 1:] = xywhn2xyxy(rows[:, 1:], *size, *offset)
         segments = self.index.segments(position) if self.augment else ()
         scale, shift = np.array(size, dtype=np.float32), np.array(offset, dtype=np.float32)
-        return Sample(image, labels, tuple(points * scale + shift if len(points) else points for points in segments))
+        return Sample(image, labels, tuple([points * scale + shift if len(points) else points for points in segments]))
 
     def _mosaic(self, position: int, rng: Generator) -> Sample:
         nine = rng.random() < self.hyp.mosaic9

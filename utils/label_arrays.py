@@ -204,7 +204,7 @@ class LabelIndex:
         if ends[0] == ends[-1]:
             return ()
         points = self.arrays["points"]
-        return tuple(points[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True))
+        return tuple([points[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)])
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
