@@ -3,9 +3,10 @@
     python -m benchmarks.loader_memory                         100,000 records, 4 workers, 3 epochs
     python -m benchmarks.loader_memory --cache --pictures 3000  `--cache ram` with 2 ranks of 2 workers each
 
-Memory is what the kernel tells in /proc/PID/smaps_rollup: PSS counts a page that n processes share as 1/n in each, so
-the sum over all processes is what they take together; USS counts only pages that nobody else has. All pictures are one
-small file, so that the loader's own bookkeeping is measured and not decoding.
+Memory is what the kernel tells in /proc/PID/smaps_rollup. PSS counts a page that n processes share as 1/n in each, USS
+only pages that nobody else has. Both contain the libraries' files, whose pages are shared with any other Python on the
+machine and so come and go with it; "data" is PSS without files: its sum is what these processes take together. All
+pictures are one small file, so that the loader's own bookkeeping is measured and not decoding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import cv2
@@ -40,11 +42,20 @@ GROWTH = 0.02  # allowed after the first epoch; a copy of anything that grows wi
 SLACK = 8.0  # MiB of each process that come and go with batches on their way and the allocator's own habits
 
 
-def memory(pid: int) -> tuple[float, float]:
-    """PSS and USS of a process in MiB."""
+class Memory(NamedTuple):
+    """What a process takes, in MiB."""
+
+    pss: float
+    uss: float
+    data: float
+
+
+def memory(pid: int) -> Memory:
+    """What process `pid` takes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    fields = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return fields["Pss"] / 1024, (fields["Private_Clean"] + fields["Private_Dirty"]) / 1024
+    fields = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+    private = fields["Private_Clean"] + fields["Private_Dirty"]
+    return Memory(fields["Pss"], private, fields["Pss_Anon"] + fields["Pss_Shmem"])
 
 
 def children(pid: int) -> list[int]:
@@ -102,22 +113,32 @@ def growth(options: argparse.Namespace) -> bool:
         print(f"label arrays: {size:.1f} MiB, {size * MIB / options.pictures:.0f} bytes a picture of {LABELS} labels")
         loader, _ = build(index, options)
         del index
-        table = Table({"epoch": 0, "seconds": 7, "parent PSS": 0, "parent USS": 0, "workers PSS": 0, "workers USS": 0,
-                       "sum PSS": 8, "growth": 8})  # fmt: skip
+        titles = (
+            "epoch",
+            "seconds",
+            "PSS",
+            "USS",
+            "data",
+            "workers PSS",
+            "workers USS",
+            "workers data",
+            "sum",
+            "growth",
+        )
+        table = Table(dict.fromkeys(titles, 8))
         sums = []
         for epoch in range(options.epochs):
             start = time.perf_counter()
             walk(loader, epoch)
             gc.collect()
             own, workers = memory(os.getpid()), [memory(pid) for pid in children(os.getpid())]
-            sums.append(own[0] + sum(pss for pss, _ in workers))
-            table.add(
-                **{"epoch": epoch + 1, "seconds": round(time.perf_counter() - start, 1)},
-                **{"parent PSS": round(own[0], 1), "parent USS": round(own[1], 1)},
-                **{"workers PSS": " ".join(f"{pss:.1f}" for pss, _ in workers)},
-                **{"workers USS": " ".join(f"{uss:.1f}" for _, uss in workers)},
-                **{"sum PSS": round(sums[-1], 1), "growth": f"{sums[-1] / sums[0] - 1:+.2%}"},
-            )
+            sums.append(own.data + sum(worker.data for worker in workers))
+            row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - start, 1)}
+            row |= {"PSS": round(own.pss, 1), "USS": round(own.uss, 1), "data": round(own.data, 1)}
+            for field in Memory._fields:
+                title = f"workers {field if field == 'data' else field.upper()}"
+                row[title] = " ".join(f"{getattr(worker, field):.1f}" for worker in workers)
+            table.add(**row, sum=round(sums[-1], 1), growth=f"{sums[-1] / sums[0] - 1:+.2%}")
     flat = sums[-1] - sums[0] <= max(GROWTH * sums[0], SLACK * (1 + options.workers))
     print(f"{'flat' if flat else 'GROWING'}: {sums[-1] - sums[0]:+.1f} MiB after the first epoch")
     return flat
@@ -139,7 +160,7 @@ def _rank(number: int, options: argparse.Namespace, environment: dict[str, str],
         walk(loader, 0)
         gc.collect()
         wait_for_all(machine=True)
-        told[cache] = sum(memory(pid)[0] for pid in [os.getpid(), *children(os.getpid())])
+        told[cache] = sum(memory(pid).data for pid in [os.getpid(), *children(os.getpid())])
         wait_for_all(machine=True)  # nobody goes on while another counts
         pixels = dataset._cache.pixels.nbytes / MIB if cache else 0
         del loader, dataset
@@ -169,12 +190,12 @@ def one_copy(options: argparse.Namespace) -> bool:
         while not started.join(timeout=1):
             pass
         everyone, pixels = answer.get(timeout=10)
-    table = Table({"rank": 0, "processes": 0, "PSS without": 0, "PSS with": 0, "more": 8})
+    table = Table({"rank": 0, "processes": 0, "data without": 0, "data with": 0, "more": 8})
     for number, told in enumerate(everyone):
         without, with_cache = told[None], told["ram"]
         table.add(
-            **{"rank": number, "processes": 1 + options.workers, "PSS without": round(without, 1)},
-            **{"PSS with": round(with_cache, 1), "more": round(with_cache - without, 1)},
+            **{"rank": number, "processes": 1 + options.workers, "data without": round(without, 1)},
+            **{"data with": round(with_cache, 1), "more": round(with_cache - without, 1)},
         )
     more = sum(told["ram"] - told[None] for told in everyone)
     print(f"pixels: {pixels:.1f} MiB; all processes take {more:.1f} MiB more, {more / pixels:.3f} copies")

@@ -88,7 +88,8 @@ class DetectionDataset(Dataset):
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
         self.effects = pixel_effects(self.hyp)
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
-        self._partners = share({"partners": np.arange(self.n)})  # so that weighted draws reach the workers
+        # shared, so that weighted draws reach the workers; without weights every process writes the same
+        self._partners = share({"partners": np.arange(self.n)} if team.is_first else None, team)
         self._cache = open_cache(cache, index, imgsz, augment, prefix, team)
 
     # ---- what there is -----------------------------------------------------------------------------------------------
