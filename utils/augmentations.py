@@ -91,7 +91,7 @@ def flip_left_right(sample: Sample) -> Sample:
     width = sample.image.shape[1]
     labels = sample.labels.copy()
     labels[:, [1, 3]] = width - labels[:, [3, 1]]
-    segments = tuple(np.stack((width - points[:, 0], points[:, 1]), 1) for points in sample.segments)
+    segments = tuple([np.stack((width - points[:, 0], points[:, 1]), 1) for points in sample.segments])
     return Sample(cv2.flip(sample.image, 1), labels, segments)
 
 
@@ -100,7 +100,7 @@ def flip_up_down(sample: Sample) -> Sample:
     height = sample.image.shape[0]
     labels = sample.labels.copy()
     labels[:, [2, 4]] = height - labels[:, [4, 2]]
-    segments = tuple(np.stack((points[:, 0], height - points[:, 1]), 1) for points in sample.segments)
+    segments = tuple([np.stack((points[:, 0], height - points[:, 1]), 1) for points in sample.segments])
     return Sample(cv2.flip(sample.image, 0), labels, segments)
 
 
@@ -188,7 +188,7 @@ def cutout(sample: Sample, p: float, rng: Generator) -> Sample:
             image[hole], hidden[hole] = rng.integers(64, 192, 3), True
     outer = np.concatenate((np.floor(sample.labels[:, 1:3]), np.ceil(sample.labels[:, 3:])), 1).astype(int)
     keep = [i for i, (x1, y1, x2, y2) in enumerate(outer) if hidden[y1:y2, x1:x2].mean() <= MAX_CUTOUT]
-    return Sample(image, sample.labels[keep], tuple(sample.segments[i] for i in keep))
+    return Sample(image, sample.labels[keep], tuple([sample.segments[i] for i in keep]))
 
 
 class Tile(NamedTuple):

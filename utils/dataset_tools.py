@@ -12,7 +12,7 @@ from PIL import Image
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig
 from utils.label_index import LabelIndex, load_index
-from utils.labels import find_images, img2label_paths, read_image
+from utils.labels import find_images, img2label_paths
 
 PARTS = ("train", "val", "test")
 
@@ -75,7 +75,7 @@ def extract_boxes(sources: str | Path | Sequence[str | Path], folder: str | Path
     index, written = load_index(sources), 0
     for position in range(len(index)):
         path = Path(index.path(position))
-        image = read_image(path)[..., ::-1]  # Pillow writes RGB
+        image = index.image(position)[..., ::-1]  # Pillow writes RGB
         height, width = image.shape[:2]
         grown = index.labels(position)[:, 1:].astype(float)
         grown[:, 2:] = grown[:, 2:] * 1.2 + np.array([3 / width, 3 / height])

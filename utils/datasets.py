@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
-from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utils.augmentations import (
@@ -30,57 +28,28 @@ from utils.augmentations import (
     random_perspective,
     train_transforms,
 )
+from utils.batches import MOSAIC_SHAPES, Batch, Item, Shapes, collate, collate_quad, rect_shapes
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.config import Hyp
-from utils.dist import main_first, world_size
+from utils.dist import world_size
 from utils.image_cache import open_cache
-from utils.label_index import LabelIndex, load_index
-from utils.labels import fit_longest, img2label_paths, read_image
+from utils.label_arrays import LabelIndex, Pieces
+from utils.label_index import load_index
+from utils.labels import fit_longest
 from utils.log import LOGGER
 from utils.samplers import EpochSampler, SampleKey
+from utils.shared_memory import ALONE, share
+from utils.team import Team
 
 GREY = 114
-MOSAIC_SHAPES = None  # a mosaic has no picture to scale results back to
-Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
-
-
-class Item(NamedTuple):
-    """One picture: image (3, H, W) uint8 RGB, targets (n, 6) 0, class, cx, cy, w, h in 0..1, where it came from.
-
-    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics.
-    """
-
-    image: Tensor
-    targets: Tensor
-    path: str
-    shapes: Shapes
-    key: SampleKey
-
-
-class Batch(NamedTuple):
-    """Pictures (B, 3, H, W) uint8 RGB; targets (N, 6) with the picture's number first; paths and shapes of each."""
-
-    images: Tensor
-    targets: Tensor
-    paths: tuple[str, ...]
-    shapes: tuple[Shapes, ...]
-
-
-def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> np.ndarray:
-    """Height and width (batches, 2) for each run of `batch_size` pictures, given their (n, 2) width and height.
-
-    A batch whose pictures are all lying (all standing) gets the smallest shape that fits them, any other a square.
-    """
-    aspect = sizes[:, 1] / sizes[:, 0]
-    shapes = []
-    for start in range(0, len(sizes), batch_size):
-        low, high = aspect[start : start + batch_size].min(), aspect[start : start + batch_size].max()
-        shapes.append((high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0))
-    return np.ceil(np.array(shapes) * imgsz / stride + pad).astype(int) * stride
 
 
 class DetectionDataset(Dataset):
-    """Pictures and labels of a folder, a text list or several of them, as items for a detector."""
+    """Pictures and labels of folders, text lists or shards, as items for a detector.
+
+    What is large lies in shared memory: loader processes hold no copy of it, whether forked or spawned, and neither do
+    the other processes of a machine.
+    """
 
     def __init__(
         self,
@@ -98,55 +67,60 @@ class DetectionDataset(Dataset):
         prefix: str = "",
         seed: int = 0,
         nc: int | None = None,
+        team: Team = ALONE,
     ) -> None:
         """Check the labels (or take their cache), order pictures by shape for `rect`, fill the picture cache.
 
-        Raises ValueError when no picture is usable, or a class is not below `nc` (file and line are named).
+        The processes of a `team` share the work and what comes of it; all of them must make the data set. Raises
+        ValueError when no picture is usable, or a class is not below `nc` (file and line are named).
         """
-        index = path if isinstance(path, LabelIndex) else load_index(path, prefix)
-        if single_cls:
-            index = index.with_one_class()
-        elif nc is not None:
-            index.check_classes(nc)
         self.rect = rect and not image_weights
-        if self.rect:
-            aspect = index.sizes[:, 1] / index.sizes[:, 0]
-            index = index.take(np.argsort(aspect, kind="stable"))
+        prepare = partial(_prepared, single_cls=single_cls, nc=nc, by_shape=self.rect)
+        if isinstance(path, LabelIndex):
+            with team.agreed():
+                index = prepare(path) if team.is_first else None
+            index = LabelIndex.shared(index, team)
+        else:
+            index = load_index(path, prefix, team=team, prepare=prepare)
         self.index, self.n = index, len(index)
         self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
         self.augment, self.image_weights = augment, image_weights
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
         self.effects = pixel_effects(self.hyp)
-        self.batch = np.arange(self.n) // batch_size
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
-        partners = torch.arange(self.n)
-        self._partners = partners.share_memory_() if image_weights else partners  # weighted draws reach the workers
-        self._cache = open_cache(cache, index, imgsz, augment, prefix)
+        # shared, so that weighted draws reach the workers; without weights every process writes the same
+        self._partners = share({"partners": np.arange(self.n)} if team.is_first else None, team)
+        self._cache = open_cache(cache, index, imgsz, augment, prefix, team)
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return self.n
 
-    @cached_property
-    def labels(self) -> list[np.ndarray]:
-        """(n, 5) labels of each picture: class, cx, cy, w, h in 0..1."""
-        return [self.index.labels(position) for position in range(self.n)]
+    @property
+    def labels(self) -> Sequence[np.ndarray]:
+        """(n, 5) labels of each picture: class, cx, cy, w, h in 0..1. All in one array are `index.all_labels`."""
+        return Pieces(self.n, self.index.labels)
 
-    @cached_property
-    def segments(self) -> list[tuple[np.ndarray, ...]]:
+    @property
+    def segments(self) -> Sequence[tuple[np.ndarray, ...]]:
         """Polygons of each picture, one a label; nothing where a picture has none."""
-        return [self.index.segments(position) for position in range(self.n)]
+        return Pieces(self.n, self.index.segments)
 
-    @cached_property
-    def img_files(self) -> list[str]:
+    @property
+    def img_files(self) -> Sequence[str]:
         """Path of each picture."""
-        return [self.index.path(position) for position in range(self.n)]
+        return Pieces(self.n, self.index.path)
 
-    @cached_property
-    def label_files(self) -> list[str]:
+    @property
+    def label_files(self) -> Sequence[str]:
         """Path of each label file, there or not."""
-        return img2label_paths(self.img_files)
+        return Pieces(self.n, self.index.label_path)
+
+    @property
+    def batch(self) -> np.ndarray:
+        """(n,) number of the batch that each picture belongs to, without shuffling."""
+        return np.arange(self.n) // self.batch_size
 
     @property
     def shapes(self) -> np.ndarray:
@@ -156,7 +130,7 @@ class DetectionDataset(Dataset):
     @property
     def indices(self) -> np.ndarray:
         """(n,) pictures that mosaics draw their partners from: all of them, or this epoch's weighted draw."""
-        return self._partners.numpy()
+        return self._partners["partners"]
 
     @property
     def problems(self) -> list:
@@ -173,7 +147,7 @@ class DetectionDataset(Dataset):
         if self._cache is not None and (image := self._cache.get(position)) is not None:
             width, height = self.index.sizes[position].tolist()
             return image, (height, width)
-        image = read_image(self.index.path(position))
+        image = self.index.image(position)
         return fit_longest(image, self.imgsz, self.augment), image.shape[:2]
 
     def load_sample(self, position: int) -> tuple[Sample, tuple[int, int]]:
@@ -198,7 +172,7 @@ class DetectionDataset(Dataset):
         labels[:, 1:] = xywhn2xyxy(rows[:, 1:], *size, *offset)
         segments = self.index.segments(position) if self.augment else ()
         scale, shift = np.array(size, dtype=np.float32), np.array(offset, dtype=np.float32)
-        return Sample(image, labels, tuple(points * scale + shift if len(points) else points for points in segments))
+        return Sample(image, labels, tuple([points * scale + shift if len(points) else points for points in segments]))
 
     def _mosaic(self, position: int, rng: Generator) -> Sample:
         nine = rng.random() < self.hyp.mosaic9
@@ -216,7 +190,8 @@ class DetectionDataset(Dataset):
     def _single(self, position: int, rng: Generator) -> tuple[Sample, Shapes]:
         sample, (height0, width0) = self.load_sample(position)
         height, width = sample.image.shape[:2]
-        shape = tuple(self.batch_shapes[self.batch[position]].tolist()) if self.rect else (self.imgsz, self.imgsz)
+        batch = position // self.batch_size
+        shape = tuple(self.batch_shapes[batch].tolist()) if self.rect else (self.imgsz, self.imgsz)
         image, ratio, pad = letterbox(sample.image, shape, auto=False, scaleup=self.augment)
         shapes = (height0, width0), ((height / height0, width / width0), pad)
         if len(sample.labels):
@@ -244,46 +219,20 @@ class DetectionDataset(Dataset):
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def collate(items: Sequence[Item]) -> Batch:
-        """Items of one shape to a batch."""
-        targets = []
-        for number, item in enumerate(items):
-            rows = item.targets.clone()
-            rows[:, 0] = number
-            targets.append(rows)
-        images = torch.stack([item.image for item in items])
-        return Batch(images, torch.cat(targets), tuple(i.path for i in items), tuple(i.shapes for i in items))
+    collate = staticmethod(collate)
 
     def collate_quad(self, items: Sequence[Item]) -> Batch:
-        """Every four items to one picture of twice the side: the first enlarged, or all four side by side, by chance.
-
-        What is left over after the fours is enlarged, so that no short batch is lost.
-        """
-        joined, full = [], len(items) // 4 * 4
-        for start in range(0, full, 4):
-            four = items[start : start + 4]
-            rng = np.random.default_rng([self.seed, *four[0].key, 4])
-            joined.append(_enlarged(four[0]) if rng.random() < 0.5 else _tiled(four))
-        return self.collate([*joined, *map(_enlarged, items[full:])])
+        """Every four items to one picture of twice the side, by the data set's seed; see `utils.batches`."""
+        return collate_quad(items, self.seed)
 
 
-def _enlarged(item: Item) -> Item:
-    image = F.interpolate(item.image[None].float(), scale_factor=2.0, mode="bilinear", align_corners=False)[0]
-    return item._replace(image=image.round().to(torch.uint8))
-
-
-def _tiled(four: Sequence[Item]) -> Item:
-    """First above second on the left, third above fourth on the right."""
-    columns = [torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)]
-    targets = []
-    for number, item in enumerate(four):
-        rows = item.targets.clone()
-        rows[:, 2] += number // 2
-        rows[:, 3] += number % 2
-        rows[:, 2:] *= 0.5
-        targets.append(rows)
-    return four[0]._replace(image=torch.cat(columns, 2), targets=torch.cat(targets))
+def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: bool) -> LabelIndex:
+    """The index with its classes made one or checked, and lying pictures before standing ones where asked."""
+    if single_cls:
+        index = index.with_one_class()
+    elif nc is not None:
+        index.check_classes(nc)
+    return index.take(np.argsort(index.sizes[:, 1] / index.sizes[:, 0], kind="stable")) if by_shape else index
 
 
 def _start_worker(_: int) -> None:
@@ -315,12 +264,13 @@ def create_dataloader(
     """A loader of `Batch`es and its data set; parameters as in v6.1, and `seed`, and `nc` to check the classes against.
 
     Before each epoch call `loader.sampler.set_epoch(epoch, plain)`, and `set_weights` when `image_weights` is on. A
-    batch is at most the whole data set. `rank` >= 0: this process's share only. Raises ValueError as the data set does.
+    batch is at most the whole data set. `rank` >= 0: this process's share only; the processes of a machine make the
+    data set together, so all must come here. Raises ValueError as the data set does.
     """
-    with main_first(everybody=rank >= 0):
-        dataset = DetectionDataset(
-            path, imgsz, batch_size, augment, hyp, rect, image_weights, cache, single_cls, stride, pad, prefix, seed, nc
-        )
+    dataset = DetectionDataset(
+        path, imgsz, batch_size, augment, hyp, rect, image_weights, cache, single_cls, stride, pad, prefix, seed, nc,
+        team=Team.of_this_machine() if rank >= 0 else ALONE,
+    )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
     workers = min(processors, batch_size if batch_size > 1 else 0, workers)

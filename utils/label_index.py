@@ -1,7 +1,7 @@
-"""The checked labels of a whole data set, packed into a few flat arrays, and the cache file that saves checking again.
+"""From folders, lists and shards to a `LabelIndex`: check every pair once, and remember the result in a cache file.
 
-Loader processes share memory with their parent until somebody writes to it, and Python writes to every object it
-touches. A million small arrays would therefore be copied into every worker; ten large ones stay shared.
+The processes of one machine check together: each its share, and the first puts the shares together, writes the file and
+lets the others have the arrays. Whether there is anything to check is decided by the first alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,161 +20,34 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.labels import Problem, Record, check_pair, find_images, first_class_above, img2label_paths
+from utils.label_arrays import ARRAYS, Counts, LabelIndex, pack_names, unpack_name
+from utils.labels import Problem, check_pair, find_images, img2label_paths
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.shards import check_shard, find_shards, is_shard
+from utils.shared_memory import ALONE, share
+from utils.team import Team
 
-CACHE_VERSION = 1
+__all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprint", "load_cache", "load_index",
+           "save_cache"]  # fmt: skip
+
+CACHE_VERSION = 2
 SHOWN_PROBLEMS = 10
 CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
-_ARRAYS = ("names", "name_ends", "sizes", "labels", "label_ends", "points", "point_ends")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many pairs had a label file, lacked one, had an empty one, could not be used; and how many there were."""
-
-    found: int = 0
-    missing: int = 0
-    empty: int = 0
-    corrupt: int = 0
-    total: int = 0
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> Counts:
-        """Count checked pairs."""
-        found = sum(record.has_label_file for record in records)
-        usable = [record for record in records if record.size is not None]
-        empty = sum(record.has_label_file and not len(record.labels) for record in usable)
-        return cls(found, len(records) - found, empty, len(records) - len(usable), len(records))
-
-    def __str__(self) -> str:
-        return f"{self.found} found, {self.missing} missing, {self.empty} empty, {self.corrupt} corrupt"
-
-
-def _ends(lengths: Iterable[int]) -> np.ndarray:
-    """Offsets (n + 1) of n consecutive pieces."""
-    return np.concatenate(([0], np.cumsum(np.fromiter(lengths, dtype=np.int64), dtype=np.int64)))
-
-
-def _joined(parts: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    return np.concatenate([np.zeros((0, columns), dtype=np.float32), *parts]).astype(np.float32, copy=False)
-
-
-def _take(flat: np.ndarray, ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of a flat array in another order, and their offsets."""
-    lengths = np.diff(ends)[order]
-    new_ends = _ends(lengths)
-    within = np.arange(new_ends[-1]) - np.repeat(new_ends[:-1], lengths)
-    return flat[np.repeat(ends[:-1][order], lengths) + within], new_ends
-
-
-class LabelIndex:
-    """Paths, sizes, labels and polygons of the usable pictures of a data set.
-
-    Piece i of a flat array lies between entries i and i + 1 of its `*_ends`: names (bytes) and labels (N, 5) a picture,
-    polygon points (P, 2) a label (none for a plain box). Coordinates are fractions of the picture.
-    """
-
-    def __init__(self, arrays: dict[str, np.ndarray], counts: Counts, problems: Sequence[Problem] = ()) -> None:
-        """Raises ValueError when arrays do not fit together, KeyError when one is missing."""
-        self.arrays = {name: arrays[name] for name in _ARRAYS}
-        self.counts, self.problems = counts, list(problems)
-        pictures = len(self.arrays["sizes"])
-        for flat, ends, pieces in (
-            ("names", "name_ends", pictures),
-            ("labels", "label_ends", pictures),
-            ("points", "point_ends", len(self.arrays["labels"])),
-        ):
-            offsets = self.arrays[ends]
-            if offsets.shape != (pieces + 1,) or offsets[-1] != len(self.arrays[flat]) or (np.diff(offsets) < 0).any():
-                raise ValueError(f"the arrays {flat} and {ends} do not fit together")
-
-    @classmethod
-    def pack(cls, records: Sequence[Record]) -> LabelIndex:
-        """Keep the usable records; count all of them and gather their problems."""
-        kept = [record for record in records if record.size is not None]
-        names = [os.fsencode(record.path) for record in kept]
-        segments = [points for record in kept for points in record.segments]
-        arrays = {
-            "names": np.frombuffer(b"".join(names), dtype=np.uint8),
-            "name_ends": _ends(map(len, names)),
-            "sizes": np.array([record.size for record in kept], dtype=np.int64).reshape(-1, 2),
-            "labels": _joined([record.labels for record in kept], 5),
-            "label_ends": _ends(len(record.labels) for record in kept),
-            "points": _joined(segments, 2),
-            "point_ends": _ends(map(len, segments)),
-        }
-        return cls(arrays, Counts.of(records), [record.problem for record in records if record.problem])
-
-    def __len__(self) -> int:
-        return len(self.arrays["sizes"])
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(n, 2) width and height of every picture as decoded."""
-        return self.arrays["sizes"]
-
-    @property
-    def all_labels(self) -> np.ndarray:
-        """(N, 5) labels of all pictures, one after the other."""
-        return self.arrays["labels"]
-
-    def path(self, index: int) -> str:
-        """Path of a picture."""
-        start, end = self.arrays["name_ends"][index : index + 2]
-        return os.fsdecode(self.arrays["names"][start:end].tobytes())
-
-    def labels(self, index: int) -> np.ndarray:
-        """(n, 5) labels of a picture: class, cx, cy, w, h. A view: do not write to it."""
-        start, end = self.arrays["label_ends"][index : index + 2]
-        return self.arrays["labels"][start:end]
-
-    def segments(self, index: int) -> tuple[np.ndarray, ...]:
-        """One polygon (k, 2) a label of a picture, empty for plain boxes; nothing at all if none has one."""
-        start, end = self.arrays["label_ends"][index : index + 2]
-        ends = self.arrays["point_ends"][start : end + 1]
-        if ends[0] == ends[-1]:
-            return ()
-        points = self.arrays["points"]
-        return tuple(points[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True))
-
-    def take(self, order: np.ndarray) -> LabelIndex:
-        """The same pictures in another order, or some of them."""
-        old = self.arrays
-        names, name_ends = _take(old["names"], old["name_ends"], order)
-        rows, label_ends = _take(np.arange(len(old["labels"])), old["label_ends"], order)
-        points, point_ends = _take(old["points"], old["point_ends"], rows)
-        arrays = (names, name_ends, old["sizes"][order], old["labels"][rows], label_ends, points, point_ends)
-        return LabelIndex(dict(zip(_ARRAYS, arrays, strict=True)), self.counts, self.problems)
-
-    def with_one_class(self) -> LabelIndex:
-        """Every label in class 0."""
-        labels = self.all_labels.copy()
-        labels[:, 0] = 0
-        return LabelIndex({**self.arrays, "labels": labels}, self.counts, self.problems)
-
-    def check_classes(self, nc: int) -> None:
-        """Raise ValueError, naming file and line, for a label whose class is not below `nc`."""
-        high = np.flatnonzero(self.all_labels[:, 0] >= nc)
-        if not len(high):
-            return
-        picture = int(np.searchsorted(self.arrays["label_ends"], high[0], side="right")) - 1
-        (label_path,) = img2label_paths([self.path(picture)])
-        line, number = first_class_above(label_path, nc) or (0, int(self.all_labels[high[0], 0]))
-        raise ValueError(
-            f"{label_path}:{line}: class {number}, but the data set has {nc} classes, 0 to {nc - 1}; "
-            "correct the label or the names in the data YAML"
-        )
+CHUNK = 4096  # pairs whose records are Python objects at one time
 
 
 # ---- cache file ------------------------------------------------------------------------------------------------------
 
 
-def cache_path(sources: Sequence[Path], label_path: str) -> Path:
-    """Beside a text list, else beside the folder of the first label: its whole name, then `.cache.npz`."""
-    base = sources[0] if sources[0].is_file() else Path(label_path).absolute().parent
-    several = "-" + hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:8] if len(sources) > 1 else ""
+def cache_path(sources: Sequence[Path], first: str) -> Path:
+    """Beside a text list or the `first` shard, else beside the folder of the first label; its whole name, `.cache.npz`.
+
+    `first` is the path of a shard, or where there is none of a label file.
+    """
+    alone = len(sources) == 1 and (sources[0].is_file() or not is_shard(first))
+    base = Path(first) if is_shard(first) else sources[0] if sources[0].is_file() else Path(first).absolute().parent
+    several = "" if alone else "-" + hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:8]
     return base.with_name(f"{base.name}{several}.cache.npz")
 
 
@@ -201,7 +74,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
             if header["version"] != CACHE_VERSION or header["fingerprint"] != expected:
                 return None
             problems = [Problem(**problem) for problem in header["problems"]]
-            return LabelIndex({name: content[name] for name in _ARRAYS}, Counts(**header["counts"]), problems)
+            return LabelIndex({name: content[name] for name in ARRAYS}, Counts(**header["counts"]), problems)
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         LOGGER.warning(f"{shown(path)}: not a usable label cache ({error}); checking the labels again")
         return None
@@ -229,44 +102,164 @@ def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
             os.unlink(temporary)
 
 
-# ---- reading a data set ----------------------------------------------------------------------------------------------
+# ---- checking --------------------------------------------------------------------------------------------------------
 
 
-def _check_all(images: Sequence[str], labels: Sequence[str], prefix: str) -> LabelIndex:
+@dataclass
+class _Share:
+    """Some of the units of a data set (pictures, or whole shards), checked.
+
+    `units` and `problem_units` say of which unit each picture and each problem is.
+    """
+
+    index: LabelIndex
+    units: np.ndarray
+    problem_units: np.ndarray
+
+
+def _check_pictures(names: Sequence[str], numbers: np.ndarray, pool: ThreadPoolExecutor) -> _Share:
+    records = list(pool.map(check_pair, names, img2label_paths(names)))
+    usable = [record.size is not None for record in records]
+    remarked = [record.problem is not None for record in records]
+    return _Share(LabelIndex.pack(records), numbers[usable], numbers[remarked])
+
+
+def _check_shard(name: str, number: int, pool: ThreadPoolExecutor) -> _Share:
+    index = LabelIndex.pack(*check_shard(name, pool.map))
+    return _Share(index, np.full(len(index), number), np.full(len(index.problems), number))
+
+
+def _joined(shares: Sequence[_Share]) -> _Share:
+    """All of them, in the order of the units."""
+    index = LabelIndex.join([share.index for share in shares])
+    units, problem_units = (
+        np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(share, name) for share in shares)])
+        for name in ("units", "problem_units")
+    )
+    if (np.diff(units) < 0).any():
+        order = np.argsort(units, kind="stable")
+        index, units = index.take(order), units[order]
+    told = np.argsort(problem_units, kind="stable")
+    index.problems = [index.problems[number] for number in told]
+    return _Share(index, units, problem_units[told])
+
+
+def _check(names: Sequence[str], numbers: np.ndarray, prefix: str) -> _Share:
+    """Check units called `names`, which are those of these `numbers` (n,)."""
     quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        checked = pool.map(check_pair, images, labels)
-        description = f"{prefix}checking pictures and labels"
-        records = list(tqdm(checked, description, len(images), unit=" pictures", disable=quiet, dynamic_ncols=True))
-    return LabelIndex.pack(records)
+    shares, start = [], 0
+    unit = " files" if any(map(is_shard, names)) else " pictures"
+    description = f"{prefix}checking pictures and labels"
+    with (
+        ThreadPoolExecutor(CHECKING_THREADS) as pool,
+        tqdm(total=len(names), desc=description, unit=unit, disable=quiet, dynamic_ncols=True) as bar,
+    ):
+        while start < len(names):
+            if is_shard(names[start]):
+                end = start + 1
+                shares.append(_check_shard(names[start], numbers[start], pool))
+            else:
+                chunk = range(start, min(start + CHUNK, len(names)))
+                end = next((number for number in chunk if is_shard(names[number])), chunk.stop)
+                shares.append(_check_pictures(names[start:end], numbers[start:end], pool))
+            bar.update(end - start)
+            start = end
+    return _joined(shares)
 
 
-def _report(index: LabelIndex, source: str, prefix: str) -> None:
-    LOGGER.info(f"{prefix}{source}: {len(index)} pictures, {len(index.all_labels)} labels; label files: {index.counts}")
-    for problem in index.problems[:SHOWN_PROBLEMS]:
-        LOGGER.warning(f"{prefix}{problem}")
-    if (more := len(index.problems) - SHOWN_PROBLEMS) > 0:
-        LOGGER.warning(f"{prefix}... and {more} more; {index.counts.corrupt} pictures are left out in all")
+def _check_together(units: Sequence[str] | None, prefix: str, team: Team) -> LabelIndex | None:
+    """The first process says what there is, each checks its share; returns the index in the first, None elsewhere."""
+    if team.size == 1:
+        return _check(units, np.arange(len(units)), prefix).index
+    told = share(dict(zip(("names", "ends"), pack_names(units), strict=True)) if team.is_first else None, team)
+    numbers = team.mine(np.arange(len(told["ends"]) - 1))
+    own = None
+    with team.agreed():
+        own = _check([unpack_name(told["names"], told["ends"], number) for number in numbers], numbers, prefix)
+    notes = team.gather((own.index.counts, own.index.problems))
+    arrays = {**own.index.arrays, "units": own.units, "problem_units": own.problem_units}
+    shares = []
+    for owner, (counts, problems) in enumerate(notes):
+        theirs = share(arrays if owner == team.number else None, team, owner)
+        if team.is_first:
+            shares.append(_Share(LabelIndex(theirs, counts, problems), theirs["units"], theirs["problem_units"]))
+    with team.agreed():
+        return _joined(shares).index if team.is_first else None
 
 
-def load_index(sources: str | Path | Iterable[str | Path], prefix: str = "", cache: bool = True) -> LabelIndex:
+# ---- a whole data set ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Search:
+    """What was found for the sources of a data set: units (pictures and shards), and where their cache belongs."""
+
+    sources: list[Path]
+    units: list[str]
+    first_label: str
+    place: Path
+    stamp: str
+
+    @classmethod
+    def of(cls, sources: list[Path]) -> _Search:
+        """Raises ValueError when a source does not exist or nothing is found."""
+        folders = [source for source in sources if not is_shard(source)]
+        images = [str(path) for path in find_images(folders)] if folders or not sources else []
+        tars = find_shards(source for source in sources if is_shard(source))
+        labels = img2label_paths(images)
+        place = cache_path(sources, tars[0] if tars else labels[0])
+        stamp = fingerprint([*images, *labels, *tars])
+        return cls(sources, [*images, *tars], labels[0] if labels else f"key.txt in {tars[0]}", place, stamp)
+
+    def remember(self, index: LabelIndex) -> None:
+        """Write the cache file, if there is anything to remember and a folder to keep it in."""
+        if len(index) and self.place.parent.is_dir():  # without any label file there may be none
+            save_cache(self.place, index, self.stamp)
+
+    def report(self, index: LabelIndex, prefix: str) -> None:
+        """Say what was found and what was wrong. Raises ValueError when no picture is usable."""
+        name = ", ".join(map(shown, self.sources))
+        LOGGER.info(
+            f"{prefix}{name}: {len(index)} pictures, {len(index.all_labels)} labels; label files: {index.counts}"
+        )
+        for problem in index.problems[:SHOWN_PROBLEMS]:
+            LOGGER.warning(f"{prefix}{problem}")
+        if (more := len(index.problems) - SHOWN_PROBLEMS) > 0:
+            LOGGER.warning(f"{prefix}... and {more} more; {index.counts.corrupt} pictures are left out in all")
+        if not len(index):
+            what = f"the {index.counts.total} pictures of {name}"
+            raise ValueError(f"none of {what} can be used, first: {index.problems[0]}")
+        if not index.counts.found:
+            looked = f"looked for {self.first_label} and its like"
+            LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background")
+
+
+def load_index(
+    sources: str | Path | Iterable[str | Path],
+    prefix: str = "",
+    cache: bool = True,
+    team: Team = ALONE,
+    prepare: Callable[[LabelIndex], LabelIndex] = lambda index: index,
+) -> LabelIndex:
     """Find the pictures of `sources`, check them and their labels once, and remember the result beside the labels.
 
-    Raises ValueError when no picture is found or none is usable.
+    The processes of a `team` must all come here; they share the work and hold one copy of the result, which `prepare`
+    may change before (in the first process only). Raises ValueError, in all of them, when no picture is found or none
+    is usable, and what `prepare` raises.
     """
     listed = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
-    images = [str(path) for path in find_images(listed)]
-    labels = img2label_paths(images)
-    source = ", ".join(map(shown, listed))
-    place, stamp = cache_path(listed, labels[0]), fingerprint([*images, *labels])
-    index = load_cache(place, stamp) if cache else None
-    if index is None:
-        index = _check_all(images, labels, prefix)
-        if cache and len(index) and place.parent.is_dir():  # without any label file there may be no folder for it
-            save_cache(place, index, stamp)
-    _report(index, source, prefix)
-    if not len(index):
-        raise ValueError(f"none of the {len(images)} pictures of {source} can be used, first: {index.problems[0]}")
-    if not index.counts.found:
-        LOGGER.warning(f"{prefix}no labels found for {source}: looked for {labels[0]} and its like; all is background")
-    return index
+    search, index = None, None
+    with team.agreed():
+        if team.is_first:
+            search = _Search.of(listed)
+            index = load_cache(search.place, search.stamp) if cache else None
+    known = team.tell(index is not None)
+    if not known:
+        index = _check_together(search.units if search else None, prefix, team)
+    with team.agreed():
+        if search:
+            if cache and not known:
+                search.remember(index)
+            search.report(index, prefix)
+            index = prepare(index)
+    return LabelIndex.shared(index, team)

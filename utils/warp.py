@@ -106,7 +106,8 @@ def warp_labels(
             moved[i], area_left[i] = points.astype(np.float32), POLYGON_AREA_LEFT
     keep = box_candidates(labels[:, 1:].T * warp.scale, boxes.T, min_side, area_thr=area_left)
     labels = np.concatenate((labels[:, :1], boxes), 1)[keep].astype(np.float32)
-    return labels, tuple(moved[i] for i in np.flatnonzero(keep))
+    # by way of a list: tuples grown from generators fill CPython's free lists, some MB in each loader process
+    return labels, tuple([moved[i] for i in np.flatnonzero(keep)])
 
 
 def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

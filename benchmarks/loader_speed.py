@@ -1,0 +1,125 @@
+"""How many training pictures one core makes in a second, from files, from shards and from memory.
+
+    python -m benchmarks.loader_speed                 drawn JPEG pictures of 480 to 640 px a side, at --imgsz 640
+    python -m benchmarks.loader_speed --data coco.yaml
+
+Everything runs in one process with one thread, as a loader process does; rounds run all sources in turn. Seconds are
+those of the processor, so that other work on the machine does not count; files are in the page cache, so a disk would
+not either. `read` is reading, decoding and scaling alone; `train` is a whole item: mosaic of four, perspective, colour,
+flip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import torch
+
+from benchmarks.pairing import interleave
+from benchmarks.report import Table, machine
+from utils.config import DataConfig, Hyp
+from utils.datasets import DetectionDataset, SampleKey
+from utils.label_arrays import LabelIndex
+from utils.label_index import load_index
+from utils.paths import check_yaml
+from utils.synthetic import draw_dataset
+from utils.write_shards import write_shards
+
+SIDES = (480, 640)  # of drawn pictures, in pixels; COCO's are mostly 640 x 480
+
+
+def items(dataset: DetectionDataset, count: int) -> Callable[[], None]:
+    """Makes `count` items, others in every call."""
+    epoch = iter(range(1 << 30))
+
+    def run() -> None:
+        number = next(epoch)
+        for position in range(count):
+            dataset[SampleKey(position % len(dataset), number)]
+
+    return run
+
+
+def images(dataset: DetectionDataset, count: int) -> Callable[[], None]:
+    """Reads and scales `count` pictures."""
+
+    def run() -> None:
+        for position in range(count):
+            dataset.load_image(position % len(dataset))
+
+    return run
+
+
+def shuffled_part(index: LabelIndex, count: int) -> LabelIndex:
+    """At most `count` pictures, from all over the set."""
+    generator = torch.Generator().manual_seed(0)
+    return index.take(torch.randperm(len(index), generator=generator)[:count].numpy())
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Print pictures a second and core of each source."""
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data:
+            sources = DataConfig.load(check_yaml(options.data)).train
+        else:
+            draw_dataset(Path(folder) / "set", options.pictures, 1, SIDES)
+            sources = Path(folder) / "set/images/train"
+        hyp = Hyp.load(check_yaml("hyp.default.yaml"))
+        index = shuffled_part(load_index(sources, cache=False), options.pictures)
+        listing = Path(folder) / "pictures.txt"
+        listing.write_text("\n".join(os.path.abspath(index.path(i)) for i in range(len(index))))
+        size = sum(os.path.getsize(index.path(i)) for i in range(len(index))) / len(index)
+        print(
+            f"{len(index)} pictures of {size / 1024:.0f} KiB on average, --imgsz {options.imgsz}, mosaic {hyp.mosaic:g}"
+        )
+        shards = load_index(write_shards(listing, Path(folder) / "shards", per_shard=100), cache=False)
+        sets = {
+            name: DetectionDataset(source, options.imgsz, augment=True, hyp=hyp, cache=cache)
+            for name, source, cache in (("files", index, None), ("shards", shards, None), ("ram", index, "ram"))
+        }
+        rivals = {f"{name} read": images(dataset, options.count) for name, dataset in sets.items()}
+        rivals |= {f"{name} train": items(dataset, options.count) for name, dataset in sets.items()}
+        seconds = interleave(rivals, options.rounds, clock=time.process_time)
+        table = Table({"source": 12, "pictures/s/core": 0, "ms each": 8})
+        for name, times in seconds.items():
+            each = statistics.median(times) / options.count
+            table.add(**{"source": name, "pictures/s/core": round(1 / each, 1), "ms each": round(1000 * each, 2)})
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader_speed", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="", help="data set YAML; drawn pictures where it is not given")
+    parser.add_argument("--pictures", type=int, default=200, help="how many of them are used")
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--count", type=int, default=50, help="pictures in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if min(options.pictures, options.imgsz, options.count, options.rounds) < 1:
+        parser.error("all numbers are at least 1")
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        facts = machine(torch.device("cpu"), torch.uint8, 1)
+        versions = f"torch {facts['torch']}; OpenCV {cv2.__version__}; commit {facts['commit']}"
+        print(f"{facts['processor']}, one used; {versions}")
+        measure(options)
+    except ValueError as error:
+        parser.error(str(error))
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
