@@ -146,9 +146,8 @@ class Run:
         """After an epoch: validate, tell the loggers, save. True when training is to stop."""
         opt, progress, trainer, epoch = self.opt, self.progress, self.trainer, self.progress.position.epoch
         final = epoch + 1 == opt.epochs
-        scored = final or not opt.noval
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
-        if scored:
+        if scored := final or not opt.noval:
             copy_from_main(trainer.ema.ema)
             progress.result = self.validate(trainer.ema.ema, self.loss_of(trainer.ema.ema))
         progress.position.next_epoch()
@@ -158,17 +157,22 @@ class Run:
             progress.maps = progress.result.metrics.maps
             log_table(progress.result)
             self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
-        score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
-        improved = score > progress.best_fitness or not self.keeper.best.exists()
-        progress.best_fitness = max(score, progress.best_fitness)
         values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
         progress.history.append([epoch, *values])
-        self.callbacks.run("on_fit_epoch_end", values, epoch, progress.best_fitness, score)
+        score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
-        if not opt.nosave or final or stop:
+        self.keep(values, score, final, final or stop or not opt.nosave)
+        return stop
+
+    def keep(self, values: list[float], score: float, final: bool, save: bool) -> None:
+        """Enter an epoch's row of results and its fitness, and save what they belong to."""
+        progress, epoch = self.progress, self.progress.last_epoch
+        improved = score > progress.best_fitness or not self.keeper.best.exists()
+        progress.best_fitness = max(score, progress.best_fitness)
+        self.callbacks.run("on_fit_epoch_end", values, epoch, progress.best_fitness, score)
+        if save:
             self.keeper.save(improved)
             self.callbacks.run("on_model_save", self.keeper.last, epoch, final, progress.best_fitness, score)
-        return stop
 
     def loss_of(self, model: nn.Module) -> ComputeLoss:
         """The training loss as it stands, for a validation that must not move it."""

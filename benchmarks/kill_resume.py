@@ -4,9 +4,9 @@ python -m benchmarks.kill_resume                      # 20 kills of a run with 2
 python -m benchmarks.kill_resume --kills 100 --workers 2 --seed 1
 
 Every kill is SIGKILL, some at a random time after the start, most at a random time after a random one of the
-checkpoints: so they fall on imports, label checking, steps, validations, half-written files and the end alike. A run that
-got to its end is compared: weights, averages, optimiser, best.pt and results.csv must be those of the run that was left
-alone, bit for bit; then a new one begins, until there were enough kills. After each of them last.pt must be readable.
+checkpoints: so they fall on imports, label checking, steps, validations, half-written files and the end alike. A run
+that got to its end is compared: weights, averages, optimiser, best.pt and results.csv must be those of the run that was
+left alone, bit for bit; then a new one begins, until there were enough kills. After each one last.pt must be readable.
 """
 
 from __future__ import annotations

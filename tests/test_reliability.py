@@ -16,7 +16,6 @@ from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
 from utils.config import options
 from utils.guard import OutOfMemory
-from utils.loggers.csv import CsvLogger
 from utils.setup import PIECES, TrainOptions
 from utils.trainer import Trainer
 

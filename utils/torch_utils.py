@@ -207,12 +207,10 @@ class EarlyStopping:
 
     def __call__(self, epoch: int, fitness: float) -> bool:
         """True when this should be the last epoch; `possible_stop` tells that the next one may be."""
-        fitness = float(fitness)
         if fitness > self.best_fitness:
-            self.best_epoch, self.best_fitness = epoch, fitness
+            self.best_epoch, self.best_fitness = epoch, float(fitness)
         self.possible_stop = epoch - self.best_epoch >= self.patience - 1
-        stop = self.exhausted(epoch)
-        if stop:
+        if stop := self.exhausted(epoch):
             LOGGER.info(f"Stopping early: no improvement in {self.patience} epochs since epoch {self.best_epoch}")
         return stop
 

@@ -119,12 +119,10 @@ def check_numbers(opt: TrainOptions) -> None:
         raise ValueError(
             "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
         )
-    if opt.save_minutes < 0:
-        raise ValueError(f"--save-minutes {opt.save_minutes}: choose 0 (never) or more")
     if opt.evolve is not None and opt.evolve < 1:
         raise ValueError(f"--evolve {opt.evolve}: choose at least 1 training")
-    if opt.seed < 0 or opt.patience < 0 or min(opt.freeze) < 0:
-        raise ValueError("--seed, --patience and --freeze must be at least 0")
+    if min(opt.seed, opt.patience, *opt.freeze, opt.save_minutes) < 0:
+        raise ValueError("--seed, --patience, --freeze and --save-minutes must be at least 0")
     if not 0 <= opt.label_smoothing < 1:
         raise ValueError(f"--label-smoothing {opt.label_smoothing}: choose at least 0 and below 1")
 
