@@ -4,6 +4,7 @@ python val.py                                          # the newest training run
 python val.py --weights best.pt --data coco128.yaml --imgsz 640
 python val.py --weights a.pt b.pt --augment                    # an ensemble, with test-time augmentation
 python val.py --task speed --weights best.pt                   # also: test, train, study
+torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batches dealt out, the same result
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from utils.callbacks import Callbacks
 from utils.config import DataConfig, check_img_size, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
-from utils.dist import loader_workers
+from utils.dist import is_main, leave, loader_workers, rank, tell
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
@@ -27,6 +28,8 @@ from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, sho
 from utils.plots_metrics import plot_val_study
 from utils.reports import Report, ReportSettings, coco_score, speed_line
 from utils.runs import trained_with
+from utils.setup import join_processes
+from utils.shares import agreed, my_share, own_batches
 from utils.torch_utils import select_device
 
 TASKS = ("val", "test", "train", "speed", "study")
@@ -42,7 +45,7 @@ class ValOptions:
     weights: list[str] = flag(
         [], "weights (.pt), several make an ensemble; empty for the newest runs/train/*/weights/best.pt"
     )
-    batch_size: int = flag(32, "pictures per batch")
+    batch_size: int = flag(32, "pictures per batch (of each process, where there are several)")
     imgsz: int = flag(
         0,
         "side of the pictures in pixels",
@@ -55,7 +58,7 @@ class ValOptions:
     task: str = flag(
         "val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS
     )
-    device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
+    device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
     workers: int = flag(8, "loader processes, at most one per core (on a CPU: the cores above two)")
     single_cls: bool = flag(False, "score all classes as one")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
@@ -127,10 +130,16 @@ def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSe
     )
 
 
+def new_folder(opt: ValOptions) -> Path:
+    """A new numbered folder for the results, the same one in every process."""
+    path = Path(opt.project) / opt.name
+    return tell(agreed(lambda: increment_path(path, opt.exist_ok, mkdir=True) if is_main() else None))
+
+
 def validate(
     opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
-) -> ValResult:
-    """Score one model on one split at one picture size."""
+) -> ValResult | None:
+    """Score one model on one split at one picture size; of several processes only the main one gets the result."""
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
     imgsz, pad = check_img_size(opt.imgsz, stride), 0.0 if opt.task in TIMING else 0.5
     prefix, shared = (
@@ -138,29 +147,34 @@ def validate(
         {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},
     )
     loader, dataset = create_dataloader(
-        paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, **shared
+        paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, rank=rank(), **shared
     )
-    folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
-    report = Report(report_settings(opt, data, folder), callbacks=callbacks)
-    settings = EvalSettings(opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16)
+    share = my_share()
+    loader = own_batches(loader, *share)
+    report = Report(report_settings(opt, data, new_folder(opt)), callbacks=callbacks)
+    settings = EvalSettings(
+        opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
+    )
     model.warmup((1, 3, imgsz, imgsz))
     result = evaluate(
         lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
     )
+    if result is None:
+        return None
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
     if rows := report.settings.json:
-        LOGGER.info(f"{len(report.settings.rows)} detections saved to {shown(rows)}")
+        LOGGER.info(f"{len(report.rows)} detections saved to {shown(rows)}")
         numbered = [int(Path(file).stem) for file in dataset.img_files if Path(file).stem.isdecimal()]
         coco_score(rows, data.root / "annotations/instances_val2017.json", numbered)
-    LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 
 
-def study(opt: ValOptions, data: DataConfig) -> list[ValResult]:
+def study(opt: ValOptions, data: DataConfig, device: torch.device) -> list[ValResult]:
     """Accuracy and speed of each weights file over a range of picture sizes, as text tables and a plot."""
-    results, folder = [], increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+    results, folder = [], new_folder(opt)
     for weights in opt.weights:
         rows = []
         for size in STUDY_SIZES:
@@ -173,52 +187,68 @@ def study(opt: ValOptions, data: DataConfig) -> list[ValResult]:
                 name=f"{folder.name}/{Path(weights).stem}_{size}",
                 exist_ok=True,
             )
-            model = DetectMultiBackend([weights], device=select_device(opt.device), fp16=opt.half)
-            results.append(validate(one, model, data))
-            rows.append(" ".join(f"{value:10.4g}" for value in (*results[-1].summary, *results[-1].speed)))
-        (folder / f"study_{Path(data.file or 'data').stem}_{Path(weights).stem}.txt").write_text("\n".join(rows) + "\n")
-    plot_val_study(dir=folder, x=list(STUDY_SIZES))
+            model = DetectMultiBackend([weights], device=device, fp16=opt.half)
+            if result := validate(one, model, data):
+                results.append(result)
+                rows.append(" ".join(f"{value:10.4g}" for value in (*result.summary, *result.speed)))
+        if is_main():
+            table = folder / f"study_{Path(data.file or 'data').stem}_{Path(weights).stem}.txt"
+            table.write_text("\n".join(rows) + "\n")
+    if is_main():
+        plot_val_study(dir=folder, x=list(STUDY_SIZES))
     LOGGER.info(f"Study saved to {shown(folder)}")
     return results
 
 
-def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | list[ValResult]:
-    """Do the task that the options ask for. Raises ValueError for files and options that cannot work."""
+def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | list[ValResult] | None:
+    """Do the task that the options ask for, together with the other processes if torchrun started several.
+
+    Raises ValueError for files and options that cannot work.
+    """
     opt = complete(opt)
+    device = join_processes(select_device(opt.device), opt.device)
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)
     if opt.task == "study":
-        return study(opt, data)
+        return study(opt, data, device)
     if opt.task == "speed":
         opt = replace(opt, conf_thres=0.25, iou_thres=0.45, save_json=False)
-    model = DetectMultiBackend(opt.weights, device=select_device(opt.device), dnn=opt.dnn, fp16=opt.half)
+    model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half)
     return validate(opt, model, data, callbacks)
 
 
 def run(
     callbacks: Callbacks | None = None, **given: object
 ) -> tuple[tuple[float, ...], list[float], tuple[float, ...]]:
-    """`val.run(weights="best.pt")`: returns ((P, R, mAP50, mAP50-95, box, obj, cls), mAP per class, ms per picture)."""
+    """`val.run(weights="best.pt")`: returns ((P, R, mAP50, mAP50-95, box, obj, cls), mAP per class, ms per picture).
+
+    Under torchrun every process must call it, and every one gets the same.
+    """
     if isinstance(given.get("weights"), (str, Path)):
         given["weights"] = [str(given["weights"])]
     opt = options(ValOptions, given)
     if opt.task == "study":
         raise ValueError("val.run scores one model at one size; use the command line for --task study")
-    with torch.inference_mode():
-        result = score(opt, callbacks)
-    assert isinstance(result, ValResult)
-    return result.summary, result.metrics.maps.tolist(), result.speed
+    try:
+        with torch.inference_mode():
+            result = score(opt, callbacks)
+        row = (result.summary, result.metrics.maps.tolist(), result.speed) if isinstance(result, ValResult) else None
+        return tell(row)
+    finally:
+        leave()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging()
+    set_up_logging(is_main())
     opt = parse(ValOptions, argv, __doc__)
     try:
         score(opt)
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1
+    finally:
+        leave()
     return 0
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from models import budget
 from models.biformer import C3BRA, BiFormerMerging, BiFormerStage, BiFormerStem
 from models.common import (
     C3,
@@ -39,14 +41,18 @@ from models.common import (
     GhostBottleneck,
     GhostConv,
 )  # fmt: skip
+from models.description_checks import check_description, is_count, is_number
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from utils.config import make_divisible, read_yaml
-from utils.log import LOGGER
+from utils.files import printable
 from utils.paths import ROOT, check_yaml
+from utils.yaml_files import shortened
 
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}  # depth, width
-REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
-OPTIONAL = ("ch", "inplace")
+MAX_TEXT = 200  # characters of an argument that may be a number or a list written as text
+CANNOT_WORK = (  # what building or trying a layer may raise for arguments that do not fit
+    TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AttributeError, AssertionError, MemoryError,
+)  # fmt: skip
 
 # These take the number of repeats as an argument instead of being repeated.
 DEEPENED = (BottleneckCSP, C3, C3TR, C3Ghost, C3BRA, BiFormerStage)
@@ -56,6 +62,10 @@ WIDENED = (
 )  # fmt: skip
 RESHAPING = (Concat, Contract, Expand)
 PLAIN = (Sum, Classify, BiLevelRoutingAttention)
+_SEQUENTIAL = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
 BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (*WIDENED, *RESHAPING, *PLAIN)}
 
 
@@ -76,55 +86,6 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
     if sized[1]:
         description["depth_multiple"], description["width_multiple"] = SIZES[sized[1]]
     return description, Path(cfg)
-
-
-def check_description(description: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the remedy, for a description that lacks a key or has a value of the wrong kind."""
-    missing = [key for key in REQUIRED if key not in description]
-    if missing:
-        raise ValueError(f"lacks {', '.join(missing)}; a model description has {', '.join(REQUIRED)}")
-    for key in description.keys() - {*REQUIRED, *OPTIONAL}:
-        LOGGER.warning(f"model description: unknown key {key!r} is ignored; known: {', '.join((*REQUIRED, *OPTIONAL))}")
-    _check_scalars(description)
-    for key in ("backbone", "head"):
-        _check_list(description[key], f"{key} must be a list of rows [from, repeats, block, arguments]")
-    if not _is_count(description["anchors"]):
-        _check_anchors(description["anchors"])
-
-
-def _check_scalars(description: Mapping[str, Any]) -> None:
-    for key in ("depth_multiple", "width_multiple"):
-        if not _is_number(description[key]) or description[key] <= 0:
-            raise ValueError(f"{key} must be a number above 0, not {description[key]!r}")
-    for key in ("nc", "ch"):
-        if not _is_count(description.get(key, 1)):
-            raise ValueError(f"{key} must be a whole number, at least 1, not {description[key]!r}")
-    if not isinstance(description.get("inplace", True), bool):
-        raise ValueError(f"inplace must be true or false, not {description['inplace']!r}")
-
-
-def _check_anchors(anchors: Any) -> None:
-    form = "anchors must be how many there are per level, or a list of rows [width, height, ...]"
-    _check_list(anchors, form)
-    for row in anchors:
-        _check_list(row, form)
-        if not all(_is_number(side) and side > 0 for side in row):
-            raise ValueError(f"{form}, all above 0")
-        if len(row) != len(anchors[0]) or len(row) % 2:
-            raise ValueError("every level needs the same number of anchors, each with a width and a height")
-
-
-def _check_list(value: Any, form: str) -> None:
-    if not isinstance(value, list) or not value:
-        raise ValueError(form)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # --------------------------------------------------------------------------------------------------- building them
@@ -149,21 +110,33 @@ def build_layers(
     Raises ValueError naming the row when it cannot be built.
     """
     check_description(description)
+    with torch.device("meta"):  # without numbers in them first: what is too large is refused before it is allocated
+        _layers(description, channels, heads)
+    return _layers(description, channels, heads)
+
+
+def _layers(
+    description: Mapping[str, Any], channels: int, heads: Mapping[str, type[nn.Module]]
+) -> tuple[list[nn.Module], list[int]]:
     layers: list[nn.Module] = []
     widths: list[int] = []
     needed: set[int] = set()
+    parameters = depth = 0
     for index, row in enumerate([*description["backbone"], *description["head"]]):
         source, repeats, name, args = _checked_row(index, row)
         sources = source if isinstance(source, list) else [source]
         try:
+            depth += _depth(description, repeats)
             inputs = [widths[s] if index else channels for s in sources]
             plan = _plan(description, _find_block(name, heads), args, inputs, repeats, is_head=name in heads)
             layer = _build(plan)
-        except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
-            raise ValueError(f"layer {index} {row}: {error}") from error
-        layer.i, layer.f, layer.n = index, source, plan.repeats
+            parameters += (np := sum(p.numel() for p in layer.parameters()))
+            budget.check_parameters(parameters)
+            budget.check_layers(depth)
+        except CANNOT_WORK as error:
+            raise ValueError(f"{_named(index, row)}: {in_short(error)}") from error
+        layer.i, layer.f, layer.n, layer.np = index, source, plan.repeats, np
         layer.type = f"{plan.block.__module__}.{plan.block.__qualname__}"
-        layer.np = sum(p.numel() for p in layer.parameters())
         layer.arguments = [*plan.args, *([plan.named] if plan.named else [])]
         needed.update(s % index for s in sources if s != -1)
         layers.append(layer)
@@ -171,17 +144,28 @@ def build_layers(
     return layers, sorted(needed)
 
 
+def in_short(error: BaseException) -> str:
+    """The first line of an error's message, its kind if it has none."""
+    lines = str(error).splitlines()
+    return printable(lines[0][:300]) if lines and lines[0] else type(error).__name__
+
+
+def _named(index: int, row: Any) -> str:
+    return f"layer {index} {printable(row)[:80] if isinstance(row, str) else shortened(row)}"
+
+
 def _checked_row(index: int, row: Any) -> tuple[int | list[int], int, str, list[Any]]:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
-        raise ValueError(f"layer {index} {row}: expected [from, repeats, block, arguments]")
+        raise ValueError(f"{_named(index, row)}: expected [from, repeats, block, arguments]")
     source, repeats, name, args = row
     sources = source if isinstance(source, list) else [source]
     if not sources or not all(_is_earlier(s, index) for s in sources):
-        raise ValueError(f"layer {index} {row}: 'from' must be -1 or the index of an earlier layer, not {source}")
-    if not _is_count(repeats):
-        raise ValueError(f"layer {index} {row}: repeats must be a whole number, at least 1, not {repeats!r}")
+        here, found = _named(index, row), shortened(source)
+        raise ValueError(f"{here}: 'from' must be -1 or the index of an earlier layer, not {found}")
+    if not is_count(repeats):
+        raise ValueError(f"{_named(index, row)}: repeats must be a whole number, at least 1, not {shortened(repeats)}")
     if not isinstance(name, str) or not isinstance(args, list):
-        raise ValueError(f"layer {index} {row}: expected a block's name and a list of arguments")
+        raise ValueError(f"{_named(index, row)}: expected a block's name and a list of arguments")
     return source, repeats, name, args
 
 
@@ -196,6 +180,8 @@ def _find_block(name: str, heads: Mapping[str, type[nn.Module]]) -> type[nn.Modu
         return known[name]
     if name.startswith("nn."):
         found = getattr(nn, name[3:], None)
+        if isinstance(found, type) and issubclass(found, (nn.RNNBase, *_SEQUENTIAL)):
+            raise ValueError(f"{name} works on sequences, not on maps")
         if isinstance(found, type) and issubclass(found, nn.Module):
             return found
     names = [*known, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())]
@@ -216,9 +202,10 @@ def _plan(
     named = args[-1] if args and isinstance(args[-1], dict) else {}
     args = [_value(arg, description) for arg in (args[:-1] if named else args)]
     named = {key: _value(value, description) for key, value in named.items()}
-    if repeats > 1:
-        repeats = max(round(repeats * description["depth_multiple"]), 1)
-    plan = _Plan(block, args, named, repeats, channels=inputs[0])
+    budget.check_numbers([args, named])
+    if fixed := {"device", "dtype"} & named.keys():
+        raise ValueError(f"{min(fixed)} is not for a description to choose; leave it out")
+    plan = _Plan(block, args, named, _depth(description, repeats), channels=inputs[0])
     if block in WIDENED:
         _widen(plan, description)
     elif block in RESHAPING:
@@ -228,6 +215,13 @@ def _plan(
     elif is_head:
         plan.args = _head_arguments(plan, inputs)
     return plan
+
+
+def _depth(description: Mapping[str, Any], repeats: int) -> int:
+    """Repeats scaled by the model's depth; one stays one."""
+    depth = max(round(repeats * description["depth_multiple"]), 1) if repeats > 1 else 1
+    budget.check_layers(depth)
+    return depth
 
 
 def _head_arguments(plan: _Plan, inputs: list[int]) -> list[Any]:
@@ -240,7 +234,7 @@ def _head_arguments(plan: _Plan, inputs: list[int]) -> list[Any]:
 
 def _widen(plan: _Plan, description: Mapping[str, Any]) -> None:
     """Input channels, scaled output channels and, where the block takes it, the depth go before the arguments."""
-    if not plan.args or not _is_number(plan.args[0]):
+    if not plan.args or not is_number(plan.args[0]):
         raise ValueError(f"the first argument of {plan.block.__name__} must be its number of output channels")
     c1, further = plan.channels, plan.args[1:]
     plan.channels = _width(description, plan.args[0])
@@ -286,8 +280,8 @@ def _value(arg: Any, description: Mapping[str, Any]) -> Any:
     if module := re.fullmatch(r"nn\.(\w+)\(\)", arg):
         return _find_block(f"nn.{module[1]}", {})()
     try:
-        return ast.literal_eval(arg)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(arg) if len(arg) <= MAX_TEXT else arg
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return arg
 
 

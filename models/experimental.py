@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
+from utils.files import printable
 
 __all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]
 
@@ -103,7 +104,7 @@ def load_model(content: Mapping[str, Any]) -> Model:
     _match_classes(model, stored.get("classes", {}))
     _load_state(model, stored["state_dict"])
     names = stored.get("names") or model.names
-    model.names = list(names.values() if isinstance(names, Mapping) else names)
+    model.names = [printable(str(name)) for name in (names.values() if isinstance(names, Mapping) else names)]
     if len(model.names) != model.nc:
         raise ValueError(f"has {len(model.names)} names for {model.nc} classes")
     model.hyp = dict(stored.get("hyp") or {})
@@ -119,6 +120,8 @@ def _check_stored(stored: Any) -> None:
         if not isinstance(stored.get(key), kind):
             found = type(stored[key]).__name__
             raise ValueError(f"its {key} is of type {found}; the file is damaged or no detector")
+    if not all(isinstance(key, str) for key in stored["state_dict"]):
+        raise ValueError("its state_dict has keys that are no text; the file is damaged or no detector")
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:

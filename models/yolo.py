@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.budget import Watch
 from models.common import Conv
-from models.description import OPTIONAL, REQUIRED, build_layers, resolve_cfg
+from models.description import CANNOT_WORK, build_layers, in_short, resolve_cfg
+from models.description_checks import OPTIONAL, REQUIRED
 from utils.log import LOGGER
 from utils.torch_utils import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
 
@@ -178,11 +180,11 @@ class Model(nn.Module):
         head.training, done = True, -1
         levels: list[Tensor] = []
         try:
-            with torch.no_grad():
+            with torch.no_grad(), Watch():
                 for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
                     done, levels = layer.i, output
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(f"layer {done + 1} cannot take what it is given ({str(error).splitlines()[0]})") from error
+        except CANNOT_WORK as error:
+            raise ValueError(f"layer {done + 1} cannot take what it is given ({in_short(error)})") from error
         for module, mode in modes.items():
             module.training = mode
         return torch.tensor([PROBE / level.shape[2] for level in levels])

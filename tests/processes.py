@@ -1,64 +1,71 @@
-"""Several processes of one machine that meet over gloo, as torchrun would start them."""
+"""Real processes on one machine, for tests of what they do together."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.paths import ROOT
-
-FRAME = """
-import json, sys
 import torch
-from utils.dist import join, leave, rank
-torch.set_num_threads(1)
-join("gloo")
-arguments = json.loads(sys.argv[1])
-{body}
-leave()
-"""
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def together(body: str, arguments: dict[str, Any], count: int = 2, timeout: float = 120) -> list[Any]:
-    """Run Python statements in `count` processes that have joined each other; what each prints as JSON, by rank.
+def together(
+    function: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2, meet: bool = True
+) -> list[Any]:
+    """What `function(*arguments)` returns in each of `world` processes that have met over gloo, or (not `meet`) may.
 
-    `arguments` is a variable of theirs.
+    It is a function of a test module; its arguments are JSON, its answers tensors and builtins.
     """
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
-    running = [
+    met = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [function.__module__, function.__name__, str(folder), json.dumps(arguments), "meet" * meet]
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", FRAME.format(body=body), json.dumps(arguments)],
+            [sys.executable, "-c", "from tests.processes import main; main()", *words],
+            cwd=ROOT,
+            env=os.environ
+            | QUIET
+            | {key: str(value) for key, value in (met | {"RANK": rank, "LOCAL_RANK": rank}).items()},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {name: str(value) for name, value in {**shared, "RANK": i, "LOCAL_RANK": i}.items()},
-            cwd=Path(arguments.get("cwd", ROOT)),
         )
-        for i in range(count)
+        for rank in range(world)
     ]
     try:
-        said = [process.communicate(timeout=timeout) for process in running]
+        told = [process.communicate(timeout=120)[0] for process in processes]
     finally:
-        for process in running:
+        for process in processes:
             process.kill()
-    for process, (_, errors) in zip(running, said, strict=True):
-        assert process.returncode == 0, errors
-    return [json.loads(out) for out, _ in said]
+    assert not any(process.returncode for process in processes), "\n".join(told)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def write_into(arrays: dict[str, Any], name: str, index: int, value: float) -> None:
-    """Write one number: something for a started process to do that can be imported by name."""
-    arrays[name][index] = value
+def main() -> None:
+    """In one of the processes: meet the others, do what was asked, write the answer down."""
+    from utils.dist import join, leave, rank
+
+    torch.set_num_threads(1)
+    module, function, folder, arguments, meet = sys.argv[1:]
+    if meet:
+        join("gloo")
+    try:
+        answer = getattr(importlib.import_module(module), function)(*json.loads(arguments))
+        torch.save(answer, Path(folder) / f"{rank()}.pt")
+    finally:
+        leave()

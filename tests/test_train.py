@@ -21,8 +21,7 @@ from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
 from utils.config import options, read_yaml
 from utils.paths import ROOT
-from utils.setup import Setup, TrainOptions
-from utils.trainer import Trainer
+from utils.setup import TrainOptions
 
 BASE = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
 
@@ -93,24 +92,24 @@ def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg:
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-class Interrupted(Exception):
+class Torn(Exception):
     pass
 
 
 @pytest.fixture
 def ends_early(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
     """`with ends_early(1)`: training is torn down once the checkpoint of epoch 1 is written."""
-    saved = train.save
+    saved = train.Keeper.save
 
     @contextmanager
     def after(epoch: int) -> Iterator[None]:
-        def save(setup: Setup, trainer: Trainer, progress: train.Progress, improved: bool) -> None:
-            saved(setup, trainer, progress, improved)
-            if progress.epoch == epoch:
-                raise Interrupted
+        def save(self: train.Keeper, improved: bool = False) -> None:
+            saved(self, improved)
+            if self.progress.last_epoch == epoch:
+                raise Torn
 
-        with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(train, "save", save)
+        with monkeypatch.context() as patch, pytest.raises(Torn):
+            patch.setattr(train.Keeper, "save", save)
             yield
 
     return after
@@ -123,13 +122,38 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
     train.run(name="whole", **given)
     with ends_early(1):
         train.run(name="cut", **given)
-    train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+    last = tmp_path / "runs/cut/weights/last.pt"
+    train.run(resume=str(last))
     whole, cut = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     rows = [(tmp_path / "runs" / name / "results.csv").read_text() for name in ("whole", "cut")]
     assert rows[0] == rows[1]
     with pytest.raises(ValueError, match="is finished"):
-        train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+        train.run(resume=str(last))
+
+
+def test_a_finished_run_goes_on_for_more_epochs(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    """The step size is constant here, so that the first epochs of a long run and those of a short one are the same."""
+    hyp = tmp_path / "constant.yaml"
+    hyp.write_text("{lrf: 1.0, warmup_epochs: 0, nominal_batch: 4}")
+    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), hyp=str(hyp), optimizer="SGD")
+    train.run(name="long", **given, **BASE | {"epochs": 3})
+    train.run(name="short", **given, **BASE | {"epochs": 1})
+    last = tmp_path / "runs/short/weights/last.pt"
+    with pytest.raises(ValueError, match="cannot become 7"):
+        train.run(resume=str(last), epochs=3, seed=7)
+    train.run(resume=str(last), epochs=3, workers=0, seed=0)
+    long, short = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("long", "short"))
+    assert all(torch.equal(long[key], short[key]) for key in long)
+    assert len(pd.read_csv(tmp_path / "runs/short/results.csv")) == 3
+
+
+def test_resume_auto_begins_then_goes_on_then_is_content(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="night", resume="auto")
+    for epochs, rows in ((1, 1), (2, 2), (2, 2)):
+        train.run(**given, **BASE | {"epochs": epochs})
+        assert len(pd.read_csv(tmp_path / "runs/night/results.csv")) == rows
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["night"]
 
 
 def test_resume_weighs_pictures_by_the_last_validation(
@@ -138,19 +162,20 @@ def test_resume_weighs_pictures_by_the_last_validation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, weigh, saved = [], train.epoch_weights, train.save
+    seen, weigh, saved = [], train.epoch_weights, train.Keeper.save
 
-    def save(setup: Setup, trainer: Trainer, progress: train.Progress, improved: bool) -> None:
-        progress.maps = np.array([0.25, 0.75])  # as if the little model had learnt something
-        saved(setup, trainer, progress, improved)
+    def save(self: train.Keeper, improved: bool = False) -> None:
+        if self.progress.last_epoch == 0:
+            self.progress.maps = np.array([0.25, 0.75])  # as if the little model had learnt something
+        saved(self, improved)
 
-    monkeypatch.setattr(train, "save", save)
+    monkeypatch.setattr(train.Keeper, "save", save)
     monkeypatch.setattr(
         train, "epoch_weights", lambda labels, weights, maps: seen.append(maps) or weigh(labels, weights, maps)
     )
     given = BASE | {"epochs": 2, "noval": True, "image_weights": True}
-    with pytest.raises(Interrupted), monkeypatch.context() as patch:
-        patch.setattr(train, "tell", lambda stop: (_ for _ in ()).throw(Interrupted))
+    with pytest.raises(Torn), monkeypatch.context() as patch:
+        patch.setattr(train, "tell", lambda stop: (_ for _ in ()).throw(Torn))
         train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="cut", **given)
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     assert [list(maps) for maps in seen] == [[0, 0], [0.25, 0.75]]
@@ -186,7 +211,7 @@ def test_resume_repeats_what_the_network_and_the_trainer_draw(
     given = {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path), "multi_scale": True, "noval": True}
     given |= BASE | {"epochs": 3}
     monkeypatch.setattr(train, "subscribe_loggers", lambda *args: None)
-    monkeypatch.setattr(train, "finish", lambda *args: ())
+    monkeypatch.setattr(train.Run, "finish", lambda self: ())
 
     def watch(watcher: Watcher, **options_given: object) -> None:
         callbacks = Callbacks()

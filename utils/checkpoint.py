@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.files import MIB
 from utils.log import LOGGER
+from utils.pickle_check import check_pickle
 
 FORMAT = "yolov5-biformer-1"
+MAX_PICKLE = 64 * MIB  # everything but the numbers; YOLOv5's largest training checkpoint has less than one
+MAX_STRIDES = 100
+MAX_REPEATED = MIB  # bytes of an expanded tensor, beyond what it really has
 
 _ROUTING = "BiLevelRoutingAttention KVGather QKVLinear TopkRouting"
 _RARE = "CrossConv MixConv2d Sum"
@@ -110,28 +116,61 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint; train one, or give the path of a .pt file")
     try:
-        _check_whole(path)
-        with torch.serialization.safe_globals(_allowed(classes)):
+        allowed = _allowed(classes)
+        _check_content(path, {name for _, name in allowed})
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, Mapping):
-            return {str(key): _readable(key, value) for key, value in content.items()}
+            return {str(key): _readable(str(key), value) for key, value in content.items()}
     except _UNREADABLE as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
     raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint; expected a mapping with a model")
 
 
-def _check_whole(path: Path) -> None:
-    """Compare a zip archive with its own checksums, which torch does not; raises ValueError for a damaged part."""
-    if path.stat().st_size == 0:
+def _check_content(path: Path, allowed: Collection[str]) -> None:
+    """Compare the parts of a file with each other before torch believes them; raises ValueError for what cannot be."""
+    size = path.stat().st_size
+    if size == 0:
         raise ValueError("the file is empty")
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start[:2] != b"PK":  # the format before PyTorch 1.6: five pickles, then the numbers
+            for _ in range(5):
+                check_pickle(file, allowed, {}, size)
+            return
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise ValueError("the file is cut off")
-        return  # an older format, or something else: reading it tells
+        raise ValueError("the file is cut off")
     with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} does not match its checksum")
+        _check_parts(archive, size)
+        program, sizes = _parts(archive)
+        check_pickle(io.BytesIO(program), allowed, sizes, 0)
+
+
+def _check_parts(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError for parts of one name or larger than the file, and for damage, none of which torch minds."""
+    names = [info.filename.lower() for info in archive.infolist()]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError("TorchScript")
+    if len(set(names)) < len(names):
+        raise ValueError("two parts have the same name")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ValueError("its parts are compressed, which PyTorch never does")
+    if sum(info.file_size for info in archive.infolist()) > size:
+        raise ValueError("its parts overlap")
+    if damaged := archive.testzip():
+        raise ValueError(f"{damaged} does not match its checksum")
+
+
+def _parts(archive: zipfile.ZipFile) -> tuple[bytes, dict[str, int]]:
+    """The pickle in a checkpoint, and the bytes of each storage."""
+    folder = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    if sizes.get(f"{folder}/data.pkl", MAX_PICKLE + 1) > MAX_PICKLE:
+        raise ValueError(f"no pickle of at most {MAX_PICKLE >> 20} MiB in it")
+    data = f"{folder}/data/"
+    storages = {name.removeprefix(data): count for name, count in sizes.items() if name.startswith(data)}
+    return archive.read(f"{folder}/data.pkl"), storages
 
 
 def _allowed(classes: Iterable[str]) -> list[tuple[type[Pickled], str]]:
@@ -145,7 +184,7 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     if named := re.search(r"\bGLOBAL ([\w.]+)", text):
         return (
-            f"refused: it would use {named[1]}, which is not on the list of allowed classes and could run code; "
+            f"refused: it would use {named[1][:100]}, which is not on the list of allowed classes and could run code; "
             "save its state_dict() with the program that wrote it"
         )
     lines = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
@@ -177,10 +216,13 @@ def _describe_pickled(model: Pickled) -> dict[str, Any]:
         tensors.pop("anchor_grid", None)  # older releases kept the anchors in pixels too
         for key, tensor in tensors.items():
             if isinstance(tensor, Tensor) and key not in skipped:
-                state[f"{name}.{key}" if name else str(key)] = tensor.detach()
+                state[f"{name}.{key}" if name else str(key)] = _plain_leaf(tensor, str(key))
     fields = model.fields
     description = {key: _plain(fields.get(key), key) for key in ("yaml", "nc", "names", "hyp", "inplace")}
-    stride = [float(value) for value in fields.get("stride", ())]
+    stride = fields.get("stride", ())
+    if len(stride) > MAX_STRIDES:
+        raise ValueError(f"{len(stride)} strides")
+    stride = [float(value) for value in stride]
     return {**description, "stride": stride, "state_dict": state, "classes": classes}
 
 
@@ -268,9 +310,18 @@ def _plain(value: Any, key: str) -> Any:
     return _plain_leaf(value, key)
 
 
+def _check_tensor(tensor: Tensor, key: str) -> Tensor:
+    """Raise ValueError for what is no plain tensor, or repeats a few numbers so often that a copy fills the memory."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        raise ValueError(f"checkpoint entry {key}: a tensor without plain numbers; convert it first")
+    if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), MAX_REPEATED):
+        raise ValueError(f"checkpoint entry {key}: a tensor that repeats its numbers; make it contiguous first")
+    return tensor
+
+
 def _plain_leaf(value: Any, key: str) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return _check_tensor(value, key).detach().cpu()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if isinstance(value, np.generic):

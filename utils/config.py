@@ -6,21 +6,24 @@ The names of `utils.options`, which reads command lines, are here too.
 from __future__ import annotations
 
 import math
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from utils.files import is_one_line
 from utils.log import LOGGER
 from utils.options import flag, inner_type, nearest, options, parse
 from utils.paths import ROOT, datasets_root
+from utils.yaml_files import read_yaml, shortened, write_yaml
 
 __all__ = [
     "DataConfig", "Hyp", "check_img_size", "flag", "make_divisible", "options", "parse", "read_yaml", "write_yaml",
 ]  # fmt: skip
+
+MAX_CLASSES = 100_000
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -45,33 +48,6 @@ def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> i
             f"using {fitting[0] if isinstance(imgsz, int) else fitting}"
         )
     return fitting[0] if isinstance(imgsz, int) else fitting
-
-
-# ------------------------------------------------------------------------------------------------------- YAML files
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not a text file in UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(
-            f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected 'key: value' lines, not {type(content).__name__ if content else 'nothing'}")
-    return content
-
-
-def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping in its own order; paths become text."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in content.items()}
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- data set
@@ -107,8 +83,8 @@ class DataConfig:
         content = read_yaml(file)
         for key in content:
             if key not in cls.KEYS and (near := nearest(key, cls.KEYS)):
-                raise ValueError(f"{file}: unknown key {key!r}{near}; known: {', '.join(cls.KEYS)}")
-        if extra := [str(key) for key in content if key not in cls.KEYS]:
+                raise ValueError(f"{file}: unknown key {shortened(key)}{near}; known: {', '.join(cls.KEYS)}")
+        if extra := [shortened(key).strip("'") for key in content if key not in cls.KEYS]:
             LOGGER.warning(f"{file}: {', '.join(extra)} mean nothing here; known: {', '.join(cls.KEYS)}")
         names = _class_names(file, content)
         root = _data_root(file, content.get("path"))
@@ -120,7 +96,7 @@ class DataConfig:
                 )
         download, imgsz = content.get("download"), content.get("imgsz")
         if imgsz is not None and (type(imgsz) is not int or imgsz < 1):
-            raise ValueError(f"{file}: imgsz must be a whole number of pixels, not {imgsz!r}")
+            raise ValueError(f"{file}: imgsz must be a whole number of pixels, not {shortened(imgsz)}")
         download = None if download is None else str(download).strip()
         return cls(file, root, **splits, names=names, download=download, imgsz=imgsz)
 
@@ -135,10 +111,12 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             found = list(names)[:5]
-            raise ValueError(f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {found}")
+            raise ValueError(
+                f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {shortened(found)}"
+            )
         names = [name for _, name in sorted(names.items())]
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {names!r}")
+        raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {shortened(names)}")
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
     return tuple(_class_name(file, number, name) for number, name in enumerate(names))
@@ -147,15 +125,17 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
 def _class_name(file: Path, number: int, name: Any) -> str:
     """Text or a whole number as text; what YAML makes of `no`, `2024-01-01` or nothing at all is no name."""
     if type(name) not in (str, int):
-        found = "null" if name is None else repr(name)
+        found = "null" if name is None else shortened(name)
         raise ValueError(f"{file}: names: class {number} must be text, not {found}; write its name in quotes")
+    if not is_one_line(str(name)):  # it would break tables, logs and folder names
+        raise ValueError(f"{file}: names: class {number} must be one line of text, not {shortened(name)}; rename it")
     return str(name)
 
 
 def _class_count(file: Path, count: Any) -> int | None:
-    if count is None or (type(count) is int and count >= 1):
+    if count is None or (type(count) is int and 1 <= count <= MAX_CLASSES):
         return count
-    raise ValueError(f"{file}: nc must be a whole number of classes, at least 1, not {count!r}")
+    raise ValueError(f"{file}: nc must be a whole number of classes, 1 to {MAX_CLASSES}, not {shortened(count)}")
 
 
 def _data_root(file: Path, path: Any) -> Path:
@@ -164,13 +144,13 @@ def _data_root(file: Path, path: Any) -> Path:
     if path is None:
         return here
     if not isinstance(path, str):
-        raise ValueError(f"{file}: path must be a folder name, not {path!r}")
-    given = Path(path).expanduser()
+        raise ValueError(f"{file}: path must be a folder name, not {shortened(path)}")
+    given = _expanded(file, "path", path)
     if given.is_absolute():
         return given
     tail = Path(*[part for part in given.parts if part not in ("..", "datasets")])
     readings = [here / given, datasets_root() / tail, ROOT / given, datasets_root() / given]
-    return next((reading.resolve() for reading in readings if reading.exists()), datasets_root() / tail)
+    return next((reading.resolve() for reading in readings if os.path.exists(reading)), datasets_root() / tail)
 
 
 def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:
@@ -178,8 +158,16 @@ def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, 
         return ()
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {value!r}")
-    return tuple(root / Path(entry).expanduser() for entry in entries)
+        raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {shortened(value)}")
+    return tuple(root / _expanded(file, split, entry) for entry in entries)
+
+
+def _expanded(file: Path, key: str, path: str) -> Path:
+    """The path with ~ written out."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{file}: {key}: there is no home folder for {shortened(path)}; write it out") from error
 
 
 # -------------------------------------------------------------------------------------------------- hyper-parameters
@@ -239,7 +227,7 @@ class Hyp:
         for key, value in content.items():
             if key not in hints:
                 raise ValueError(
-                    f"{name}: unknown hyper-parameter {key!r}{nearest(key, hints)}; known: {', '.join(hints)}"
+                    f"{name}: unknown hyper-parameter {shortened(key)}{nearest(key, hints)}; known: {', '.join(hints)}"
                 )
             content[key] = _number(name, key, value, inner_type(hints[key])[0])
         hyp = cls(**content)
@@ -277,4 +265,4 @@ def _number(name: str, key: str, value: Any, kind: type) -> Any:
         if fits:
             return number
     wanted = {str: "text", int: "a whole number", float: "a number"}[kind]
-    raise ValueError(f"{name}: {key} must be {wanted}, not {value!r}")
+    raise ValueError(f"{name}: {key} must be {wanted}, not {shortened(value)}")

@@ -6,20 +6,25 @@ bring code of its own. The folder-level converters for COCO, VOC and DOTA annota
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
+from utils.archives import extract
 from utils.config import DataConfig
 from utils.dataset_tools import autosplit
 from utils.dist import main_first
-from utils.downloads import Remote, extract, fetch, url2file
+from utils.downloads import Remote, fetch, url2file
+from utils.files import is_one_line, printable
 from utils.label_formats import (
     argoverse_rows,
     coco_rows,
     dota_rows,
+    read_annotations,
     sku_rows,
+    told,
     visdrone_rows,
     voc_rows,
     write_rows,
@@ -61,6 +66,7 @@ FILES: dict[str, tuple[Remote, ...]] = {
         Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
     ),
 }
+MAX_NAME = 200  # characters of a picture's name, folders included
 SIZES = {
     "coco128": "7 MB",
     "coco": "27 GB",
@@ -85,7 +91,8 @@ def convert_coco(
 ) -> int:
     """Label files for the pictures of a COCO JSON file, in the folder `labels`; how many there are."""
     rows = coco_rows(annotations, names, polygons=polygons)
-    return _write_all(rows, Path(labels))
+    with told(annotations, "annotations of a data set"):
+        return _write_all(rows, Path(labels))
 
 
 def convert_voc(annotations: str | Path, labels: str | Path, names: Sequence[str]) -> int:
@@ -102,23 +109,41 @@ def convert_dota(
     for image in find_images(images):
         file = Path(annotations) / f"{image.stem}.txt"
         if file.exists():
-            rows[image.stem] = _named(file, dota_rows, picture_size(image), names, polygons)
+            rows[image.stem] = _named(file, dota_rows, _size(image), names, polygons)
     return _write_all(rows, Path(labels))
 
 
 def _named(file: Path, reader: Callable[..., list[str]], *arguments: object) -> list[str]:
     """What a reader makes of a file's text, its complaints naming the file."""
+    text = read_annotations(file)
     try:
-        return reader(file.read_text(encoding="utf-8-sig"), *arguments)
+        return reader(text, *arguments)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{printable(file)}: {printable(str(error))[:300]}") from error
+
+
+def _size(image: Path) -> tuple[int, int]:
+    """Width and height of a picture whose annotations are in pixels."""
+    try:
+        return picture_size(image)
+    except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
+        reason = printable(str(error)) or type(error).__name__
+        raise ValueError(f"{printable(image)}: no picture whose size can be told ({reason}); remove it") from error
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError for a picture's name that leads out of the data set, on any system, or cannot be a file's."""
+    path = PureWindowsPath(name)  # which splits at both kinds of slashes
+    if path.drive or path.root or ".." in path.parts:
+        raise ValueError(f"annotations name a picture outside of the data set: {name!r:.200}")
+    if not name.strip(" ./\\") or len(name) > MAX_NAME or not is_one_line(name):
+        raise ValueError(f"annotations name a picture that cannot be: {name!r:.200}")
 
 
 def _write_all(rows: dict[str, list[str]], folder: Path) -> int:
     """One label file a picture name, in the sub-folder its name says; empty ones too: nothing is there on purpose."""
     for name, lines in tqdm(rows.items(), f"labels to {shown(folder)}", disable=not LOGGER.isEnabledFor(20)):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"annotations name a picture outside of the data set: {name!r}")
+        _check_name(name)
         stem = name.rpartition(".")[0] if is_image(name) else name
         write_rows(folder / f"{stem}.txt", lines)
     return len(rows)
@@ -161,7 +186,7 @@ def visdrone(config: DataConfig) -> None:
     for folder in sorted(config.root.glob("VisDrone2019-DET-*")):
         rows = {}
         for file in sorted((folder / "annotations").glob("*.txt")):
-            size = picture_size(folder / "images" / f"{file.stem}.jpg")
+            size = _size(folder / "images" / f"{file.stem}.jpg")
             rows[file.stem] = _named(file, visdrone_rows, size)
         _write_all(rows, folder / "labels")
 
@@ -174,7 +199,8 @@ def sku110k(config: DataConfig) -> None:
         _move(unpacked, config.root)
     for part in ("train", "val", "test"):
         table = config.root / "annotations" / f"annotations_{part}.csv"
-        rows = sku_rows(table.read_text(encoding="utf-8"))
+        with told(table, "a SKU-110K table"):
+            rows = sku_rows(read_annotations(table))
         _write_all(rows, config.root / "labels")
         write_rows(config.root / f"{part}.txt", (f"./images/{name}" for name in sorted(rows)))
 
@@ -226,7 +252,7 @@ def xview(config: DataConfig) -> None:
         )
     if not images.exists():
         _move(config.root / "train_images", images)
-    sizes = {path.name: picture_size(path) for path in find_images(images)}
+    sizes = {path.name: _size(path) for path in find_images(images)}
     _write_all(xview_rows(notes, sizes), config.root / "labels" / "train")
     autosplit(images)
 
@@ -260,7 +286,7 @@ CONVERTERS: dict[str, Callable[[DataConfig], None]] = {
 
 
 def _absent(config: DataConfig) -> list[Path]:
-    return [path for path in (*config.train, *config.val) if not path.exists()]
+    return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
 
 
 def _run(config: DataConfig) -> None:

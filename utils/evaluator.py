@@ -1,4 +1,9 @@
-"""The one validation loop: used after every training epoch and by val.py."""
+"""The one validation loop: used after every training epoch and by val.py.
+
+Several processes may have a share of the batches each. Then every picture is scored once, what was counted goes to the
+main process in flat arrays, is put into the order of the data set there, and gives the same result, bit for bit, as a
+single process with the same batches.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,17 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from utils.boxes import scale_boxes, xywh2xyxy
+from utils.dist import gather_to_main, is_main
 from utils.log import LOGGER
 from utils.metrics import DetectionMetrics, DetectionResult
 from utils.nms import non_max_suppression
+from utils.shares import agreed
 from utils.torch_utils import time_sync
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
@@ -25,7 +33,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Any]]
 
 @dataclass(frozen=True, slots=True)
 class EvalSettings:
-    """How predictions become detections."""
+    """How predictions become detections, and which of a data set's batches the loader has."""
 
     conf_thres: float = 0.001
     iou_thres: float = 0.6
@@ -34,6 +42,8 @@ class EvalSettings:
     hybrid: bool = False  # ground truth joins the candidates before suppression: labels to look at, metrics void
     half: bool = False
     autocast: torch.dtype | None = None
+    first: int = 0  # the loader's batches are first, first + stride, ... of the whole set
+    stride: int = 1  # above 1: every process of the run evaluates its share, see `utils.shares`
 
     def context(self, device: torch.device) -> AbstractContextManager[Any]:
         """What the network runs in."""
@@ -64,6 +74,19 @@ class ImageResult:
     shape: tuple[int, int]  # h, w of the picture as it lies on disk
     detections: Tensor  # (n, 6) xyxy in its own pixels, confidence, class
     correct: Tensor  # (n, 10) right at IoU .5 ... .95?
+    batch: int = 0  # its number in the whole data set
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one process found in its k batches, small enough to be sent."""
+
+    numbers: np.ndarray  # (k,) of the batches in the whole set
+    pictures: np.ndarray  # (k,) in each
+    losses: np.ndarray  # (k, 3)
+    seconds: np.ndarray  # (3,) preparation, network, suppression
+    counted: dict[str, Any]  # by DetectionMetrics.pack
+    heard: Any  # by the listener
 
 
 def evaluate(
@@ -73,16 +96,36 @@ def evaluate(
     device: torch.device,
     settings: EvalSettings = EvalSettings(),
     listener: Listener | None = None,
-) -> ValResult:
+) -> ValResult | None:
     """Detect on every batch of `loader` and score it against the labels.
 
     `forward` maps (B, 3, H, W) pictures in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
-    `listener.loss`. Boxes are compared in the pixels of the pictures on disk.
+    `listener.loss`. Boxes are compared in the pixels of the pictures on disk. With a `settings.stride` above 1 every
+    process of the run must come here, each with its own batches; the main one gets the result of all of them, the
+    others None. A ValueError or OSError of one is then raised in all.
     """
-    listener, scorer = listener or Listener(), Scorer(names, settings)
-    losses, clock, seen, batches = torch.zeros(3, device=device), [0.0, 0.0, 0.0], 0, 0
-    bar = tqdm(loader, desc=HEADER, bar_format=BAR, disable=not listener.progress)
-    for batch in bar:
+    listener, scorer, several = listener or Listener(), Scorer(names, settings), settings.stride > 1
+
+    def score() -> _Share:
+        return _score_share(forward, loader, device, scorer, listener)
+
+    shares = gather_to_main(agreed(score)) if several else [score()]
+    if shares is None:
+        return None
+    listener.receive([one.heard for one in shares])
+    scorer.metrics.reset()
+    return _join(shares, scorer)
+
+
+def _score_share(
+    forward: Forward, loader: Iterable[Any], device: torch.device, scorer: Scorer, listener: Listener
+) -> _Share:
+    """The loop over this process's batches."""
+    settings, clock = scorer.settings, np.zeros(3)
+    numbers: list[int] = []
+    pictures: list[int] = []
+    losses: list[Tensor] = []
+    for batch in tqdm(loader, desc=HEADER, bar_format=BAR, disable=not (listener.progress and is_main())):
         start = time_sync()
         images = batch.images.to(device, non_blocking=True)
         images = (images.half() if settings.half else images.float()) / 255
@@ -92,26 +135,45 @@ def evaluate(
             predictions, raw = forward(images)
         done = time_sync()
         if raw is not None:
-            losses += listener.loss([level.float() for level in raw], targets)
+            losses.append(listener.loss([level.float() for level in raw], targets))
+        else:
+            losses.append(torch.zeros(3, device=device))
         begin_suppression = time_sync()
         detections = scorer.suppress(predictions.float(), targets, images.shape[2:])
-        end = time_sync()
-        spent = (ready - start, done - ready, end - begin_suppression)
-        clock = [total + part for total, part in zip(clock, spent)]
-        for result in scorer.score(detections, targets, batch):
+        clock += (ready - start, done - ready, time_sync() - begin_suppression)
+        number = settings.first + len(numbers) * settings.stride
+        for result in scorer.score(detections, targets, batch, number):
             listener.image(result)
-        listener.batch(batches, batch, detections)
-        seen, batches = seen + len(images), batches + 1
+        listener.batch(number, batch, detections)
+        numbers.append(number)
+        pictures.append(len(images))
+    values = torch.stack([torch.zeros(3, device=device), *losses]).float().cpu().numpy()[1:]
+    return _Share(np.array(numbers), np.array(pictures), values, clock, scorer.metrics.pack(), listener.parcel())
+
+
+def _join(shares: Sequence[_Share], scorer: Scorer) -> ValResult:
+    """One result of the shares of all processes, the same however the batches were dealt out."""
+    numbers, pictures = (
+        np.concatenate([getattr(one, name) for one in shares]).astype(int) for name in ("numbers", "pictures")
+    )
+    scorer.metrics.absorb([one.counted for one in shares], np.repeat(numbers, pictures))
+    losses = np.concatenate([one.losses for one in shares])[np.argsort(numbers)]
+    # a float32 sum depends on the order of its terms; cumsum adds one batch after the other
+    mean = losses.cumsum(axis=0)[-1] / len(losses) if len(losses) else np.zeros(3)
+    seconds = sum(one.seconds for one in shares)
     return ValResult(
         scorer.metrics.compute(),
-        tuple((losses.cpu() / max(batches, 1)).tolist()),
-        tuple(1e3 * part / max(seen, 1) for part in clock),
-        settings,
+        tuple(mean.tolist()),
+        tuple((1e3 * seconds / max(int(pictures.sum()), 1)).tolist()),
+        scorer.settings,
     )
 
 
 class Listener:
-    """What a caller may want to hear while validating; every method may be overridden."""
+    """What a caller may want to hear while validating; every method may be overridden.
+
+    Each process's listener hears of its own batches; `parcel` and `receive` bring together what was heard.
+    """
 
     progress = True
 
@@ -123,7 +185,14 @@ class Listener:
         """One picture is scored."""
 
     def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
-        """One batch is scored; detections are in the pixels of the batch."""
+        """Batch `index` of the whole set is scored; detections are in the pixels of the batch."""
+
+    def parcel(self) -> Any:
+        """After the last batch: what the main process should know. It may be pickled."""
+        return None
+
+    def receive(self, parcels: Sequence[Any]) -> None:
+        """In the main process: the parcels of all processes, by rank; of this one alone where it is alone."""
 
 
 class Scorer:
@@ -150,7 +219,9 @@ class Scorer:
             max_det=settings.max_det,
         )
 
-    def score(self, detections: Sequence[Tensor], targets: Tensor, batch: Any) -> Iterator[ImageResult]:
+    def score(
+        self, detections: Sequence[Tensor], targets: Tensor, batch: Any, number: int = 0
+    ) -> Iterator[ImageResult]:
         """Bring the detections and labels of each picture to its own pixels, and count them."""
         shape = batch.images.shape[2:]
         for i, found in enumerate(detections):
@@ -162,7 +233,7 @@ class Scorer:
             found[:, :4] = scale_boxes(shape, found[:, :4], native, ratio_pad)
             boxes = scale_boxes(shape, xywh2xyxy(mine[:, 1:] * _sides(shape, mine)), native, ratio_pad)
             correct = self.metrics.update(found, torch.cat((mine[:, :1], boxes), 1))
-            yield ImageResult(batch.paths[i], native, found, correct)
+            yield ImageResult(batch.paths[i], native, found, correct, number)
 
 
 def _sides(shape: torch.Size, like: Tensor) -> Tensor:

@@ -6,18 +6,29 @@ cut at the picture's edges, and what is nothing after that is left out.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import math
+import operator
 import os
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from utils.files import MIB, printable, read_bytes
+
+MAX_JSON_BYTES = 8192 * MIB  # Objects365 has five
+MAX_TEXT_BYTES = 64 * MIB  # of the annotations of one picture
+_NONSENSE = (  # what reading a file of another form leads to
+    KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, csv.Error,
+)  # fmt: skip
 
 Rows = dict[str, list[str]]  # rows of each picture, by the picture's file name
 
@@ -35,17 +46,21 @@ VISDRONE_OBJECTS = range(1, 11)  # 0 is a region to ignore, 11 "others"
 def box_row(kind: int, corners: Sequence[float], size: Sequence[float], digits: int = 6) -> str | None:
     """`class cx cy w h` for a box x1, y1, x2, y2 in pixels of a picture of `size` (w, h); None if nothing is inside."""
     width, height = size
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"a picture of {width} x {height} pixels")
     x1, x2 = (min(max(x, 0.0), width) / width for x in corners[0::2])
     y1, y2 = (min(max(y, 0.0), height) / height for y in corners[1::2])
-    if x2 <= x1 or y2 <= y1:
+    if not (x2 > x1 and y2 > y1):  # also where one is no number
         return None
     return f"{kind} " + " ".join(f"{value:.{digits}f}" for value in ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
 
 
 def polygon_row(kind: int, points: Sequence[Sequence[float]], size: Sequence[float], digits: int = 6) -> str | None:
     """`class x y x y ...` for a polygon in pixels; a triangle gets its last corner twice, fewer points give None."""
+    if not all(0 < side < math.inf for side in size):
+        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels")
     inside = np.clip(np.asarray(points, dtype=float).reshape(-1, 2) / np.asarray(size, dtype=float), 0, 1)
-    if len(inside) < 3 or not np.ptp(inside, axis=0).all():
+    if len(inside) < 3 or not np.isfinite(inside).all() or not np.ptp(inside, axis=0).all():
         return None
     if len(inside) == 3:
         inside = np.concatenate((inside, inside[-1:]))
@@ -62,11 +77,26 @@ def write_rows(path: str | Path, rows: Iterable[str]) -> None:
     os.replace(file.name, path)
 
 
-def _read_json(path: str | Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def told(path: str | Path, form: str) -> Iterator[None]:
+    """Whatever goes wrong with the content of a file inside becomes a ValueError that names file and form."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        yield
+    except _NONSENSE as error:
+        reason = printable(str(error))[:200] or type(error).__name__
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{printable(path)}: not {form} ({kind}{reason})") from error
+
+
+def read_annotations(path: str | Path) -> str:
+    """The text of a file of annotations. Raises ValueError, naming it, where it is none or too large."""
+    with told(path, "a file of annotations"):
+        return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+
+
+def _read_json(path: str | Path) -> Any:
+    with told(path, "valid JSON"):
+        return json.loads(read_bytes(path, MAX_JSON_BYTES))
 
 
 def _kinds(categories: Sequence[Mapping[str, Any]], names: Sequence[str] | None) -> dict[int, int]:
@@ -102,18 +132,22 @@ def coco_rows(
     outline of objects made of one piece; `crowds` keeps those marked iscrowd. Raises ValueError for another file.
     """
     content = _read_json(path)
-    try:
+    with told(path, "a COCO detection file"):
         kinds = _kinds(content["categories"], names)
         images = {image["id"]: image for image in content["images"]}
-        rows: dict[str, dict[str, None]] = {image["file_name"]: {} for image in images.values()}  # ordered sets
+        rows: dict[str, dict[str, None]] = {_text(image["file_name"]): {} for image in images.values()}  # ordered sets
         for note in content["annotations"]:
             kind, image = kinds.get(note["category_id"]), images[note["image_id"]]
             if kind is not None and (crowds or not note.get("iscrowd")):
                 row = _coco_row(note, kind, (image["width"], image["height"]), polygons, digits)
                 rows[image["file_name"]].update({row: None} if row else {})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a COCO detection file ({type(error).__name__}: {error})") from error
     return {name: list(found) for name, found in rows.items()}
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a picture is called {name!r:.40}")
+    return name
 
 
 def voc_rows(text: str, names: Sequence[str]) -> list[str]:
@@ -132,7 +166,7 @@ def voc_rows(text: str, names: Sequence[str]) -> list[str]:
             if kind in names and difficult != "1":
                 corners = [float(item.find("bndbox").find(side).text) - 1 for side in ("xmin", "ymin", "xmax", "ymax")]
                 rows.append(box_row(names.index(kind), corners, (width, height)))
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, *_NONSENSE) as error:
         raise ValueError(f"not a VOC annotation ({error})") from error
     return [row for row in rows if row]
 
@@ -155,7 +189,7 @@ def dota_rows(text: str, size: Sequence[float], names: Sequence[str], polygons: 
         if len(fields) < 9:  # imagesource:, gsd: and blank lines
             continue
         if fields[8] not in names:
-            raise ValueError(f"unknown kind {fields[8]!r}; known: {', '.join(names)}")
+            raise ValueError(f"unknown kind {fields[8]!r:.60}; known: {', '.join(names)}")
         points = np.array(fields[:8], dtype=float).reshape(4, 2)
         kind = list(names).index(fields[8])
         corners = (*points.min(0), *points.max(0))
@@ -164,7 +198,10 @@ def dota_rows(text: str, size: Sequence[float], names: Sequence[str], polygons: 
 
 
 def sku_rows(text: str) -> Rows:
-    """Rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; every object is class 0."""
+    """Rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; every object is class 0.
+
+    Raises what `told` waits for where the text is no such table.
+    """
     rows: Rows = defaultdict(list)
     for image, *numbers in csv.reader(io.StringIO(text)):
         x1, y1, x2, y2, width, height = (float(numbers[i]) for i in (0, 1, 2, 3, 5, 6))
@@ -176,12 +213,13 @@ def sku_rows(text: str) -> Rows:
 def argoverse_rows(path: str | Path) -> Rows:
     """Rows of an Argoverse-HD file, by `sequence folder/picture`; all its pictures are 1920 x 1200."""
     content = _read_json(path)
-    places = [f"{content['seq_dirs'][image['sid']]}/{image['name']}" for image in content["images"]]
-    rows: Rows = {place: [] for place in places}
-    for note in content["annotations"]:
-        x, y, width, height = note["bbox"]
-        row = box_row(note["category_id"], (x, y, x + width, y + height), (1920, 1200))
-        rows[places[note["image_id"]]].extend([row] if row else [])
+    with told(path, "an Argoverse-HD file"):
+        places = [f"{content['seq_dirs'][image['sid']]}/{image['name']}" for image in content["images"]]
+        rows: Rows = {place: [] for place in places}
+        for note in content["annotations"]:
+            x, y, width, height = note["bbox"]
+            row = box_row(operator.index(note["category_id"]), (x, y, x + width, y + height), (1920, 1200))
+            rows[places[note["image_id"]]].extend([row] if row else [])
     return rows
 
 
@@ -189,10 +227,12 @@ def xview_rows(path: str | Path, sizes: Mapping[str, Sequence[float]]) -> Rows:
     """Rows of xView's GeoJSON for the pictures whose (w, h) are in `sizes`; kinds outside the 60 are left out."""
     kinds = {number: kind for kind, number in enumerate(XVIEW_TYPES)}
     rows: Rows = {name: [] for name in sizes}
-    for feature in _read_json(path)["features"]:
-        about = feature["properties"]
-        name, kind = about["image_id"], kinds.get(about["type_id"])
-        if name in sizes and kind is not None and about["bounds_imcoords"]:
-            row = box_row(kind, [float(value) for value in about["bounds_imcoords"].split(",")], sizes[name])
-            rows[name].extend([row] if row else [])
+    content = _read_json(path)
+    with told(path, "xView's GeoJSON"):
+        for feature in content["features"]:
+            about = feature["properties"]
+            name, kind = about["image_id"], kinds.get(about["type_id"])
+            if name in sizes and kind is not None and about["bounds_imcoords"]:
+                row = box_row(kind, [float(value) for value in about["bounds_imcoords"].split(",")], sizes[name])
+                rows[name].extend([row] if row else [])
     return rows

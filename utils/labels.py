@@ -8,26 +8,30 @@ wrong with one is told (file, line, reason, remedy), never repaired on disk.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
-MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller
-LARGE_PIXELS = 100_000_000  # above this a picture is kept, but said to be slow
-MAX_PIXELS = 1 << 30  # OpenCV decodes nothing larger
-EXIF_ORIENTATION = 0x0112
+from utils.config import MAX_CLASSES
+from utils.files import MIB, check_size, printable, read_bytes, walk_files
+from utils.pictures import IMG_FORMATS, LARGE_PIXELS, fit_longest, fitted_size, picture_size, read_image
+
+__all__ = [
+    "IMG_FORMATS", "LabelError", "Problem", "Record", "check_pair", "find_images", "first_class_above", "fit_longest",
+    "fitted_size", "img2label_paths", "is_image", "parse_label_text", "picture_size", "read_image", "read_labels",
+    "verify_image_label",
+]  # fmt: skip
+
+MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
+MAX_LIST_BYTES = 2048 * MIB  # some twenty million names
 NO_POINTS = np.zeros((0, 2), dtype=np.float32)
 
 _ROW_FORM = "write `class x-centre y-centre width height` on each line, or a class and at least 4 polygon points"
 _FRACTIONS = "coordinates are fractions of the picture's width and height, from 0 to 1"
-_pillow_limit = threading.Lock()
 
 
 class LabelError(ValueError):
@@ -49,7 +53,7 @@ class Problem:
     dropped: bool = True
 
     def __str__(self) -> str:
-        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        where = printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
         return f"{where}: {self.reason}; {self.remedy}{' (picture left out)' if self.dropped else ''}"
 
 
@@ -78,20 +82,34 @@ def is_image(name: str | Path) -> bool:
     return str(name).rpartition(".")[2].lower() in IMG_FORMATS
 
 
+def _lines(listing: Path) -> list[str]:
+    """What is on the lines of a list; names need not be text. Raises ValueError for a file that cannot be a list."""
+    try:
+        content = read_bytes(listing, MAX_LIST_BYTES)
+        if b"\0" in content:
+            raise ValueError("it is no text")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(listing)}: no list of pictures ({error}); write one path on each line") from error
+    lines = map(str.strip, content.decode("utf-8-sig", "surrogateescape").split("\n"))
+    return [line for line in lines if line]
+
+
 def _listed_images(listing: Path) -> list[str]:
     """Paths named in a text file: './' means beside the list, other relative ones are tried from here, then there."""
-    lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines()]
-    folder = listing.parent
-    plain = [line for line in lines if line and not line.startswith("./") and not os.path.isabs(line)]
-    base = folder if plain and not os.path.exists(plain[0]) and (folder / plain[0]).exists() else Path()
-    return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines if line]
+    lines, folder = _lines(listing), listing.parent
+    plain = [line for line in lines if not line.startswith("./") and not os.path.isabs(line)]
+    beside = plain and not os.path.exists(plain[0]) and os.path.exists(folder / plain[0])
+    base = folder if beside else Path()
+    return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines]
 
 
 def _images_of(source: Path) -> list[str]:
-    if source.is_dir():
-        return [os.path.join(parent, name) for parent, _, names in os.walk(source, followlinks=True) for name in names]
-    if not source.is_file():
-        raise ValueError(f"{source.absolute()}: no such folder or list of pictures; correct the data YAML's paths")
+    if os.path.isdir(source):  # unlike Path's method, this says no to a name that is too long
+        return list(walk_files(source))
+    if not os.path.isfile(source):
+        raise ValueError(
+            f"{printable(source.absolute())}: no such folder or list of pictures; correct the data YAML's paths"
+        )
     return [str(source)] if is_image(source) else _listed_images(source)
 
 
@@ -103,7 +121,7 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = sorted(name for source in sources for name in _images_of(Path(source)) if is_image(name))
     if not found:
-        where = ", ".join(str(Path(source).absolute()) for source in sources) or "an empty list of sources"
+        where = ", ".join(printable(Path(source).absolute()) for source in sources) or "an empty list of sources"
         raise ValueError(
             f"no pictures in {where}; put some there or correct the data YAML (known: {', '.join(IMG_FORMATS)})"
         )
@@ -120,98 +138,6 @@ def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
         stem = os.path.splitext(head + labels + tail if found else rooted)[0] + ".txt"
         out.append(stem if rooted == path else stem[len(os.sep) :])
     return out
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarray:
-    """Decode a picture to (H, W, 3) uint8 BGR: grey, palette, RGBA and 16-bit files too, EXIF orientation applied.
-
-    The bytes are read here, not by OpenCV, which cannot open every non-ASCII path, unless they are given (`content`,
-    uint8). Raises ValueError naming the file.
-    """
-    try:
-        content = np.fromfile(path, dtype=np.uint8) if content is None else content
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists") from error
-    image = None
-    if content.size:
-        try:
-            image = cv2.imdecode(content, cv2.IMREAD_COLOR)
-        except cv2.error as error:
-            raise ValueError(f"{path}: cannot be decoded ({error.err}); re-save or remove it") from error
-    if image is None:
-        reason = "not a picture OpenCV can decode" if content.size else "empty file"
-        raise ValueError(f"{path}: {reason}; re-save or remove it")
-    return image
-
-
-def fit_longest(image: np.ndarray, size: int, smooth: bool = True) -> np.ndarray:
-    """Scale so that the longer side is `size`, the other truncated but at least 1 px.
-
-    Enlarging, and shrinking with `smooth` (training), is bilinear; shrinking otherwise averages areas.
-    """
-    height, width = image.shape[:2]
-    ratio = size / max(height, width)
-    if ratio == 1:
-        return image
-    method = cv2.INTER_LINEAR if smooth or ratio > 1 else cv2.INTER_AREA
-    return cv2.resize(image, fitted_size(width, height, size), interpolation=method)
-
-
-def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """(width, height) that `fit_longest` gives a picture of this size."""
-    ratio = size / max(height, width)
-    return max(int(width * ratio), 1), max(int(height * ratio), 1)
-
-
-def _open_lazily(handle: BinaryIO) -> Image.Image:
-    """Read only the header; Pillow's guess that a large picture is an attack is lifted for that moment."""
-    handle.read(4096)  # fetched before the lock, so that threads wait for the disk side by side
-    handle.seek(0)
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(handle)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _check_complete(picture: Image.Image, handle: BinaryIO) -> None:
-    """Raise when data is missing: cheaply for PNG (checksums) and JPEG (end marker), by decoding for the rest."""
-    if picture.format == "PNG":
-        picture.verify()
-        return
-    if picture.format in ("JPEG", "MPO"):
-        position = handle.tell()
-        handle.seek(-2, os.SEEK_END)
-        complete = handle.read(2) == b"\xff\xd9"
-        handle.seek(position)
-        if complete:
-            return
-    picture.load()
-
-
-def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
-    """(width, height) of a sound picture (or open file) as it will be decoded, without decoding where that is possible.
-
-    Raises ValueError, OSError or what the decoder raises when it is unreadable, truncated, or not one of our formats.
-    """
-    with open(path, "rb") if isinstance(path, (str, Path)) else path as handle:
-        picture = _open_lazily(handle)
-        width, height = picture.size
-        if str(picture.format).lower() not in IMG_FORMATS:
-            raise ValueError(f"the file is really a {picture.format} picture")
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels are more than OpenCV decodes")
-        if min(width, height) < MIN_SIDE:
-            raise ValueError(f"{width} x {height} pixels are too few, each side needs {MIN_SIDE}")
-        _check_complete(picture, handle)
-        width, height = picture.size  # again: decoding a TIFF turns it upright
-        exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
-        turned = exif.get(EXIF_ORIENTATION) in (5, 6, 7, 8)  # stored lying on its side
-    return (height, width) if turned else (width, height)
 
 
 # ---- label files -----------------------------------------------------------------------------------------------------
@@ -234,13 +160,20 @@ def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.
     return [values[0], *((low + high) / 2).tolist(), *(high - low).tolist()], points
 
 
+def _check_digits(rows: Iterable[tuple[int, list[str]]]) -> None:
+    """Raise LabelError for digits of other scripts and for underscores, which Python would take for numbers."""
+    for line, tokens in rows:
+        if odd := [token for token in tokens if not token.isascii() or "_" in token]:
+            raise LabelError(line, f"not a plain number: {odd[0][:60]!r}", "write numbers with the digits 0 to 9")
+
+
 def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
     """Raise LabelError for the first row that is not finite, of no class, or outside the picture."""
     boxes = labels[:, 1:]
     finite = np.isfinite(labels).all(1)
     whole = (labels[:, 0] >= 0) & (labels[:, 0] == np.floor(labels[:, 0]))
     positive, inside = (boxes >= 0).all(1), (boxes <= 1).all(1)
-    bad = ~(finite & whole & positive & inside)
+    bad = ~(finite & whole & positive & inside) | (labels[:, 0] >= MAX_CLASSES)
     if not bad.any():
         return
     first = int(bad.argmax())
@@ -250,6 +183,8 @@ def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
         raise LabelError(line, f"a value is not finite: {shown}", "remove the row or write its numbers")
     if not whole[first]:
         raise LabelError(line, f"class {label[0]:g} is not a whole number from 0", "number the classes 0, 1, 2 ...")
+    if label[0] >= MAX_CLASSES:
+        raise LabelError(line, f"class {label[0]:g} is too high", f"number the classes 0, 1, 2 ... below {MAX_CLASSES}")
     if not positive[first]:
         raise LabelError(line, f"negative value: {shown}", _FRACTIONS)
     raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the picture's size")
@@ -262,11 +197,20 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
     """
     rows = [(line, tokens) for line, tokens in enumerate(map(str.split, text.splitlines()), start=1) if tokens]
     polygons = any(len(tokens) > 8 for _, tokens in rows)
-    parsed = [_row(line, tokens, polygons) for line, tokens in rows]
+    if not text.isascii() or "_" in text:
+        _check_digits(rows)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as infinite
+        parsed = [_row(line, tokens, polygons) for line, tokens in rows]
+        labels = np.array([values for values, _ in parsed], dtype=np.float32).reshape(-1, 5) + 0  # so that -0 is 0
     lines = [line for line, _ in rows]
-    labels = np.array([values for values, _ in parsed], dtype=np.float32).reshape(-1, 5)
     _check_values(labels, lines)
     return labels, [points for _, points in parsed], lines
+
+
+def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
+    content = read_bytes(label_path, MAX_LABEL_BYTES) if content is None else content
+    check_size(len(content), MAX_LABEL_BYTES)
+    return content.decode("utf-8-sig")
 
 
 def read_labels(
@@ -274,10 +218,10 @@ def read_labels(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
     """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked (repetitions).
 
-    Raises LabelError for a row that cannot be used, ValueError for a file that is not text, OSError if unreadable.
+    Raises LabelError for a row that cannot be used, ValueError for what is no file, too large a one or not text,
+    OSError if unreadable.
     """
-    content = Path(label_path).read_bytes() if content is None else content
-    labels, segments, lines = parse_label_text(content.decode("utf-8-sig"))
+    labels, segments, lines = parse_label_text(_label_text(label_path, content))
     _, first = np.unique(labels, axis=0, return_index=True)
     if len(first) == len(labels):
         return labels, tuple(segments), None
@@ -289,7 +233,7 @@ def read_labels(
 
 def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | None:
     """(line, class) of the first row whose class is `limit` or more."""
-    labels, _, lines = parse_label_text(Path(label_path).read_text(encoding="utf-8-sig"))
+    labels, _, lines = parse_label_text(_label_text(label_path))
     high = np.flatnonzero(labels[:, 0] >= limit)
     return (lines[high[0]], int(labels[high[0], 0])) if len(high) else None
 
@@ -307,7 +251,16 @@ def _picture_problem(path: str, error: Exception) -> Problem:
         reason = "its content is no picture, whatever its name says"
     elif "truncated" in reason.lower():
         reason = "the file is cut off"
-    return Problem(path, None, f"unusable picture: {reason}", "re-save or remove it")
+    return Problem(path, None, f"unusable picture: {printable(reason)}", "re-save or remove it")
+
+
+def _label_problem(label_path: str, error: Exception) -> Problem:
+    if isinstance(error, LabelError):
+        return Problem(label_path, error.line, error.reason, error.remedy)
+    if isinstance(error, UnicodeError):
+        return Problem(label_path, None, "not UTF-8 text", "save it as UTF-8 text")
+    reason = getattr(error, "strerror", None) or printable(str(error))
+    return Problem(label_path, None, f"no readable label file: {reason}", "replace or remove it")
 
 
 def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
@@ -321,18 +274,13 @@ def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None
     problem = None
     if size[0] * size[1] > LARGE_PIXELS:
         problem = Problem(path, None, f"{size[0]} x {size[1]} pixels are slow to read", "cut it into tiles", False)
-    if not found:
+    if not found and (content is not None or not os.path.lexists(label_path)):
         return Record(path, label_path, size, empty, (), False, problem)
     try:
         labels, segments, remark = read_labels(label_path, content and content[1])
-    except LabelError as error:
-        problem = Problem(label_path, error.line, error.reason, error.remedy)
     except (OSError, ValueError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else f"not readable ({error})"
-        problem = Problem(label_path, None, reason, "save it as UTF-8 text")
-    else:
-        return Record(path, label_path, size, labels, segments, True, remark or problem)
-    return Record(path, label_path, None, empty, (), True, problem)
+        return Record(path, label_path, None, empty, (), found, _label_problem(label_path, error))
+    return Record(path, label_path, size, labels, segments, True, remark or problem)
 
 
 def verify_image_label(args: tuple[str, str, str]) -> tuple:

@@ -2,6 +2,10 @@
 
 Shapes: B pictures, L levels, A anchors per level, C classes, N targets, K matches of one level. A level's predictions
 are (B, A, rows, cols, 5 + C) logits; boxes are in units of the level's cells.
+
+Where several processes train together, each has a part of the batch. A mean over the part's matches would depend on how
+the batch was cut, so `ComputeLoss(shared=True)` counts the matches of all parts (`_Portions`): with gradients averaged
+over the processes it moves the weights as one process with the whole batch would.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.dist import is_joined, mean_over_ranks
 from utils.iou import RunningMean, check_loss_name, iou_loss
 
 BALANCE_THREE = (4.0, 1.0, 0.4)  # weight of each level's objectness, finest level first
@@ -143,6 +149,46 @@ class _Gather(torch.autograd.Function):
         return gradient, None
 
 
+class _Portions(NamedTuple):
+    """What this process's part of a batch counts for in the whole.
+
+    A mean over the own matches times `matches` is, averaged over the processes, the mean over all matches; likewise for
+    what is a mean over pictures. Alone all portions are 1, or 0 for a level without a match.
+    """
+
+    totals: Tensor  # (L,) matches of each level in all processes
+    matches: Tensor  # (L,) own matches over the mean of all processes
+    pictures: Tensor  # () own pictures over the mean of all processes
+    batch: Tensor  # () pictures of the mean process
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device, together: bool) -> _Portions:
+        """From the numbers of matches of each level, and of pictures; with `together` all processes must come here."""
+        own = torch.tensor([float(count) for count in counts], device=device)
+        mean = totals = own
+        if together:
+            totals = own.clone()
+            dist.all_reduce(totals)
+            mean = totals / dist.get_world_size()
+        share = own / torch.where(totals > 0, mean, 1)
+        return cls(totals[:-1], share[:-1], share[-1], mean[-1])
+
+
+class _JointMean(RunningMean):
+    """The running mean over the boxes of all processes; each must update it equally often, be it with no box."""
+
+    def update(self, values: Tensor) -> None:
+        """Move towards the mean of all processes' new values; none leave it as it is."""
+        if not is_joined():
+            super().update(values)
+            return
+        values = values.detach()
+        sums = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
+        dist.all_reduce(sums)
+        moved = (1 - self.momentum) * self.value + self.momentum * sums[0] / sums[1].clamp(min=1)
+        self.value = torch.where(sums[1] > 0, moved, self.value)
+
+
 class ComputeLoss:
     """The training loss of a `Detect` head: box, objectness and class terms over all levels.
 
@@ -151,6 +197,9 @@ class ComputeLoss:
             and box_iou (a name of `utils.iou.LOSSES`, CIoU if absent); `.model[-1]` is the head (nl, na, nc, anchors,
             stride).
         autobalance: move the weights of the levels towards equal objectness losses.
+        shared: of a run of several processes, count the matches of all of them. It holds while predictions need a
+            gradient: then every process must compute its loss at the same steps. To be averaged over the processes
+            (gradients by DistributedDataParallel, parts by `mean_over_ranks`), as YOLOv5's loss times their number is.
 
     Attributes that may be set: `gr`, how far a box's overlap sets the objectness it should have (0: always 1),
     `balance`, the objectness weight of each level, and `sort_obj_iou`: where objects share a prediction, the one
@@ -163,7 +212,7 @@ class ComputeLoss:
     gr = 1.0
     sort_obj_iou = False
 
-    def __init__(self, model: nn.Module, autobalance: bool = False) -> None:
+    def __init__(self, model: nn.Module, autobalance: bool = False, shared: bool = False) -> None:
         head = model.model[-1]
         self.hyp = _settings(model.hyp)
         self.na, self.nc, self.nl, self.anchors = head.na, head.nc, head.nl, head.anchors
@@ -172,7 +221,8 @@ class ComputeLoss:
         self.object_loss = _criterion(self.hyp["obj_pw"], self.hyp["fl_gamma"], device)
         self.positive, self.negative = smooth_BCE(self.hyp.get("label_smoothing", 0.0))
         self.box_iou = check_loss_name(self.hyp.get("box_iou", "CIoU"))
-        self.mean_iou_loss = RunningMean()
+        self.shared = shared
+        self.mean_iou_loss = _JointMean() if shared else RunningMean()
         self.pooled = bool(self.hyp.get("pooled", 0))
         # v6.1 weighs two levels like the first two of five; deeper pyramids than five repeat the last weight
         self.balance = list(BALANCE_THREE if self.nl == 3 else BALANCE_OTHER)
@@ -189,53 +239,73 @@ class ComputeLoss:
             targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the picture.
 
         Returns:
-            loss times B, (1,); its parts without that factor, (3,) box, objectness, class, detached.
+            loss times B, (1,); its parts without that factor, (3,) box, objectness, class, detached. Shared, the mean
+            of the parts over the processes is that of the whole batch, as is the sum of the losses.
         """
         device = predictions[0].device
         targets = targets.to(device, torch.float32)
         anchors = self.anchors.to(device, torch.float32)
         grids = [(level.shape[2], level.shape[3]) for level in predictions]
         matches = match(targets, anchors, grids, self.hyp["anchor_t"])
-        levels = [self._level_loss(level, predictions[level].float(), matched) for level, matched in enumerate(matches)]
-        parts = (torch.stack(levels) * self._shares(matches, device)).sum(dim=0)
-        if self.autobalance:
-            reference = self.balance[self.anchor_level]
-            self.balance = [weight / reference for weight in self.balance]
+        alone = not (self.shared and is_joined())
+        together = not alone and predictions[0].requires_grad
+        portions = _Portions.of([*(len(found.label) for found in matches), len(predictions[0])], device, together)
+        levels = torch.stack(
+            [self._level_loss(prediction.float(), found, together) for prediction, found in zip(predictions, matches)]
+        )
+        parts = (levels * self._weights(portions)).sum(dim=0)
+        if self.autobalance and (alone or together):  # a validation is no business of all processes
+            objectness = levels[:, 1].detach()
+            self._rebalance(mean_over_ranks(objectness * portions.pictures) if together else objectness)
         parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
-        return parts.sum(dim=0, keepdim=True) * predictions[0].shape[0], parts.detach()
+        return parts.sum(dim=0, keepdim=True) * portions.batch, parts.detach()
 
-    def _shares(self, matches: Sequence[Matches], device: torch.device) -> Tensor:
-        """What each level's (box, objectness, class) terms count for in the sum over levels (L, 3).
+    def state_dict(self) -> dict[str, Any]:
+        """What a training moves: the weights of the levels and WIoU's running mean."""
+        return {"balance": list(self.balance), "mean_iou_loss": self.mean_iou_loss.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the loss of another training stood."""
+        value = state["mean_iou_loss"]
+        self.balance = list(state["balance"])
+        self.mean_iou_loss.value = value.to(self.anchors.device) if isinstance(value, Tensor) else value
+
+    def _weights(self, portions: _Portions) -> Tensor:
+        """What each level's (box, objectness, class) means count for in the sum over levels (L, 3).
 
         Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects weigh
         as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps its size.
         """
-        shares = torch.ones(self.nl, 3, device=device)
-        counts = torch.tensor([float(len(matched.label)) for matched in matches], device=device)
-        if self.pooled and any(len(matched.label) for matched in matches):
-            shares[:, 0] = shares[:, 2] = self.nl * counts / counts.sum()
-        return shares
+        matches = portions.matches
+        if self.pooled:
+            matches = matches * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
+        balance = matches.new_tensor(self.balance[: self.nl])
+        return torch.stack((matches, balance * portions.pictures, matches), dim=1)
 
-    def _level_loss(self, level: int, prediction: Tensor, matched: Matches) -> Tensor:
-        """Box, objectness (balanced) and class loss (3,) of one level."""
+    def _rebalance(self, objectness: Tensor) -> None:
+        """Move the weight of each level by its objectness loss (L,); that of the level of stride 16 stays 1."""
+        for level, loss in enumerate(objectness.tolist()):
+            self.balance[level] = self.balance[level] * BALANCE_DECAY + (1 - BALANCE_DECAY) / max(loss, LEAST_LOSS)
+        reference = self.balance[self.anchor_level]
+        self.balance = [weight / reference for weight in self.balance]
+
+    def _level_loss(self, prediction: Tensor, matched: Matches, together: bool) -> Tensor:
+        """Box, objectness and class loss (3,) of one level, means over this process's matches and cells."""
         _, anchors, rows, cols, outputs = prediction.shape
         cell = ((matched.image * anchors + matched.anchor) * rows + matched.row) * cols + matched.col
         objectness, chosen = _Gather.apply(prediction.reshape(-1, outputs), cell)
         truth = torch.zeros_like(objectness)
         box = label = prediction.new_zeros(())
-        if len(cell):
+        if len(cell) or together:  # the others wait for this process's part of a running mean, even if it is empty
             loss, quality = self._box_loss(chosen[:, :4], matched)
+        if len(cell):
             box = loss.mean()
             self._set_objectness(truth, cell, (1 - self.gr) + self.gr * quality.clamp(min=0))
             if self.nc > 1:
                 classes = torch.full_like(chosen[:, 5:], self.negative)
                 classes.scatter_(1, matched.label[:, None], self.positive)
                 label = self.class_loss(chosen[:, 5:], classes)
-        loss = self.object_loss(objectness, truth)
-        weight = self.balance[level]
-        if self.autobalance:
-            self.balance[level] = weight * BALANCE_DECAY + (1 - BALANCE_DECAY) / max(float(loss.detach()), LEAST_LOSS)
-        return torch.stack((box, loss * weight, label))
+        return torch.stack((box, self.object_loss(objectness, truth), label))
 
     def _box_loss(self, logits: Tensor, matched: Matches) -> tuple[Tensor, Tensor]:
         """Loss (K,) and quality (K,) of the boxes that (K, 4) logits mean."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from utils.confusion import ConfusionMatrix
 from utils.iou import bbox_ioa, bbox_iou, box_iou, wh_iou
 from utils.metrics_coco import THRESHOLDS, ImageBoxes, SizeMetrics, SizeResult
+from utils.ragged import Ragged
 
 __all__ = [
     "ClassResult",
@@ -163,9 +164,7 @@ def _class_tables(
     begins, ends = np.searchsorted(predicted, classes), np.searchsorted(predicted, classes, side="right")
     count, thresholds = len(classes), correct.shape[1]
     shape = (count, len(POINTS))
-    tables = _Tables(
-        classes, totals, np.zeros(shape), np.zeros(shape), np.zeros((count, thresholds)), np.zeros(shape)
-    )
+    tables = _Tables(classes, totals, np.zeros(shape), np.zeros(shape), np.zeros((count, thresholds)), np.zeros(shape))
     for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         if begin == end:
             continue
@@ -230,8 +229,12 @@ class DetectionMetrics:
     def reset(self) -> None:
         """Forget everything."""
         self._images = 0
-        self._correct = [np.zeros((0, len(THRESHOLDS)), dtype=bool)]
-        self._confidence, self._predicted, self._true = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
+        self._rows = Ragged(
+            correct=np.zeros((0, len(THRESHOLDS)), dtype=bool),
+            confidence=np.zeros(0),
+            predicted=np.zeros(0),
+            true=np.zeros(0),
+        )
         self._images_with = np.zeros(len(self.names), dtype=np.int64)
         self._sizes = SizeMetrics()
         self._confusion = ConfusionMatrix(len(self.names))
@@ -256,32 +259,53 @@ class DetectionMetrics:
         iou = box_iou(found[:, :4], meant[:, 1:]).nan_to_num().numpy()
         correct = _correct(iou, predicted, true, THRESHOLDS)
         confidence = found[:, 4].numpy()
-        self._sizes.update(
-            ImageBoxes(iou, confidence, predicted, _areas(found[:, :4]), true, _areas(meant[:, 1:]))
-        )
+        self._sizes.update(ImageBoxes(iou, confidence, predicted, _areas(found[:, :4]), true, _areas(meant[:, 1:])))
         self._confusion.update(found, meant)
         self._images += 1
         self._images_with[np.unique(true).astype(np.int64)] += 1
-        self._correct.append(correct)
-        self._confidence.append(confidence)
-        self._predicted.append(predicted)
-        self._true.append(true)
+        self._rows.add(correct=correct, confidence=confidence, predicted=predicted, true=true)
         return torch.from_numpy(correct)
+
+    def pack(self) -> dict[str, Any]:
+        """All that was counted in few flat arrays, for `absorb` in another process."""
+        return {
+            "images": self._images,
+            "images_with": self._images_with,
+            "confusion": self._confusion.matrix,
+            "rows": self._rows.pack(),
+            "sizes": self._sizes.pack(),
+        }
+
+    def absorb(self, packs: Sequence[dict[str, Any]], numbers: np.ndarray) -> None:
+        """Count what other processes packed, as if every picture had been updated here, by rising number.
+
+        `numbers` holds a number for each picture of the first pack, then of the second, and so on; pictures of one
+        number keep their order. The order decides between detections of one confidence.
+        """
+        for pack in packs:
+            self._images += pack["images"]
+            self._images_with += pack["images_with"]
+            self._confusion.matrix += pack["confusion"]
+        self._rows.extend([pack["rows"] for pack in packs], numbers)
+        self._sizes.absorb([pack["sizes"] for pack in packs], numbers)
 
     def compute(self) -> DetectionResult:
         """The scores of all pictures since the last `reset`."""
-        true = np.concatenate(self._true)
-        tables = _class_tables(
-            np.concatenate(self._correct), np.concatenate(self._confidence), np.concatenate(self._predicted), true
-        )
+        true = self._rows.column("true")
+        tables = _class_tables(*(self._rows.column(name) for name in ("correct", "confidence", "predicted")), true)
         f1 = tables.f1()
         best = f1.mean(axis=0).argmax() if len(f1) else 0
         classes = tables.classes.astype(np.int64)
         rows = [
             ClassResult(
-                int(label), self.names[label], int(self._images_with[label]), int(tables.labels[row]),
-                float(tables.precision[row, best]), float(tables.recall[row, best]),
-                float(tables.ap[row, 0]), float(tables.ap[row].mean()),
+                int(label),
+                self.names[label],
+                int(self._images_with[label]),
+                int(tables.labels[row]),
+                float(tables.precision[row, best]),
+                float(tables.recall[row, best]),
+                float(tables.ap[row, 0]),
+                float(tables.ap[row].mean()),
             )
             for row, label in enumerate(classes)
         ]
@@ -293,8 +317,17 @@ class DetectionMetrics:
             POINTS, tables.precision, tables.recall, f1, POINTS, tables.pr_precision, tables.ap[:, 0], classes
         )
         return DetectionResult(
-            self._images, len(true), precision, recall, map50, overall, maps, rows,
-            self._sizes.compute(), curves if rows else None, self._confusion,
+            self._images,
+            len(true),
+            precision,
+            recall,
+            map50,
+            overall,
+            maps,
+            rows,
+            self._sizes.compute(),
+            curves if rows else None,
+            self._confusion,
         )
 
     def _check_classes(self, classes: np.ndarray, what: str) -> None:

@@ -6,9 +6,12 @@ right nor wrong there, and so is a detection that matches nothing and whose own 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from utils.ragged import Packed, Ragged
 
 SIZE_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}  # pixels^2
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -49,10 +52,13 @@ class SizeMetrics:
 
     def reset(self) -> None:
         """Forget everything."""
-        empty = np.zeros(0)
-        self._states = [np.zeros((len(SIZE_RANGES), len(THRESHOLDS), 0), dtype=np.uint8)]
-        self._confidence, self._predicted = [empty], [empty]
-        self._true, self._counted = [empty], [np.zeros((len(SIZE_RANGES), 0), dtype=bool)]
+        self._rows = Ragged(
+            states=np.zeros((len(SIZE_RANGES), len(THRESHOLDS), 0), dtype=np.uint8),
+            confidence=np.zeros(0),
+            predicted=np.zeros(0),
+            true=np.zeros(0),
+            counted=np.zeros((len(SIZE_RANGES), 0), dtype=bool),
+        )
 
     def update(self, image: ImageBoxes) -> None:
         """Match one picture's detections to its labels, once per size range and IoU threshold."""
@@ -62,19 +68,28 @@ class SizeMetrics:
         foreign, true_foreign = _out_of_range(image.areas[order]), _out_of_range(image.true_areas)
         states = _match(iou, true_foreign)
         states[(states == WRONG) & foreign[:, None]] = IGNORED
-        self._states.append(states)
-        self._confidence.append(image.confidence[order])
-        self._predicted.append(image.predicted[order])
-        self._true.append(image.true)
-        self._counted.append(~true_foreign)
+        self._rows.add(
+            states=states,
+            confidence=image.confidence[order],
+            predicted=image.predicted[order],
+            true=image.true,
+            counted=~true_foreign,
+        )
+
+    def pack(self) -> dict[str, Packed]:
+        """All that was counted in few flat arrays, for `absorb` in another process."""
+        return self._rows.pack()
+
+    def absorb(self, packs: Sequence[Mapping[str, Packed]], numbers: np.ndarray) -> None:
+        """Count packed pictures by rising number (n,), which decides between detections of one confidence."""
+        self._rows.extend(packs, numbers)
 
     def compute(self) -> dict[str, SizeResult]:
         """Results by the keys of SIZE_RANGES: mean over the classes that have objects of the size."""
-        confidence = np.concatenate(self._confidence)
-        order = np.argsort(-confidence, kind="stable")
-        predicted = np.concatenate(self._predicted)[order]
-        states = np.concatenate(self._states, axis=2)[:, :, order]
-        true, counted = np.concatenate(self._true), np.concatenate(self._counted, axis=1)
+        order = np.argsort(-self._rows.column("confidence"), kind="stable")
+        predicted = self._rows.column("predicted")[order]
+        states = self._rows.column("states")[:, :, order]
+        true, counted = self._rows.column("true"), self._rows.column("counted")
         columns = {label: np.flatnonzero(predicted == label) for label in np.unique(true)}
         results = {}
         for index, name in enumerate(SIZE_RANGES):

@@ -1,6 +1,7 @@
 """Options have one home: a slots dataclass is the flags, the defaults, the help text and the Python API.
 
-`flag` declares an option, `parse` reads a command line, `options` takes keyword arguments.
+`flag` declares an option, `parse` reads a command line, `parse_given` tells what really stands there, `options` takes
+keyword arguments.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "
     Underscores and hyphens in a flag's name are the same, and unique beginnings of a flag are enough
     (`--batch` for `--batch-size`), as in YOLOv5. An unknown flag ends the program with usage and the nearest flag.
     """
+    return options(kind, parse_given(kind, argv, description))
+
+
+def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description: str = "") -> dict[str, Any]:
+    """Read a command line as `parse` does: only the options that stand there, by field name."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
@@ -56,8 +62,9 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "
             if many:
                 extra.setdefault("nargs", "+")
             extra.setdefault("metavar", item.name.upper() if not extra.get("choices") else None)
-        parser.add_argument(*names, dest=item.name, default=default, help=_help(item.metadata, default), **extra)
-    return kind(**vars(parser.parse_args(argv)))
+        text = _help(item.metadata, default)
+        parser.add_argument(*names, dest=item.name, default=argparse.SUPPRESS, help=text, **extra)
+    return vars(parser.parse_args(argv))
 
 
 def _help(metadata: Mapping[str, Any], default: Any) -> str:

@@ -165,9 +165,9 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
 def _read_results(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        return table.rename(columns=lambda name: name.strip()).apply(pd.to_numeric, errors="coerce")
+    except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is no table of results: {error}") from error
-    return table.rename(columns=lambda name: name.strip()).apply(pd.to_numeric, errors="coerce")
 
 
 def _result_columns(table: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:

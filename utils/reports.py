@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from utils.callbacks import Callbacks
@@ -16,6 +18,7 @@ from utils.evaluator import ImageResult, Listener, ValResult
 from utils.log import LOGGER
 from utils.plots import output_to_target, plot_images
 from utils.plots_metrics import plot_confusion_matrix, plot_curves
+from utils.ragged import Packed, Ragged
 from utils.writers import coco_rows, label_lines, write_labels
 
 _DRAWN_BATCHES = 3
@@ -32,28 +35,46 @@ class ReportSettings:
     confidence: bool = False
     json: Path | None = None  # file to write the COCO rows to
     categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
-    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Found(NamedTuple):
+    """The detections of n pictures, to be sent to the main process."""
+
+    paths: list[str]
+    batches: np.ndarray  # (n,) numbers of their batches
+    rows: dict[str, Packed]  # "detections" (N, 6)
 
 
 class Report(Listener):
-    """Listens to `evaluate`, writes as it goes, and `finish`es with plots and JSON."""
+    """Listens to `evaluate`, writes as it goes, and `finish`es with plots and JSON.
+
+    In a run of several processes each writes the label files and draws the mosaics of its own batches, and the main
+    process does the rest. `rows` are COCO's rows of all pictures in the order of the data set, there once it has
+    received what every process found.
+    """
 
     def __init__(self, settings: ReportSettings, loss: Any = None, callbacks: Callbacks | None = None) -> None:
         self.settings, self.compute_loss = settings, loss
         self.callbacks = callbacks or Callbacks()
+        self.rows: list[dict[str, Any]] = []
+        self._paths: list[str] = []
+        self._batches: list[int] = []
+        self._found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
 
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
         """Mean losses of one batch, zeros without a loss to compute."""
         return self.compute_loss(raw, targets)[1] if self.compute_loss else super().loss(raw, targets)
 
     def image(self, result: ImageResult) -> None:
-        """One label file, and the JSON rows, of one picture."""
+        """One label file of one picture; its detections are kept for the JSON."""
         wanted, detections = self.settings, result.detections.cpu()
         if wanted.txt:
             file = wanted.folder / "labels" / f"{Path(result.path).stem}.txt"
             write_labels(file, label_lines(detections, result.shape, wanted.confidence))
         if wanted.json:
-            wanted.rows.extend(coco_rows(detections, result.path, wanted.categories))
+            self._paths.append(result.path)
+            self._batches.append(result.batch)
+            self._found.add(detections=detections.numpy())
         self.callbacks.run("on_val_image_end", detections, detections, result.path, wanted.names, None)
 
     def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
@@ -65,15 +86,32 @@ class Report(Listener):
                 batch.images, output_to_target(detections), batch.paths, folder / f"val_batch{index}_pred.jpg", names
             )
 
-    def finish(self, result: ValResult) -> None:
-        """Draw the curves and the confusion matrix, write the JSON."""
+    def parcel(self) -> Found:
+        """What this process has found, as far as the JSON needs it."""
+        return Found(self._paths, np.array(self._batches, dtype=np.int64), self._found.pack())
+
+    def receive(self, parcels: Sequence[Found]) -> None:
+        """The JSON rows of all processes' pictures."""
+        batches = np.concatenate([parcel.batches for parcel in parcels])
+        paths = [path for parcel in parcels for path in parcel.paths]
+        found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
+        found.extend([parcel.rows for parcel in parcels], batches)
+        values, lengths = found.pack()["detections"]
+        ends = lengths.cumsum()
+        for picture, begin, end in zip(np.argsort(batches, kind="stable"), ends - lengths, ends):
+            self.rows += coco_rows(torch.from_numpy(values[begin:end]), paths[picture], self.settings.categories)
+
+    def finish(self, result: ValResult | None) -> None:
+        """Draw the curves and the confusion matrix, write the JSON; nothing in a process that has no result."""
+        if result is None:
+            return
         wanted, metrics = self.settings, result.metrics
         if wanted.plots and metrics.labels:
             if metrics.curves is not None:
                 plot_curves(metrics.curves, wanted.names, wanted.folder)
             plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
         if wanted.json:
-            wanted.json.write_text(json.dumps(wanted.rows), encoding="utf-8")
+            wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
         self.callbacks.run("on_val_end")
 
 

@@ -40,12 +40,15 @@ class EpochSampler(Sampler[SampleKey]):
         self.partners, self.shuffle, self.seed = partners, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.grouped = batch_size, grouped
-        self.epoch, self.plain = 0, False
+        self.epoch, self.plain, self.done = 0, False, 0
         self.weights: np.ndarray | None = None
 
-    def set_epoch(self, epoch: int, plain: bool = False) -> None:
-        """From the next pass over the loader on: another order, other random choices, perhaps plain pictures."""
-        self.epoch, self.plain = epoch, plain
+    def set_epoch(self, epoch: int, plain: bool = False, done: int = 0) -> None:
+        """From the next pass over the loader on: another order, other random choices, perhaps plain pictures.
+
+        `done` batches of the epoch are left out, as they were seen before an interruption.
+        """
+        self.epoch, self.plain, self.done = epoch, plain, done
 
     def set_weights(self, weights: np.ndarray | None) -> None:
         """From the next pass on, draw pictures and mosaic partners in proportion to `weights` (n,); None: all alike.
@@ -86,11 +89,13 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         seen: dict[int, int] = {}
-        for index in self._order().tolist():
+        for number, index in enumerate(self._order().tolist()):
             repeat = seen[index] = seen.get(index, -1) + 1
-            yield SampleKey(index, self.epoch, self.plain, repeat)
+            if number >= self.done * self.batch_size:
+                yield SampleKey(index, self.epoch, self.plain, repeat)
 
     def __len__(self) -> int:
+        """Keys of a whole epoch, whatever part of it is done."""
         count = len(self.partners)
         if self.grouped and self.world_size > 1:
             return len(self._batches(np.random.default_rng(0)))

@@ -17,6 +17,7 @@ import numpy as np
 from utils.augmentations import letterbox
 from utils.labels import IMG_FORMATS, read_image
 from utils.log import LOGGER
+from utils.pictures import decode_image
 from utils.streams import VID_FORMATS, read_streams, suffix_of
 
 STREAM_SCHEMES = ("rtsp://", "rtmp://")
@@ -70,10 +71,10 @@ def fetch_image(url: str) -> np.ndarray:
         raise ValueError(f"{url} cannot be fetched: {error}") from error
     if len(content) > WEB_LARGEST:
         raise ValueError(f"{url} is larger than {WEB_LARGEST >> 20} MiB; download it first")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if image is None:
-        raise ValueError(f"{url} is no picture that can be decoded")
-    return image
+    try:
+        return decode_image(content, url)
+    except ValueError as error:
+        raise ValueError(f"{url} is no picture that can be decoded") from error
 
 
 class Source:

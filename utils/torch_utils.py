@@ -207,15 +207,16 @@ class EarlyStopping:
 
     def __call__(self, epoch: int, fitness: float) -> bool:
         """True when this should be the last epoch; `possible_stop` tells that the next one may be."""
-        fitness = float(fitness)
         if fitness > self.best_fitness:
-            self.best_epoch, self.best_fitness = epoch, fitness
-        waited = epoch - self.best_epoch
-        self.possible_stop = waited >= self.patience - 1
-        stop = waited >= self.patience
-        if stop:
+            self.best_epoch, self.best_fitness = epoch, float(fitness)
+        self.possible_stop = epoch - self.best_epoch >= self.patience - 1
+        if stop := self.exhausted(epoch):
             LOGGER.info(f"Stopping early: no improvement in {self.patience} epochs since epoch {self.best_epoch}")
         return stop
+
+    def exhausted(self, epoch: int) -> bool:
+        """Was patience at its end when this epoch was over?"""
+        return epoch - self.best_epoch >= self.patience
 
 
 # ------------------------------------------------------------------------------------------------------- counting

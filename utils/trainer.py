@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,9 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from utils.callbacks import Callbacks
-from utils.dist import is_main, mean_over_ranks, rank, world_size
+from utils.dist import is_joined, is_main, mean_over_ranks, rank, world_size
 from utils.evaluator import BAR
+from utils.guard import OutOfMemory, StepGuard, TrainingFault, halves, out_of_memory
 from utils.log import LOGGER
 from utils.optim import Schedule
 from utils.torch_utils import seed_everything
@@ -70,13 +72,26 @@ class EpochSettings:
     seed: int = 0
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed what dropout, stochastic depth and random pooling draw from: another stream each epoch and each process.
+@dataclass(slots=True)
+class Position:
+    """How far a run has come: `batch` batches of epoch `epoch` are done, with these mean (box, obj, cls) losses."""
 
-    So an epoch's chance depends on nothing that came before it, be it a validation or an interruption, and a
-    checkpoint need not hold the state of any generator. `seed` and `epoch` are at least 0.
+    epoch: int = 0
+    batch: int = 0
+    losses: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    def next_epoch(self) -> None:
+        """This epoch is over, with everything that belongs to it."""
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, (0.0, 0.0, 0.0)
+
+
+def seed_batch(seed: int, epoch: int, batch: int) -> None:
+    """Seed what dropout, stochastic depth and random pooling draw from: another stream each batch and each process.
+
+    So the chance in a batch depends on nothing that came before it, be it a validation, a listener or an interruption,
+    and a checkpoint holds the state of every generator when it holds these numbers. All are at least 0.
     """
-    mixed = np.random.SeedSequence([seed, epoch, max(rank(), 0), _NETWORK])
+    mixed = np.random.SeedSequence([seed, epoch, batch, max(rank(), 0), _NETWORK])
     seed_everything(int(mixed.generate_state(1, np.uint64)[0]), deterministic=None)
 
 
@@ -84,7 +99,7 @@ class Trainer:
     """Holds what changes while training and does one epoch at a time.
 
     `net` is the network that is called (it may be wrapped for several processes), `model` the bare one whose weights
-    are averaged into `ema`.
+    are averaged into `ema`. `split` is the number of pieces a batch is computed in, doubled whenever memory runs out.
     """
 
     def __init__(
@@ -103,36 +118,91 @@ class Trainer:
         self.optimizer, self.schedule, self.ema = optimizer, schedule, ema
         self.precision, self.settings, self.callbacks = precision, settings, callbacks
         self.device = precision.device
+        self.guard, self.split = StepGuard(model), 1
+        self._waiting: list[tuple[int, Any]] = []  # batches, with their numbers, whose gradients wait for a step
+        self._finite = True
 
-    def epoch(self, epoch: int, loader: Any) -> list[float]:
-        """Train on every batch once; returns the mean (box, obj, cls) losses.
+    def epoch(self, loader: Any, position: Position, after_step: Callable[[], None] = lambda: None) -> list[float]:
+        """Train on every batch of `position.epoch` from `position.batch` on; returns the mean (box, obj, cls) losses.
 
-        Gradients gather over `Schedule.apply` batches; an epoch always ends with a step and begins by seeding the
-        global generators, so that a checkpoint written between epochs is the whole state.
+        `loader` yields the batches that are left, its length is that of the whole epoch. Gradients gather over
+        `Schedule.apply` batches; after each step `position` has moved on and `after_step` is called, which may raise:
+        the state between two steps is the whole state.
+
+        Raises TrainingFault when the loss stays infinite, or when a single picture does not fit into memory.
         """
-        seed_epoch(self.settings.seed, epoch)
         self.net.train()
-        sizes = np.random.default_rng([self.settings.seed, epoch, _MULTI_SCALE])
-        mean, waiting = torch.zeros(3, device=self.device), 0
+        epoch, total = position.epoch, len(loader)
+        mean = torch.tensor(position.losses, device=self.device)
         if is_main():
             LOGGER.info("\n" + HEADER)
-        bar = tqdm(loader, bar_format=BAR, disable=not is_main())
-        self.optimizer.zero_grad(set_to_none=True)
-        for index, batch in enumerate(bar):
-            iteration = epoch * len(loader) + index
-            accumulate = self.schedule.apply(self.optimizer, iteration)
-            images = self._prepare(batch.images, sizes)
-            items = self.backward(images, batch.targets.to(self.device))
-            waiting += 1
-            if waiting >= accumulate or index + 1 == len(loader):
-                self.step()
-                waiting = 0
-            mean = (mean * index + items) / (index + 1)
+        bar = tqdm(loader, bar_format=BAR, disable=not is_main(), total=total, initial=position.batch)
+        self._drop()
+        for index, batch in enumerate(bar, start=position.batch):
+            accumulate = self.schedule.apply(self.optimizer, epoch * total + index)
+            items, images = self._learn(epoch, index, batch)
+            mean = (mean * index + items) / (index + 1) if self._finite else mean
             bar.set_description(self._line(epoch, mean, len(batch.targets), images.shape[-1]))
-            self.callbacks.run(
-                "on_train_batch_end", iteration, self.model, images, batch.targets, batch.paths, True, False
+            seen = (epoch * total + index, self.model, images, batch.targets, batch.paths, True, False)
+            self.callbacks.run("on_train_batch_end", *seen)
+            if len(self._waiting) >= accumulate or index + 1 == total:
+                self.step(epoch)
+                position.batch, position.losses = index + 1, tuple(mean.tolist())
+                after_step()
+        return mean.tolist()
+
+    def _learn(self, epoch: int, index: int, batch: Any) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradients to those that wait; (its losses (3,) over all processes, its prepared pictures).
+
+        When memory runs out, the batches since the last step are done again in twice as many pieces.
+        """
+        self._waiting.append((index, batch))
+        try:
+            items, images = self._forward_backward(epoch, index, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            items = None
+        while items is None:  # out of the except block, whose error would keep the memory alive
+            items, images = self._again_in_pieces(epoch)
+        self.guard.note(items, index, batch.paths)
+        items = mean_over_ranks(items)
+        self._finite = self._finite and bool(items.isfinite().all())
+        return items, images
+
+    def _again_in_pieces(self, epoch: int) -> tuple[Tensor | None, Tensor | None]:
+        """Do the waiting batches again, each cut finer; (None, None) if that was still too much."""
+        self.split *= 2
+        if is_joined():  # the others are in the middle of theirs, and wait for this one's gradients
+            raise OutOfMemory(f"out of memory in epoch {epoch}; --resume goes on in smaller pieces", self.split)
+        if self.split >= 2 * max(len(batch.images) for _, batch in self._waiting):
+            raise TrainingFault(
+                f"out of memory in epoch {epoch} with a single picture: begin a new run with a smaller --imgsz or --cfg"
             )
-        return mean_over_ranks(mean).tolist()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.undo()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        LOGGER.warning(f"out of memory: every batch is now computed in {self.split} pieces, with the same steps")
+        try:
+            for index, batch in self._waiting:
+                items, images = self._forward_backward(epoch, index, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None, None
+        return items, images
+
+    def _forward_backward(self, epoch: int, index: int, batch: Any) -> tuple[Tensor, Tensor]:
+        """One batch, in as many pieces as fit: (its losses (3,) in this process, its prepared pictures)."""
+        seed_batch(self.settings.seed, epoch, index)
+        sizes = np.random.default_rng([self.settings.seed, epoch, index, _MULTI_SCALE])
+        images, targets = self._prepare(batch.images, sizes), batch.targets.to(self.device)
+        pieces = [(images, targets)] if self.split == 1 else halves(images, targets, self.split)
+        items = torch.zeros(3, device=self.device)
+        for piece, mine in pieces:
+            items += self.backward(piece, mine) * (len(piece) / len(images))
+        return items, images
 
     def _prepare(self, images: Tensor, sizes: np.random.Generator) -> Tensor:
         """uint8 pictures to 0..1 on the device, resized at random between half and one and a half when asked."""
@@ -159,17 +229,36 @@ class Trainer:
         self.precision.scaler.scale(loss.sum()).backward()
         return items.detach()
 
-    def step(self) -> None:
-        """Move the weights by the gradients that wait, and the weight average after them."""
-        scaler = self.precision.scaler
+    def step(self, epoch: int = 0) -> None:
+        """Move the weights by the gradients that wait, and the weight average after them; or refuse to.
+
+        What is not finite moves nothing. Where float16 scales the loss, an overflow of the gradients alone is no fault:
+        the scaler skips that step and scales less.
+        """
+        scaler, parameters = self.precision.scaler, list(self.model.parameters())
+        scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        overflow = not bool(norm.isfinite())
+        if not self._finite or (overflow and (not scaler.is_enabled() or scaler.get_scale() < 1)):
+            last = self._waiting[-1][0] if self._waiting else 0
+            scaler.update()
+            self._drop()
+            self.guard.refuse(epoch, last)
+            return
         if self.settings.clip_norm > 0:
-            scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm, foreach=True)
         scaler.step(self.optimizer)
         scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
+        self._drop()
+        self.guard.accept()
+        if self.ema and is_main():  # the others are given it when they need it
             self.ema.update(self.model)
+
+    def _drop(self) -> None:
+        """Forget the gradients that wait."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._waiting.clear()
+        self._finite = True
 
     def _line(self, epoch: int, mean: Tensor, labels: int, size: int) -> str:
         memory = f"{torch.cuda.memory_reserved(self.device) / 1e9:.3g}G" if self.device.type == "cuda" else "0G"

@@ -28,7 +28,7 @@ from utils.loss import ComputeLoss
 from utils.nms import non_max_suppression
 from utils.optim import Recipe, Schedule, build_optimizer
 from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Precision, Trainer
+from utils.trainer import EpochSettings, Position, Precision, Trainer
 
 BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
 
@@ -84,7 +84,7 @@ def trainer(model: Model) -> Trainer:
 
 
 def an_epoch(one: Trainer, number: int) -> None:
-    losses = one.epoch(number, batches())
+    losses = one.epoch(batches(), Position(number))
     assert all(torch.isfinite(torch.tensor(losses)))
 
 
@@ -128,7 +128,7 @@ def test_trains_resumes_fuses_and_detects(mode: str, tmp_path: Path) -> None:
     assert all(0 < len(a) == len(b) for a, b in zip(boxes, before, strict=True))
 
 
-class Interrupted(Exception):
+class Torn(Exception):
     pass
 
 
@@ -141,16 +141,17 @@ def test_a_resumed_run_ends_where_a_whole_one_does(
     cfg.write_text(yaml.safe_dump(described([{"n_win": 3, "num_heads": 2, "topk": 2, **listed(MODES[mode])}])))
     given = {"data": str(squares), "cfg": str(cfg), "project": str(tmp_path / "runs"), **BASE}
     monkeypatch.setattr(train, "subscribe_loggers", lambda *args: None)
-    monkeypatch.setattr(train, "finish", lambda *args: ())
+    monkeypatch.setattr(train.Run, "finish", lambda self: ())
     train.run(name="whole", **given)
-    saved = train.save
+    saved = train.Keeper.save
 
-    def stop_after_the_first_epoch(setup: Any, one: Trainer, progress: Any, improved: bool) -> None:
-        saved(setup, one, progress, improved)
-        raise Interrupted
+    def stop_after_the_first_epoch(self: train.Keeper, improved: bool = False) -> None:
+        saved(self, improved)
+        if self.progress.last_epoch == 0:
+            raise Torn
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(train, "save", stop_after_the_first_epoch)
+    with monkeypatch.context() as patch, pytest.raises(Torn):
+        patch.setattr(train.Keeper, "save", stop_after_the_first_epoch)
         train.run(name="cut", **given)
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     whole, cut = (load_checkpoint(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))

@@ -120,6 +120,18 @@ def test_names_must_be_as_many_as_classes(model):
         load_model({"model": {**describe_model(model), "names": ["one"]}})
 
 
+def test_names_are_text_on_one_line(model):
+    """They become folders of crops and columns of tables."""
+    loaded = load_model({"model": {**describe_model(model), "names": {0: "a\nb\0", 1: 7}}})
+    assert loaded.names == ["a\\nb\\x00", "7"]
+
+
+def test_a_state_with_odd_keys_is_refused(model):
+    description = describe_model(model)
+    with pytest.raises(ValueError, match="keys that are no text"):
+        load_model({"model": {**description, "state_dict": {**description["state_dict"], (1, 2): torch.zeros(1)}}})
+
+
 @pytest.mark.parametrize("inplace", [True, False])
 def test_inplace(saved, inplace):
     loaded = attempt_load(saved, inplace=inplace)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import zipfile
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from utils import checkpoint
 from utils.checkpoint import FORMAT, describe_model, load_checkpoint, save_checkpoint, strip_optimizer
 
 TRACES = []
@@ -249,3 +251,107 @@ def test_there_must_be_a_model_to_strip(tmp_path):
 def test_namespaces_are_not_guessed_at(tmp_path):
     with pytest.raises(ValueError, match="SimpleNamespace"):
         save_checkpoint(tmp_path / "a.pt", {"opt": SimpleNamespace(a=1)})
+
+
+# ---- files that are sound, and mean harm
+def rezipped(path, method=zipfile.ZIP_STORED, **changes):
+    """A checkpoint with some of its parts changed, dropped (None) or added."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    folder = next(iter(parts)).partition("/")[0]
+    parts |= {f"{folder}/{name.replace('__', '/')}": content for name, content in changes.items()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in parts.items():
+            if content is not None:
+                archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def good(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"weight": torch.zeros(1000)})
+    return tmp_path / "a.pt"
+
+
+def test_a_checkpoint_that_was_zipped_again_is_the_same(good):
+    assert load_checkpoint(rezipped(good))["weight"].shape == (1000,)
+
+
+def test_compressed_parts_could_be_bombs(good):
+    assert "compressed" in error_of(rezipped(good, zipfile.ZIP_DEFLATED))
+
+
+def test_parts_of_one_name_could_be_read_one_way_and_another(good):
+    with zipfile.ZipFile(good, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"N.")
+    assert "two parts have the same name" in error_of(good)
+    save_checkpoint(good, {"weight": torch.zeros(1000)})
+    with zipfile.ZipFile(good, "a") as archive:
+        archive.writestr(archive.namelist()[0].upper(), b"N.")
+    assert "two parts have the same name" in error_of(good), "PyTorch does not tell large letters from small ones"
+
+
+def test_numbers_that_are_not_there(good):
+    assert "more than the file" in error_of(rezipped(good, data__0=bytes(3999)))
+    save_checkpoint(good, {"weight": torch.zeros(1000)})
+    assert "more than the file" in error_of(rezipped(good, data__0=None))
+
+
+def test_a_huge_pickle_is_not_followed(good, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_PICKLE", 10)
+    assert "no pickle of at most" in error_of(good)
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.script(nn.ReLU()).save(tmp_path / "a.pt")
+    assert "a TorchScript archive" in error_of(tmp_path / "a.pt")
+
+
+def test_the_format_before_pytorch_1_6_is_read(tmp_path):
+    content = {"model": {"weight": torch.arange(3.0), "again": torch.arange(6.0)[::2]}, "epoch": 3}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    found = load_checkpoint(tmp_path / "a.pt")
+    assert found["epoch"] == 3 and found["model"]["weight"].tolist() == [0, 1, 2]
+    assert found["model"]["again"].tolist() == [0, 2, 4]
+    whole = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(whole[:-30])
+    assert "damaged" in error_of(tmp_path / "a.pt")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(1 << 20, 1 << 20),
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+    ],
+    ids=["repeated", "sparse", "without numbers"],
+)
+def test_only_plain_tensors_are_read(tmp_path, tensor):
+    torch.save({"a": tensor}, tmp_path / "a.pt")
+    text = error_of(tmp_path / "a.pt")
+    assert "tensor" in text or "refused" in text
+
+
+def test_a_small_tensor_may_repeat_its_numbers(tmp_path):
+    torch.save({"a": torch.ones(1).expand(3, 4)}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt")["a"].tolist() == [[1.0] * 4] * 3
+
+
+@pytest.mark.timeout(30)
+def test_a_pickled_model_cannot_have_strides_without_end(tmp_path):
+    model = nn.Conv2d(1, 1, 1)
+    model.stride = torch.zeros(1).expand(1 << 40)
+    torch.save({"model": model}, tmp_path / "a.pt")
+    assert "strides" in error_of(tmp_path / "a.pt")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_sharing_cannot_multiply(tmp_path, legacy):
+    value = [1]
+    for _ in range(60):
+        value = [value, value]
+    torch.save({"a": value}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    assert "shares parts again and again" in error_of(tmp_path / "a.pt")

@@ -55,6 +55,11 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
     assert four.names == ("0", "1.10", "no")
 
 
+def test_names_that_are_too_long_for_any_file_are_only_missing(tmp_path: Path) -> None:
+    config = DataConfig.load(data_yaml(tmp_path, f"path: {'x' * 5000}\ntrain: a\nval: b\nnames: [x]\n"))
+    assert config.root.name == "x" * 5000
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
@@ -76,6 +81,11 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
         ("train: a\nval: a\nnames: [1.10]", "class 0 must be text, not 1.1;"),
         ("train: a\nval: a\nnames: [[x, y]]", "class 0 must be text"),
         ("train: a\nval: a\nnames: {0: {name: x}}", "class 0 must be text"),
+        ("train: a\nval: a\nnc: 1000000000000", "nc must be a whole number of classes, 1 to 100000"),
+        ('train: a\nval: a\nnames: ["x\\ny"]', "class 0 must be one line of text"),
+        ("train: a\nval: a\nnames: [x]\npath: ~nobody-of-that-name/a", "path: there is no home folder for"),
+        ("train: ~nobody-of-that-name/a\nval: a\nnames: [x]", "train: there is no home folder for"),
+        (f"train: a\nval: a\nnames: {['x'] * 999}\nimgsz: {['x'] * 999}", "imgsz must be .{,120}$"),
     ],
 )
 def test_data_mistakes_are_one_line(tmp_path: Path, text: str, says: str) -> None:

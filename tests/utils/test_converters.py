@@ -24,6 +24,7 @@ from utils.label_formats import (
     polygon_row,
     sku_rows,
     visdrone_rows,
+    xview_rows,
 )
 from utils.label_index import load_index
 from utils.labels import parse_label_text
@@ -366,3 +367,85 @@ def test_shapes_are_drawn_without_a_network(config, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="still missing"):
         prepare(here)
     assert asked == [here.root]
+
+
+# ---- annotations that make no sense
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("note", [{"bbox": [NAN, 1, 2, 3]}, {"bbox": [1, 2, 3, NAN]}, {"bbox": [1, 2, -3, 4]}])
+def test_boxes_that_are_none_are_left_out(tmp_path: Path, note: dict) -> None:
+    file = coco_file(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 3, **note}])
+    assert coco_rows(file)["train/a.jpg"] == []
+    outline = {"bbox": [1, 2, 3, 4], "segmentation": [[1, 1, NAN, 9, 9, 9]]}
+    file = coco_file(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 3, **outline}])
+    assert len(coco_rows(file, polygons=True)["train/a.jpg"][0].split()) == 5, "the box, where the outline is none"
+    assert dota_rows("nan 1 30 1 30 20 1 20 a 0", (64, 48), ["a"], True) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"width": 0},
+        {"width": -5},
+        {"height": NAN},
+        {"height": INF},
+        {"height": "9"},
+        {"file_name": 5},
+        {"file_name": None},
+        {"file_name": ["a"]},
+        {"id": {}},
+    ],
+    ids=str,
+)
+def test_pictures_that_are_none_are_named(tmp_path: Path, image: dict) -> None:
+    picture = {"id": 7, "file_name": "a.jpg", "width": 9, "height": 9, **image}
+    notes = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 3, 3]}]
+    file = coco_file(tmp_path / "a.json", images=[picture], annotations=notes)
+    with pytest.raises(ValueError, match="a.json: not a COCO detection file") as caught:
+        convert_coco(file, tmp_path / "labels")
+    assert "\n" not in str(caught.value) and not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "C:x.jpg", "\\\\host\\x.jpg"),
+        *("", " ", ".", "./", "a\nb.jpg", "a\0b.jpg", "\ud800.jpg", "x" * 999 + ".jpg"),
+    ],
+)
+def test_names_that_no_picture_has(tmp_path: Path, name: str) -> None:
+    picture = {"id": 7, "file_name": name, "width": 9, "height": 9}
+    with pytest.raises(ValueError, match="a.json.*annotations name a picture") as caught:
+        convert_coco(coco_file(tmp_path / "a.json", images=[picture], annotations=[]), tmp_path / "labels")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 + len(str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "\x80", '{"images": 1' + "0" * 400 + "}"])
+def test_json_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    for read in (coco_rows, argoverse_rows, lambda path: xview_rows(path, {})):
+        with pytest.raises(ValueError, match="a.json: not "):
+            read(tmp_path / "a.json")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("head", ["", '<?xml version="1.0" encoding="utf-16"?>'])
+def test_a_billion_laughs_are_not_laughed(tmp_path: Path, head: str) -> None:
+    laughs = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(10))
+    (tmp_path / "a.xml").write_text(f"{head}<!DOCTYPE a [{laughs}]><annotation><size>&a10;</size></annotation>")
+    with pytest.raises(ValueError, match="a.xml: annotation with XML entities"):
+        convert_voc(tmp_path, tmp_path / "labels", ["a"])
+
+
+def test_annotations_may_be_of_no_other_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").mkdir()
+    with pytest.raises(ValueError, match="a.xml: not a file of annotations .it is a folder"):
+        convert_voc(tmp_path, tmp_path / "labels", ["a"])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/b.png").write_bytes(b"no picture")
+    (tmp_path / "b.txt").write_text(DOTA)
+    with pytest.raises(ValueError, match="b.png: no picture whose size can be told"):
+        convert_dota(tmp_path, tmp_path / "images", tmp_path / "labels", ["ship", "plane"])

@@ -31,7 +31,8 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with main_first():
         assert mean_over_ranks(torch.tensor([2.0])).item() == 2
     assert machine_size() == 1 and not is_joined()
-    assert gather("mine") == gather("mine", machine=True) == gather_to_main("mine") == ["mine"] and tell("mine") == "mine"
+    assert gather("mine") == gather("mine", machine=True) == gather_to_main("mine") == ["mine"]
+    assert tell("mine") == "mine"
     vote = Vote()
     assert [vote(False), vote(True), vote(False), vote.finish()] == [False, True, False, False]
     wait_for_all()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.processes import together
+from tests.statements import together
 from utils import image_cache
 from utils.datasets import DetectionDataset, create_dataloader
 from utils.image_cache import fitted_sizes

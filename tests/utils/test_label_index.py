@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.processes import together
+from tests.statements import together
 from utils import label_index
 from utils.label_arrays import ARRAYS, Counts, LabelIndex, Pieces
 from utils.label_index import load_index

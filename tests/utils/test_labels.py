@@ -436,3 +436,30 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
     except OSError:
         pytest.skip("this file system takes no such name")
     assert os.fsencode(load_index(tmp_path / "images").path(0)) == raw
+
+
+# ---- lists of pictures that are none
+@pytest.mark.parametrize("content", [b"a\0b.png", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "l.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="l.txt: no list of pictures .it is no text.; write one path on each line"):
+        find_images(tmp_path / "l.txt")
+
+
+def test_a_list_may_have_any_names(tmp_path: Path) -> None:
+    names = [b"\xff.png", b"x" * 5000 + b".png", "图\u2028😀.png".encode(), b"./a\x85.png"]
+    (tmp_path / "l.txt").write_bytes(b"\r\n".join(names))
+    found = {os.fsencode(path) for path in find_images(tmp_path / "l.txt")}
+    assert found == {
+        b"\xff.png",
+        b"x" * 5000 + b".png",
+        "图\u2028😀.png".encode(),
+        os.fsencode(tmp_path) + b"/a\x85.png",
+    }
+    for name in found:
+        assert "\n" not in check_pair(os.fsdecode(name), "none.txt").message
+
+
+def test_names_that_are_too_long_are_only_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder or list of pictures"):
+        find_images(tmp_path / ("x" * 5000))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.processes import together
+from utils.dist import rank
 from utils.iou import LOSSES
 from utils.loss import ComputeLoss, FocalLoss, QFocalLoss, match, smooth_BCE
 
@@ -293,3 +295,85 @@ def test_focal_loss_reduces_like_what_it_wraps(reduction, shape):
     result = FocalLoss(wrapped, gamma=0.0, alpha=0.5)(logits, truth)
     assert result.shape == shape
     torch.testing.assert_close(result * 2, wrapped(logits, truth))
+
+
+# -------------------------------------------------------------------------------------------------- several processes
+BATCH = 4
+SHARED = {
+    "plain": {},
+    "uneven": {"cut": 1},
+    "pooled": {"pooled": 1, "cut": 3},
+    "WIoUv3": {"box_iou": "WIoUv3"},
+    "autobalance": {"autobalance": True, "cut": 3},
+    "focal, smoothed": {"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 2.0},
+    "WIoUv2, one process without a match": {"box_iou": "WIoUv2", "rows": slice(0, 2)},
+    "no match": {"box_iou": "WIoUv3", "pooled": 1, "autobalance": True, "rows": slice(0, 0)},
+}
+
+
+def learn(part, cut=2, autobalance=False, rows=slice(None), **hyp):
+    """Losses, parts, gradients and state after each of three steps on `part` of the pictures; and of a validation."""
+    compute, found = ComputeLoss(make_model(**hyp), autobalance, shared=True), {}
+    for step in range(3):
+        predictions = [
+            level.detach()[part].clone().requires_grad_() for level in make_predictions(batch=BATCH, seed=step)
+        ]
+        targets = make_targets(30, batch=BATCH, seed=step)
+        targets = targets[targets[:, 0].argsort()][rows]
+        here = torch.isin(targets[:, 0], torch.arange(BATCH)[part])
+        loss, parts = compute(predictions, targets[here] - torch.tensor([part.start, 0, 0, 0, 0, 0]))
+        loss.backward()
+        found |= {f"loss{step}": loss.detach(), f"parts{step}": parts}
+        found |= {f"gradient{step}{level}": value.grad for level, value in enumerate(predictions)}
+        found[f"state{step}"] = torch.tensor([*compute.balance, float(compute.mean_iou_loss.value)])
+    before = compute.state_dict()
+    if part.start == 0:  # the others need not join a validation, and it moves nothing
+        compute([value.detach() for value in predictions], targets[here])
+    assert compute.state_dict() == before or compute.autobalance
+    return found
+
+
+def in_two():
+    found = {}
+    for name, case in SHARED.items():
+        cut = case.get("cut", 2)
+        found[name] = learn(slice(0, cut) if rank() == 0 else slice(cut, BATCH), **case)
+    return found
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    return together(in_two, tmp_path_factory.mktemp("halves"))
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_learn_what_one_would(name, halves):
+    first, second = (half[name] for half in halves)
+    for key, expected in learn(slice(0, BATCH), **SHARED[name]).items():
+        joined = {
+            "l": torch.add,
+            "p": lambda a, b: (a + b) / 2,
+            "g": lambda a, b: torch.cat((a, b)),
+            "s": lambda a, b: a,
+        }
+        torch.testing.assert_close(joined[key[0]](first[key], second[key]), expected, rtol=2e-6, atol=1e-6, msg=key)
+        assert key[0] != "s" or torch.equal(first[key], second[key])
+
+
+def test_without_counting_the_others_matches_the_gradient_is_another(halves):
+    whole, part = (learn(part, cut=1) for part in (slice(0, BATCH), slice(0, 1)))
+    shared = halves[0]["uneven"]["gradient00"]
+    torch.testing.assert_close(shared, whole["gradient00"][:1], rtol=1e-5, atol=1e-7)
+    assert (part["gradient00"] - shared).abs().max() > 0.1 * shared.abs().max()
+
+
+def test_the_state_of_a_training_goes_on():
+    case = {"box_iou": "WIoUv3"}
+    one = ComputeLoss(make_model(**case), autobalance=True)
+    for seed in range(3):
+        if seed == 2:
+            other = ComputeLoss(make_model(**case), autobalance=True)
+            other.load_state_dict(one.state_dict())
+            found = other(make_predictions(seed=seed), make_targets(seed=seed))[0]
+        expected = one(make_predictions(seed=seed), make_targets(seed=seed))[0]
+    assert torch.equal(found, expected)

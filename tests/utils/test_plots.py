@@ -101,7 +101,7 @@ def test_results_panels_have_the_values(tmp_path):
     assert x.tolist() == [0, 1, 2, 3, 4] and values.tolist() == [5, 15, 25, 35, 45]
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", None])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", f"epoch, x\n0, {'9' * 400}\n", None])
 def test_foreign_results_are_refused_in_one_line(tmp_path, text):
     path = tmp_path / "results.csv"
     if text is not None:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from utils.evaluator import ImageResult
 from utils.label_formats import COCO_IDS
 from utils.reports import Report, ReportSettings, coco_score
 
 
-def result(name: str = "7.jpg") -> ImageResult:
-    detections = torch.tensor([[10.0, 20, 30, 60, 0.9, 1]])
-    return ImageResult(name, (100, 200), detections, torch.ones(1, 10, dtype=torch.bool))
+def result(name: str = "7.jpg", batch: int = 0, detections: Tensor | None = None) -> ImageResult:
+    detections = torch.tensor([[10.0, 20, 30, 60, 0.9, 1]]) if detections is None else detections
+    return ImageResult(name, (100, 200), detections, torch.ones(len(detections), 10, dtype=torch.bool), batch)
 
 
 def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
@@ -30,7 +31,25 @@ def test_label_file_and_rows(tmp_path: Path) -> None:
     report = Report(settings)
     report.image(result())
     assert (tmp_path / "labels/7.txt").read_text() == "1 0.1 0.4 0.1 0.4 0.9\n"
-    assert settings.rows == [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]
+    report.receive([report.parcel()])
+    assert report.rows == [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]
+
+
+def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
+    settings = ReportSettings(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json")
+    reports = [Report(settings) for _ in range(3)]  # the third has heard of nothing
+    for batch in range(5):
+        for place in range(2):
+            empty = torch.zeros(0, 6) if batch == 3 else None
+            one = result(f"{10 * batch + place}.jpg", batch, empty)
+            reports[batch % 2].image(one)
+    reports[0].receive([report.parcel() for report in reports])
+    assert [row["image_id"] for row in reports[0].rows] == [0, 1, 10, 11, 20, 21, 40, 41]
+
+
+def test_a_process_without_a_result_writes_nothing(tmp_path: Path) -> None:
+    Report(ReportSettings(tmp_path, ["a"], json=tmp_path / "rows.json")).finish(None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_coco_ids_are_the_80_of_91() -> None:

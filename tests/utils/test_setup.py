@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.setup import TrainOptions, check_options, join_processes, load_run, set_up, warn_of_idle_flags
+from utils.setup import TrainOptions, check_options, find_run, join_processes, set_up
+from utils.train_options import warn_of_idle_flags
 
 
 def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
@@ -23,7 +24,8 @@ def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": -2}, "--batch-size"),
         ({"workers": -1}, "--workers"),
-        ({"evolve": 300}, "no hyper-parameter search"),
+        ({"evolve": 0}, "--evolve 0"),
+        ({"save_minutes": -1.0}, "--save-minutes"),
     ],
 )
 def test_what_cannot_work_is_refused(change: dict, says: str) -> None:
@@ -59,4 +61,4 @@ def test_set_up_finds_everything_and_writes_nothing(squares: Path, tmp_path: Pat
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no .*last.pt below"):
-        load_run(TrainOptions(resume=True, project=str(tmp_path)))
+        find_run(TrainOptions(resume=True, project=str(tmp_path)))

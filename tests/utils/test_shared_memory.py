@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import together, write_into
+from tests.statements import together, write_into
 from utils import shared_memory
 from utils.shared_memory import SharedArrays, layout_of, reserve, share
 

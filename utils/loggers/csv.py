@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.log import LOGGER
+from utils.loggers.run import write_whole
 
 COLUMNS = (
     "train/box_loss",
@@ -25,24 +26,30 @@ COLUMNS = (
 
 
 class CsvLogger:
-    """One row an epoch, appended as it ends. A resumed run drops the rows of epochs that it does again."""
+    """One row an epoch. The file is written whole each time, from memory: whatever became of it is made good.
 
-    def __init__(self, folder: Path, start_epoch: int = 0) -> None:
+    `history` are the rows of epochs that a resumed run does not do again: epoch, then a value a column.
+    """
+
+    def __init__(self, folder: Path, history: Sequence[Sequence[float]] = ()) -> None:
         self.file = folder / "results.csv"
-        if not self.file.is_file() or not start_epoch:
-            self.file.write_text(
-                ("%20s," * (1 + len(COLUMNS)) % ("epoch", *COLUMNS)).rstrip(",") + "\n", encoding="utf-8"
-            )
-            return
-        header, *rows = self.file.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if row.split(",")[0].strip().isdigit() and int(row.split(",")[0]) < start_epoch]
-        self.file.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+        self.lines = [("%20s," * (1 + len(COLUMNS)) % ("epoch", *COLUMNS)).rstrip(","), *map(_line, history)]
+        self._write()
 
     def on_fit_epoch_end(self, values: Sequence[float], epoch: int, best_fitness: float, fitness: float) -> None:
         """`values` in the order of COLUMNS."""
-        row = ("%20.5g," * (1 + len(COLUMNS)) % (epoch, *values)).rstrip(",")
+        self.lines.append(_line((epoch, *values)))
+        self._write()
+
+    def _write(self) -> None:
         try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(row + "\n")
+            write_whole(self.file, "\n".join(self.lines) + "\n")
         except OSError as error:  # a table is no reason to lose the epoch: its checkpoint is written next
-            LOGGER.warning(f"{self.file}: epoch {epoch} could not be added ({error.strerror}); make room on the disk")
+            LOGGER.warning(
+                f"{self.file}: could not be written ({error.strerror}); make room on the disk, the next epoch writes "
+                "all rows again"
+            )
+
+
+def _line(row: Sequence[float]) -> str:
+    return ("%20.5g," * (1 + len(COLUMNS)) % tuple(row)).rstrip(",")

@@ -1,0 +1,43 @@
+"""The network that a training run begins with, or goes on with."""
+
+from __future__ import annotations
+
+import torch
+
+from models.experimental import attempt_load, load_model
+from models.yolo import Detect, Model
+from utils.log import LOGGER
+from utils.paths import check_file
+from utils.setup import DEFAULT_CFG, Setup
+from utils.torch_utils import intersect_dicts
+
+
+def build_model(setup: Setup) -> Model:
+    """The network: from a YAML, from a checkpoint's own, with whatever weights fit; or as it was left when resuming."""
+    opt, nc = setup.opt, len(setup.names)
+    if setup.resumed:
+        model = load_model({"model": setup.resumed["model"]})
+    else:
+        donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False) if opt.weights else None
+        cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
+        model = Model(cfg, ch=3, nc=nc, anchors=setup.hyp.anchors)
+        if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
+            raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
+        if donor:
+            exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
+            fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
+            model.load_state_dict(fitting, strict=False)
+            LOGGER.info(f"Transferred {len(fitting)}/{len(model.state_dict())} items from {opt.weights}")
+    freeze(model, opt.freeze)
+    model.names = setup.names
+    # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
+    return model.to(setup.device, memory_format=torch.channels_last)
+
+
+def freeze(model: Model, layers: list[int]) -> None:
+    """Keep the first N layers as they are, or exactly those that are named when there are several."""
+    frozen = range(layers[0]) if len(layers) == 1 else layers
+    if any(not 0 <= index < len(model.model) for index in frozen):
+        raise ValueError(f"--freeze {' '.join(map(str, layers))}: the model has layers 0 to {len(model.model) - 1}")
+    for index, layer in enumerate(model.model):
+        layer.requires_grad_(index not in frozen)

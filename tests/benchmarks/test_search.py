@@ -1,0 +1,26 @@
+"""The comparison of samplers."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from benchmarks.search import PEAK, REFERENCE, SAMPLERS, make_function, search
+from utils.config import Hyp
+from utils.search_space import SearchSpace
+
+SPACE = SearchSpace.around(Hyp())
+
+
+def test_functions_are_highest_at_their_peak() -> None:
+    worth = make_function(SPACE, 0)
+    assert 0 < worth(SPACE.start) < PEAK and worth(SPACE.start) == make_function(SPACE, 0)(SPACE.start)
+    assert worth(SPACE.start) != make_function(SPACE, 1)(SPACE.start)
+
+
+@pytest.mark.parametrize("kind", [*SAMPLERS, REFERENCE])
+def test_a_search_finds_nothing_much_worse_than_its_start(kind: str) -> None:
+    worth = make_function(SPACE, 0)
+    assert search(kind, SPACE, worth, 1, 0) == worth(SPACE.start)
+    assert search(kind, SPACE, worth, 8, 0) > worth(SPACE.start) - 0.02

@@ -1,0 +1,199 @@
+"""A run that is stopped, restarted or repeated is the run that it would have been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from utils.callbacks import Callbacks
+from utils.checkpoint import load_checkpoint
+from utils.config import options
+from utils.guard import OutOfMemory
+from utils.setup import PIECES, TrainOptions
+from utils.trainer import Trainer
+
+BASE = {"imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0, "device": "cpu", "save_minutes": 0.0}
+HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
+
+
+@pytest.fixture
+def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of a short training with mosaics; of all that it draws only results.csv is left."""
+    (tmp_path / "hyp.yaml").write_text(HYP)
+    monkeypatch.setattr("utils.plots.plot_images", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.pictures.plot_images", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.pictures.plot_labels", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.pictures.plot_results", lambda *args, **named: None)
+    named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}
+    return BASE | named | {"project": str(tmp_path / "runs"), "optimizer": "Adam"}
+
+
+def listened(job: dict[str, Any], **hooks: Callable[..., None]) -> tuple[float, ...]:
+    """Train with callbacks."""
+    callbacks = Callbacks()
+    for hook, action in hooks.items():
+        callbacks.register_action(hook, callback=action)
+    return train.train(options(TrainOptions, job), callbacks, job)
+
+
+def end_state(folder: Path) -> dict[str, Any]:
+    """What a finished run has come to."""
+    found: dict[str, Any] = {"table": (folder / "results.csv").read_text()}
+    for name in ("last", "best", "resume"):
+        content = load_checkpoint(folder / f"weights/{name}.pt")
+        found |= {f"{name} {key}": value for key, value in content["model"]["state_dict"].items()}
+    return found
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys() and first["table"] == second["table"]
+    unlike = [key for key in first.keys() - {"table"} if not torch.equal(first[key], second[key])]
+    assert not unlike
+
+
+def test_the_number_of_workers_changes_nothing(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for workers in (0, 2, 4):
+        loaders = []
+        monkeypatch.setattr(train.LOGGER, "info", lambda text, *rest, loaders=loaders: loaders.append(str(text)))
+        train.run(**job | {"name": f"workers{workers}", "workers": workers, "epochs": 2})
+        assert any(f"Using {workers} dataloader workers" in line for line in loaders)
+    states = [end_state(Path(job["project"]) / f"workers{workers}") for workers in (0, 2, 4)]
+    assert_same(states[0], states[1])
+    assert_same(states[0], states[2])
+    assert len(set(states[0]["table"].splitlines())) == 3
+
+
+@pytest.mark.parametrize(
+    "number, hook",
+    [
+        (signal.SIGTERM, "on_train_batch_end"),
+        (signal.SIGINT, "on_train_batch_end"),
+        (signal.SIGTERM, "on_train_epoch_end"),
+    ],
+)
+def test_told_to_stop_it_saves_and_goes_on(job: dict[str, Any], number: signal.Signals, hook: str) -> None:
+    """In the middle of an epoch, and while it validates."""
+    train.run(**job, name="whole")
+    calls = []
+
+    def tell(*given: Any, **named: Any) -> None:
+        calls.append(given)
+        if len(calls) == (5 if hook == "on_train_batch_end" else 2):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(train.Interrupted) as stop:
+        listened(job | {"name": "cut"}, **{hook: tell})
+    assert stop.value.signal == number
+    last = Path(job["project"]) / "cut/weights/last.pt"
+    position = load_checkpoint(last)["position"]
+    assert (position["epoch"], position["batch"]) == ((1, 2) if hook == "on_train_batch_end" else (1, 3))
+    train.run(resume=str(last))
+    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))
+
+
+def test_a_scheduler_gets_the_exit_code_of_its_signal(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stepped = Trainer.step
+
+    def step(self: Trainer, epoch: int = 0) -> None:
+        stepped(self, epoch)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    words = ["--data", job["data"], "--cfg", job["cfg"], "--project", job["project"], "--imgsz", "64", "--workers", "0"]
+    assert train.main([*words, "--epochs", "3", "--batch", "4", "--device", "cpu"]) == 128 + signal.SIGTERM
+    said = " ".join(capsys.readouterr().err.split())
+    assert "SIGTERM: stopping after this step" in said and "go on with --resume" in said and "last.pt" in said
+
+
+def test_damaged_or_lost_tables_come_back_from_the_checkpoint(job: dict[str, Any]) -> None:
+    train.run(**job, name="whole")
+
+    def stop(*given: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted):
+        listened(job | {"name": "cut"}, on_fit_epoch_end=stop)
+    folder = Path(job["project"]) / "cut"
+    (folder / "results.csv").unlink()
+    train.run(resume=str(folder / "weights/last.pt"))
+    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))
+
+
+def test_best_is_on_disk_before_last_says_so(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    order, write = [], train.Keeper.save.__globals__["save_checkpoint"]
+
+    def save(path: Path, content: dict[str, Any]) -> None:
+        order.append(Path(path).name)
+        write(path, content)
+
+    monkeypatch.setattr("utils.run_state.save_checkpoint", save)
+    train.run(**job | {"save_period": 1, "epochs": 2})
+    assert order[:3] == ["last.pt", "best.pt", "last.pt"] and order[-2:] == ["epoch1.pt", "last.pt"]
+
+
+def test_leftovers_of_a_death_while_writing_are_swept(job: dict[str, Any]) -> None:
+    weights = Path(job["project"]) / "night/weights"
+    weights.mkdir(parents=True)
+    (weights / ".last.pt.123.tmp").write_bytes(b"half")
+    train.run(**job | {"name": "night", "resume": "auto", "epochs": 1})
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "resume.pt"]
+
+
+def test_weights_that_are_not_finite_never_overwrite_good_ones(job: dict[str, Any]) -> None:
+    def ruin(number: int, model: torch.nn.Module, *rest: Any) -> None:
+        if number == 4:
+            next(model.parameters()).data.fill_(float("inf"))
+
+    with pytest.raises(train.TrainingFault, match="not finite"):
+        listened(job, on_train_batch_end=ruin)
+    content = load_checkpoint(Path(job["project"]) / "exp/weights/last.pt")
+    assert content["epoch"] == 0
+    assert all(value.isfinite().all() for value in content["model"]["state_dict"].values())
+
+
+def test_another_data_set_size_begins_the_epoch_again(
+    job: dict[str, Any], squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(number: int, *rest: Any) -> None:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted):
+        listened(job | {"name": "cut", "epochs": 1}, on_train_batch_end=stop)
+    for number in range(5):
+        (squares.parent / f"images/train/{number}.png").unlink()
+    train.run(resume=str(Path(job["project"]) / "cut/weights/last.pt"))
+    assert "an epoch had 3 batches and has 2 now: epoch 0 is begun again" in capsys.readouterr().err
+
+
+def test_other_classes_cannot_go_on(job: dict[str, Any], squares: Path) -> None:
+    train.run(**job | {"epochs": 1})
+    squares.write_text(squares.read_text().replace("[red, blue]", "[red, green]"))
+    with pytest.raises(ValueError, match="has the classes .*green.*, the run was begun with .*blue"):
+        train.run(resume=str(Path(job["project"]) / "exp/weights/last.pt"), epochs=2)
+
+
+def test_one_of_several_out_of_memory_is_remembered(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def cramped(self: Trainer, epoch: int, index: int, batch: Any) -> Any:
+        raise OutOfMemory("out of memory", 2)
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr(Trainer, "_learn", cramped)
+        train.run(**job)
+    weights = Path(job["project"]) / "exp/weights"
+    assert (weights / PIECES).read_text() == "2"
+    seen = []
+    learned = Trainer._learn
+    monkeypatch.setattr(Trainer, "_learn", lambda self, *given: seen.append(self.split) or learned(self, *given))
+    train.run(resume=str(weights / "last.pt"))
+    assert set(seen) == {2} and not (weights / PIECES).exists()

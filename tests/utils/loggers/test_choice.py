@@ -1,0 +1,117 @@
+"""Which loggers hear of a run, by --log."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.callbacks import Callbacks
+from utils.loggers import SERVICES, check_loggers, subscribe_loggers
+from utils.loggers.run import RunInfo
+from utils.paths import ROOT
+from utils.train_options import LOGGER_NAMES
+
+Info = Callable[..., RunInfo]
+ALL = ("tensorboard", "wandb", "mlflow", "clearml", "comet_ml")
+PIP = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "clearml": "clearml", "comet": "comet-ml"}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say which of the packages there are."""
+    real = importlib.util.find_spec
+
+    def choose(*names: str) -> None:
+        def find(name: str, *rest: Any) -> Any:
+            if name not in ALL:
+                return real(name, *rest)
+            return importlib.machinery.ModuleSpec(name, None, origin="here") if name in names else None
+
+        monkeypatch.setattr(importlib.util, "find_spec", find)
+
+    return choose
+
+
+def heard_by(run: RunInfo, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The services that are subscribed, without starting their threads."""
+    names: list[str] = []
+    monkeypatch.setattr("utils.loggers.ServiceLogger", lambda service: names.append(service.name))
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, run)
+    everyone = {name for name, _ in callbacks.get_registered_actions("on_train_end")}
+    assert everyone == {"PictureLogger", "Farewell"}
+    assert [name for name, _ in callbacks.get_registered_actions("on_fit_epoch_end")] == ["CsvLogger"]
+    return names
+
+
+def test_every_choice_of_the_command_line_is_known() -> None:
+    assert set(LOGGER_NAMES) == {"auto", "none", *SERVICES}
+
+
+@pytest.mark.parametrize(
+    ("log", "packages", "services"),
+    [
+        ([], ALL, []),
+        (["none"], ALL, []),
+        (["auto"], (), []),
+        (["auto"], ALL, ["tensorboard"]),
+        (["wandb"], ALL, ["wandb"]),
+        (["wandb", "tensorboard", "wandb"], ALL, ["wandb", "tensorboard"]),
+        (["wandb", "auto"], ALL, ["tensorboard", "wandb"]),
+        (["auto", "tensorboard"], ALL, ["tensorboard"]),
+        (["mlflow", "auto"], ("mlflow",), ["mlflow"]),
+        ("comet", ("comet_ml",), ["comet"]),
+    ],
+)
+def test_who_hears(
+    installed: Callable[..., None],
+    info: Info,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Any,
+    packages: tuple[str, ...],
+    services: list[str],
+) -> None:
+    installed(*packages)
+    check_loggers(log)
+    assert heard_by(info(loggers=log), monkeypatch) == services
+
+
+@pytest.mark.parametrize("name", PIP)
+def test_a_missing_package_is_named(installed: Callable[..., None], info: Info, name: str) -> None:
+    installed()
+    for call in (lambda: check_loggers(["auto", name]), lambda: subscribe_loggers(Callbacks(), info(loggers=[name]))):
+        with pytest.raises(ValueError, match=rf"^--loggers {name} needs a package: pip install {PIP[name]}$"):
+            call()
+    assert not (info().folder / "results.csv").exists()
+
+
+def test_choices_that_cannot_be(installed: Callable[..., None]) -> None:
+    installed(*ALL)
+    with pytest.raises(ValueError, match="none goes with no other"):
+        check_loggers(["none", "wandb"])
+    with pytest.raises(ValueError, match="wandbb: no such logger, did you mean 'wandb'"):
+        check_loggers(["wandbb"])
+
+
+def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "comet_ml").mkdir()
+    (tmp_path / "comet_ml" / "run1").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "comet_ml", raising=False)
+    assert importlib.util.find_spec("comet_ml") is not None
+    with pytest.raises(ValueError, match="pip install comet-ml"):
+        check_loggers(["comet"])
+
+
+def test_asking_imports_nothing() -> None:
+    ask = "import sys, utils.loggers as l; l.check_loggers(['auto']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "utils.loggers" in loaded and not {*ALL, "torch.utils.tensorboard", "matplotlib"} & loaded

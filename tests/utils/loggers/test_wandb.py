@@ -1,0 +1,129 @@
+"""What Weights & Biases is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.callbacks import Callbacks
+from utils.loggers import subscribe_loggers
+from utils.loggers.csv import COLUMNS
+from utils.loggers.run import RunInfo
+
+Info = Callable[..., RunInfo]
+Tell = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("sketches")
+
+
+@pytest.fixture
+def wandb(fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A package that nobody is logged in to."""
+    package = fake("wandb")
+    package.login = lambda prompt=True, verify=True: package.asked(prompt, verify) and False
+    package.init.return_value.url = "https://wandb.example/run"
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return package
+
+
+def started(package: Any) -> dict[str, Any]:
+    assert package.init.call_count == 1
+    return package.init.call_args.kwargs
+
+
+def test_a_run_of_no_epoch(wandb: Any, info: Info, tell: Tell, said: Callable[[], list[str]]) -> None:
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info(loggers=["wandb"]))
+    tell(callbacks, [], ended=False)
+    assert [call.kwargs for call in wandb.init().finish.call_args_list] == [{"exit_code": 1}] and not said()
+
+
+def test_without_a_key_it_stays_offline_and_asks_nobody(
+    wandb: Any, info: Info, tell: Tell, caplog: pytest.LogCaptureFixture
+) -> None:
+    callbacks, run = Callbacks(), info(loggers=["wandb"], entity="team")
+    with caplog.at_level("INFO", logger="yolov5"):
+        subscribe_loggers(callbacks, run)
+        tell(callbacks, range(2))
+    wandb.asked.assert_called_once_with(False, False)
+    words = started(wandb)
+    assert (words["mode"], words["project"], words["entity"], words["name"]) == ("offline", "shapes", "team", "exp3")
+    assert words["config"]["epochs"] == 5 and words["config"]["hyp"]["lr0"] == 0.01 and words["dir"] == str(run.folder)
+    assert words["id"] == (run.folder / "wandb.id").read_text().split()[0]
+    session = wandb.init.return_value
+    scalars = [call for call in session.log.call_args_list if COLUMNS[0] in call.args[0]]
+    assert [(call.args[0]["epoch"], call.kwargs["step"]) for call in scalars] == [(0, 0), (1, 1)]
+    assert scalars[1].args[0][COLUMNS[3]] == pytest.approx(1.03)
+    pictures = {name for call in session.log.call_args_list for name in call.args[0]} - {*COLUMNS, "epoch"}
+    assert pictures == {"labels", "results"}
+    assert session.summary.update.call_args.args[0]["best/mAP_0.5:0.95"] == 0.4
+    session.finish.assert_called_once_with(exit_code=0)
+    assert sum("no API key" in line.getMessage() for line in caplog.records) == 1
+
+
+@pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
+def test_the_environment_decides(
+    wandb: Any, info: Info, tell: Tell, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info(loggers=["wandb"]))
+    tell(callbacks, [0])
+    assert started(wandb)["mode"] == mode and not wandb.asked.called
+
+
+@pytest.mark.parametrize(("key", "mode"), [("secret", "online"), (None, "offline")])
+def test_older_versions_are_asked_for_their_key(wandb: Any, info: Info, tell: Tell, key: str | None, mode: str) -> None:
+    def login(relogin: bool = False) -> bool:
+        raise AssertionError("this one prompts")
+
+    wandb.login, wandb.api.api_key = login, key
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info(loggers=["wandb"]))
+    tell(callbacks, [0])
+    assert started(wandb)["mode"] == mode and started(wandb)["entity"] is None
+
+
+def test_a_resumed_run_is_the_same_one(wandb: Any, info: Info, tell: Tell, row: Callable[[int], list[float]]) -> None:
+    wandb.login = lambda prompt=True, verify=True: True
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info(loggers=["wandb"]))
+    tell(callbacks, range(3), ended=False)
+    first = started(wandb)
+    wandb.init.reset_mock()
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info([row(0), row(1)], loggers=["wandb"], resume="last.pt"))
+    tell(callbacks, range(2, 5))
+    second = started(wandb)
+    assert second["id"] == first["id"] and second["resume"] == "allow" and second["mode"] == "online"
+    epochs = [call.args[0]["epoch"] for call in wandb.init().log.call_args_list if "epoch" in call.args[0]]
+    assert epochs == [3, 4]
+
+
+def test_detections_are_drawn_every_so_many_epochs(wandb: Any, info: Info, tmp_path: Path) -> None:
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, :, 2] = 200  # red, as OpenCV stores it
+    cv2.imwrite(str(tmp_path / "street.png"), picture)
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, info(loggers=["wandb"], bbox_interval=2))
+    found = torch.tensor([[20.0, 10, 60, 30, 0.9, 1], [0, 0, 8, 4, 0.1, 0]])
+    for epoch in range(3):
+        callbacks.run("on_train_epoch_end", epoch=epoch)
+        callbacks.run("on_val_image_end", found, found, str(tmp_path / "street.png"), ["red", "blue"], None)
+        callbacks.run("on_val_metrics", type("Result", (), {"curves": None}), epoch)
+        callbacks.run("on_fit_epoch_end", [0.0] * len(COLUMNS), epoch, 0, 0)
+    callbacks.run("teardown")
+    drawn = [call for call in wandb.init().log.call_args_list if "detections" in call.args[0]]
+    assert [call.kwargs["step"] for call in drawn] == [0, 2]
+    call = wandb.Image.call_args
+    assert call.args[0].size == (80, 40) and call.args[0].getpixel((5, 5)) == (200, 0, 0)
+    boxes = call.kwargs["boxes"]["predictions"]
+    assert boxes["class_labels"] == {0: "red", 1: "blue"} and len(boxes["box_data"]) == 1
+    box = boxes["box_data"][0]
+    assert box["position"] == {"minX": 0.25, "minY": 0.25, "maxX": 0.75, "maxY": 0.75}
+    assert box["class_id"] == 1 and box["box_caption"] == "blue 0.90" and call.kwargs["caption"] == "street.png"

@@ -1,0 +1,111 @@
+"""Pictures that claim to be more than their file can hold, and what is decoded of those that do not."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.labels import check_pair
+from utils.pictures import decode_image, picture_size, read_image
+
+
+def part(kind: bytes, content: bytes, length: int | None = None) -> bytes:
+    """One part of a PNG, with a checksum that is right, and any length."""
+    size = struct.pack(">I", len(content) if length is None else length)
+    return size + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *more: bytes) -> bytes:
+    """A PNG of this size with hardly any content."""
+    head = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
+
+
+def bmp(width: int, height: int) -> bytes:
+    """The header of a BMP."""
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def saved(mode: str, size: tuple[int, int], kind: str, **options: object) -> bytes:
+    """A picture of nothing."""
+    content = io.BytesIO()
+    Image.new(mode, size).save(content, kind, **options)
+    return content.getvalue()
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_nothing_is_no_picture(tmp_path: Path) -> None:
+    for content in (b"", np.zeros(0, np.uint8)):
+        with pytest.raises(ValueError, match="a.png: empty file; re-save or remove it"):
+            decode_image(content, "a.png")
+
+
+BOMBS = {
+    "60000 x 60000": png(60000, 60000),
+    "30000 x 30000": png(30000, 30000),
+    "a line without end": png(2**31 - 1, 1),
+    "a BMP": bmp(30000, 30000),
+    "a BMP upside down": bmp(20000, -20000),
+    "a fax of nothing": saved("1", (30000, 30000), "tiff", compression="group4"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, case: str) -> None:
+    (tmp_path / "a.png").write_bytes(BOMBS[case])
+    before = peak()
+    with pytest.raises(ValueError, match=r"a\.png: .*(pixels|cannot be decoded)"):
+        read_image(tmp_path / "a.png")
+    record = check_pair(str(tmp_path / "a.png"), "none.txt")
+    assert record.size is None and "pixels" in record.message and peak() - before < 64 << 20
+
+
+def test_a_part_that_ends_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
+    """OpenCV fills as much memory as such a part says that it has."""
+    before = peak()
+    content = png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1))
+    with pytest.raises(ValueError, match="a part of 2,147,483,647 bytes in a file of"):
+        decode_image(content, "a.png")
+    assert peak() - before < 64 << 20
+
+
+def test_large_pictures_of_little_are_kept(tmp_path: Path) -> None:
+    """A drawing of 12,000 x 10,000 pixels, black on white: more than 100 million of them, in a small file."""
+    content = saved("1", (12000, 10000), "png")
+    (tmp_path / "a.png").write_bytes(content)
+    assert len(content) < 20_000 and picture_size(tmp_path / "a.png") == (12000, 10000)
+
+
+def test_content_may_be_given(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, "png")
+    whole = content.getvalue()
+    given = read_image("anything.png", np.frombuffer(whole, np.uint8))
+    (tmp_path / "a.png").write_bytes(whole)
+    np.testing.assert_array_equal(given[..., ::-1], noise)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), given)
+    assert picture_size(io.BytesIO(whole)) == picture_size(tmp_path / "a.png") == (30, 20)
+    record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), b"0 .5 .5 .1 .1"))
+    assert record.size == (30, 20) and record.labels.shape == (1, 5) and record.has_label_file
+    record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), None))
+    assert record.size == (30, 20) and not record.has_label_file and record.message == ""
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "pipe.png", "."])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="cannot be read, .*; remove it") as caught:
+        read_image(f"{tmp_path}/{name}")
+    assert "\0" not in str(caught.value)

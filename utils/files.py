@@ -1,0 +1,102 @@
+"""Read files that really are files, no more of them than makes sense, and name them so that one line stays one line.
+
+What lies in a folder need not be what its name says: opening a pipe waits for ever, a device never ends, a link may
+lead back to where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+MIB = 1 << 20
+CHUNK = 1 << 16  # bytes
+MAX_VISITS = 64  # how often links may lead into one and the same folder
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def is_one_line(text: str) -> bool:
+    """Whether the text has no line ends, no control characters and no bytes that are no text."""
+    return text.isprintable() or not any(map(_is_odd, text))
+
+
+def printable(text: str | Path) -> str:
+    """The text with line ends, control characters and bytes that are no text written as escapes, as in `a\\nb.jpg`."""
+    text = str(text)
+    if is_one_line(text):
+        return text
+    return "".join(letter.encode("unicode_escape").decode("ascii") if _is_odd(letter) else letter for letter in text)
+
+
+def _is_odd(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")  # controls, half characters, ends of lines
+
+
+def file_size(path: str | Path, limit: int) -> int:
+    """Size in bytes of a regular file. Nothing is opened.
+
+    Raises ValueError, without the name, for anything else and for more than `limit` bytes; OSError as `os.stat` does.
+    """
+    if "\0" in str(path):
+        raise ValueError("a name with a NUL in it belongs to no file")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
+        raise ValueError(f"it is {kind}, not a file")
+    check_size(status.st_size, limit)
+    return status.st_size
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise ValueError for more bytes than are read of a file of this kind."""
+    if size > limit:
+        raise ValueError(f"its {size:,} bytes are more than the {limit:,} that are read of such a file")
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; raises as `file_size` does."""
+    room, parts, length = max(file_size(path, limit) + 1, CHUNK), [], 0  # read(limit) would ask for all of that memory
+    with open(path, "rb") as file:
+        while part := file.read(room):
+            parts.append(part)
+            length += len(part)
+            check_size(length, limit)  # it may have grown, or lie where sizes mean nothing
+    return b"".join(parts)
+
+
+def walk_files(folder: str | Path) -> Iterator[str]:
+    """Every name below a folder that is no folder, links to folders followed unless they lead back up."""
+    visits: dict[tuple[int, int], int] = {}
+    pending = [(os.fspath(folder), frozenset[tuple[int, int]]())]
+    while pending:
+        place, above = pending.pop()
+        try:
+            status = os.stat(place)
+            entries = list(os.scandir(place))
+        except OSError:
+            continue  # no permission, or gone: as if it were empty
+        identity = (status.st_dev, status.st_ino)
+        visits[identity] = visits.get(identity, 0) + 1
+        if identity in above or visits[identity] > MAX_VISITS:
+            continue
+        for entry in entries:
+            if _is_folder(entry):
+                pending.append((entry.path, above | {identity}))
+            else:
+                yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False

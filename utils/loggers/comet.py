@@ -1,0 +1,65 @@
+"""Comet, online with an API key and offline without one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.log import LOGGER
+from utils.loggers.service import Service
+from utils.paths import shown
+
+_QUIET = dict.fromkeys(
+    ("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details",
+     "auto_output_logging", "auto_param_logging", "auto_metric_logging", "auto_log_co2"), False
+)  # fmt: skip
+
+
+class Comet(Service):
+    """An experiment that gets what it is told and watches nothing by itself."""
+
+    name = "comet"
+    experiment: Any
+
+    def connect(self, known: str) -> str:
+        """Begin an experiment, or go on with the one of an interrupted run; nobody is asked for a login."""
+        os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")  # read by the import, which patches frameworks
+        import comet_ml
+
+        key = comet_ml.config.get_config()["comet.api_key"]
+        settings = comet_ml.ExperimentConfig(
+            name=self.run.folder.name, offline_directory=str(self.run.folder), display_summary_level=0, **_QUIET
+        )
+        self.experiment = comet_ml.start(
+            project_name=self.run.project,
+            experiment_key=known or None,
+            mode="get_or_create" if known else "create",
+            online=None if key else False,
+            experiment_config=settings,
+        )
+        if not key:
+            LOGGER.info(f"comet: no API key (COMET_API_KEY), so this run is kept offline in {shown(self.run.folder)}")
+        return self.experiment.get_key()
+
+    def send_options(self) -> None:
+        """As parameters."""
+        self.experiment.log_parameters(self.run.flat())
+
+    def send_scalars(self, values: dict[str, float], epoch: int) -> None:
+        """One point a column."""
+        self.experiment.log_metrics(values, step=epoch, epoch=epoch)
+
+    def send_best(self, values: dict[str, float], epoch: int) -> None:
+        """As notes on the experiment."""
+        self.experiment.log_others(values)
+
+    def send_pictures(self, files: Sequence[Path], epoch: int) -> None:
+        """Among the graphics."""
+        for file in files:
+            self.experiment.log_image(str(file), name=file.stem, step=epoch)
+
+    def disconnect(self, ended: bool) -> None:
+        """Send the rest and finish."""
+        self.experiment.end()
