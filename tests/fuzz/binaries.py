@@ -39,8 +39,9 @@ def _pictures() -> tuple[tuple[str, bytes], ...]:
     exif[0x0112] = 6
     exif[0x010E] = "words"
     for kind, options in (
-        *(("jpeg", {}), ("jpeg", {"exif": exif}), ("jpeg", {"progressive": True}), ("png", {}), ("png", {"exif": exif})),
-        *(("bmp", {}), ("tiff", {}), ("tiff", {"compression": "tiff_lzw"}), ("tiff", {"compression": "tiff_adobe_deflate"})),
+        *(("jpeg", {}), ("jpeg", {"exif": exif}), ("jpeg", {"progressive": True}), ("png", {}), ("bmp", {})),
+        *(("png", {"exif": exif}), ("tiff", {}), ("tiff", {"compression": "tiff_lzw"})),
+        ("tiff", {"compression": "tiff_adobe_deflate"}),
         *(("webp", {}), ("webp", {"lossless": True, "exif": exif}), ("gif", {}), ("mpo", {}), ("ppm", {})),
     ):  # fmt: skip
         content = io.BytesIO()
@@ -78,10 +79,11 @@ def _png_parts(rng: Random, content: bytes) -> bytes:
         place += 12 + length
     number = rng.randrange(len(parts))
     name, body = parts[number]
+    other = rng.choice((b"iCCP", b"zTXt", b"eXIf", b"tRNS", b"PLTE", b"acTL", b"iTXt"))
     parts[number : number + 1] = rng.choice(
         (
             [(name, damaged(rng, body))],
-            [(rng.choice((b"iCCP", b"zTXt", b"eXIf", b"tRNS", b"PLTE", b"acTL", b"iTXt")), damaged(rng, body)), (name, body)],
+            [(other, damaged(rng, body)), (name, body)],
             [(name, body)] * 3,
             [(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22))), (name, body)],
             [],
@@ -117,8 +119,9 @@ def _use_picture(path: Path) -> None:
 
 # ---- archives
 NAMES = (
-    *("a.txt", "a.txt", "A.TXT", "d/", "d/b.txt", "d", "d/b.txt/c", "../out", "d/../../out", "/tmp/out", "..\\out", "C:out"),
-    *("//host/out", "a" * 300, "d/" * 600 + "x", "", ".", "..", "d/./b", "a\nb", "图", "con", "a.unpacking", "a:b", "~/x"),
+    *("a.txt", "a.txt", "A.TXT", "d/", "d/b.txt", "d", "d/b.txt/c", "../out", "d/../../out", "/tmp/out", "..\\out"),
+    *("C:out", "//host/out", "a" * 300, "d/" * 600 + "x", "", ".", "..", "d/./b", "a\nb", "图", "con", "a:b", "~/x"),
+    "a.unpacking",
 )  # fmt: skip
 
 

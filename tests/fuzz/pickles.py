@@ -137,16 +137,40 @@ def _instructions(program: bytes) -> list[bytes]:
     return [program[start:end] for start, end in zip(places, [*places[1:], len(program)], strict=True)]
 
 
+_NAMES = (
+    *("os system", "builtins eval", "__builtin__ bytearray", "torch FloatTensor", "torch Tensor", "torch Size"),
+    *("torch._utils _rebuild_tensor_v2", "torch._tensor _rebuild_from_type_v2", "collections OrderedDict"),
+    *("torch._utils _rebuild_sparse_tensor", "models.common Conv", "numpy dtype"),
+)
+_STEPS = (
+    *(b"R", b"b", b"\x81", b"Q", b"0", b"2", b"(", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s", b"u", b".", b"o"),
+    *(
+        b"i",
+        b"h\0",
+        b"h\1",
+        b"h\5",
+        b"q\0",
+        b"q\1",
+        b"}",
+        b"]",
+        b")",
+        b"N",
+        b"\x88",
+        b"\x8f",
+        b"P1\n",
+        b"\x93",
+        b"\x95",
+    ),
+)
+
+
 def _evil_instruction(rng: Random) -> bytes:
     """Something that has no place there, or a number that is too large."""
     number = rng.choice(NUMBERS)
     return rng.choice(
         (
-            *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"c__builtin__\nbytearray\n", b"ctorch\nFloatTensor\n", b"ctorch\nTensor\n"),
-            *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ccollections\nOrderedDict\n"),
-            *(b"ctorch._utils\n_rebuild_sparse_tensor\n", b"cmodels.common\nConv\n", b"ctorch\nSize\n", b"cnumpy\ndtype\n"),
-            *(b"R", b"b", b"\x81", b"Q", b"0", b"2", b"(", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s", b"u", b".", b"o", b"i"),
-            *(b"h\x00", b"h\x01", b"h\x05", b"q\x00", b"q\x01", b"}", b"]", b")", b"N", b"\x88", b"\x8f", b"P1\n", b"\x93", b"\x95"),
+            *(b"c%s\n" % name.replace(" ", "\n").encode() for name in _NAMES),
+            *_STEPS,
             b"J" + struct.pack("<I", number & 0xFFFFFFFF),
             b"\x8a\x08" + struct.pack("<Q", number & (2**64 - 1)),
             b"\x8a\xff" + b"\x7f" * 255,
@@ -154,11 +178,11 @@ def _evil_instruction(rng: Random) -> bytes:
             b"X\x04\x00\x00\x00text",
             rng.choice(WORDS).encode("utf-8", "surrogatepass"),
         )
-    )  # fmt: skip
+    )
 
 
 def _other_program(rng: Random, program: bytes) -> bytes:
-    """One to four instructions replaced, dropped, repeated or moved; sometimes each of the rest doubles what there is."""
+    """One to four instructions replaced, dropped, repeated or moved; sometimes a tuple that doubles many times over."""
     parts = _instructions(program)
     for _ in range(rng.randrange(1, 5)):
         place, change = rng.randrange(len(parts)), rng.randrange(6)

@@ -77,7 +77,7 @@ def test_no_place_that_reads_files_runs_what_is_in_them(tmp_path: Path) -> None:
     tried = 0
     for kind in KINDS:
         for name, program in evil_programs():
-            header = "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n".encode()
+            header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
             array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + program
             for content in (program, zipped_program(program), array):
                 try:

@@ -26,7 +26,10 @@ from utils.runs import trained_size
 
 LABELS = "0 .5 .5 .2 .2\n1 0.1 0.1 .2 .2\n0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n\n2 1 1 1 1"
 LIST = "./images/a.png\nimages/b.jpg\n/data/c.png\n\nd e.webp"
-DATA = "path: ..\ntrain: images/train\nval: [images/val, more.txt]\ntest:\nnc: 2\nnames: [a, b]\ndownload: shapes\nimgsz: 64"
+DATA = (
+    "path: ..\ntrain: images/train\nval: [images/val, more.txt]\ntest:\n"
+    "nc: 2\nnames: [a, b]\ndownload: shapes\nimgsz: 64"
+)
 DATA_KEYS = ("path:", "train:", "val:", "nc:", "names:", "download:", "imgsz:", "{0: a, 1: b}", "[a, b, c]", "100001")
 HYP = "lr0: 0.01\nmosaic: 1.0\nanchor_t: 4.0\nbox_iou: CIoU\npooled: 0\nanchors: 3\nnominal_batch: 64\nscale: 1e-2"
 OPT = "weights: ''\ncfg: yolov5n.yaml\nimgsz: 320\nsave_dir: runs/train/exp\nfreeze: [0]\nlog: [auto]"
@@ -61,7 +64,10 @@ MODEL_WORDS = (
 )
 COCO: dict[str, Any] = {
     "categories": [{"id": 1, "name": "a"}, {"id": 7, "name": "b"}],
-    "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}, {"id": 2, "file_name": "d/b.jpg", "width": 9, "height": 9}],
+    "images": [
+        {"id": 1, "file_name": "a.jpg", "width": 64, "height": 48},
+        {"id": 2, "file_name": "d/b.jpg", "width": 9, "height": 9},
+    ],
     "annotations": [
         {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20], "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]},
         {"image_id": 2, "category_id": 7, "bbox": [0, 0, 3, 3]},
@@ -76,7 +82,8 @@ XVIEW: dict[str, Any] = {
     "features": [{"properties": {"image_id": "1.tif", "type_id": 11, "bounds_imcoords": "1,2,30,40"}}]
 }
 VOC = """<annotation><size><width>64</width><height>48</height></size>
- <object><name>a</name><difficult>0</difficult><bndbox> <xmin>1</xmin> <ymin>2</ymin> <xmax>30</xmax> <ymax>40</ymax> </bndbox></object>
+ <object><name>a</name><difficult>0</difficult>
+ <bndbox> <xmin>1</xmin> <ymin>2</ymin> <xmax>30</xmax> <ymax>40</ymax> </bndbox></object>
 </annotation>"""
 DOTA = "imagesource:x\ngsd:1\n1 1 30 1 30 20 1 20 a 0\n5.0 5.0 9 5 9 9 5 9 b 1"
 VISDRONE = "1,2,30,20,1,4,0,0\n0,0,5,5,0,0,0,0,"
