@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.arrays import read_array
 from utils.label_arrays import LabelIndex
 from utils.label_index import CHECKING_THREADS, CHUNK
 from utils.labels import fit_longest, fitted_size
@@ -178,8 +179,8 @@ class DiskCache:
         """The fitted picture (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
         expected = fitted_size(*map(int, self.index.sizes[position]), self.size)[::-1]
         try:
-            image = np.load(self._file(position), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            image = read_array(self._file(position), 1024 + 3 * self.size**2)
+        except (OSError, ValueError):
             return None  # absent or damaged: the picture itself is read instead
         return image if image.shape == (*expected, 3) and image.dtype == np.uint8 else None
 

@@ -18,6 +18,14 @@ from utils.labels import Problem, Record, first_class_above, img2label_paths, re
 from utils.shared_memory import ALONE, SharedArrays, share
 from utils.team import Team
 
+COLUMNS = {  # what a row of each array looks like
+    **dict.fromkeys(("name_ends", "label_ends", "point_ends"), ((), np.int64)),
+    "names": ((), np.uint8),
+    "sizes": ((2,), np.int64),
+    "spans": ((3,), np.int64),
+    "labels": ((5,), np.float32),
+    "points": ((2,), np.float32),
+}
 ARRAYS = ("names", "name_ends", "sizes", "spans", "labels", "label_ends", "points", "point_ends")
 
 
@@ -103,8 +111,11 @@ class LabelIndex:
         self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in ARRAYS}
         self.counts, self.problems = counts, list(problems)
         self._shards = shards.ShardReader()
+        for name, (columns, kind) in COLUMNS.items():
+            if self.arrays[name].dtype != kind or self.arrays[name].shape[1:] != columns:
+                raise ValueError(f"the array {name} is not of {kind.__name__} in rows of {columns}")
         pictures = len(self.arrays["sizes"])
-        if self.arrays["spans"].shape not in ((pictures, 3), (0, 3)):
+        if len(self.arrays["spans"]) not in (pictures, 0):
             raise ValueError("the arrays sizes and spans do not fit together")
         for flat, ends, pieces in (
             ("names", "name_ends", pictures),
@@ -112,6 +123,8 @@ class LabelIndex:
             ("points", "point_ends", len(self.arrays["labels"])),
         ):
             offsets = self.arrays[ends]
+            if not len(offsets) or offsets[0] != 0:
+                raise ValueError(f"the array {ends} is not of offsets")
             if offsets.shape != (pieces + 1,) or offsets[-1] != len(self.arrays[flat]) or (np.diff(offsets) < 0).any():
                 raise ValueError(f"the arrays {flat} and {ends} do not fit together")
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.label_arrays import ARRAYS, Counts, LabelIndex, pack_names, unpack_name
+from utils.arrays import read_arrays
+from utils.label_arrays import Counts, LabelIndex, pack_names, unpack_name
 from utils.labels import Problem, check_pair, find_images, img2label_paths
 from utils.log import LOGGER
 from utils.paths import shown
@@ -31,6 +31,7 @@ from utils.team import Team
 __all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprint", "load_cache", "load_index",
            "save_cache"]  # fmt: skip
 
+MAX_CACHE_BYTES = 1 << 36  # ten million pictures take some four GiB
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 10
 CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
@@ -69,13 +70,13 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
-            header = json.loads(content["header"].tobytes())
-            if header["version"] != CACHE_VERSION or header["fingerprint"] != expected:
-                return None
-            problems = [Problem(**problem) for problem in header["problems"]]
-            return LabelIndex({name: content[name] for name in ARRAYS}, Counts(**header["counts"]), problems)
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        content = read_arrays(path, MAX_CACHE_BYTES)
+        header = json.loads(content["header"].tobytes())
+        if header["version"] != CACHE_VERSION or header["fingerprint"] != expected:
+            return None
+        problems = [Problem(**problem) for problem in header["problems"]]
+        return LabelIndex(content, Counts(**header["counts"]), problems)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         LOGGER.warning(f"{shown(path)}: not a usable label cache ({error}); checking the labels again")
         return None
 
