@@ -153,16 +153,13 @@ class LabelIndex:
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
         """The pictures of several, one after the other."""
         parts = parts or [cls.pack([])]
-        in_shards = any(len(part.arrays["spans"]) for part in parts)
-        arrays = {}
-        for name in ARRAYS:
-            pieces = [part.arrays[name] for part in parts]
-            if name.endswith("_ends"):
-                arrays[name] = _ends(np.concatenate(list(map(np.diff, pieces))))
-                continue
-            if name == "spans" and in_shards:
-                pieces = [spans if len(spans) else np.zeros((len(part), 3), int) for spans, part in zip(pieces, parts)]
-            arrays[name] = np.concatenate(pieces)
+        pieces = {name: [part.arrays[name] for part in parts] for name in ARRAYS}
+        if any(map(len, pieces["spans"])):
+            pieces["spans"] = [part._all_spans() for part in parts]
+        arrays = {
+            name: _ends(np.concatenate(list(map(np.diff, some)))) if name.endswith("_ends") else np.concatenate(some)
+            for name, some in pieces.items()
+        }
         counts = sum((part.counts for part in parts), Counts())
         return cls(arrays, counts, [problem for part in parts for problem in part.problems])
 
@@ -224,6 +221,11 @@ class LabelIndex:
     def path(self, index: int) -> str:
         """Path of a picture; in a shard, the shard's path, a slash and the picture's name there."""
         return unpack_name(self.arrays["names"], self.arrays["name_ends"], index)
+
+    def _all_spans(self) -> np.ndarray:
+        """(n, 3) even where all pictures are files of their own."""
+        spans = self.arrays["spans"]
+        return spans if len(spans) else np.zeros((len(self), 3), dtype=np.int64)
 
     def _span(self, index: int) -> np.ndarray | None:
         """Where in a shard the picture lies, None for a file of its own."""

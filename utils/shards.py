@@ -142,6 +142,21 @@ class _Pair:
     repeated: str = ""  # name of a member that the pair has already
 
 
+def _put_with_its_kind(member: _Member, pairs: dict[str, _Pair]) -> None:
+    """Add a picture or its labels to the pair of that key; anything else is passed over."""
+    if (match := _NAME.fullmatch(member.name)) is None:
+        return
+    key, ending = match[1], match[2].lower()
+    field = "label" if ending == "txt" else "picture" if ending in IMG_FORMATS else None
+    if field is None:
+        return
+    pair = pairs.setdefault(key, _Pair())
+    if getattr(pair, field) is None:
+        setattr(pair, field, member)
+    else:
+        pair.repeated = member.name
+
+
 def _pairs(path: str) -> tuple[list[_Pair], str]:
     """Pictures with their labels, in the order of the shard, and why there are no more (mostly nothing).
 
@@ -151,17 +166,7 @@ def _pairs(path: str) -> tuple[list[_Pair], str]:
     reason = ""
     try:
         for member in _members(path):
-            if (match := _NAME.fullmatch(member.name)) is None:
-                continue
-            key, ending = match[1], match[2].lower()
-            field = "label" if ending == "txt" else "picture" if ending in IMG_FORMATS else None
-            if field is None:
-                continue
-            pair = pairs.setdefault(key, _Pair())
-            if getattr(pair, field) is None:
-                setattr(pair, field, member)
-            else:
-                pair.repeated = member.name
+            _put_with_its_kind(member, pairs)
     except Exception as error:  # a hostile header can make tarfile raise anything; it is told, with the shard's name
         reason = " ".join(str(error).split()) or type(error).__name__
     return [pair for pair in pairs.values() if pair.picture and (pair.label or not reason)], reason
