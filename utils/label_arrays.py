@@ -97,6 +97,26 @@ class Pieces(Sequence):
         return self._piece(found) if isinstance(found, int) else [self._piece(number) for number in found]
 
 
+def _check_fit(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError when the arrays are of the wrong kind or do not fit together."""
+    for name, (columns, kind) in COLUMNS.items():
+        if arrays[name].dtype != kind or arrays[name].shape[1:] != columns:
+            raise ValueError(f"the array {name} is not of {kind.__name__} in rows of {columns}")
+    pictures = len(arrays["sizes"])
+    if len(arrays["spans"]) not in (pictures, 0):
+        raise ValueError("the arrays sizes and spans do not fit together")
+    for flat, ends, pieces in (
+        ("names", "name_ends", pictures),
+        ("labels", "label_ends", pictures),
+        ("points", "point_ends", len(arrays["labels"])),
+    ):
+        offsets = arrays[ends]
+        if not len(offsets) or offsets[0] != 0:
+            raise ValueError(f"the array {ends} is not of offsets")
+        if offsets.shape != (pieces + 1,) or offsets[-1] != len(arrays[flat]) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"the arrays {flat} and {ends} do not fit together")
+
+
 class LabelIndex:
     """Paths, sizes, labels and polygons of the usable pictures of a data set.
 
@@ -111,22 +131,7 @@ class LabelIndex:
         self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in ARRAYS}
         self.counts, self.problems = counts, list(problems)
         self._shards = shards.ShardReader()
-        for name, (columns, kind) in COLUMNS.items():
-            if self.arrays[name].dtype != kind or self.arrays[name].shape[1:] != columns:
-                raise ValueError(f"the array {name} is not of {kind.__name__} in rows of {columns}")
-        pictures = len(self.arrays["sizes"])
-        if len(self.arrays["spans"]) not in (pictures, 0):
-            raise ValueError("the arrays sizes and spans do not fit together")
-        for flat, ends, pieces in (
-            ("names", "name_ends", pictures),
-            ("labels", "label_ends", pictures),
-            ("points", "point_ends", len(self.arrays["labels"])),
-        ):
-            offsets = self.arrays[ends]
-            if not len(offsets) or offsets[0] != 0:
-                raise ValueError(f"the array {ends} is not of offsets")
-            if offsets.shape != (pieces + 1,) or offsets[-1] != len(self.arrays[flat]) or (np.diff(offsets) < 0).any():
-                raise ValueError(f"the arrays {flat} and {ends} do not fit together")
+        _check_fit(self.arrays)
 
     # ---- making one --------------------------------------------------------------------------------------------------
 

@@ -201,8 +201,7 @@ class EarlyStopping:
 
     def __init__(self, patience: int = 30) -> None:
         self.patience = patience or math.inf
-        self.best_fitness = -math.inf
-        self.best_epoch = 0
+        self.best_fitness, self.best_epoch = -math.inf, 0
         self.possible_stop = False
 
     def __call__(self, epoch: int, fitness: float) -> bool:
