@@ -51,8 +51,14 @@ def is_joined() -> bool:
 
 
 def join(backend: str) -> None:
-    """Meet the other processes that torchrun started; every one must come here. `backend` averages gradients."""
-    dist.init_process_group(backend, timeout=PATIENCE)
+    """Meet the other processes that torchrun started; every one must come here. `backend` averages gradients.
+
+    The launcher's store outlives its processes, and still has the addresses of those that died: after a restart they
+    would be waited for. So every start meets in a place of its own.
+    """
+    store, number, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    place = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=place, rank=number, world_size=size, timeout=PATIENCE)
     _groups["everybody"] = dist.new_group(backend="gloo", timeout=PATIENCE)
     machines: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(machines, os.environ.get("GROUP_RANK", "0"), group=_groups["everybody"])
