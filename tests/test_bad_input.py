@@ -494,13 +494,12 @@ def test_a_picture_that_does_not_fit_on_the_disk_is_named(
 def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(
     place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """The third write of a checkpoint fails: last.pt of the second epoch."""
-    module, written = (os if call == "fsync" else torch), []
+    """Once last.pt is that of the first epoch, nothing can be written any more."""
+    module, last = (os if call == "fsync" else torch), place / "runs/exp/weights/last.pt"
     real = getattr(module, call)
 
     def fails(*given: Any) -> Any:
-        written.append(given)
-        if len(written) <= 2:
+        if not last.exists() or load_checkpoint(last)["epoch"] < 0:
             return real(*given)
         if call == "save":
             given[1].write(b"half of it")
@@ -510,9 +509,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(
     with monkeypatch.context() as patch:
         patch.setattr(module, call, fails)
         assert train.main(train_words(place, "--epochs", "2")) == 1
-    last = place / "runs/exp/weights/last.pt"
-    assert f"{last}: could not be written (" in said.lines[-1] and "make room" in said.lines[-1]
-    assert "the earlier last.pt is unchanged" in said.lines[-1]
+    # the second epoch is better, so best.pt comes first; last.pt is not touched before that is written
+    best = last.with_name("best.pt")
+    assert f"{best}: could not be written (" in said.lines[-1] and "make room" in said.lines[-1]
+    assert "the earlier best.pt is unchanged" in said.lines[-1]
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
     assert load_checkpoint(last)["epoch"] == 0
     assert train.main(["--resume", str(last)]) == 0 and load_checkpoint(last)["epoch"] == -1
