@@ -7,6 +7,7 @@ python detect.py --weights best.pt --source bus.jpg           # a picture or a v
                                    --source rtsp://camera/1   # a stream, or an http(s) address
                                    --source list.txt          # one of all these on each line
 python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
+python detect.py --weights best.pt --source street.mp4 --tracking --save-txt       # an object keeps its number
 python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240  # feature maps; where regions look
 """
 
@@ -38,6 +39,7 @@ from utils.routing_report import choose_points, parse_points, write_routes
 from utils.runs import trained_size
 from utils.sources import Frame, open_source, readable_name
 from utils.torch_utils import select_device, time_sync
+from utils.tracking import Tracker
 from utils.viewer import Viewer
 from utils.writers import OutputNames, Videos, label_lines, picture_suffix, save_one_box, write_image, write_labels
 
@@ -50,9 +52,7 @@ class DetectOptions:
     source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
     imgsz: list[int] = flag(
-        [],
-        "side, or height and width, in pixels; as the weights were trained if left out",
-        aliases=("--img", "--img-size"),
+        [], "side, or height and width, in pixels; as the weights were trained if not given", ("--img", "--img-size")
     )
     conf_thres: float = flag(0.25, "lowest confidence of a detection")
     iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes")
@@ -80,14 +80,17 @@ class DetectOptions:
     half: bool = flag(False, "float16 (GPU only)")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
+    tracking: bool = flag(False, "number the objects of each video and stream, the same from frame to frame")
+    track_low: float = flag(0.1, "lowest confidence of a detection that continues a track; --conf-thres begins one")
+    track_buffer: int = flag(30, "frames for which a lost object keeps its number")
 
 
 def check(opt: DetectOptions) -> None:
     """ValueError for numbers out of their range and for flags that do not go together."""
-    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
-        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
-    if opt.max_det < 1 or opt.line_thickness < 1 or opt.vid_stride < 1:
-        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1")
+    if not all(0 <= value <= 1 for value in (opt.conf_thres, opt.iou_thres, opt.track_low)):
+        raise ValueError("--conf-thres, --iou-thres and --track-low lie between 0 and 1")
+    if min(opt.max_det, opt.line_thickness, opt.vid_stride, opt.track_buffer + 1) < 1:
+        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1, --track-buffer at least 0")
     if opt.query and not opt.visualize:
         raise ValueError("--query chooses what --visualize draws: give both, or leave --query out")
 
@@ -125,6 +128,14 @@ def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> l
     return numbers
 
 
+def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -> Tracker | None:
+    """The tracker of the frame's video or stream; None for pictures, and without --tracking."""
+    if not opt.tracking or frame.kind == "image":
+        return None
+    low = min(opt.track_low, opt.conf_thres)
+    return trackers.setdefault(frame.source, Tracker(opt.conf_thres, low, opt.track_buffer, not opt.agnostic_nms))
+
+
 class Results:
     """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
 
@@ -156,7 +167,7 @@ class Results:
         return self.folder / self.stem(frame)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
-        """Write, and show, what is asked for. `detections` (n, 6) in whole pixels of the original, the surest first."""
+        """Write, and show, what is asked for. `detections` (n, 6 or 7) in pixels of the original, the surest first."""
         found = detections.flip(0).cpu()  # the surest is written and drawn last, on top
         stem = self.stem(frame)
         single = stem if frame.kind == "image" else f"{stem}_{frame.number}"
@@ -180,10 +191,10 @@ class Results:
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
         """A copy of the picture with boxes and labels."""
         annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.words))
-        for *box, confidence, number in found.tolist():
-            word = self.words[int(number)]
+        for x1, y1, x2, y2, confidence, number, *track in found.tolist():
+            word = " ".join([*(f"#{one:.0f}" for one in track), self.words[int(number)]])
             label = "" if self.opt.hide_labels else word if self.opt.hide_conf else f"{word} {confidence:.2f}"
-            annotator.box_label(box, label, color=colors(number, bgr=True))
+            annotator.box_label((x1, y1, x2, y2), label, color=colors([number, *track][-1], bgr=True))
         return annotator.result()
 
     def save(self, frame: Frame, stem: str, picture: np.ndarray) -> None:
@@ -218,10 +229,12 @@ def look(
     classes: list[int] | None,
     features: Path | None,
     clock: Clock,
+    tracker: Tracker | None = None,
 ) -> tuple[Tensor, list[RoutingMap]]:
     """Detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`.
 
-    With a folder for `features` these are drawn, and the routes of attention layers come back as well.
+    With a folder for `features` these are drawn, and the routes of attention layers come back as well. With a `tracker`
+    detections have the number of their track as a seventh column.
     """
     begin = time_sync()
     batch = torch.from_numpy(frame.image).to(model.device)[None]
@@ -230,18 +243,20 @@ def look(
     with record_routes(model.model) if features else nullcontext([]) as routes:
         predictions = model(batch, augment=opt.augment, visualize=features)
     predicted = time_sync()
-    found = non_max_suppression(
-        predictions, opt.conf_thres, opt.iou_thres, classes=classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
-    )[0]
+    least = tracker.low if tracker else opt.conf_thres
+    found = non_max_suppression(predictions, least, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)[0]
     boxes = scale_boxes(batch.shape[2:], found[:, :4], frame.original.shape[:2]).round()
+    detections = torch.cat([boxes, found[:, 4:]], 1)
     clock.prepare += prepared - begin
     clock.network += predicted - prepared
     clock.suppress += time_sync() - predicted
     clock.frames += 1
+    if tracker:
+        detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
     size = "x".join(map(str, frame.image.shape[1:]))
-    words = count_words(found[:, 5].tolist(), model.names)
+    words = count_words(detections[:, 5].tolist(), model.names)
     LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({predicted - prepared:.3f}s)")
-    return torch.cat([boxes, found[:, 4:]], 1), routes
+    return detections, routes
 
 
 def detect(opt: DetectOptions) -> Path:
@@ -258,11 +273,11 @@ def detect(opt: DetectOptions) -> Path:
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     model.warmup((1, 3, height, width))
     non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
-    clock = Clock()
+    clock, trackers = Clock(), {}
     with torch.inference_mode(), Results(folder, opt, model.names) as results:
         for frame in source:
             features = results.features(frame)
-            detections, routes = look(frame, model, opt, classes, features, clock)
+            detections, routes = look(frame, model, opt, classes, features, clock, tracker_of(frame, trackers, opt))
             results.write(frame, detections)
             if routes:
                 page = write_routes(features, frame, routes, choose_points(frame, wanted, detections))

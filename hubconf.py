@@ -11,19 +11,23 @@ Nothing is ever downloaded: `pretrained=True` takes yolov5s.pt and its like from
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from models.autoshape import AutoShape
-from models.backends import DetectMultiBackend, find_weights
-from models.experimental import attempt_load
-from models.yolo import Model
-from utils.log import LOGGER, set_up_logging
-from utils.torch_utils import intersect_dicts, select_device
+# Modules, not what is in them: torch.hub.list takes every callable without an underscore for a model.
+import models.autoshape
+import models.backends
+import models.experimental
+import models.yolo
+import utils.log
+import utils.torch_utils
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "einops", "PIL"]
 
@@ -32,22 +36,22 @@ Device = torch.device | str | None
 
 
 def _finish(model: nn.Module, autoshape: bool, device: torch.device) -> nn.Module:
-    return (AutoShape(model) if autoshape else model.eval()).to(device)
+    return (models.autoshape.AutoShape(model) if autoshape else model.eval()).to(device)
 
 
 def _prepare(verbose: bool, device: Device) -> torch.device:
     """Logging as asked for, and the device: the first GPU, else the CPU, when none is named."""
-    set_up_logging()
+    utils.log.set_up_logging()
     if not verbose:
-        LOGGER.setLevel(logging.WARNING)
-    return device if isinstance(device, torch.device) else select_device(device or "")
+        utils.log.LOGGER.setLevel(logging.WARNING)
+    return device if isinstance(device, torch.device) else utils.torch_utils.select_device(device or "")
 
 
 def _transfer(model: nn.Module, trained: Any) -> None:
     """Copy the weights that fit (not the anchors), and the names where the classes are as many."""
-    fitting = intersect_dicts(trained.float().state_dict(), model.state_dict(), exclude=("anchors",))
+    fitting = utils.torch_utils.intersect_dicts(trained.float().state_dict(), model.state_dict(), exclude=("anchors",))
     model.load_state_dict(fitting, strict=False)
-    LOGGER.info(f"took {len(fitting)} of {len(model.state_dict())} weights")
+    utils.log.LOGGER.info(f"took {len(fitting)} of {len(model.state_dict())} weights")
     if len(trained.names) == len(model.names):
         model.names = trained.names
 
@@ -69,14 +73,14 @@ def _create(
     weights = None
     if pretrained:
         try:
-            weights = find_weights(f"{name}.pt")
+            weights = models.backends.find_weights(f"{name}.pt")
         except ValueError as error:
             raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
     if weights and channels == COLOUR_CHANNELS and classes == COCO_CLASSES:
-        return _finish(DetectMultiBackend(weights, device=target), autoshape, target)
-    model = Model(f"{name}.yaml", ch=channels, nc=classes)
+        return _finish(models.backends.DetectMultiBackend(weights, device=target), autoshape, target)
+    model = models.yolo.Model(f"{name}.yaml", ch=channels, nc=classes)
     if weights:
-        _transfer(model, attempt_load(str(weights), fuse=False))
+        _transfer(model, models.experimental.attempt_load(str(weights), fuse=False))
     return _finish(model, autoshape, target)
 
 
@@ -85,7 +89,7 @@ def custom(
 ) -> nn.Module:
     """A model from a weights file of one's own; with `autoshape` it takes pictures instead of tensors."""
     target = _prepare(verbose, device)
-    return _finish(DetectMultiBackend(path, device=target), autoshape, target)
+    return _finish(models.backends.DetectMultiBackend(path, device=target), autoshape, target)
 
 
 def _entry(name: str, title: str) -> Callable[..., nn.Module]:

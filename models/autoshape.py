@@ -22,7 +22,7 @@ from utils.sources import fetch_image, is_url
 from utils.torch_utils import time_sync
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour with opacity
-Picture = str | Path | np.ndarray | Image.Image
+Picture = str | Path | np.ndarray | Image.Image | Tensor
 
 
 def to_rgb(array: np.ndarray) -> np.ndarray:
@@ -50,23 +50,35 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def load_picture(item: Picture) -> tuple[np.ndarray, str]:
-    """(RGB picture (H, W, 3) uint8, file name or '') from a path, an http(s) URL, a PIL picture or an RGB array.
+    """(RGB picture (H, W, 3) uint8, file name or '') from a path, http(s) URL, PIL picture, RGB array or tensor.
 
-    EXIF orientation is applied; palette pictures become colours. The array is writeable and nobody else's.
+    A tensor has its channels first. EXIF orientation is applied; palette pictures become colours. The result is
+    writeable and nobody else's. Raises ValueError for anything else.
     """
     if isinstance(item, (str, Path)):
         bgr = fetch_image(str(item)) if is_url(str(item)) else read_image(item)
         return np.ascontiguousarray(bgr[..., ::-1]), str(item)
     if isinstance(item, Image.Image):
-        upright = ImageOps.exif_transpose(item)
-        deep = upright.mode.startswith("I") or upright.mode == "F"
-        array = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
-        if upright.mode.startswith("I") and array.size and array.max() > 255:  # 16-bit grey, whatever Pillow calls it
-            array = array.astype(np.uint16)
-        return to_rgb(array), getattr(item, "filename", "")
+        return _from_pillow(item), getattr(item, "filename", "")
+    if isinstance(item, Tensor):
+        array = (item.float() if item.is_floating_point() else item).detach().cpu().numpy()
+        first = array.ndim == 3 and array.shape[0] in CHANNELS
+        return to_rgb(array.transpose(1, 2, 0) if first else array).copy(), ""
     if isinstance(item, np.ndarray):
         return to_rgb(item).copy(), ""
-    raise ValueError(f"cannot look at a {type(item).__name__}; give a path, an URL, a PIL picture or an array")
+    raise ValueError(f"cannot look at a {type(item).__name__}; give a path, URL, PIL picture, array or tensor")
+
+
+def _from_pillow(picture: Image.Image) -> np.ndarray:
+    """A PIL picture of any mode, upright, as RGB."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "La":  # opacity multiplied in: Pillow takes it back in one step only
+        upright = upright.convert("LA")
+    deep = upright.mode.startswith("I") or upright.mode == "F"
+    array = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
+    if upright.mode.startswith("I") and array.size and array.max() > 255:  # 16-bit grey, whatever Pillow calls it
+        array = array.astype(np.uint16)
+    return to_rgb(array)
 
 
 def file_names(names: Sequence[str]) -> list[str]:
@@ -82,7 +94,7 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 
 class AutoShape(nn.Module):
-    """Wraps a model so that it takes paths, URLs, PIL pictures and arrays, one or a list, and returns `Detections`.
+    """Wraps a model so that it takes paths, URLs, PIL pictures, arrays and tensors, alone or in mixed lists.
 
     The class attributes are the settings of suppression and may be set on an instance (`model.conf = 0.4`).
     """
@@ -117,14 +129,15 @@ class AutoShape(nn.Module):
         augment: bool = False,
         profile: bool = False,
     ) -> Detections | Tensor | tuple[Tensor, Any]:
-        """Detect in one picture or a list of them, letterboxed to `size`; a tensor (B, 3, H, W) gives raw predictions.
+        """Detections in one picture or a list of them, letterboxed to `size` pixels.
 
-        `profile` prints the time of each layer, where the model can. Raises ValueError for what is no picture.
+        A batch, a tensor (B, 3, H, W) in 0..1, goes to the network as it is and gives raw predictions. `profile` prints
+        the time of each layer, where the model can. Raises ValueError for what is no picture.
         """
         start = time_sync()
-        parameter = next(self.model.parameters(), torch.zeros(1))
-        if isinstance(imgs, Tensor):
-            return self._predict(imgs.to(parameter.device).type_as(parameter), augment, profile)
+        parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
+        if isinstance(imgs, Tensor) and imgs.ndim == 4:
+            return self._predict(_fractions(imgs).to(parameter.device).type_as(parameter), augment, profile)
         items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
         if not items:
             raise ValueError("no picture given; give one or a list of at least one")
@@ -157,12 +170,21 @@ class AutoShape(nn.Module):
 
     def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
         """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"size is the longer side in pixels, a whole number from 1, not {size!r}")
         if not self.pt:
             return size, size
         stride = int(torch.as_tensor(self.stride).max())
         scaled = np.array([[side * size / max(shape) for side in shape] for shape in shapes]).max(0)
         height, width = (max(math.ceil(side / stride - 1e-6), 1) * stride for side in scaled)
         return height, width
+
+
+def _fractions(batch: Tensor) -> Tensor:
+    """The batch, if its numbers can be brightness in 0..1; whole numbers, taken as they are, would mean nothing."""
+    if not batch.is_floating_point():
+        raise ValueError(f"a batch goes to the network as it is, but this one is {batch.dtype}: give batch / 255")
+    return batch
 
 
 def _native(rows: Tensor, from_shape: tuple[int, int], to_shape: tuple[int, int]) -> Tensor:

@@ -23,6 +23,7 @@ from utils.writers import save_one_box, write_image
 
 if TYPE_CHECKING:
     import pandas as pd
+    import supervision
 
 DEFAULT_DIR = "runs/detect/exp"
 CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
@@ -47,7 +48,8 @@ class Detections:
 
     `imgs` are the RGB pictures, `pred` (also `xyxy`) one (n, 6) tensor each: box in pixels, confidence, class; `xywh`
     has centres and sizes, `xyxyn` and `xywhn` fractions of the picture. `t` is milliseconds per picture for
-    preparation, network and suppression, `s` the shape of the batch.
+    preparation, network and suppression, `s` the shape of the batch. `results[0]` and `results[1:3]` are the
+    detections of these pictures alone.
     """
 
     def __init__(
@@ -72,6 +74,15 @@ class Detections:
     def __len__(self) -> int:
         """Number of pictures."""
         return self.n
+
+    def __getitem__(self, which: int | slice) -> Detections:
+        """The detections of one picture, or of several; IndexError where there is no such picture."""
+        chosen = range(self.n)[which]
+        places = [chosen] if isinstance(chosen, int) else list(chosen)
+        parts = ([values[i] for i in places] for values in (self.imgs, self.pred, self.files))
+        part = Detections(*parts, self.times, self.names, self.s)
+        part.t = self.t  # the times are those of the whole batch, per picture
+        return part
 
     def __str__(self) -> str:
         lines = [
@@ -122,9 +133,37 @@ class Detections:
                 target = folder / "crops" / name.replace(os.sep, "_") / file if folder else file
                 cut = save_one_box(torch.stack(box), picture[..., ::-1], target, BGR=True, save=save)
                 label = f"{name} {float(confidence):.2f}"
-                crops.append({"box": box, "conf": confidence, "cls": number, "label": label, "im": cut[..., ::-1]})
+                crops.append(
+                    {"box": box, "conf": confidence, "cls": number, "label": label, "im": cut[..., ::-1].copy()}
+                )
         if folder:
             LOGGER.info(f"Saved {len(crops)} crop{'s' * (len(crops) != 1)} to {folder}")
+        return crops
+
+    def display(
+        self,
+        pprint: bool = False,
+        show: bool = False,
+        save: bool = False,
+        crop: bool = False,
+        render: bool = False,
+        labels: bool = True,
+        save_dir: str | Path = DEFAULT_DIR,
+    ) -> list[dict[str, Any]] | None:
+        """Do several of `print`, `show`, `save`, `crop` and `render` at once; the signature is v6.1's.
+
+        Pictures and crops go to one folder. Returns the crops, which are cut before anything is drawn, if asked for.
+        """
+        folder = _fresh(save_dir).absolute() if save or crop else None
+        crops = self.crop(save_dir=folder) if crop else None
+        if pprint:
+            self.print()
+        if save:
+            self.save(labels, folder)
+        if show:
+            self.show(labels)
+        elif render:
+            self.render(labels)
         return crops
 
     def pandas(self) -> Detections:
@@ -142,8 +181,25 @@ class Detections:
 
     def tolist(self) -> list[Detections]:
         """One `Detections` for each picture, so that `for result in results.tolist()` works."""
-        parts = zip(self.imgs, self.pred, self.files, strict=True)
-        return [Detections([im], [rows], [file], self.times, self.names, self.s) for im, rows, file in parts]
+        return [self[i] for i in range(self.n)]
+
+    def to_supervision(self) -> list[supervision.Detections]:
+        """One `supervision.Detections` for each picture: its annotators, zones and trackers then take our results.
+
+        `data["class_name"]` has the names. Raises ValueError where the package is missing.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise ValueError("to_supervision() needs a package: pip install supervision") from None
+        found = []
+        for rows in self.pred:
+            values = rows.detach().float().cpu().numpy()
+            numbers = values[:, 5].astype(int)
+            names = np.array([self.names[number] for number in numbers], dtype=str)
+            boxes, sure = values[:, :4].copy(), values[:, 4].copy()
+            found.append(supervision.Detections(boxes, confidence=sure, class_id=numbers, data={"class_name": names}))
+        return found
 
 
 def _fresh(save_dir: str | Path) -> Path:

@@ -1,6 +1,8 @@
 """Models by name."""
 
 import inspect
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +72,37 @@ def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):
     assert torch.equal(other.model[0].conv.weight, same.model[0].conv.weight)
     whole = hubconf.yolov5n(verbose=False, device="cpu")  # as many classes as are in the file
     assert whole.names == NAMES
+
+
+def test_torch_hub_lists_the_models_and_nothing_else():
+    """By its own rule, as torch.hub.list itself looks at GitHub only."""
+    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
+    sizes = [f"yolov5{size}{tail}" for size in "nsmlx" for tail in ("", "6", "_BiFormer")]
+    assert sorted(entries) == sorted(["custom", *sizes])
+
+
+PROGRAM = """
+import sys, numpy, torch
+from PIL import Image
+model = torch.hub.load(sys.argv[1], "custom", sys.argv[2], source="local", verbose=False, device="cpu")
+model.conf, model.classes = 0.5, [1]
+red = numpy.zeros((32, 48, 3), numpy.uint8)
+Image.fromarray(red).save("red.png")
+results = model(["red.png", Image.open("red.png"), red, torch.from_numpy(red).permute(2, 0, 1)], size=48)
+results.save(save_dir="out")
+print([len(rows) for rows in results.xyxy], results.pandas().xyxy[0].name.unique().tolist(), results[0].files)
+"""
+
+
+def test_a_program_somewhere_else(weights, tmp_path):
+    """A fresh process that knows nothing of this repository but where it is."""
+    words = [sys.executable, "-W", "error::UserWarning", "-c", PROGRAM, str(ROOT), str(weights)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[32, 32, 32, 32] ['person'] ['red.jpg']"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "image2.jpg", "image3.jpg", "red.jpg", "red_2.jpg",
+    ]  # fmt: skip
 
 
 def test_custom_by_torch_hub(weights):

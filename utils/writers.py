@@ -47,16 +47,17 @@ def picture_suffix(path: Path | str) -> str:
 
 
 def label_lines(detections: Tensor, shape: tuple[int, int], with_confidence: bool = False) -> list[str]:
-    """Label text of detections: `class cx cy w h [confidence]`, centre and size as fractions, six significant digits.
+    """Label text of detections: `class cx cy w h [confidence] [track]`, fractions with six significant digits.
 
-    `detections` is (n, 6) xyxy, confidence, class in pixels of a picture of `shape` (height, width).
+    `detections` is (n, 6) xyxy, confidence, class in pixels of a picture of `shape` (height, width), or (n, 7) with the
+    number of the track.
     """
     height, width = shape
     centred = xyxy2xywh(detections[:, :4].double()) / torch.tensor([width, height, width, height], dtype=torch.float64)
     lines = []
-    for box, confidence, number in zip(centred, detections[:, 4], detections[:, 5], strict=True):
-        values = [*box.tolist(), *([float(confidence)] if with_confidence else [])]
-        lines.append(" ".join([f"{int(number)}", *(f"{value:g}" for value in values)]))
+    for box, (confidence, number, *track) in zip(centred.tolist(), detections[:, 4:].tolist(), strict=True):
+        values = [*box, *([confidence] if with_confidence else [])]
+        lines.append(" ".join([f"{number:.0f}", *(f"{value:g}" for value in values), *(f"{one:.0f}" for one in track)]))
     return lines
 
 

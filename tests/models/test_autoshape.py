@@ -1,6 +1,10 @@
 """Pictures of every kind in, boxes in several forms out."""
 
+import http.server
 import math
+import struct
+import threading
+import zlib
 
 import cv2
 import numpy as np
@@ -57,12 +61,36 @@ def test_common_shape_is_whole_strides(model):
     assert model([coloured(3, 400)], size=64).s == (1, 3, 32, 64)
 
 
-def test_tensors_give_raw_predictions(model):
-    raw = model(torch.rand(2, 3, 32, 32))
-    assert raw[0].shape == (2, 63, 8)
+def test_batches_give_raw_predictions(model):
+    batch = torch.rand(2, 3, 32, 64)
+    assert torch.equal(model(batch)[0], model.model(batch)[0])
+    assert torch.equal(model(batch.double())[0], model.model(batch)[0])
+    with pytest.raises(ValueError, match="batch / 255"):
+        model((batch * 255).byte())
 
 
-@pytest.mark.parametrize("kind", ["array", "grey", "chw", "rgba", "float", "pil", "palette", "path", "str"])
+@pytest.mark.parametrize("size", [0, -32, "640", 32.0, (32, 32)])
+def test_what_is_no_size(model, size):
+    with pytest.raises(ValueError, match="longer side in pixels"):
+        model(coloured(), size=size)
+
+
+def test_mixed_lists(model, tmp_path):
+    rgb = coloured(20, 30)
+    path = write_image(tmp_path / "red.png", rgb[..., ::-1])
+    tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+    items = [path, str(path), Image.fromarray(rgb), rgb, tensor, tensor / 255, rgb.transpose(2, 0, 1)]
+    result = model(items, size=32)
+    assert result.n == len(items) and all(np.array_equal(picture, rgb) for picture in result.imgs)
+    assert result.files == ["red.jpg", "red_2.jpg", *(f"image{i}.jpg" for i in range(2, 7))]
+    assert all(torch.equal(rows, result.xyxy[0]) for rows in result.xyxy)
+    assert torch.equal(model(tensor, size=32).xyxy[0], result.xyxy[0])  # one picture, not a batch
+    assert model(tuple(items[:2]), size=32).n == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["array", "grey", "chw", "rgba", "float", "pil", "palette", "path", "str", "tensor", "half"]
+)
 def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
     rgb = coloured(20, 30)
     path = write_image(tmp_path / "red 红.png", rgb[..., ::-1])
@@ -76,6 +104,8 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
         "palette": Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE),
         "path": path,
         "str": str(path),
+        "tensor": torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+        "half": torch.from_numpy(rgb.transpose(2, 0, 1).copy()).bfloat16() / 255,
     }
     picture, name = load_picture(items[kind])
     expected = np.full_like(rgb, 200) if kind == "grey" else rgb
@@ -89,6 +119,113 @@ def test_flat_and_narrow_pictures_are_not_taken_for_channels_first():
     assert to_rgb(np.zeros((4, 40, 4), np.uint8)).shape == (4, 40, 3)
     assert to_rgb(np.zeros((3, 40, 50), np.uint8)).shape == (40, 50, 3)
     assert to_rgb(np.zeros((2, 50, 1), np.uint8)).shape == (2, 50, 3)
+
+
+def test_tensors_have_their_channels_first():
+    assert load_picture(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
+    assert load_picture(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_picture(torch.zeros(5, 6))[0].shape[1] == 6
+    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
+    load_picture(shared)[0][:] = 9
+    assert not shared.any()
+    with pytest.raises(ValueError, match="is no picture"):
+        load_picture(torch.zeros(1, 3, 4, 5))
+
+
+PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
+
+
+@pytest.mark.parametrize("mode", [*PILLOW_MODES, "LAB", "I;16", "I;16B"])
+def test_every_mode_of_pillow(mode):
+    white = Image.new("RGB", (30, 20), "white")
+    steps = {"La": ("LA", "La"), "PA": ("LA", "PA"), "RGBa": ("RGBA", "RGBa")}
+    if mode == "LAB":
+        picture = Image.new(mode, (30, 20), (255, 128, 128))
+    elif mode.startswith("I;16"):
+        picture = Image.new(mode, (30, 20), 65535)
+    else:
+        picture = white
+        for step in steps.get(mode, (mode,)):
+            picture = picture.convert(step)
+    assert picture.mode == mode
+    array, _ = load_picture(picture)
+    assert array.shape == (20, 30, 3) and array.dtype == np.uint8 and array.min() >= 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(orientation, tmp_path):
+    """The corner that is red in the stored picture lies where EXIF says; files and PIL pictures agree."""
+    stored = np.full((24, 40, 3), 255, np.uint8)
+    stored[:8, :8] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    turned = {  # row 0 and column 0 of the stored picture are these sides of what people see
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
+    }  # fmt: skip
+    for item in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert np.array_equal(load_picture(item)[0], turned[orientation])
+
+
+def png_that_claims(width, height):
+    """The beginning of a picture of any size, in a hundred bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def site():
+    """A server on this machine, with a picture and with what is none."""
+    red = cv2.imencode(".png", coloured(20, 30)[..., ::-1])[1].tobytes()
+    pages = {"/red.png": red, "/bomb.png": png_that_claims(60000, 60000), "/text.png": b"hello", "/empty.png": b""}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = pages.get(self.path.partition("?")[0])
+            self.send_response(200 if page is not None else 404)
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, *words):
+            """Quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_addresses(model, site):
+    result = model([f"{site}/red.png?size=1", coloured(20, 30)], size=32)
+    assert np.array_equal(*result.imgs) and result.files == ["red.jpg", "image1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "page, words",
+    [
+        ("bomb.png", "no picture"),
+        ("text.png", "no picture"),
+        ("empty.png", "no picture"),
+        ("none.png", "cannot be fetched.*404"),
+    ],
+)
+def test_addresses_of_no_picture(model, site, page, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        model(f"{site}/{page}")
+    assert page in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_too_large_a_picture_is_not_fetched_whole(model, site, monkeypatch):
+    monkeypatch.setattr("utils.sources.WEB_LARGEST", 20)
+    with pytest.raises(ValueError, match="larger than"):
+        model(f"{site}/red.png")
 
 
 def test_depths():
@@ -134,6 +271,29 @@ def test_wrapping_a_backend(tmp_path):
     result = wrapped(coloured(), size=32, profile=True)
     assert len(result.xyxy[0]) == 16 and common.Detections is Detections
     assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
+
+
+class Exported(DetectMultiBackend):
+    """In place of weights of another format: no parameters, and pictures of one size only."""
+
+    shape = (64, 64)
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.pt, self.fp16, self.stride, self.names, self.device = False, False, 32, NAMES, torch.device("cpu")
+        self.inner = [known_model()]  # in a list, so that its parameters are not ours
+
+    def forward(self, im, augment=False, visualize=None, val=False):
+        assert im.shape[2:] == (64, 64) and im.dtype == torch.float32 and im.device.type == "cpu"
+        return self.inner[0](im)[0]
+
+
+def test_other_formats_get_squares():
+    wrapped = AutoShape(Exported())
+    result = wrapped([coloured(20, 40), coloured(30, 40)], size=64)
+    assert result.s == (2, 3, 64, 64) and not wrapped.pt and result.names == NAMES
+    assert float(result.xyxy[0][:, :4].max()) <= 40 and len(result.xyxy[0])
+    assert wrapped(torch.rand(1, 3, 64, 64).double()).shape == (1, 252, 8)
 
 
 def test_words():

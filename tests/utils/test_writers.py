@@ -30,6 +30,9 @@ def test_label_lines_are_fractions_with_six_digits():
     rows = torch.tensor([[10.0, 20.0, 30.0, 60.0, 0.87654321, 2.0], [0.0, 0.0, 3.0, 1.0, 0.5, 0.0]])
     assert label_lines(rows, (100, 200)) == ["2 0.1 0.4 0.1 0.4", "0 0.0075 0.005 0.015 0.01"]
     assert label_lines(rows[:1], (100, 200), with_confidence=True) == ["2 0.1 0.4 0.1 0.4 0.876543"]
+    tracked = torch.cat([rows, torch.tensor([[1234567.0], [3.0]])], 1)
+    assert label_lines(tracked, (100, 200)) == ["2 0.1 0.4 0.1 0.4 1234567", "0 0.0075 0.005 0.015 0.01 3"]
+    assert label_lines(tracked[:1], (100, 200), with_confidence=True) == ["2 0.1 0.4 0.1 0.4 0.876543 1234567"]
 
 
 def test_label_files_are_replaced_not_appended(tmp_path):
