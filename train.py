@@ -226,17 +226,15 @@ class Run:
         return results
 
 
-def train(
-    opt: TrainOptions, callbacks: Callbacks | None = None, given: Collection[str] | None = None
-) -> tuple[float, ...]:
+def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collection[str] = ()) -> tuple[float, ...]:
     """The whole story; returns (P, R, mAP50, mAP50-95, box, obj, cls losses) of the best checkpoint.
 
-    `given` are the names of the options that were asked for, as a resumed run keeps all others; all if left out.
+    `given` are the names of the options that were asked for, as a resumed run keeps all others; none if left out.
     Raises ValueError, before anything is written, for options, files or data that cannot work; Interrupted after SIGINT
     or SIGTERM, with the state saved; TrainingFault for a run that cannot go on.
     """
     callbacks = callbacks or Callbacks()
-    setup = set_up(opt, given or ())
+    setup = set_up(opt, given)
     opt = setup.opt
     check_loggers(opt.loggers)
     Precision.choose(opt.amp, setup.device)  # raises for a type the device lacks, before there is a folder
@@ -256,7 +254,7 @@ def train(
         callbacks.run("on_pretrain_routine_end")
     levels = model.model[-1].nl
     model.hyp = asdict(setup.hyp.scaled(levels, model.nc, imgsz, opt.label_smoothing))
-    model.class_weights = labels_to_class_weights(dataset.labels, model.nc).to(setup.device) * model.nc
+    model.class_weights = labels_to_class_weights([dataset.index.all_labels], model.nc).to(setup.device) * model.nc
     trainer = build_trainer(setup, model, len(loader), opt.batch_size, imgsz, callbacks)
     LOGGER.info(
         f"Image sizes {imgsz} train, {imgsz} val\nUsing {loader.num_workers} dataloader workers\n"

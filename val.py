@@ -28,9 +28,8 @@ from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, sho
 from utils.plots_metrics import plot_val_study
 from utils.reports import Report, ReportSettings, coco_score, speed_line
 from utils.runs import trained_with
-from utils.setup import join_processes
+from utils.setup import meet, own_device
 from utils.shares import agreed, my_share, own_batches
-from utils.torch_utils import select_device
 
 TASKS = ("val", "test", "train", "speed", "study")
 TIMING = ("speed", "study")  # tasks that measure the clock and draw nothing
@@ -206,7 +205,8 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
     Raises ValueError for files and options that cannot work.
     """
     opt = complete(opt)
-    device = join_processes(select_device(opt.device), opt.device)
+    meet()
+    device = own_device(opt.device)
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)
     if opt.task == "study":

@@ -83,7 +83,7 @@ def test_a_process_dies_and_the_run_goes_on_by_itself(words: list[str], tmp_path
 
 
 def test_both_are_told_to_stop_at_the_same_step(words: list[str], tmp_path: Path) -> None:
-    process = launch(tmp_path, [*words, "--name", "stopped", "--epochs", "500"])
+    process = launch(tmp_path, [*words, "--name", "stopped", "--epochs", "500", "--batch-size", "-1"])
     last, deadline = tmp_path / "runs/stopped/weights/last.pt", time.monotonic() + 120
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -91,7 +91,9 @@ def test_both_are_told_to_stop_at_the_same_step(words: list[str], tmp_path: Path
     text, _ = process.communicate(timeout=120)
     assert "stopped and saved; go on with --resume" in text, text
     position = load_checkpoint(last)["position"]
-    assert position["epoch"] < 499 and read_yaml(last.parent.parent / "opt.yaml")["launch"]
+    written = read_yaml(last.parent.parent / "opt.yaml")
+    assert position["epoch"] < 499 and written["launch"]
+    assert written["batch_size"] == 2 * 16  # each of the two takes what its CPU is given
 
 
 def test_only_a_restart_looks_for_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

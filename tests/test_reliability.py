@@ -13,10 +13,10 @@ import torch
 
 import train
 from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import options
 from utils.guard import OutOfMemory
-from utils.setup import PIECES, TrainOptions
+from utils.setup import PIECES, STATE, TrainOptions, set_up
 from utils.trainer import Trainer
 
 BASE = {"imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0, "device": "cpu", "save_minutes": 0.0}
@@ -174,6 +174,28 @@ def test_another_data_set_size_begins_the_epoch_again(
         (squares.parent / f"images/train/{number}.png").unlink()
     train.run(resume=str(Path(job["project"]) / "cut/weights/last.pt"))
     assert "an epoch had 3 batches and has 2 now: epoch 0 is begun again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", sorted(STATE))
+def test_a_state_that_lacks_something_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    last = tmp_path / "weights/last.pt"
+    save_checkpoint(last, dict.fromkeys(STATE - {key}, 1))
+    words = {"model": "holds no training run", "optimizer": "is finished"}.get(key, f"lacks {key}, so it is damaged")
+    with pytest.raises(ValueError, match=words):
+        set_up(TrainOptions(resume=str(last)))
+
+
+def test_the_device_is_that_of_the_run_unless_another_is_asked_for(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(**job | {"epochs": 1})
+    asked: list[str] = []
+    monkeypatch.setattr("utils.setup.select_device", lambda name, batch: asked.append(name) or torch.device("cpu"))
+    last = str(Path(job["project"]) / "exp/weights/last.pt")
+    set_up(TrainOptions(resume=last, epochs=2), ["resume", "epochs"])
+    set_up(TrainOptions(resume=last, epochs=2, device="1"), ["resume", "epochs", "device"])
+    assert asked == ["cpu", "1"]
 
 
 def test_other_classes_cannot_go_on(job: dict[str, Any], squares: Path) -> None:

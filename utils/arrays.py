@@ -7,13 +7,15 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
 from utils.files import file_size, printable
 
+Taken = TypeVar("Taken")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE = (
     EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, RecursionError, MemoryError,
@@ -23,20 +25,19 @@ _DAMAGE = (
 
 def read_array(path: str | Path, limit: int) -> np.ndarray:
     """The array in a .npy file of at most `limit` bytes. Raises ValueError for another file, OSError as `open` does."""
-    try:
-        size = file_size(path, limit)
-        with open(path, "rb") as file:
-            return _array(file, size)
-    except _DAMAGE as error:
-        raise ValueError(f"{printable(path)}: no array of numbers ({_reason(error)})") from error
+    return _read(path, limit, _array)
 
 
 def read_arrays(path: str | Path, limit: int) -> dict[str, np.ndarray]:
     """The arrays in a .npz file of at most `limit` bytes, not compressed, by name; raises as `read_array` does."""
+    return _read(path, limit, _parts)
+
+
+def _read(path: str | Path, limit: int, take: Callable[[BinaryIO, int], Taken]) -> Taken:
     try:
         size = file_size(path, limit)
         with open(path, "rb") as file:
-            return _parts(file, size)
+            return take(file, size)
     except _DAMAGE as error:
         raise ValueError(f"{printable(path)}: no arrays of numbers ({_reason(error)})") from error
 

@@ -35,11 +35,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def machine_size() -> int:
-    """Number of the run's processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def is_main() -> bool:
     """True in the one process that writes files and talks."""
     return rank() in (-1, 0)
@@ -112,15 +107,12 @@ def wait_for_all(machine: bool = False) -> None:
 
 
 @contextmanager
-def main_first(everybody: bool = True) -> Iterator[None]:
-    """The main process of each machine runs the block before the others do (they find its cache files ready).
-
-    Every process must come here, or nobody would get on: `everybody` is False where only the main process does.
-    """
-    if everybody and local_rank() > 0:
+def main_first() -> Iterator[None]:
+    """The first process of each machine runs the block before the others do; every process must come here."""
+    if local_rank() > 0:
         wait_for_all(machine=True)
     yield
-    if everybody and local_rank() == 0:
+    if local_rank() == 0:
         wait_for_all(machine=True)
 
 

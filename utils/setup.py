@@ -22,8 +22,12 @@ from utils.runs import USUAL_SIZE
 from utils.torch_utils import gpu_indices, select_device
 from utils.train_options import DEFAULT_CFG, TrainOptions, check_options, continued
 
-__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "join_processes", "set_up"]
+__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "meet", "own_device", "set_up"]
 
+STATE = frozenset(  # what a checkpoint must have for its run to go on
+    "batches best_fitness ema history hyp loss maps model optimizer options position recipe scaler skipped split "
+    "stopper streak updates".split()
+)
 FULL_STATE = "resume.pt"  # what last.pt was before it was stripped, for training on with more epochs
 PIECES = "pieces.txt"  # left by a process that ran out of memory: how finely batches are to be cut from then on
 
@@ -57,11 +61,12 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
     `given` are the names of the options that were really asked for; a run that is resumed keeps all others.
     """
     check_options(opt)
-    device = join_processes(select_device(opt.device, opt.batch_size), opt.device)
+    meet()
     last, resumed = find_run(opt), None
     if last and (found := load_run(last, opt, given)):
         opt, resumed = found
         check_options(opt)
+    device = own_device(opt.device, opt.batch_size)
     hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
     check_loss_name(hyp.box_iou)
     opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
@@ -79,12 +84,16 @@ def _new_folder(opt: TrainOptions) -> Path:
     return Path(tell(str(increment_path(Path(opt.project) / opt.name, exist_ok=same))))
 
 
-def join_processes(device: torch.device, asked: str) -> torch.device:
-    """Meet the other processes when torchrun started several; returns this one's of the devices asked for."""
-    if local_rank() < 0:
-        return device
-    join("nccl" if device.type == "cuda" else "gloo")
-    if device.type != "cuda":
+def meet() -> None:
+    """Meet the other processes when torchrun started several, before any of them knows what it will compute on."""
+    if local_rank() >= 0:
+        join("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def own_device(asked: str, batch_size: int = 0) -> torch.device:
+    """The device asked for; of several processes, this one's."""
+    device = select_device(asked, batch_size)
+    if local_rank() < 0 or device.type != "cuda":
         return device
     chosen = gpu_indices(asked) if asked else []
     index = chosen[local_rank()] if len(chosen) >= world_size() else local_rank()
@@ -163,11 +172,16 @@ def _read_run(last: Path, may_begin: bool) -> dict[str, Any] | None:
     full, finished = last.with_name(FULL_STATE), content.get("optimizer") is None
     if finished and full.is_file():
         content = load_checkpoint(full)
-    if any(content.get(key) is None for key in ("optimizer", "options", "position")):
+    if content.get("optimizer") is None:
         if may_begin:
             LOGGER.info(f"{shown(last)} holds the result of a run and not its state: the run begins anew")
             return None
         raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
+    if missing := STATE - content.keys():
+        raise ValueError(
+            f"--resume {last}: lacks {', '.join(sorted(missing))}, so it is damaged or of another version; to train "
+            f"further use --weights {last}"
+        )
     pieces = last.with_name(PIECES)
     if pieces.is_file() and (text := pieces.read_text(encoding="utf-8").strip()).isdigit():
         content["split"] = max(content["split"], int(text))

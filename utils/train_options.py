@@ -59,7 +59,7 @@ class TrainOptions:
     multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
     single_cls: bool = flag(False, "train all classes as one")
     optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
-    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
+    sync_bn: bool = flag(False, "batch norm over all processes of a run, as if they were one")
     workers: int = flag(8, "loader processes, at most one per core (training on a CPU: the cores above two)")
     project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")

@@ -58,3 +58,14 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_one_of_several_does_not_wait_for_the_dead() -> None:
+    """In a run of several processes the step at hand may never end: the process then ends by itself."""
+    code = (
+        "import os, signal, time\nfrom utils import interruption\n"
+        "interruption.is_joined, interruption.GRACE = lambda: True, 0.3\n"
+        "with interruption.Interruption():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60, capture_output=True)
+    assert done.returncode == 128 + signal.SIGTERM

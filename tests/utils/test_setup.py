@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.setup import TrainOptions, check_options, find_run, join_processes, set_up
+from utils.setup import TrainOptions, check_options, find_run, meet, own_device, set_up
 from utils.train_options import warn_of_idle_flags
 
 
@@ -49,7 +49,8 @@ def test_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert join_processes(torch.device("cpu"), "") == torch.device("cpu")
+    meet()
+    assert not torch.distributed.is_initialized() and own_device("cpu") == torch.device("cpu")
 
 
 def test_set_up_finds_everything_and_writes_nothing(squares: Path, tmp_path: Path) -> None:

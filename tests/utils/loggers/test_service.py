@@ -169,6 +169,15 @@ def test_without_an_interval_no_detections_are_kept(info: Info, interval: int) -
 
 
 # ------------------------------------------------------------------------------------------------------------ trouble
+def whole_run(callbacks: Callbacks, diary: Any) -> None:
+    """Three epochs, with a picture at the end."""
+    (diary.run.folder / "results.png").touch()
+    for epoch in range(3):
+        whole_epoch(callbacks, nn.Identity(), epoch)
+    callbacks.run("on_train_end", Path("last.pt"), Path("best.pt"), True, 2, (0.1, 0.2, 0.3, 0.4))
+    callbacks.run("teardown")
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_one_that_raises_costs_its_own_entries(
     info: Info, call: str, trouble: dict[str, Any], said: Said, quick: Callable[[], float]
@@ -178,11 +187,7 @@ def test_one_that_raises_costs_its_own_entries(
 
     trouble[call] = broken
     callbacks, diary = subscribed(info(bbox_interval=1))
-    (diary.run.folder / "results.png").touch()
-    for epoch in range(3):
-        whole_epoch(callbacks, nn.Identity(), epoch)
-    callbacks.run("on_train_end", Path("last.pt"), Path("best.pt"), True, 2, (0.1, 0.2, 0.3, 0.4))
-    callbacks.run("teardown")
+    whole_run(callbacks, diary)
     assert sum(f"diary: {call} is down; training goes on" in line for line in said()) == 1
     assert not diary.of(call) and quick() < 8
     if call not in ("connect", "send_scalars", "send_options"):
@@ -203,11 +208,7 @@ def test_one_that_hangs_is_left_behind(
     monkeypatch.setattr(module, "PATIENCE", 0.3)
     trouble[call] = lambda: gate.wait(60)
     callbacks, diary = subscribed(info(bbox_interval=1))
-    (diary.run.folder / "results.png").touch()
-    for epoch in range(3):
-        whole_epoch(callbacks, nn.Identity(), epoch)
-    callbacks.run("on_train_end", Path("last.pt"), Path("best.pt"), True, 2, (0.1, 0.2, 0.3, 0.4))
-    callbacks.run("teardown")
+    whole_run(callbacks, diary)
     assert "did not finish in time" in said()[-1] and given_up == [0] and quick() < 5
 
 
