@@ -76,6 +76,8 @@ class PackageBackend(ExportedBackend):
     """`_aoti.pt2` files of AOTInductor: machine code, so open only what you made yourself."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
+        import torch._inductor  # brings the compiler, which only this needs
+
         try:
             model = torch._inductor.aoti_load_package(str(files[0]))
         except (RuntimeError, ValueError, OSError, AttributeError) as error:

@@ -17,6 +17,7 @@ from utils.log import LOGGER
 
 ENTRY, EXIT = "images", "output"  # the names v6.1 gives
 LEAST_OPSET = 12
+LEAST_NMS_OPSET = 13  # from here on the axes of Split, Squeeze and Unsqueeze are inputs
 
 
 def export_onnx(job: ExportJob) -> Path:
@@ -29,6 +30,8 @@ def export_onnx(job: ExportJob) -> Path:
 def onnx_model(job: ExportJob) -> Any:
     """The checked ONNX model with metadata. Raises ValueError for an opset that cannot be had."""
     onnx, settings = need("onnx", "--include onnx"), job.settings
+    if settings.nms and settings.opset < LEAST_NMS_OPSET:
+        raise ValueError(f"--nms needs --opset {LEAST_NMS_OPSET} or more, not {settings.opset}")
     if settings.opset < LEAST_OPSET:
         raise ValueError(f"--opset {settings.opset} is too old; give {LEAST_OPSET} or more, {DEFAULT_OPSET} by default")
     with quiet(), torch.no_grad():

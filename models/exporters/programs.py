@@ -68,6 +68,8 @@ def export_package(job: ExportJob) -> Path:
     """Machine code by AOTInductor, for this kind of processor or GPU; needs a C++ compiler here, none where it runs."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         raise ValueError("aoti compiles C++ and found no compiler: install g++, or use --include pt2")
+    import torch._inductor  # brings the compiler, which only this needs
+
     file, program = job.file("_aoti.pt2"), exported_program(job)
     notes = {"aot_inductor.metadata": job.facts().as_strings()}
     with quiet(), torch.no_grad():
