@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from models.backends.facts import Facts
-from models.backends.mobile import CoreMLBackend, ExecuTorchBackend, LiteRTBackend, NcnnBackend, SavedModelBackend
+from models.backends.mobile import CoreMLBackend, ExecuTorchBackend, LiteRTBackend, NcnnBackend
 from models.backends.pytorch import PackageBackend, ProgramBackend, PyTorchBackend, TorchScriptBackend
 from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
+from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
 from utils.config import check_img_size, read_yaml
 from utils.log import LOGGER
 from utils.options import nearest
@@ -45,6 +46,7 @@ BACKENDS: dict[str, type[nn.Module]] = {
     ".engine": TensorRTBackend,
     ".mlpackage": CoreMLBackend,
     "_saved_model": SavedModelBackend,
+    ".pb": GraphDefBackend,
     ".tflite": LiteRTBackend,
     ".pt2": ProgramBackend,
     "_aoti.pt2": PackageBackend,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,11 @@ from models.backends.tools import need
 from models.exporters.compare import compare
 from models.exporters.engines import export_engine, export_openvino
 from models.exporters.job import DEFAULT_OPSET, ExportError, ExportJob, ExportSettings, NmsSettings
+from models.exporters.litert import LITERT, export_tflite
 from models.exporters.mobile import export_coreml, export_executorch, export_ncnn
 from models.exporters.onnx_file import export_onnx
 from models.exporters.programs import export_package, export_program, export_torchscript, export_yolov5
-from models.exporters.tensorflow import (
-    LITERT,
-    ONNX2TF,
-    export_edgetpu,
-    export_pb,
-    export_saved_model,
-    export_tfjs,
-    export_tflite,
-)
+from models.exporters.tensorflow import ONNX2TF, export_edgetpu, export_pb, export_saved_model, export_tfjs
 from utils.log import LOGGER
 from utils.options import nearest
 from utils.paths import shown
@@ -42,6 +36,7 @@ _ONNX = (("onnx", "pip install onnx"), ("onnxscript", "pip install onnxscript"))
 _RUNTIME = ("onnxruntime", "pip install onnxruntime")
 _OPENVINO = ("openvino", "pip install openvino")
 _TENSORRT = ("tensorrt", "pip install tensorrt")
+_TENSORFLOW = tuple((module, ONNX2TF) for module in ("onnx2tf", "tensorflow", "onnxslim", "onnxscript"))
 
 
 Writer = Callable[[ExportJob], Path]
@@ -93,22 +88,38 @@ FORMATS: dict[str, Format] = {
         flags="half dynamic opset gpu",
     ),
     "coreml": _format(
-        "Core ML", ".mlpackage", export_coreml, ("coremltools", "pip install coremltools"), flags="cpu_half", runs=False
+        "Core ML",
+        ".mlpackage",
+        export_coreml,
+        ("coremltools", "pip install coremltools"),
+        flags="cpu_half",
+        runs=sys.platform == "darwin",
     ),
-    "saved_model": _format("TensorFlow SavedModel", "_saved_model", export_saved_model, ("onnx2tf", ONNX2TF), *_ONNX),
-    "pb": _format("TensorFlow GraphDef", ".pb", export_pb, ("onnx2tf", ONNX2TF), *_ONNX, runs=False),
+    "saved_model": _format("TensorFlow SavedModel", "_saved_model", export_saved_model, *_TENSORFLOW),
+    "pb": _format("TensorFlow GraphDef", ".pb", export_pb, *_TENSORFLOW),
     "tflite": _format(
-        "TensorFlow Lite", ".tflite", export_tflite, ("litert_torch", LITERT), ("ai_edge_litert", LITERT)
+        "TensorFlow Lite",
+        ".tflite",
+        export_tflite,
+        ("litert_torch", LITERT),
+        ("ai_edge_litert", LITERT),
+        flags="cpu_half int8",
     ),
     "edgetpu": _format(
-        "Edge TPU", "_edgetpu.tflite", export_edgetpu, ("onnx2tf", ONNX2TF), *_ONNX, flags="int8", runs=False
+        "Edge TPU", "_edgetpu.tflite", export_edgetpu, *_TENSORFLOW, flags="int8", routes=False, runs=False
     ),
-    "tfjs": _format("TensorFlow.js", "_web_model", export_tfjs, ("onnx2tf", ONNX2TF), *_ONNX, runs=False),
+    "tfjs": _format("TensorFlow.js", "_web_model", export_tfjs, *_TENSORFLOW, runs=False),
     "pt2": _format("torch.export", ".pt2", export_program, flags="dynamic gpu"),
     "aoti": _format("AOTInductor", "_aoti.pt2", export_package, flags="dynamic gpu"),
     "executorch": _format("ExecuTorch", ".pte", export_executorch, _EXECUTORCH),
     "ncnn": _format(
-        "ncnn", "_ncnn_model", export_ncnn, ("pnnx", "pip install pnnx"), ("ncnn", "pip install ncnn"), routes=False
+        "ncnn",
+        "_ncnn_model",
+        export_ncnn,
+        ("pnnx", "pip install pnnx"),
+        ("ncnn", "pip install ncnn"),
+        flags="cpu_half",
+        routes=False,
     ),
     "yolov5": _format("YOLOv5 6.1 checkpoint", "_yolov5.pt", export_yolov5, flags="cpu_half"),
 }
