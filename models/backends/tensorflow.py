@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,18 @@ from torch import Tensor
 from models.backends.base import ExportedBackend
 from models.backends.hush import hushed
 from models.backends.runtimes import notes_beside, notes_inside
-from models.backends.tools import need
+from models.backends.tools import is_there, need
 
 INSTALL = "pip install tensorflow-cpu, in an environment of its own (docs/deploy.md)"
 
 
-def quiet_tensorflow() -> None:
-    """Keep TensorFlow, which is about to be imported, from talking about processors; what is set already stays."""
+def load_tensorflow(purpose: str, install: str = INSTALL) -> Any:
+    """TensorFlow, without its talk about processors. Raises ValueError where it is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _tensorflow(purpose: str) -> Any:
-    quiet_tensorflow()
     with hushed():
-        return need("tensorflow", purpose, INSTALL)
+        if is_there("triton"):
+            import_module("triton")  # after TensorFlow, with which it shares names of C++, it ends the program
+        return need("tensorflow", purpose, install)
 
 
 def _refusals(tf: Any) -> tuple[type[Exception], ...]:
@@ -44,7 +43,7 @@ class SavedModelBackend(ExportedBackend):
     """`_saved_model` folders, on the CPU."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        facts, tf = notes_inside(files[0]), _tensorflow("a SavedModel")
+        facts, tf = notes_inside(files[0]), load_tensorflow("a SavedModel")
         try:
             with hushed():
                 model = tf.saved_model.load(str(files[0]))
@@ -65,7 +64,7 @@ class GraphDefBackend(ExportedBackend):
     """`.pb` files, on the CPU: the graph's one placeholder is its input, its last operator the output."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        facts, tf = notes_beside(files[0]), _tensorflow("a frozen graph")
+        facts, tf = notes_beside(files[0]), load_tensorflow("a frozen graph")
         try:
             graph = tf.Graph().as_graph_def()
             graph.ParseFromString(files[0].read_bytes())

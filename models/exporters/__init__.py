@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.backends.tools import need
+from models.backends.tools import is_there, need
 from models.exporters.compare import compare
 from models.exporters.engines import export_engine, export_openvino
 from models.exporters.job import DEFAULT_OPSET, ExportError, ExportJob, ExportSettings, NmsSettings
@@ -145,7 +145,8 @@ def check_formats(names: Sequence[str], settings: ExportSettings, routes: bool =
             )
     for name in names:
         for module, install in FORMATS[name].needs:
-            need(module, f"--include {name}", install)
+            if not is_there(module):  # importing is left to the exporter: TensorFlow takes seconds
+                need(module, f"--include {name}", install)
 
 
 def _check_flags(name: str, kind: Format, settings: ExportSettings) -> None:

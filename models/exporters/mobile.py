@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from models.backends.hush import hushed
 from models.backends.tools import need
 from models.exporters.converting import cleared, converting
 from models.exporters.job import ExportError, ExportJob, Predictor, write_notes
@@ -26,7 +27,8 @@ def export_coreml(job: ExportJob) -> Path:
 
     Raises ExportError where what was saved does not ask for such pictures or does not tell what it has to.
     """
-    tools = need("coremltools", "--include coreml")
+    with hushed():
+        tools = need("coremltools", "--include coreml")
     folder, facts = job.file(".mlpackage"), job.facts(dynamic=False)
     # The tracer's graphs fail with numpy 2.4 (apple/coremltools#2633); exported programs do not
     program = exported_program(job, dynamic=False).run_decompositions({})
@@ -38,8 +40,9 @@ def export_coreml(job: ExportJob) -> Path:
         model.user_defined_metadata.update(facts.as_strings())
         model.save(str(cleared(folder)))
         saved = tools.models.MLModel(str(folder), skip_model_load=True).get_spec().description
-    entry, notes = saved.input[0], dict(saved.metadata.userDefined)
-    if list(entry.type.multiArrayType.shape) != list(job.example().shape) or notes != facts.as_strings():
+    entry, notes = saved.input[0], saved.metadata.userDefined
+    is_told = all(notes.get(key) == value for key, value in facts.as_strings().items())
+    if not is_told or list(entry.type.multiArrayType.shape) != list(job.example().shape):
         raise ExportError(f"{folder.name}: was saved with another input or other metadata than it was made with")
     return folder
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.backends.facts import Facts, read_facts
 from models.backends.mobile import append_notes
 from models.backends.runtimes import notes_inside
-from models.backends.tensorflow import quiet_tensorflow
+from models.backends.tensorflow import load_tensorflow
 from models.backends.tools import need
 from models.exporters.converting import cleared, converting
 from models.exporters.job import ExportJob, write_notes
@@ -33,11 +33,11 @@ COMPILER = "edgetpu_compiler"
 
 def saved_model_for(job: ExportJob, folder: Path) -> Path:
     """Write the network as a SavedModel of fixed size, channels last, by onnx2tf from an ONNX model."""
-    quiet_tensorflow()
     settings = replace(job.settings, dynamic=False, simplify=True, nms=None, half=False, int8=False)
     model = onnx_model(replace(job, settings=settings))
+    load_tensorflow("TensorFlow's formats", ONNX2TF)
     with tempfile.TemporaryDirectory() as work, converting("onnx2tf", job.settings.verbose):
-        converter, onnx = need("onnx2tf", "TensorFlow", ONNX2TF), need("onnx", "TensorFlow", ONNX2TF)
+        converter, onnx = (need(name, "TensorFlow's formats", ONNX2TF) for name in ("onnx2tf", "onnx"))
         source, made = Path(work) / "model.onnx", Path(work) / "made"
         onnx.save(model, str(source))
         converter.convert(
@@ -70,7 +70,7 @@ def _saved_model(job: ExportJob) -> Path:
 
 def frozen_graph(folder: Path) -> Any:
     """A SavedModel's function with its weights as constants inside, for which TensorFlow has a private module only."""
-    tf = need("tensorflow", "TensorFlow's formats", ONNX2TF)
+    tf = load_tensorflow("TensorFlow's formats", ONNX2TF)
     freezer = need("tensorflow.python.framework.convert_to_constants", "TensorFlow's formats", ONNX2TF)
     with converting("TensorFlow"):
         call = tf.saved_model.load(str(folder)).signatures["serving_default"]
@@ -125,7 +125,7 @@ def whole_numbers(job: ExportJob, file: Path) -> Facts:
     One scale holds for all that a tensor of whole numbers contains, so boxes are given in sides of the picture, as
     small as the scores; `unit` in the facts brings them back to pixels.
     """
-    tf = need("tensorflow", "--include edgetpu", ONNX2TF)
+    tf = load_tensorflow("--include edgetpu", ONNX2TF)
     side = max(job.settings.imgsz)
     model = copy.deepcopy(job.model)
     model.model[-1].stride = model.model[-1].stride / side
