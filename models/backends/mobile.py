@@ -45,11 +45,11 @@ class NcnnBackend(ExportedBackend):
     """`_ncnn_model` folders, one picture at a time."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        ncnn = need("ncnn", "an ncnn model")
+        facts, ncnn = notes_inside(files[0]), need("ncnn", "an ncnn model")
         params = sorted(files[0].glob("*.param"))
         if not params:
             raise ValueError(f"{files[0]}: there is no .param file in this folder; export it again")
-        facts, net = notes_inside(files[0]), ncnn.Net()
+        net = ncnn.Net()
         net.opt.num_threads = torch.get_num_threads()
         net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = facts.precision == "fp16"
         with hushed():
@@ -73,9 +73,9 @@ class LiteRTBackend(ExportedBackend):
     """`.tflite` files, float or quantised, on the CPU; `_edgetpu.tflite` files on an Edge TPU."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
+        facts, helpers = notes_appended(files[0]), []
         module = "ai_edge_litert.interpreter" if is_there("ai_edge_litert") else "tensorflow.lite"
         lite = need(module, "a .tflite file", "pip install ai-edge-litert")
-        facts, helpers = notes_appended(files[0]), []
         if files[0].name.endswith("_edgetpu.tflite"):
             try:
                 helpers = [lite.load_delegate(EDGE_TPU)]
@@ -122,13 +122,15 @@ def append_notes(file: Path, facts: Facts) -> None:
 
 
 def notes_appended(file: Path) -> Facts:
-    """The facts in the archive at the end of a .tflite file; without one, none are known."""
-    if not zipfile.is_zipfile(file):
-        return Facts()
+    """The facts in the archive at the end of a .tflite file. Raises ValueError where they are missing or damaged."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return read_facts(archive.read(NOTES), file) if NOTES in archive.namelist() else Facts()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            return read_facts(archive.read(NOTES), file)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(
+            f"{file}: does not tell its classes and sizes; export it again, from the .pt weights if it is v6.1's"
+        ) from error
+    except (zlib.error, OSError, EOFError) as error:
         raise ValueError(f"{file}: its metadata cannot be read ({error}); export it again") from error
 
 

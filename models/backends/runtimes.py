@@ -102,25 +102,30 @@ class OpenVINOBackend(ExportedBackend):
 
 
 def notes_beside(file: Path) -> Facts:
-    """The facts in `file`.json, for formats that have no place for them; without one, none are known."""
-    beside = file.with_name(f"{file.name}.json")
-    return read_facts(beside.read_bytes(), beside) if beside.is_file() else Facts()
+    """The facts in `file`.json, for formats that have no place for them. Raises ValueError where that is missing."""
+    return _notes(file.with_name(f"{file.name}.json"), file)
 
 
 def notes_inside(folder: Path) -> Facts:
-    """The facts in a model's folder; without a file of them, none are known."""
-    inside = folder / NOTES
-    return read_facts(inside.read_bytes(), inside) if inside.is_file() else Facts()
+    """The facts in a model's folder. Raises ValueError where they are missing."""
+    return _notes(folder / NOTES, folder)
+
+
+def _notes(place: Path, owner: Path) -> Facts:
+    if not place.is_file():
+        raise ValueError(f"{owner}: {place.name}, which tells its classes and sizes, is missing; copy it along with it")
+    return read_facts(place.read_bytes(), place)
 
 
 class TensorRTBackend(ExportedBackend):
     """`.engine` files of TensorRT 10 and later, on the GPU they were built for."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
+        facts = notes_beside(files[0])
         trt = need("tensorrt", "a TensorRT engine", "pip install tensorrt, on a machine with an NVIDIA GPU")
         if device.type != "cuda":
             raise ValueError(f"{files[0]}: a TensorRT engine runs on a GPU; give --device 0")
-        facts, runtime = notes_beside(files[0]), trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         engine = runtime.deserialize_cuda_engine(files[0].read_bytes())
         if engine is None:
             raise ValueError(f"{files[0]}: is damaged, or for another GPU or TensorRT; build it again here")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.backends.facts import Facts, read_facts
+from models.backends.facts import NOTES, Facts, read_facts
 from models.backends.mobile import append_notes
 from models.backends.runtimes import notes_inside
 from models.backends.tensorflow import load_tensorflow
@@ -63,7 +63,7 @@ def export_saved_model(job: ExportJob) -> Path:
 def _saved_model(job: ExportJob) -> Path:
     """The SavedModel beside the weights, made anew unless this very command has just made it."""
     folder = job.file("_saved_model")
-    is_ours = folder.is_dir() and notes_inside(folder) == job.facts(dynamic=False)
+    is_ours = (folder / NOTES).is_file() and notes_inside(folder) == job.facts(dynamic=False)
     is_new = is_ours and folder.stat().st_mtime > job.weights.stat().st_mtime
     return folder if is_new else export_saved_model(job)
 
