@@ -31,8 +31,8 @@ from utils.runs import trained_with
 from utils.setup import meet, own_device
 from utils.shares import agreed, my_share, own_batches
 
-TASKS = ("val", "test", "train", "speed", "study")
-TIMING = ("speed", "study")  # tasks that measure the clock and draw nothing
+TASKS = ("val", "test", "train", "speed", "study", "benchmark")
+TIMING = ("speed", "study", "benchmark")  # tasks that measure and draw nothing
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
@@ -55,7 +55,9 @@ class ValOptions:
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes")
     max_det: int = flag(300, "most detections in a picture")
     task: str = flag(
-        "val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS
+        "val",
+        "the split to score, or speed, study (accuracy and speed over picture sizes), benchmark (all pictures square)",
+        choices=TASKS,
     )
     device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
     workers: int = flag(8, "loader processes, at most one per core (on a CPU: the cores above two)")
@@ -150,7 +152,8 @@ def validate(
 ) -> ValResult | None:
     """Score one model on one split at one picture size; of several processes only the main one gets the result."""
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
-    imgsz, rect, pad = side_of(opt, model), model.shape is None, 0.0 if opt.task in TIMING else 0.5
+    imgsz, rect = side_of(opt, model), model.shape is None and opt.task != "benchmark"
+    pad = 0.0 if opt.task in TIMING else 0.5
     prefix, shared = (
         colorstr(f"{opt.task}: "),
         {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},

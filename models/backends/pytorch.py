@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,10 @@ class ProgramBackend(ExportedBackend):
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
         notes = {NOTES: ""}
         try:
+            if not zipfile.is_zipfile(files[0]):  # PyTorch would log a page before it gives up
+                raise ValueError("no archive")
             program = torch.export.load(files[0], extra_files=notes)
-        except (RuntimeError, ValueError, OSError, KeyError, AssertionError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, AssertionError, zipfile.BadZipFile) as error:
             raise ValueError(f"{files[0]}: is no exported program, or a damaged one; export it again") from error
         facts = read_facts(notes[NOTES] or {}, files[0])
         super().__init__(files[0], facts, device, program.module().to(device))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.backends.tools import is_there, need
-from models.exporters.compare import compare
+from models.exporters.compare import compare_with_pytorch
 from models.exporters.engines import export_engine, export_openvino
 from models.exporters.job import DEFAULT_OPSET, ExportError, ExportJob, ExportSettings, NmsSettings
 from models.exporters.litert import LITERT, export_tflite
@@ -180,7 +180,7 @@ def export(job: ExportJob, names: Sequence[str]) -> list[Path]:
         LOGGER.info(f"\n{kind.title}: writing {shown(job.file(kind.ending))}")
         files.append(kind.write(job))
         if kind.runs:
-            compare(job, files[-1])
+            compare_with_pytorch(job, files[-1])
         else:
             LOGGER.warning(f"{files[-1].name} was not compared: {kind.title} does not run on this machine")
     return files

@@ -22,18 +22,23 @@ from utils.nms import non_max_suppression
 from utils.paths import ROOT, shown
 
 PICTURES = ROOT / "data/images"
-COMPARED = 300  # candidates of each picture, the surest first: as many as a picture may have detections
+COMPARED = 300  # candidates of each picture, the surest of both sides: as many as a picture may have detections
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The largest differences that are allowed: of box edges in pixels, of objectness and classes."""
+    """The largest differences that are allowed: of box edges in pixels, of objectness and classes.
+
+    share: the part of all candidates that has to keep to it. In coarser numbers a region whose akin regions are akin
+    almost alike may be routed elsewhere, which is no fault of the file's; what that costs, val.py tells.
+    """
 
     box: float
     score: float
+    share: float = 1.0
 
 
-TOLERANCES = {"fp32": Tolerance(0.05, 1e-3), "fp16": Tolerance(2.0, 0.02), "int8": Tolerance(40.0, 0.35)}
+TOLERANCES = {"fp32": Tolerance(0.05, 1e-3), "fp16": Tolerance(1.0, 0.02, 0.95), "int8": Tolerance(8.0, 0.25, 0.9)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,18 @@ def load_pictures(folder: Path = PICTURES) -> list[np.ndarray]:
 
 
 def views(pictures: list[np.ndarray], imgsz: tuple[int, int], is_fixed: bool, stride: int) -> Iterator[Tensor]:
-    """Batches (B, 3, h, w) in 0..1: all pictures at `imgsz`; with open sides also a wide and a tall rectangle."""
-    yield as_batch([letterbox(picture, imgsz, auto=False)[0] for picture in pictures])
-    if is_fixed:
-        return
+    """Batches (B, 3, h, w) in 0..1: all pictures, a wide part of one and a tall one.
+
+    All are fitted into `imgsz` and, where sides are fixed, padded to it; else to multiples of the stride only.
+    """
     picture = pictures[0]
     height, width = picture.shape[:2]
-    for part in (picture[: height // 2], picture[:, : width // 2]):
+    parts = [picture[: height // 2], picture[:, : width // 2]]
+    if is_fixed:
+        yield as_batch([letterbox(one, imgsz, auto=False)[0] for one in pictures + parts])
+        return
+    yield as_batch([letterbox(one, imgsz, auto=False)[0] for one in pictures])
+    for part in parts:
         yield as_batch([letterbox(part, imgsz, auto=True, stride=stride)[0]])
 
 
@@ -76,7 +86,7 @@ def as_batch(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
 
 
-def compare(job: ExportJob, file: Path) -> list[Difference]:
+def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
     """Load `file` in its runtime and compare it with the job's network; logs a table.
 
     Raises ExportError, and renames the file to `*.failed`, when a difference is beyond what its precision allows.
@@ -88,7 +98,11 @@ def compare(job: ExportJob, file: Path) -> list[Difference]:
         for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
             batch = batch.to(job.settings.device)
             expected = job.model(batch.to(next(job.model.parameters()).dtype))[0].float()
-            rows.append(difference(expected, backend(batch).to(expected.device), _size(batch), backend, job))
+            found = backend(batch).to(expected.device)
+            if backend.facts.nms:
+                rows.append(_between_detections(expected, found, _size(batch), job.settings.nms))
+            else:
+                rows.append(difference(expected, found, _size(batch), limit.share))
     _log(rows, limit, file)
     worst = next((row for row in rows if not row.fits(limit)), None)
     if worst is None:
@@ -102,35 +116,47 @@ def compare(job: ExportJob, file: Path) -> list[Difference]:
     )
 
 
-def difference(expected: Tensor, found: Tensor, view: str, backend: DetectMultiBackend, job: ExportJob) -> Difference:
-    """Largest differences between two sets of predictions (B, M, 5 + C)."""
-    if backend.facts.nms:
-        return _between_detections(expected, found, view, job.settings.nms)
+def difference(expected: Tensor, found: Tensor, view: str, share: float = 1.0) -> Difference:
+    """The differences between two sets of predictions (B, M, 5 + C) that a `share` of their surest keep to."""
     if expected.shape != found.shape:
         return Difference(view, len(expected), 0, float("inf"), float("inf"))
-    surest = (expected[..., 4] * expected[..., 5:].amax(-1)).topk(min(COMPARED, expected.shape[1])).indices
-    rows = surest[..., None].expand(-1, -1, 4)
-    boxes = [xywh2xyxy(one[..., :4].gather(1, rows).flatten(0, 1)) for one in (expected, found)]
-    score = (expected[..., 4:] - found[..., 4:]).abs().max()
-    return Difference(view, len(expected), surest.numel(), float((boxes[0] - boxes[1]).abs().max()), float(score))
+    sure = torch.maximum(*(one[..., 4] * one[..., 5:].amax(-1) for one in (expected, found)))
+    surest = sure.nan_to_num(1.0).topk(min(COMPARED, sure.shape[1])).indices[..., None]
+    rows = [one.gather(1, surest.expand(-1, -1, one.shape[-1])).flatten(0, 1) for one in (expected, found)]
+    box = (xywh2xyxy(rows[0][:, :4]) - xywh2xyxy(rows[1][:, :4])).abs().amax(1)
+    score = (rows[0][:, 4:] - rows[1][:, 4:]).abs().amax(1)
+    return Difference(view, len(expected), len(box), float(box.quantile(share)), float(score.quantile(share)))
 
 
 def _between_detections(expected: Tensor, found: Tensor, view: str, nms: NmsSettings) -> Difference:
     """For files with suppression inside: every detection of the one must have its like in the other.
 
-    Detections whose confidence is within rounding of the threshold may be in one and not in the other.
+    Detections whose confidence is within rounding of what is needed to be kept may be in one and not in the other.
     """
-    settings = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic, "max_det": nms.in_all}
-    sets = [non_max_suppression(one, nms.conf_thres, **settings) for one in (expected, found)]
     box = score = 0.0
-    for pair in zip(*sets, strict=True):
+    count = 0
+    for pair in zip(_suppressed(expected, nms), _suppressed(found, nms), strict=True):
+        count += len(pair[0])
         for ours, theirs in (pair, pair[::-1]):
-            for row in ours[ours[:, 4] > nms.conf_thres + TOLERANCES["fp32"].score]:
+            least = nms.conf_thres if len(theirs) < nms.in_all else float(theirs[:, 4].min())
+            for row in ours[ours[:, 4] > least + TOLERANCES["fp32"].score]:
                 same = theirs[theirs[:, 5] == row[5]]
                 gaps = (same[:, :4] - row[:4]).abs().amax(1) if len(same) else torch.tensor([float("inf")])
                 box = max(box, float(gaps.min()))
                 score = max(score, float((same[gaps.argmin(), 4] - row[4]).abs()) if len(same) else float("inf"))
-    return Difference(view, len(expected), sum(map(len, sets[0])), box, score)
+    return Difference(view, len(expected), count, box, score)
+
+
+def _suppressed(predictions: Tensor, nms: NmsSettings) -> list[Tensor]:
+    """Detections (n, 6) of every picture as the file shall give them: so many of a class, so many in all."""
+    kept = []
+    for rows in non_max_suppression(
+        predictions, nms.conf_thres, nms.iou_thres, agnostic=nms.agnostic, max_det=predictions.shape[1]
+    ):
+        groups = torch.zeros_like(rows[:, 5]) if nms.agnostic else rows[:, 5]
+        earlier = (groups[:, None] == groups).tril(-1).sum(1)  # of the same group, and surer
+        kept.append(rows[earlier < nms.per_class][: nms.in_all])
+    return kept
 
 
 def _size(batch: Tensor) -> str:
@@ -145,7 +171,8 @@ def _discard(path: Path) -> None:
 
 
 def _log(rows: list[Difference], limit: Tolerance, file: Path) -> None:
-    LOGGER.info(f"{shown(file)} next to PyTorch (at most {limit.box} pixels and {limit.score} in scores):")
+    most = "" if limit.share == 1 else f" for {limit.share:.0%}"
+    LOGGER.info(f"{shown(file)} next to PyTorch (at most {limit.box} pixels and {limit.score} in scores{most}):")
     LOGGER.info(f"{'pictures':>20}{'compared':>10}{'box, pixels':>14}{'scores':>12}")
     for row in rows:
         LOGGER.info(f"{f'{row.pictures} of {row.view}':>20}{row.candidates:>10}{row.box:>14.2g}{row.score:>12.2g}")

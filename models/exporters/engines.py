@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ def export_openvino(job: ExportJob) -> Path:
     finally:
         source.unlink(missing_ok=True)
     if quantise:
+        logging.getLogger("nncf").setLevel(logging.WARNING)  # it lists every operator that it leaves alone
         pictures = job.calibration()
         LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
         data = quantise.Dataset(pictures, lambda picture: picture.numpy())

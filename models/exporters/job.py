@@ -110,7 +110,8 @@ class Predictor(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = model
+        self.eval()  # the wrapper too: the older ONNX exporter puts everything back into the mode it finds here
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, M, 5 + C)."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from models.backends.tools import need
 from models.exporters.job import NmsSettings
+from utils.nms import MAX_SIDE, MIN_SIDE
 
 FOUND = "detections"
 
@@ -38,7 +39,7 @@ class _Graph:
 def with_nms(model: Any, settings: NmsSettings) -> Any:
     """The model with one output `detections` (B, K, 6): x1 y1 x2 y2 in pixels, confidence, class, the surest first.
 
-    Each candidate stands for its best class alone, as in detect.py. Rows of confidence 0 are padding. The number of
+    Each candidate stands for its best class alone and sides of noise do not count, as in detect.py. Rows of confidence 0 are padding. The number of
     pictures may be open.
     """
     onnx = need("onnx", "--nms")
@@ -48,7 +49,7 @@ def with_nms(model: Any, settings: NmsSettings) -> Any:
     centre, size, objectness, kinds = add("Split", predictions, sizes, outputs=4, axis=2)
     half = add("Mul", size, add.constant(0.5, np.float32))
     boxes = add("Concat", add("Sub", centre, half), add("Add", centre, half), axis=2)  # (B, M, 4)
-    scores = add("Mul", kinds, objectness)  # (B, M, C)
+    scores = add("Mul", add("Mul", kinds, objectness), _likely(add, size))  # (B, M, C)
     best, best_class = add("TopK", scores, add.constant([1]), outputs=2, axis=2)  # (B, M, 1) each
     if not settings.agnostic:
         nothing = add.constant(0.0, np.float32)
@@ -70,6 +71,14 @@ def with_nms(model: Any, settings: NmsSettings) -> Any:
     del model.graph.output[:]
     model.graph.output.append(found)
     return model
+
+
+def _likely(add: _Graph, size: str) -> str:
+    """Width and height (B, M, 2) -> (B, M, 1): 1 where both are those of a thing, 0 where of noise."""
+    least, most = (add.constant(side, np.float32) for side in (MIN_SIDE, MAX_SIDE))
+    sides = add("Split", size, add.constant([1, 1]), outputs=2, axis=2)
+    width, height = (add("Equal", side, add("Clip", side, least, most)) for side in sides)
+    return add("Cast", add("And", width, height), to=add.onnx.TensorProto.FLOAT)
 
 
 def _suppress(add: _Graph, boxes: str, by_class: str, settings: NmsSettings) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,15 +20,24 @@ from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
 
 
+TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings about TorchScript's age and about shapes that tracing fixes, which is what is wanted."""
+    """Without warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)
-        yield
+        for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def exported_program(job: ExportJob, dynamic: bool = True) -> ExportedProgram:

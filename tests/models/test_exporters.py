@@ -39,7 +39,7 @@ def test_views():
     import numpy as np
 
     pictures = [np.full((80, 100, 3), 50, np.uint8), np.full((100, 60, 3), 50, np.uint8)]
-    assert [tuple(view.shape) for view in views(pictures, (64, 96), True, 32)] == [(2, 3, 64, 96)]
+    assert [tuple(view.shape) for view in views(pictures, (64, 96), True, 32)] == [(4, 3, 64, 96)]
     shapes = [tuple(view.shape) for view in views(pictures, (128, 128), False, 32)]
     assert shapes == [(2, 3, 128, 128), (1, 3, 64, 128), (1, 3, 128, 96)]
 
