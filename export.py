@@ -30,7 +30,6 @@ from models.exporters import (
     ExportJob,
     ExportSettings,
     NmsSettings,
-    check_formats,
     export,
 )
 from models.exporters.compare import as_batch
@@ -126,7 +125,6 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
         raise ValueError(f"{weights}: export starts from .pt weights")
     wanted = opt.imgsz or [trained_size([weights])]
     settings = settings_of(opt, (32, 32), command)
-    check_formats(opt.include, settings)
     model = attempt_load(weights, device=settings.device, fuse=True)
     model = (model.half() if opt.half and settings.device.type != "cpu" else model).requires_grad_(False)
     height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 @contextmanager
@@ -18,14 +18,13 @@ def hushed(is_loud: bool = False) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = {number: os.dup(number) for number in (1, 2)}
-    with tempfile.TemporaryFile() as heap:
+    with tempfile.TemporaryFile("w") as heap:
         try:
             for number in kept:
                 os.dup2(heap.fileno(), number)
-            yield
+            with redirect_stdout(heap), redirect_stderr(heap):
+                yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for number, before in kept.items():
                 os.dup2(before, number)
                 os.close(before)
