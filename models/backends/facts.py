@@ -20,8 +20,8 @@ class Facts:
     names: the classes. stride: sides of pictures are multiples of it. imgsz: height and width that every picture has to
     have, None where any size goes. batch: pictures at a time, None where any number goes. letterbox: "fixed" (fit the
     picture into imgsz and pad it to that) or "dynamic" (pad it to multiples of the stride only). nms: the file returns
-    detections, not candidates. precision: of its numbers. unit: pixels that 1 stands for in the boxes it returns.
-    command: how it was made.
+    detections, not candidates. precision: of its numbers. command: how it was made.
+    unit: pixels that 1 stands for in the boxes it returns.
     """
 
     names: tuple[str, ...] = ()
@@ -30,8 +30,8 @@ class Facts:
     batch: int | None = None
     nms: bool = False
     precision: str = "fp32"
-    unit: int = 1
     command: str = ""
+    unit: int = 1
 
     @property
     def letterbox(self) -> str:
