@@ -30,7 +30,6 @@ from models.exporters import (
     ExportJob,
     ExportSettings,
     NmsSettings,
-    check_formats,
     export,
 )
 from models.exporters.compare import as_batch
@@ -58,15 +57,15 @@ class ExportOptions:
     )
     batch_size: int = flag(1, "pictures at a time")
     device: str = flag("cpu", "'cpu' or '0'")
-    half: bool = flag(False, "float16: with openvino, coreml and yolov5 anywhere, with others on a GPU")
+    half: bool = flag(False, "float16: openvino, coreml, tflite, ncnn and yolov5 anywhere, others on a GPU")
     inplace: bool = flag(False, "accepted for v6.1's scripts: the head writes nothing in place")
     train: bool = flag(False, "refused: a file in training mode gives nothing that could be compared")
     optimize: bool = flag(False, "TorchScript: for mobile CPUs")
-    int8: bool = flag(False, "openvino, edgetpu: whole numbers, calibrated on --data")
+    int8: bool = flag(False, "openvino, tflite, edgetpu: whole numbers, calibrated on --data")
     dynamic: bool = flag(False, "leave the number of pictures open, and without routing attention their size")
     simplify: bool = flag(False, "ONNX: slim the graph with onnxslim")
     opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more")
-    verbose: bool = flag(False, "ONNX, TensorRT: say more")
+    verbose: bool = flag(False, "let the converters print, too")
     workspace: float = flag(4.0, "TensorRT: memory to build in, GB")
     nms: bool = flag(False, "onnx, openvino: suppression inside the file, which then returns detections")
     agnostic_nms: bool = flag(False, "with --nms: boxes of different classes suppress each other too")
@@ -126,7 +125,6 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
         raise ValueError(f"{weights}: export starts from .pt weights")
     wanted = opt.imgsz or [trained_size([weights])]
     settings = settings_of(opt, (32, 32), command)
-    check_formats(opt.include, settings)
     model = attempt_load(weights, device=settings.device, fuse=True)
     model = (model.half() if opt.half and settings.device.type != "cpu" else model).requires_grad_(False)
     height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))
@@ -140,7 +138,9 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     files = export(job, opt.include)
     seconds = time.perf_counter() - start
     LOGGER.info(f"\n{shown(weights)} exported in {seconds:.1f}s to {colorstr('bold', ' '.join(map(shown, files)))}")
-    LOGGER.info(f"Try it: python detect.py --weights {shown(files[-1])}")
+    tried = [file for name, file in zip(dict.fromkeys(opt.include), files, strict=True) if FORMATS[name].runs]
+    if tried:
+        LOGGER.info(f"Try it: python detect.py --weights {shown(tried[-1])}")
     return files
 
 

@@ -1,9 +1,10 @@
-"""Files for phones and small boards in the runtimes that also run on a desk: ExecuTorch, ncnn, LiteRT, Core ML, TF."""
+"""Files for phones and small boards in the runtimes that also run on a desk: ExecuTorch, ncnn, LiteRT, Core ML."""
 
 from __future__ import annotations
 
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from models.backends.base import ExportedBackend
 from models.backends.facts import NOTES, Facts, read_facts
+from models.backends.hush import hushed
 from models.backends.runtimes import notes_beside, notes_inside
 from models.backends.tools import is_there, need
 
+EDGE_TPU = "libedgetpu.so.1"
 NCNN_ENTRY, NCNN_EXIT = "in0", "out0"  # the names pnnx gives
 
 
@@ -23,15 +26,15 @@ class ExecuTorchBackend(ExportedBackend):
     """`.pte` files of ExecuTorch."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        need("executorch", "an ExecuTorch program", "pip install executorch")
-        runtime = need("executorch.runtime", "an ExecuTorch program", "pip install executorch").Runtime.get()
-        try:
-            self_program = runtime.load_program(files[0])
-            method = self_program.load_method("forward")
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{files[0]}: ExecuTorch cannot open it; export it again") from error
-        super().__init__(files[0], notes_beside(files[0]), torch.device("cpu"), method)
-        self.kept = self_program  # the method reads its memory
+        facts = notes_beside(files[0])
+        with hushed():  # the runtime tells which files about the processor it did not find
+            runtime = need("executorch.runtime", "an ExecuTorch program", "pip install executorch").Runtime.get()
+            try:
+                self.kept = runtime.load_program(files[0])  # the method reads its memory
+                method = self.kept.load_method("forward")
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{files[0]}: ExecuTorch cannot open it; export it again") from error
+        super().__init__(files[0], facts, torch.device("cpu"), method)
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 pictures (B, 3, H, W) -> the first output."""
@@ -42,14 +45,18 @@ class NcnnBackend(ExportedBackend):
     """`_ncnn_model` folders, one picture at a time."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        ncnn = need("ncnn", "an ncnn model")
+        facts, ncnn = notes_inside(files[0]), need("ncnn", "an ncnn model")
         params = sorted(files[0].glob("*.param"))
         if not params:
             raise ValueError(f"{files[0]}: there is no .param file in this folder; export it again")
         net = ncnn.Net()
-        if net.load_param(str(params[0])) or net.load_model(str(params[0].with_suffix(".bin"))):
+        net.opt.num_threads = torch.get_num_threads()
+        net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = facts.precision == "fp16"
+        with hushed():
+            failed = net.load_param(str(params[0])) or net.load_model(str(params[0].with_suffix(".bin")))
+        if failed:
             raise ValueError(f"{files[0]}: ncnn cannot open it; export it again")
-        super().__init__(files[0], notes_inside(files[0]), torch.device("cpu"), net)
+        super().__init__(files[0], facts, torch.device("cpu"), net)
         self.ncnn = ncnn
 
     def run(self, images: Tensor) -> Tensor:
@@ -63,17 +70,26 @@ class NcnnBackend(ExportedBackend):
 
 
 class LiteRTBackend(ExportedBackend):
-    """`.tflite` files, float or quantised, on the CPU."""
+    """`.tflite` files, float or quantised, on the CPU; `_edgetpu.tflite` files on an Edge TPU."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
+        facts, helpers = notes_appended(files[0]), []
         module = "ai_edge_litert.interpreter" if is_there("ai_edge_litert") else "tensorflow.lite"
         lite = need(module, "a .tflite file", "pip install ai-edge-litert")
+        if files[0].name.endswith("_edgetpu.tflite"):
+            try:
+                helpers = [lite.load_delegate(EDGE_TPU)]
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{files[0]}: needs an Edge TPU and its library {EDGE_TPU}, not found here") from error
         try:
-            interpreter = lite.Interpreter(model_path=str(files[0]), num_threads=torch.get_num_threads())
+            with hushed():
+                interpreter = lite.Interpreter(
+                    model_path=str(files[0]), num_threads=torch.get_num_threads(), experimental_delegates=helpers
+                )
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{files[0]}: LiteRT cannot open it; export it again") from error
-        interpreter.allocate_tensors()
-        super().__init__(files[0], notes_appended(files[0]), torch.device("cpu"), interpreter)
+        super().__init__(files[0], facts, torch.device("cpu"), interpreter)
         self.entry, self.exit = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run(self, images: Tensor) -> Tensor:
@@ -83,9 +99,11 @@ class LiteRTBackend(ExportedBackend):
             array = array.transpose(0, 2, 3, 1)
         self.model.set_tensor(self.entry["index"], _quantised(array, self.entry))
         self.model.invoke()
-        found = self.model.get_tensor(self.exit["index"])
+        found = self.model.get_tensor(self.exit["index"]).astype(np.float32)
         scale, zero = self.exit["quantization"]
-        return torch.from_numpy((found.astype(np.float32) - zero) * scale if scale else found.astype(np.float32))
+        found = torch.from_numpy((found - zero) * scale if scale else found)
+        found[..., :4] *= self.facts.unit
+        return found
 
 
 def _quantised(array: np.ndarray, detail: dict) -> np.ndarray:
@@ -97,31 +115,23 @@ def _quantised(array: np.ndarray, detail: dict) -> np.ndarray:
     return np.rint(array / scale + zero).clip(limits.min, limits.max).astype(detail["dtype"])
 
 
+def append_notes(file: Path, facts: Facts) -> None:
+    """Put the facts into an archive at the end of a .tflite file, where such files keep what is not the model."""
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(NOTES, facts.as_json())
+
+
 def notes_appended(file: Path) -> Facts:
-    """The facts in the archive at the end of a .tflite file, where such files keep what is not the model."""
-    if not zipfile.is_zipfile(file):
-        return Facts()
-    with zipfile.ZipFile(file) as archive:
-        return read_facts(archive.read(NOTES), file) if NOTES in archive.namelist() else Facts()
-
-
-class SavedModelBackend(ExportedBackend):
-    """`_saved_model` folders of TensorFlow."""
-
-    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        tf = need("tensorflow", "a SavedModel", "see docs/deploy.md")
-        try:
-            model = tf.saved_model.load(str(files[0]))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{files[0]}: TensorFlow cannot open it; export it again") from error
-        super().__init__(files[0], notes_inside(files[0]), torch.device("cpu"), model)
-        self.call, self.tf = model.signatures["serving_default"], tf
-
-    def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) -> predictions."""
-        given = self.tf.constant(np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1)))
-        name = next(iter(self.call.structured_input_signature[1]))
-        return torch.from_numpy(next(iter(self.call(**{name: given}).values())).numpy())
+    """The facts in the archive at the end of a .tflite file. Raises ValueError where they are missing or damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return read_facts(archive.read(NOTES), file)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(
+            f"{file}: does not tell its classes and sizes; export it again, from the .pt weights if it is v6.1's"
+        ) from error
+    except (zlib.error, OSError, EOFError) as error:
+        raise ValueError(f"{file}: its metadata cannot be read ({error}); export it again") from error
 
 
 class CoreMLBackend(ExportedBackend):

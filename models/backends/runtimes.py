@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,43 +102,60 @@ class OpenVINOBackend(ExportedBackend):
 
 
 def notes_beside(file: Path) -> Facts:
-    """The facts in `file`.json, for formats that have no place for them; without one, none are known."""
-    beside = file.with_name(f"{file.name}.json")
-    return read_facts(json.loads(beside.read_text(encoding="utf-8")), beside) if beside.is_file() else Facts()
+    """The facts in `file`.json, for formats that have no place for them. Raises ValueError where that is missing."""
+    return _notes(file.with_name(f"{file.name}.json"), file)
 
 
 def notes_inside(folder: Path) -> Facts:
-    """The facts in a model's folder; without a file of them, none are known."""
-    inside = folder / NOTES
-    return read_facts(json.loads(inside.read_text(encoding="utf-8")), inside) if inside.is_file() else Facts()
+    """The facts in a model's folder. Raises ValueError where they are missing."""
+    return _notes(folder / NOTES, folder)
+
+
+def _notes(place: Path, owner: Path) -> Facts:
+    if not place.is_file():
+        raise ValueError(f"{owner}: {place.name}, which tells its classes and sizes, is missing; copy it along with it")
+    return read_facts(place.read_bytes(), place)
 
 
 class TensorRTBackend(ExportedBackend):
     """`.engine` files of TensorRT 10 and later, on the GPU they were built for."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        trt = need("tensorrt", "a TensorRT engine")
+        facts = notes_beside(files[0])
+        trt = need("tensorrt", "a TensorRT engine", "pip install tensorrt, on a machine with an NVIDIA GPU")
         if device.type != "cuda":
             raise ValueError(f"{files[0]}: a TensorRT engine runs on a GPU; give --device 0")
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         engine = runtime.deserialize_cuda_engine(files[0].read_bytes())
         if engine is None:
-            raise ValueError(f"{files[0]}: was built for another GPU or TensorRT; build it again here")
-        super().__init__(files[0], notes_beside(files[0]), device, engine)
-        self.context, self.kept = engine.create_execution_context(), runtime
+            raise ValueError(f"{files[0]}: is damaged, or for another GPU or TensorRT; build it again here")
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.entry = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
-        self.outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        facts = with_shape(facts, engine.get_tensor_shape(self.entry))
+        super().__init__(files[0], facts, device, engine)
+        self.most = engine.get_tensor_profile_shape(self.entry, 0)[2][0]  # (least, best, most), each a shape
+        kinds = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
+        self.kinds = {name: kinds[engine.get_tensor_dtype(name)] for name in names}
+        self.context, self.kept = engine.create_execution_context(), runtime
 
     def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) on the GPU -> the first output."""
-        self.context.set_input_shape(self.entry, tuple(images.shape))
-        self.context.set_tensor_address(self.entry, images.data_ptr())
-        results = []
-        for name in self.outputs:
-            results.append(torch.empty(tuple(self.context.get_tensor_shape(name)), device=self.device))
-            self.context.set_tensor_address(name, results[-1].data_ptr())
+        """Float32 pictures (B, 3, H, W) on the GPU -> the first output, in as many pieces as the engine wants."""
+        return torch.cat([self._run_piece(piece.to(self.kinds[self.entry])) for piece in images.split(self.most)])
+
+    def _run_piece(self, images: Tensor) -> Tensor:
+        if not self.context.set_input_shape(self.entry, tuple(images.shape)):
+            size = " x ".join(map(str, images.shape[2:]))
+            raise ValueError(
+                f"{self.file.name} was not built for pictures of {size} pixels; build it with such --imgsz"
+            )
+        given, results = images.contiguous(), {}
+        for name, kind in self.kinds.items():
+            if name != self.entry:
+                shape = tuple(self.context.get_tensor_shape(name))
+                results[name] = torch.empty(shape, dtype=kind, device=self.device)
+        for name, tensor in {self.entry: given, **results}.items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.current_stream(self.device)
         self.context.execute_async_v3(stream.cuda_stream)
         stream.synchronize()
-        return results[0]
+        return next(iter(results.values()))

@@ -46,26 +46,28 @@ def export_openvino(job: ExportJob) -> Path:
 
 
 def export_engine(job: ExportJob) -> Path:
-    """A TensorRT engine for the GPU at hand, its facts in a file beside it, for it has no place for them."""
+    """A TensorRT engine for the GPU at hand, its facts in a file beside it, for it has no place for them.
+
+    Every tensor has the precision it has in the ONNX model, which with `half` comes from a network of float16; newer
+    releases know no other way. With `dynamic`, `batch` is the largest number of pictures, and `imgsz` the largest size.
+    """
     trt = need("tensorrt", "--include engine", "pip install tensorrt, on a machine with an NVIDIA GPU")
     settings, file = job.settings, job.file(".engine")
     if settings.device.type != "cuda":
         raise ValueError("--include engine builds for the GPU it runs on; give --device 0")
     logger = trt.Logger(trt.Logger.VERBOSE if settings.verbose else trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    network, config = builder.create_network(0), builder.create_builder_config()
-    parser = trt.OnnxParser(network, logger)
-    model = onnx_model(replace(job, settings=replace(settings, nms=None)))
-    if not parser.parse(model.SerializeToString()):
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    config, parser = builder.create_builder_config(), trt.OnnxParser(network, logger)
+    if not parser.parse(onnx_model(replace(job, settings=replace(settings, nms=None))).SerializeToString()):
         raise ValueError(f"TensorRT cannot read the network: {parser.get_error(0)}")
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.workspace * 2**30))
-    if settings.half:
-        config.set_flag(trt.BuilderFlag.FP16)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and coarser than the float32 that was asked for
     if settings.dynamic:
-        profile = builder.create_optimization_profile()
-        sides, batch = settings.imgsz, max(settings.batch, 2)
-        least = (32, 32) if job.free_sides else sides
-        profile.set_shape(ENTRY, (1, 3, *least), (batch, 3, *sides), (batch, 3, *sides))
+        profile, sides = builder.create_optimization_profile(), settings.imgsz
+        least = (job.facts().stride,) * 2 if job.free_sides else sides
+        most = (max(settings.batch, 2), 3, *sides)
+        profile.set_shape(ENTRY, (1, 3, *least), most, most)
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:

@@ -19,7 +19,6 @@ from models.backends.pytorch import TORCHSCRIPT_NOTES
 from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
 
-
 TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 
 

@@ -2,102 +2,147 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import tempfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from models.backends.facts import NOTES
+from models.backends.facts import NOTES, Facts, read_facts
+from models.backends.mobile import append_notes
+from models.backends.runtimes import notes_inside
+from models.backends.tensorflow import load_tensorflow
 from models.backends.tools import need
-from models.exporters.job import ExportJob, Predictor, write_notes
+from models.exporters.converting import cleared, converting
+from models.exporters.job import ExportJob, write_notes
 from models.exporters.onnx_file import onnx_model
-from models.exporters.programs import quiet, without_sizes
+from models.exporters.tfjs import write_graph_model
+from utils.log import LOGGER
 
-LITERT = "make an environment for it: python -m venv tf && tf/bin/pip install -r requirements.txt litert-torch"
 ONNX2TF = (
-    "make an environment for it: python3.11 -m venv tf && tf/bin/pip install -r requirements.txt "
-    "onnx onnxscript onnxslim onnx2tf==1.29.24 tensorflow==2.19.* tf_keras ai-edge-litert"
+    "it wants an environment of its own: python3.12 -m venv tf && tf/bin/pip install -r requirements.txt "
+    "'onnx2tf[tensorflow]==2.6.9' onnxslim, then tf/bin/python export.py"
 )
-SAMPLES = "calibration_image_sample_data_20x128x128x3_float32.npy"  # onnx2tf would download it
+COMPILER = "edgetpu_compiler"
 
 
-def export_tflite(job: ExportJob) -> Path:
-    """A `.tflite` file in float32 by LiteRT's converter, channels first, facts in an archive at its end."""
-    litert = need("litert_torch", "--include tflite", LITERT)
-    file, fixed = job.file(".tflite"), without_sizes(job)
-    with quiet():
-        litert.convert(Predictor(job.model), (fixed.example(),)).export(str(file))
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(NOTES, job.facts(dynamic=False).as_json())
-    return file
-
-
-def export_saved_model(job: ExportJob) -> Path:
-    """A SavedModel by onnx2tf from an ONNX model of fixed size; channels last."""
-    converter = need("onnx2tf", "--include saved_model", ONNX2TF)
-    folder, fixed = job.file("_saved_model"), without_sizes(job)
-    fixed = replace(fixed, settings=replace(fixed.settings, simplify=True, nms=None, half=False, int8=False))
-    with tempfile.TemporaryDirectory() as work:
-        source = Path(work) / "model.onnx"
-        need("onnx", "--include saved_model").save(onnx_model(fixed), str(source))
-        samples = np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32)
-        np.save(Path.cwd() / SAMPLES, samples)
-        try:
-            if folder.exists():
-                shutil.rmtree(folder)
-            converter.convert(
-                input_onnx_file_path=str(source),
-                output_folder_path=str(folder),
-                output_signaturedefs=True,
-                output_integer_quantized_tflite=job.settings.int8,
-                non_verbose=not job.settings.verbose,
-            )
-        finally:
-            (Path.cwd() / SAMPLES).unlink(missing_ok=True)
+def saved_model_for(job: ExportJob, folder: Path) -> Path:
+    """Write the network as a SavedModel of fixed size, channels last, by onnx2tf from an ONNX model."""
+    settings = replace(job.settings, dynamic=False, simplify=True, nms=None, half=False, int8=False)
+    model = onnx_model(replace(job, settings=settings))
+    load_tensorflow("TensorFlow's formats", ONNX2TF)
+    with tempfile.TemporaryDirectory() as work, converting("onnx2tf", job.settings.verbose):
+        converter, onnx = (need(name, "TensorFlow's formats", ONNX2TF) for name in ("onnx2tf", "onnx"))
+        source, made = Path(work) / "model.onnx", Path(work) / "made"
+        onnx.save(model, str(source))
+        converter.convert(
+            input_onnx_file_path=str(source),
+            output_folder_path=str(made),
+            output_signaturedefs=True,
+            tflite_backend="tf_converter",
+            non_verbose=not job.settings.verbose,
+        )
+        cleared(folder).mkdir()
+        for part in ("saved_model.pb", "fingerprint.pb"):
+            shutil.copy(made / part, folder)
+        shutil.copytree(made / "variables", folder / "variables")
     write_notes(folder, job.facts(dynamic=False))
     return folder
 
 
+def export_saved_model(job: ExportJob) -> Path:
+    """A SavedModel, channels last."""
+    return saved_model_for(job, job.file("_saved_model"))
+
+
+def _saved_model(job: ExportJob) -> Path:
+    """The SavedModel beside the weights, made anew unless this very command has just made it."""
+    folder = job.file("_saved_model")
+    is_ours = (folder / NOTES).is_file() and notes_inside(folder) == job.facts(dynamic=False)
+    is_new = is_ours and folder.stat().st_mtime > job.weights.stat().st_mtime
+    return folder if is_new else export_saved_model(job)
+
+
+def frozen_graph(folder: Path) -> Any:
+    """A SavedModel's function with its weights as constants inside, for which TensorFlow has a private module only."""
+    tf = load_tensorflow("TensorFlow's formats", ONNX2TF)
+    freezer = need("tensorflow.python.framework.convert_to_constants", "TensorFlow's formats", ONNX2TF)
+    with converting("TensorFlow"):
+        call = tf.saved_model.load(str(folder)).signatures["serving_default"]
+        return freezer.convert_variables_to_constants_v2(call)
+
+
 def export_pb(job: ExportJob) -> Path:
-    """A frozen GraphDef, made from the SavedModel."""
-    tf = need("tensorflow", "--include pb", ONNX2TF)
-    freezer = need("tensorflow.python.framework.convert_to_constants", "--include pb", ONNX2TF)
-    folder, file = export_saved_model(job), job.file(".pb")
-    call = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    frozen = freezer.convert_variables_to_constants_v2(call)
-    tf.io.write_graph(frozen.graph.as_graph_def(), str(file.parent), file.name, as_text=False)
+    """A frozen GraphDef, made from the SavedModel, its facts in a file beside it."""
+    file = job.file(".pb")
+    file.write_bytes(frozen_graph(_saved_model(job)).graph.as_graph_def().SerializeToString())
     write_notes(file, job.facts(dynamic=False))
     return file
 
 
+def export_tfjs(job: ExportJob) -> Path:
+    """A folder for TensorFlow.js, made from the SavedModel: a graph in JSON, weights beside it."""
+    frozen, folder = frozen_graph(_saved_model(job)), cleared(job.file("_web_model"))
+    facts = job.facts(dynamic=False)
+    write_graph_model(folder, frozen, facts.as_dict())
+    write_notes(folder, facts)
+    return folder
+
+
 def export_edgetpu(job: ExportJob) -> Path:
-    """An int8 `.tflite` file compiled for the Edge TPU by Google's compiler."""
-    compiler = shutil.which("edgetpu_compiler")
+    """An int8 `.tflite` file compiled for the Edge TPU by Google's compiler. Raises ValueError where that is missing.
+
+    The file that the compiler was given is kept as `*_edgetpu_int8.tflite`; it runs on CPUs too.
+    """
+    compiler = shutil.which(COMPILER)
     if compiler is None:
         raise ValueError(
-            "--include edgetpu needs edgetpu_compiler (Debian packages of Google's Coral project), which is not on PATH"
+            f"--include edgetpu needs the program {COMPILER}, which is not on PATH: it is a Debian package of "
+            "Google's Coral project, for 64-bit Intel machines"
         )
-    folder = export_saved_model(replace(job, settings=replace(job.settings, int8=True)))
-    source = next(iter(sorted(folder.glob("*_full_integer_quant.tflite"))), None)
-    if source is None:
-        raise ValueError("onnx2tf wrote no file of whole numbers; see its messages above")
-    target = job.file("_edgetpu.tflite")
-    subprocess.run([compiler, "-s", "-o", str(folder), str(source)], check=True)
-    shutil.copy(folder / f"{source.stem}_edgetpu.tflite", target)
+    source, target = job.file("_edgetpu_int8.tflite"), job.file("_edgetpu.tflite")
+    facts = whole_numbers(job, source)
+    with tempfile.TemporaryDirectory() as work:
+        done = subprocess.run([compiler, "-s", "-o", work, str(source)], capture_output=True, text=True, check=False)
+        made = Path(work) / f"{source.stem}_edgetpu.tflite"
+        if done.returncode or not made.is_file():
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise ValueError(f"{COMPILER} failed: {said[-1] if said else f'exit status {done.returncode}'}")
+        shutil.copy(made, target)
+    append_notes(source, facts)
+    append_notes(target, facts)
     return target
 
 
-def export_tfjs(job: ExportJob) -> Path:
-    """A folder for TensorFlow.js, made from the SavedModel."""
-    converter = shutil.which("tensorflowjs_converter")
-    if converter is None:
-        raise ValueError(f"--include tfjs needs tensorflowjs: {ONNX2TF} tensorflowjs")
-    source, folder = export_saved_model(job), job.file("_web_model")
-    arguments = ["--input_format=tf_saved_model", str(source), str(folder)]
-    subprocess.run([converter, *arguments], check=True)
-    write_notes(folder, job.facts(dynamic=False))
-    return folder
+def whole_numbers(job: ExportJob, file: Path) -> Facts:
+    """Write a `.tflite` file that computes in int8 alone and takes and gives uint8, calibrated; returns its facts.
+
+    One scale holds for all that a tensor of whole numbers contains, so boxes are given in sides of the picture, as
+    small as the scores; `unit` in the facts brings them back to pixels.
+    """
+    tf = load_tensorflow("--include edgetpu", ONNX2TF)
+    side = max(job.settings.imgsz)
+    model = copy.deepcopy(job.model)
+    model.model[-1].stride = model.model[-1].stride / side
+    pictures = job.calibration()
+    LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
+    with tempfile.TemporaryDirectory() as work:
+        folder = saved_model_for(replace(job, model=model), Path(work) / "saved_model")
+        with converting("TensorFlow Lite", job.settings.verbose):
+            lite = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+            lite.optimizations = [tf.lite.Optimize.DEFAULT]
+            lite.representative_dataset = lambda: ([channels_last(picture)] for picture in pictures)
+            lite.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            lite.inference_input_type = lite.inference_output_type = tf.uint8
+            file.write_bytes(lite.convert())
+    return read_facts(job.facts(dynamic=False).as_dict() | {"precision": "int8", "unit": side}, file)
+
+
+def channels_last(picture: Tensor) -> np.ndarray:
+    """(B, 3, h, w) -> (B, h, w, 3)."""
+    return np.ascontiguousarray(picture.numpy().transpose(0, 2, 3, 1))
