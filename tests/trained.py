@@ -1,4 +1,4 @@
-"""Detectors that have learnt something, for tests: trained once in a run of the tests, whichever process comes first."""
+"""Detectors that have learnt something: trained once in a run of the tests, by whichever process comes first."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class ExportJob:
     def facts(self, *, dynamic: bool = True, program: bool = False, nms: bool = False) -> Facts:
         """What goes into the file.
 
-        dynamic: the format can leave sizes open. program: it is one of `torch.export`'s. nms: suppression can be inside.
+        dynamic: it can leave sizes open. program: it is one of `torch.export`'s. nms: it can suppress by itself.
         """
         settings, names = self.settings, self.model.names
         free = dynamic and settings.dynamic

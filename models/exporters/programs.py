@@ -24,7 +24,7 @@ TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # logge
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
+    """No warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
