@@ -30,7 +30,7 @@ from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
-from utils.config import check_img_size, flag, options, parse
+from utils.config import flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
@@ -48,7 +48,9 @@ from utils.writers import OutputNames, Videos, label_lines, picture_suffix, save
 class DetectOptions:
     """The command line of detect.py; every name is also an argument of `run`."""
 
-    weights: list[str] = flag([], "weights (.pt), several are pooled; empty: newest runs/train/*/weights/best.pt")
+    weights: list[str] = flag(
+        [], "weights of any format, several .pt are pooled; empty: newest runs/train/*/weights/best.pt"
+    )
     source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
     imgsz: list[int] = flag(
@@ -266,10 +268,13 @@ def detect(opt: DetectOptions) -> Path:
     device = select_device(opt.device)
     model = DetectMultiBackend(opt.weights, device, dnn=opt.dnn, data=opt.data or None, fp16=opt.half)
     classes = class_numbers(opt.classes, model.names)
+    if not model.pt and (opt.augment or opt.visualize or opt.update):
+        raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")
     if opt.visualize and not routing_layers(model.model):
         LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
-    height, width = check_img_size(opt.imgsz, model.stride)
-    source = open_source(opt.source, (height, width), model.stride, auto=model.pt, vid_stride=opt.vid_stride)
+    height, width = model.picture_size(opt.imgsz)
+    is_free = model.shape is None
+    source = open_source(opt.source, (height, width), model.stride, auto=is_free, vid_stride=opt.vid_stride)
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     model.warmup((1, 3, height, width))
     non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time

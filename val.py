@@ -17,7 +17,7 @@ import torch
 
 from models.backends import DetectMultiBackend
 from utils.callbacks import Callbacks
-from utils.config import DataConfig, check_img_size, flag, options, parse
+from utils.config import DataConfig, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell
@@ -42,7 +42,7 @@ class ValOptions:
 
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
     weights: list[str] = flag(
-        [], "weights (.pt), several make an ensemble; empty for the newest runs/train/*/weights/best.pt"
+        [], "weights of any format, several .pt make an ensemble; empty for the newest runs/train/*/weights/best.pt"
     )
     batch_size: int = flag(32, "pictures per batch (of each process, where there are several)")
     imgsz: int = flag(
@@ -129,6 +129,16 @@ def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSe
     )
 
 
+def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
+    """The side in pixels that pictures are fitted into; ValueError for exported files of oblong pictures."""
+    height, width = model.picture_size(opt.imgsz)
+    if height != width:
+        raise ValueError(
+            f"{opt.weights[0]} takes pictures of {height} x {width} pixels: scoring needs a square, or --dynamic"
+        )
+    return height
+
+
 def new_folder(opt: ValOptions) -> Path:
     """A new numbered folder for the results, the same one in every process."""
     path = Path(opt.project) / opt.name
@@ -140,13 +150,13 @@ def validate(
 ) -> ValResult | None:
     """Score one model on one split at one picture size; of several processes only the main one gets the result."""
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
-    imgsz, pad = check_img_size(opt.imgsz, stride), 0.0 if opt.task in TIMING else 0.5
+    imgsz, rect, pad = side_of(opt, model), model.shape is None, 0.0 if opt.task in TIMING else 0.5
     prefix, shared = (
         colorstr(f"{opt.task}: "),
         {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},
     )
     loader, dataset = create_dataloader(
-        paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, rank=rank(), **shared
+        paths, imgsz, opt.batch_size, stride, pad=pad, rect=rect, prefix=prefix, rank=rank(), **shared
     )
     share = my_share()
     loader = own_batches(loader, *share)
