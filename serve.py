@@ -24,7 +24,7 @@ from PIL import Image
 from models.autoshape import load_picture
 from models.backends import DetectMultiBackend
 from models.routing_maps import record_routes, routing_layers
-from utils.config import check_img_size, flag, options, parse
+from utils.config import flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, latest_checkpoint, shown
@@ -32,6 +32,7 @@ from utils.runs import trained_size
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector
 from utils.serving.limits import MIB, Limits
+from utils.serving.pictures import Decoder
 from utils.serving.settings import Settings
 from utils.torch_utils import select_device
 
@@ -64,6 +65,7 @@ class ServeOptions:
     max_upload: float = flag(16.0, "MiB of one request")
     max_files: int = flag(32, "pictures in one batch request")
     max_pixels: float = flag(50.0, "megapixels of one picture")
+    max_memory: float = flag(512.0, "MiB of all requests' uploads together")
     max_size: int = flag(1280, "largest size that a request may ask for")
     timeout: float = flag(30.0, "seconds for a request as a whole")
     upload_timeout: float = flag(10.0, "seconds for its arrival")
@@ -81,6 +83,7 @@ def limits_of(opt: ServeOptions) -> Limits:
         seconds=opt.timeout,
         upload_seconds=opt.upload_timeout,
         requests=opt.clients,
+        memory=round(opt.max_memory * MIB),
         detections=opt.max_det,
     )
 
@@ -115,13 +118,14 @@ def build(opt: ServeOptions) -> FastAPI:
 
     limits = limits_of(opt)
     model = DetectMultiBackend(opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half).eval()
-    size = check_img_size(opt.imgsz, model.stride)
+    height, width = model.picture_size(opt.imgsz)
     routed = model.pt and bool(routing_layers(model.model))
-    detector = Detector(model, read_array, record_routes if routed else None, limits.detections)
-    model.warmup((1, 3, size, size))
-    non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no client's time
+    decoder = Decoder(read_array, limits.pixels)
+    detector = Detector(model, decoder, record_routes if routed else None, limits.detections)
+    with torch.inference_mode():  # the first pass is slow, and shows weights that cannot run before a client does
+        non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
     batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
-    usual = Settings(opt.conf_thres, opt.iou_thres, None, size)
+    usual = Settings(opt.conf_thres, opt.iou_thres, None, max(height, width))
     return build_app(Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem))
 
 
@@ -138,6 +142,7 @@ def serve(opt: ServeOptions) -> None:
         "ws": "none",
         "lifespan": "on",
         "log_config": None,
+        "log_level": "error",  # a stranger's mistake is an answer and a number, not a line here
         "access_log": False,
         "proxy_headers": False,
         "server_header": False,

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ class Service:
                         "size": self.usual.size,
                         "conf": self.usual.conf,
                         "iou": self.usual.iou,
-                        "any_size": bool(self.detector.model.pt),
+                        "shape": self.detector.model.shape,
                         "routing": self.detector.record is not None,
                         "limits": bounds,
                     }
@@ -136,7 +135,8 @@ class Service:
             message = f"no answer within {self.limits.seconds:g} s; try again later"
             raise Refusal(503, message, retry_after=1, close=not body.ended) from None
         except Refusal as refusal:
-            refusal.close = refusal.close or not await body.drained()
+            if not refusal.close:  # else nobody would get to read the answer
+                refusal.close = not await body.drained()
             raise
 
     async def _answer(self, body: Body, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
@@ -145,7 +145,7 @@ class Service:
         if wanted == "routes" and self.detector.record is None:
             raise Refusal(404, "these weights have no routing attention whose routes could be shown")
         query = body.request.query_params.multi_items()
-        fixed = not self.detector.model.pt
+        fixed = self.detector.model.shape is not None
         settings = read_settings(query, self.usual, self.detector.names, self.limits, fixed)
         with self.gate.let_in() as admission:
             files = await read_files(body, admission, fields, most)
@@ -158,8 +158,7 @@ class Service:
         jobs = []
         for number, data in enumerate(files, 1):
             name = "the picture" if len(files) == 1 else f"picture {number}"
-            job = partial(self.detector.prepare, data, settings, self.limits.pixels, name)
-            jobs.append(loop.run_in_executor(self.decoders, job))
+            jobs.append(loop.run_in_executor(self.decoders, self.detector.prepare, data, settings, name))
         return await asyncio.gather(*jobs)
 
 

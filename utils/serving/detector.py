@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.nms import non_max_suppression
 from utils.routing import RoutingMap
-from utils.serving.pictures import Reader, decode
+from utils.serving.pictures import Decoder
 from utils.serving.settings import Settings
 
 Recorder = Callable[[Any], AbstractContextManager[list[RoutingMap]]]
@@ -35,34 +34,25 @@ class Prepared:
     settings: Settings
 
 
-def fitted_shape(shape: tuple[int, int], size: int, stride: int) -> tuple[int, int]:
-    """Height and width of the input for a picture whose longer side becomes `size`: whole strides, as v6.1 pads."""
-    longer = max(shape)
-    height, width = (max(math.ceil(side * size / longer / stride - 1e-6), 1) * stride for side in shape)
-    return height, width
-
-
 class Detector:
     """Detections and routes of pictures by a `model`.
 
-    `model` takes (B, 3, H, W) in 0..1 and gives (B, M, 5 + C); it has `names`, `stride`, `device`, `fp16` and `pt` (it
-    takes any size that is a multiple of the stride; others take squares of one size). `read` turns a Pillow picture into an
-    RGB array. `record(model.model)` collects routes while its block runs; None where the model has none.
+    `model` takes (B, 3, H, W) in 0..1 and gives (B, M, 5 + C); it has `names`, `stride`, `device`, `fp16`, `shape` (height and
+    width that every picture must have, or None) and `picture_size(size)`. `decode` makes an RGB array of a file's
+    content. `record(model.model)` collects routes while its block runs; None where the model has none.
     """
 
-    def __init__(self, model: Any, read: Reader, record: Recorder | None = None, detections: int = 1000) -> None:
-        self.model, self.read, self.record, self.detections = model, read, record, detections
+    def __init__(self, model: Any, decode: Decoder, record: Recorder | None = None, detections: int = 1000) -> None:
+        self.model, self.decode, self.record, self.detections = model, decode, record, detections
         self.names: list[str] = list(model.names)
 
-    def prepare(self, data: bytes, settings: Settings, pixels: int, name: str = "the picture") -> Prepared:
-        """Decode and letterbox a file's content; raises Refusal for what is no picture, or one of too many pixels."""
-        picture = decode(data, pixels, self.read, name)
-        original = picture.shape[:2]
-        shape = (settings.size, settings.size)
-        if self.model.pt:
-            shape = fitted_shape(original, settings.size, int(self.model.stride))
-        fitted = letterbox(picture, shape, auto=False)[0]
-        return Prepared(np.ascontiguousarray(fitted.transpose(2, 0, 1)), original, settings)
+    def prepare(self, data: bytes, settings: Settings, name: str = "the picture") -> Prepared:
+        """Decode a file's content and letterbox it as detect.py does; raises Refusal for what is no picture."""
+        picture = self.decode(data, name)
+        shape = self.model.shape
+        target = shape or self.model.picture_size(settings.size)
+        fitted = letterbox(picture, target, auto=shape is None, stride=self.model.stride)[0]
+        return Prepared(np.ascontiguousarray(fitted.transpose(2, 0, 1)), picture.shape[:2], settings)
 
     def work(self, key: Hashable, pictures: list[Prepared]) -> list[Any]:
         """Results for pictures of one shape; `key` is (what is wanted, the shape)."""
@@ -99,8 +89,12 @@ class Detector:
         rows: list[Row] = []
         for (left, top, right, bottom), (confidence, number) in zip(boxes, found[:, 4:].tolist(), strict=True):
             row = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom, "confidence": confidence}
-            rows.append(row | {"class": int(number), "name": self.names[int(number)]})
+            rows.append(row | {"class": int(number), "name": self._name(int(number))})
         return rows
+
+    def _name(self, number: int) -> str:
+        """The class's name; its number where --data names fewer classes than the weights have."""
+        return self.names[number] if number < len(self.names) else f"class{number}"
 
 
 def _layer(routes: RoutingMap, picture: Prepared) -> dict[str, Any]:

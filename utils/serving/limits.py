@@ -62,7 +62,7 @@ class Admission:
     def hold(self, count: int) -> None:
         """Note that `count` more bytes are held; raises Refusal when all requests together hold too many."""
         if self.gate.held + count > self.gate.memory:
-            raise Refusal(503, "too many uploads at once; try again soon", retry_after=1, close=True)
+            raise Refusal(503, "too many uploads at once; try again soon", retry_after=1)
         self.held += count
         self.gate.held += count
 

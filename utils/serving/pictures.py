@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -13,6 +15,8 @@ from utils.log import LOGGER
 from utils.serving.limits import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # how a file begins, how each of its scans does
+MOST_SCANS = 100  # progressive pictures have about ten; each costs a pass over all pixels, and hardly a byte
 KNOWN = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 Reader = Callable[[Image.Image], np.ndarray]
 
@@ -43,30 +47,66 @@ def check_size(size: tuple[int, int], pixels: int, name: str) -> None:
         raise Refusal(413, f"{name} is {width} x {height} pixels; at most {pixels:,} are taken: make it smaller")
 
 
-def decode(data: bytes, pixels: int, read: Reader, name: str = "the picture") -> np.ndarray:
-    """The picture (H, W, 3) uint8 RGB in a file's content; of an animation the first.
+class Room:
+    """At most so many pixels are being decoded at once, whoever asks: memory for them is bounded. For threads."""
 
-    `read` makes the array of a Pillow picture. Raises Refusal: 400 for an empty or damaged file, 413 for more than
-    `pixels`, which the header tells before anything is decoded, 415 for another format, whatever its name was.
-    """
-    if not data:
-        raise Refusal(400, f"{name} is an empty file")
-    try:
+    def __init__(self, pixels: int) -> None:
+        self.pixels = self.free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for `pixels`, and occupy it while the block runs; more than all is all."""
+        wanted = min(pixels, self.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self.free >= wanted)
+            self.free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += wanted
+                self._changed.notify_all()
+
+
+class Decoder:
+    """Turns the content of files into pictures of at most `pixels`; `read` makes the array of a Pillow picture."""
+
+    def __init__(self, read: Reader, pixels: int) -> None:
+        self.read, self.pixels, self.room = read, pixels, Room(pixels)
+
+    def __call__(self, data: bytes, name: str = "the picture") -> np.ndarray:
+        """The picture (H, W, 3) uint8 RGB in a file's content; of an animation the first.
+
+        Raises Refusal: 400 for an empty or damaged file, 413 for more than `pixels`, which the header tells before
+        anything is decoded, 415 for another format, whatever its name was.
+        """
+        if not data:
+            raise Refusal(400, f"{name} is an empty file")
+        try:
+            return self._decode(data, name)
+        except Refusal:
+            raise
+        except Image.UnidentifiedImageError:
+            raise Refusal(415, f"{name} is no {KNOWN} file, or a damaged one") from None
+        except Image.DecompressionBombError:
+            raise Refusal(
+                413, f"{name} has too many pixels; at most {self.pixels:,} are taken: make it smaller"
+            ) from None
+        except Exception as error:  # readers of damaged files raise nearly anything
+            LOGGER.debug(f"{name} cannot be decoded: {type(error).__name__}: {error}")
+            raise Refusal(400, f"{name} is damaged: {_reason(error)}") from error
+
+    def _decode(self, data: bytes, name: str) -> np.ndarray:
+        if data[:2] == JPEG and data.count(SCAN) > MOST_SCANS:
+            raise Refusal(400, f"{name} is a JPEG of more than {MOST_SCANS} scans: save it as a usual one")
         claimed = webp_size(data)
         if claimed is not None:
-            check_size(claimed, pixels, name)
+            check_size(claimed, self.pixels, name)
         picture = Image.open(BytesIO(data), formats=FORMATS)
-        check_size(picture.size, pixels, name)
-        return read(picture)
-    except Refusal:
-        raise
-    except Image.UnidentifiedImageError:
-        raise Refusal(415, f"{name} is no {KNOWN} file, or a damaged one") from None
-    except Image.DecompressionBombError:
-        raise Refusal(413, f"{name} has too many pixels; at most {pixels:,} are taken: make it smaller") from None
-    except Exception as error:  # readers of damaged files raise nearly anything
-        LOGGER.debug(f"{name} cannot be decoded: {type(error).__name__}: {error}")
-        raise Refusal(400, f"{name} is damaged: {_reason(error)}") from error
+        check_size(picture.size, self.pixels, name)
+        with self.room.take(picture.width * picture.height):
+            return self.read(picture)
 
 
 def _reason(error: Exception) -> str:
