@@ -10,6 +10,7 @@ docs/serving.md has every address, the limits, and containers.
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 from dataclasses import dataclass, replace
@@ -37,11 +38,21 @@ from utils.serving.settings import Settings
 from utils.torch_utils import select_device
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
 IDLE_SECONDS = 5  # for which a connection may stay open between two requests
+BACKLOG = 1024  # connections that the system holds until they are looked at
 STOP_SECONDS = 10  # for which requests may be finished when the server is told to stop
+RANGES = (  # of the flags: names, least, most
+    (("conf_thres", "iou_thres"), 0, 1),
+    (("port",), 0, 65535),
+    (("imgsz",), 0, math.inf),  # 0: as trained
+    (("max_det", "batch_size", "queue", "clients", "max_files", "max_size"), 1, math.inf),
+    (("max_upload", "max_pixels", "max_memory", "timeout", "upload_timeout"), 1e-6, sys.maxsize),
+    (("window",), 0, 10_000),
+)
 
 
 @dataclass(slots=True)
@@ -88,16 +99,22 @@ def limits_of(opt: ServeOptions) -> Limits:
     )
 
 
+def check(opt: ServeOptions) -> None:
+    """ValueError for numbers out of their range."""
+    for names, least, most in RANGES:
+        for name in names:
+            value = getattr(opt, name)
+            if not least <= value <= most:
+                bounds = f"from {least:g}" + (f" to {most:g}" if most <= 65535 else "")
+                raise ValueError(f"--{name.replace('_', '-')} {value:g}: give a number {bounds}")
+
+
 def complete(opt: ServeOptions) -> ServeOptions:
     """The options with the newest weights and their picture size filled in; ValueError for what cannot be."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
-    for name in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(opt, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(opt, name)}: give a number from 0 to 1")
-    if not 0 <= opt.port <= 65535:
-        raise ValueError(f"--port {opt.port}: give a number from 0 to 65535")
+    check(opt)
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
@@ -129,9 +146,8 @@ def build(opt: ServeOptions) -> FastAPI:
     return build_app(Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem))
 
 
-def serve(opt: ServeOptions) -> None:
-    """Serve until interrupted. ValueError for what cannot be served, OSError where nobody can listen."""
-    opt = complete(opt)
+def make_server(opt: ServeOptions) -> uvicorn.Server:
+    """Everything but the socket to listen on. ValueError for what cannot be served."""
     app = build(opt)
     import uvicorn
 
@@ -151,12 +167,29 @@ def serve(opt: ServeOptions) -> None:
         "timeout_graceful_shutdown": STOP_SECONDS,
         "h11_max_incomplete_event_size": MOST_HEAD,
     }
-    family = socket.AF_INET6 if ":" in opt.host else socket.AF_INET
-    with socket.create_server((opt.host, opt.port), family=family, backlog=1024) as listener:
-        host = f"[{opt.host}]" if family == socket.AF_INET6 else opt.host
-        address = f"http://{host}:{listener.getsockname()[1]}"
+    return uvicorn.Server(uvicorn.Config(app, **settings))
+
+
+def listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A listening socket, and the address to type into a browser. OSError where nobody can listen."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise ValueError(f"cannot listen on --host {host} --port {port}: {reason.lower()}; choose others") from error
+    name = f"[{host}]" if family == socket.AF_INET6 else host
+    return listener, f"http://{name}:{listener.getsockname()[1]}"
+
+
+def serve(opt: ServeOptions) -> None:
+    """Serve until interrupted. ValueError for what cannot be served, and where nobody can listen."""
+    opt = complete(opt)
+    listener, address = listen(opt.host, opt.port)  # first: a port that is taken is known before the weights are read
+    with listener:
+        server = make_server(opt)
         LOGGER.info(f"Serving {shown(Path(opt.weights[0]))} at {colorstr(address)}")
-        uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def run(**given: object) -> None:
