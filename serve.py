@@ -10,6 +10,7 @@ docs/serving.md has every address, the limits, and containers.
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import sys
@@ -153,12 +154,14 @@ def make_server(opt: ServeOptions) -> uvicorn.Server:
 
     from utils.serving.protocol import MOST_HEAD, patient_protocol
 
+    # A stranger's mistake is an answer and a number, not a line here: of these packages errors are enough
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     settings: dict[str, Any] = {
         "http": patient_protocol(opt.upload_timeout),
         "ws": "none",
         "lifespan": "on",
         "log_config": None,
-        "log_level": "error",  # a stranger's mistake is an answer and a number, not a line here
+        "log_level": "error",
         "access_log": False,
         "proxy_headers": False,
         "server_header": False,

@@ -76,7 +76,9 @@ def get(address: str) -> bytes:
     return f"GET {address} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode()
 
 
-def exchange(port: int, parts: bytes | Sequence[bytes], pause: float = 0.0, patience: float = 20.0) -> tuple[int, bytes]:
+def exchange(
+    port: int, parts: bytes | Sequence[bytes], pause: float = 0.0, patience: float = 20.0
+) -> tuple[int, bytes]:
     """Send the parts with a pause between them until the server answers or hangs up; status (0: none) and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as client:
         got = b""

@@ -180,7 +180,9 @@ def test_settings_of_a_request(port: int) -> None:
     assert detections(port, file, "?size=128") == usual != detections(port, file, "?size=256")
 
 
-@pytest.mark.parametrize("query", ["?conf=2", "?conf=nan", "?iou=x", "?size=99999", "?classes=dog", "?path=/etc/passwd"])
+@pytest.mark.parametrize(
+    "query", ["?conf=2", "?conf=nan", "?iou=x", "?size=99999", "?classes=dog", "?path=/etc/passwd"]
+)
 def test_settings_that_cannot_be(port: int, query: str) -> None:
     status, content = answer(port, post(f"/v1/object-detection/any{query}", form([picture()])))
     assert status == 400 and "\n" not in content["error"]
