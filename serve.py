@@ -14,6 +14,7 @@ import logging
 import math
 import socket
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +157,7 @@ def make_server(opt: ServeOptions) -> uvicorn.Server:
 
     # A stranger's mistake is an answer and a number, not a line here: of these packages errors are enough
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     settings: dict[str, Any] = {
         "http": patient_protocol(opt.upload_timeout),
         "ws": "none",
