@@ -302,7 +302,7 @@ def no_http(rng: np.random.Generator) -> Wrong:
 
 @kind
 def long_head(rng: np.random.Generator) -> Wrong:
-    return f"POST {ADDRESS} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nX: {'x' * whole_number(rng, 40_000, 90_000)}\r\n\r\n".encode()
+    return post(ADDRESS, b"", X="x" * whole_number(rng, 40_000, 90_000))
 
 
 # ---- slow ones: a few bytes, a pause, a few more

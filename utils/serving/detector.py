@@ -37,9 +37,9 @@ class Prepared:
 class Detector:
     """Detections and routes of pictures by a `model`.
 
-    `model` takes (B, 3, H, W) in 0..1 and gives (B, M, 5 + C); it has `names`, `stride`, `device`, `fp16`, `shape` (height and
-    width that every picture must have, or None) and `picture_size(size)`. `decode` makes an RGB array of a file's
-    content. `record(model.model)` collects routes while its block runs; None where the model has none.
+    `model` takes (B, 3, H, W) in 0..1 and gives (B, M, 5 + C); it has `names`, `stride`, `device`, `fp16`, `shape`
+    (height and width that every picture must have, or None) and `picture_size(size)`. `decode` makes an RGB array of
+    a file's content. `record(model.model)` collects routes while its block runs; None where the model has none.
     """
 
     def __init__(self, model: Any, decode: Decoder, record: Recorder | None = None, detections: int = 1000) -> None:

@@ -24,8 +24,8 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != getattr(socket, "AF_UNIX", None):
-            # asyncio does this only for sockets made with the protocol's number. An answer is sent in two parts, and the
-            # second would wait 40 ms for the client to acknowledge the first.
+            # asyncio does this only for sockets made with the protocol's number. An answer is sent in two parts, and
+            # the second would wait 40 ms for the client to acknowledge the first.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._set_alarm()
 

@@ -17,7 +17,7 @@ import uvicorn  # noqa: E402 - only where it is installed
 from serve import listen  # noqa: E402
 from utils.serving.protocol import MOST_HEAD, patient_protocol  # noqa: E402
 
-PATIENCE = 0.4
+PATIENCE = 0.25
 
 
 async def hello(scope, receive, send) -> None:
@@ -52,7 +52,7 @@ def timed(port: int, *arguments) -> tuple[int, bytes, float]:
 
 def test_a_client_that_says_nothing(port: int) -> None:
     status, body, seconds = timed(port, b"")
-    assert status == 408 and json.loads(body) == {"error": "the request took longer than 0.4 s to begin"}
+    assert status == 408 and json.loads(body) == {"error": "the request took longer than 0.25 s to begin"}
     assert 0.8 * PATIENCE < seconds < 4 * PATIENCE
 
 
