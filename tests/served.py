@@ -19,6 +19,26 @@ from PIL import Image
 from serve import NEEDED, ServeOptions, listen, make_server
 
 EDGE = "an-edge-that-is-in-no-picture"
+TINY = {
+    "nc": 3,
+    "depth_multiple": 0.33,
+    "width_multiple": 0.125,
+    "anchors": [[10, 10, 16, 16, 24, 24], [30, 30, 40, 40, 50, 50]],
+    "backbone": [
+        [-1, 1, "Conv", [64, 6, 2, 2]],
+        [-1, 1, "Conv", [128, 3, 2]],
+        [-1, 1, "C3", [128]],
+        [-1, 1, "Conv", [256, 3, 2]],
+        [-1, 1, "C3", [256]],
+        [-1, 1, "Conv", [512, 3, 2]],
+    ],
+    "head": [
+        [-1, 1, "BiLevelRoutingAttention", []],
+        [-1, 1, "C3", [512, False]],
+        [4, 1, "BiLevelRoutingAttention", []],
+        [[8, 7], 1, "Detect", ["nc", "anchors"]],
+    ],
+}  # P4 and P5, each behind routing attention
 SMALL: dict[str, Any] = {"imgsz": 128, "device": "cpu", "port": 0}
 
 

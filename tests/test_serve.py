@@ -25,29 +25,10 @@ from models.exporters import ExportJob, ExportSettings, export
 from models.routing_maps import record_routes
 from serve import ServeOptions, complete, limits_of, listen
 from tests.lively import NAMES, lively_model, write_lively
-from tests.served import detections, exchange, form, get, need_server, picture, post, running
+from tests.served import TINY, detections, exchange, form, get, need_server, picture, post, running
 
 need_server()
 
-TINY = {
-    "nc": 3,
-    "depth_multiple": 0.33,
-    "width_multiple": 0.125,
-    "anchors": [[10, 10, 16, 16, 24, 24], [30, 30, 40, 40, 50, 50]],
-    "backbone": [
-        [-1, 1, "Conv", [64, 6, 2, 2]],
-        [-1, 1, "Conv", [128, 3, 2]],
-        [-1, 1, "C3", [128]],
-        [-1, 1, "Conv", [256, 3, 2]],
-        [-1, 1, "C3", [256]],
-        [-1, 1, "Conv", [512, 3, 2]],
-    ],
-    "head": [
-        [-1, 1, "BiLevelRoutingAttention", []],
-        [-1, 1, "C3", [512, False]],
-        [[4, 7], 1, "Detect", ["nc", "anchors"]],
-    ],
-}
 COLUMNS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
 SHAPES = [(96, 96), (90, 128), (160, 100), (64, 300)]
 
@@ -199,11 +180,12 @@ def test_routes_are_what_the_network_chose(port: int, weights: Path) -> None:
     padded[3:93] = array
     with torch.inference_mode(), record_routes(model.model) as maps:
         model(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None] / 255)
-    (layer,), (expected,) = content["layers"], maps
-    assert layer["name"] == expected.name and layer["index"] == expected.index.tolist()
-    np.testing.assert_allclose(layer["weight"], expected.weight, atol=1e-4)
-    assert (layer["x"][0], layer["x"][-1], layer["y"][0], layer["y"][-1]) == (0, 128, 0, 90)
-    assert len(layer["x"]) == layer["cols"] + 1 and len(layer["y"]) == layer["rows"] + 1
+    assert len(maps) == 2
+    for layer, expected in zip(content["layers"], maps, strict=True):
+        assert layer["name"] == expected.name and layer["index"] == expected.index.tolist()
+        np.testing.assert_allclose(layer["weight"], expected.weight, atol=1e-4)
+        assert (layer["x"][0], layer["x"][-1], layer["y"][0], layer["y"][-1]) == (0, 128, 0, 90)
+        assert len(layer["x"]) == layer["cols"] + 1 and len(layer["y"]) == layer["rows"] + 1
 
 
 # ---- about the server

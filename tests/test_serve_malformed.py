@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.lively import write_lively
-from tests.served import EDGE, detections, exchange, form, need_server, picture, post, running
-from tests.test_serve import TINY
+from tests.served import EDGE, TINY, detections, exchange, form, need_server, picture, post, running
 
 need_server()
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lively import NAMES, write_lively
-from tests.served import detections, need_server, picture, running
-from tests.test_serve import TINY
+from tests.served import TINY, detections, need_server, picture, running
 
 need_server()
 playwright = pytest.importorskip(
@@ -201,7 +200,8 @@ def test_routing(visit: Callable[..., Any], width: int) -> None:
     seen(page).click("#routing")
     page.wait_for_selector("#routes:not([hidden])")
     layer = page.evaluate("layer()")
-    assert page.locator("#layer option").all_text_contents() == [layer["name"]]
+    names = page.evaluate("state.routes.layers.map(({ name }) => name)")
+    assert page.locator("#layer option").all_text_contents() == names == [layer["name"], names[1]]
     row, column = 2, 3
     spot = [(edges[i - 1] + edges[i]) / 2 for edges, i in ((layer["x"], column), (layer["y"], row))]
     scale = float(page.get_attribute("#canvas", "data-scale"))
@@ -214,7 +214,11 @@ def test_routing(visit: Callable[..., Any], width: int) -> None:
     assert [word.removesuffix(" (padding)") for word in words] == expected
     page.keyboard.press("ArrowLeft")  # the canvas has the focus from the click
     assert page.text_content("#region") == "Row 2, column 2 looks at"
-    page.check("#heat")
+    for change in (lambda: page.check("#heat"), lambda: page.select_option("#layer", names[1])):
+        before = drawn(page)
+        change()
+        assert drawn(page) != before
+    assert page.evaluate("layer().name") == names[1]
     page.click("#boxes")
     assert page.is_visible("#found") and not page.is_visible("#routes")
 
