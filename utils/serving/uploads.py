@@ -18,7 +18,7 @@ MOST_FIELDS = 4
 class _InMemory(MultiPartParser):
     """Starlette's parser without its temporary files: the body's size is bounded already."""
 
-    spool_max_size = 0
+    spool_max_size = max_file_size = 0  # its name in Starlette before 0.46
 
 
 class Body:
