@@ -6,8 +6,8 @@
 
 Every server is a process of its own, on a free port of this machine, without a limit on threads; the clients are
 coroutines in this process, each with one connection, that ask again as soon as they are answered. So the processor is
-shared by both sides. For `batching` two servers run beside each other and are asked in turns; the order changes from pair to
-pair, and the ratio is the median of the pairs'. Without --weights a network with random weights is served.
+shared by both sides. For `batching` two servers run beside each other and are asked in turns; the order changes from
+pair to pair, and the ratio is the median of the pairs'. Without --weights a network with random weights is served.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from utils.serving.metrics import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120  # for a server to load its weights
+SLICES = 6  # of the time under load, a row each
 MIB = 1024 * 1024
 BATCHES = re.compile(r"^yolov5_batch_size_(sum|count) ([\d.]+)$", re.MULTILINE)
 
@@ -152,30 +153,26 @@ def mean_batch(port: int) -> float:
 
 
 def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table:
-    """Print who was answered how fast, and the server's memory, in slices of the time; an eighth of it is warm-up."""
-    columns = {
-        "seconds": 8,
-        "requests": 8,
-        "errors": 6,
-        "per second": 8,
-        "p50 ms": 8,
-        "p95 ms": 8,
-        "p99 ms": 8,
-        "max ms": 8,
-    }
-    table = Table({**columns, "memory MiB": 10})
-    slices, errors = 8, []
+    """Print who was answered how fast, and the server's memory, in slices of the time.
+
+    Before it batches of all sizes are provoked: PyTorch keeps what it worked out for the last shapes it has seen, and
+    memory grows until it has seen them.
+    """
+    percents = {"p50 ms": 50, "p95 ms": 95, "p99 ms": 99, "max ms": 100}
+    table = Table({"seconds": 8, "requests": 8, "errors": 6, "per second": 8, **dict.fromkeys(percents, 8), "MiB": 6})
+    errors: list[str] = []
     with server(weights, opt.imgsz[0], "--batch-size", str(opt.batch_size)) as (port, process):
         print(f"memory before the first request: {resident_bytes(process) / MIB:.0f} MiB")
-        for number in range(slices):
-            out = asyncio.run(crowd(port, requests, opt.clients, opt.seconds / slices))
+        for clients in [*range(1, opt.batch_size + 1), *[opt.clients] * 5]:
+            errors += asyncio.run(crowd(port, requests, clients, opt.warm_up / (opt.batch_size + 5))).errors
+        print(f"memory after a warm-up of {opt.warm_up:g} s: {resident_bytes(process) / MIB:.0f} MiB")
+        for number in range(1, SLICES + 1):
+            out = asyncio.run(crowd(port, requests, opt.clients, opt.seconds / SLICES))
             errors += out.errors
-            row = dict(
-                zip(list(columns)[4:], (out.milliseconds(percent) for percent in (50, 95, 99, 100)), strict=True)
-            )
+            times = {name: out.milliseconds(percent) for name, percent in percents.items()}
             counts = {"requests": len(out.seconds), "errors": len(out.errors), "per second": out.rate}
-            ends = round((number + 1) * opt.seconds / slices, 1)
-            table.add(seconds=ends, **counts, **row, **{"memory MiB": round(resident_bytes(process) / MIB)})
+            memory = round(resident_bytes(process) / MIB)
+            table.add(seconds=round(number * opt.seconds / SLICES, 1), **counts, **times, MiB=memory)
         print(f"mean batch: {mean_batch(port):.1f}; errors: {len(errors)} {sorted(set(errors))[:3]}")
     return table
 
@@ -214,6 +211,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=ROOT / "data/images", help="folder of JPEG files to send")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, help="of load (60), or of each turn of a pair (4)")
+    parser.add_argument("--warm-up", type=float, default=30, help="seconds before load is measured")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--save", type=Path, help=".md, .csv or .json")
