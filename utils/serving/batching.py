@@ -30,6 +30,15 @@ class _Job:
     done: asyncio.Future[Any]
 
 
+def size_of_batch(ready: int, largest: int) -> int:
+    """How many of `ready` jobs go together: `largest`, or else the greatest power of two that is there.
+
+    For every shape of a batch PyTorch works out kernels and keeps them, and the allocator's heap is cut up by another
+    set of sizes: with few shapes memory stops growing sooner, and much lower.
+    """
+    return largest if ready >= largest else 1 << (ready.bit_length() - 1)
+
+
 class Batcher:
     """Collects jobs and has `work(key, items)` done in one thread, for up to `largest` items of one key at a time.
 
@@ -124,8 +133,10 @@ class Batcher:
             oldest = min(lanes, key=lambda lane: lane[0].number)
             key = oldest[0].key
             lanes = [oldest, *(lane for lane in lanes if lane is not oldest)]
-            while len(batch) < self.largest and (turn := [lane for lane in lanes if lane and lane[0].key == key]):
-                turn = turn[: self.largest - len(batch)]
+            ready = sum(sum(1 for _ in itertools.takewhile(lambda job: job.key == key, lane)) for lane in lanes)
+            size = size_of_batch(ready, self.largest)
+            while len(batch) < size and (turn := [lane for lane in lanes if lane and lane[0].key == key]):
+                turn = turn[: size - len(batch)]
                 batch += [lane.popleft() for lane in turn]
                 served += [lane for lane in turn if not any(lane is other for other in served)]
         unserved = [lane for lane in lanes if not any(lane is other for other in served)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils.serving.batching import Batcher
+from utils.serving.batching import Batcher, size_of_batch
 from utils.serving.limits import Refusal
 
 
@@ -123,6 +123,20 @@ def test_jobs_of_whoever_gave_up_are_not_done() -> None:
 
     during(batcher, story)
     assert work.batches == [("k", [1]), ("k", [3])]
+
+
+@pytest.mark.parametrize(
+    "ready, largest, size", [(1, 1, 1), (9, 1, 1), (1, 16, 1), (3, 16, 2), (13, 16, 8), (99, 12, 12)]
+)
+def test_batches_have_few_sizes(ready: int, largest: int, size: int) -> None:
+    assert size_of_batch(ready, largest) == size
+
+
+def test_what_is_left_over_goes_next() -> None:
+    work = Recorder(0.01)
+    batcher = Batcher(work, largest=16, window=0.01)
+    assert during(batcher, lambda: many(batcher, *range(13))) == [2 * i for i in range(13)]
+    assert [items for _, items in work.batches] == [list(range(8)), list(range(8, 12)), [12]]
 
 
 def test_closing_leaves_nobody_waiting() -> None:
