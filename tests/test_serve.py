@@ -99,6 +99,13 @@ def test_rows_are_what_detect_writes(port: int, weights: Path, tmp_path: Path, s
     np.testing.assert_allclose(rows, boxes_of_detect(weights, file, tmp_path / "photos"), atol=1e-3)
 
 
+def test_a_photo_is_decoded_as_detect_decodes_it(port: int, weights: Path, tmp_path: Path) -> None:
+    file = (serve.ROOT / "data/images/crowd.jpg").read_bytes()
+    rows = table(detections(port, file))
+    rows[:, :4] = rows[:, :4].round()
+    np.testing.assert_allclose(rows, boxes_of_detect(weights, file, tmp_path / "photos"), atol=1e-3)
+
+
 @pytest.mark.parametrize("imgsz", [(128, 128), (96, 128)])
 def test_an_exported_file_of_one_shape(tmp_path: Path, imgsz: tuple[int, int]) -> None:
     model = lively_model(TINY).fuse().requires_grad_(False)
