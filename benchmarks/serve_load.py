@@ -146,10 +146,16 @@ async def crowd(port: int, requests: list[bytes], clients: int, seconds: float) 
     return outcome
 
 
-def mean_batch(port: int) -> float:
-    """How many pictures went through the network together, on average since the server began."""
+def batches(port: int) -> tuple[float, float]:
+    """How many pictures went through the network since the server began, and in how many batches."""
     found = dict(BATCHES.findall(asyncio.run(ask(port, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"))[1].decode()))
-    return float(found["sum"]) / max(float(found["count"]), 1)
+    return float(found["sum"]), float(found["count"])
+
+
+def mean_batch(port: int, before: tuple[float, float] = (0, 0)) -> float:
+    """How many of them went together on average, since there were as many as `before`."""
+    pictures, count = (now - then for now, then in zip(batches(port), before, strict=True))
+    return pictures / max(count, 1)
 
 
 def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table:
@@ -166,6 +172,7 @@ def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table
         for clients in [*range(1, opt.batch_size + 1), *[opt.clients] * 5]:
             errors += asyncio.run(crowd(port, requests, clients, opt.warm_up / (opt.batch_size + 5))).errors
         print(f"memory after a warm-up of {opt.warm_up:g} s: {resident_bytes(process) / MIB:.0f} MiB")
+        before = batches(port)
         for number in range(1, SLICES + 1):
             out = asyncio.run(crowd(port, requests, opt.clients, opt.seconds / SLICES))
             errors += out.errors
@@ -173,7 +180,7 @@ def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table
             counts = {"requests": len(out.seconds), "errors": len(out.errors), "per second": out.rate}
             memory = round(resident_bytes(process) / MIB)
             table.add(seconds=round(number * opt.seconds / SLICES, 1), **counts, **times, MiB=memory)
-        print(f"mean batch: {mean_batch(port):.1f}; errors: {len(errors)} {sorted(set(errors))[:3]}")
+        print(f"mean batch: {mean_batch(port, before):.1f}; errors: {len(errors)} {sorted(set(errors))[:3]}")
     return table
 
 

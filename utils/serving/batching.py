@@ -39,6 +39,18 @@ def size_of_batch(ready: int, largest: int) -> int:
     return largest if ready >= largest else 1 << (ready.bit_length() - 1)
 
 
+def _share_out(lanes: Sequence[deque[_Job]], key: Hashable, largest: int) -> list[_Job]:
+    """Take a batch of the key's jobs from the fronts of the lanes, one from each in turn; the first lane has some."""
+    ready = sum(1 for lane in lanes for _ in itertools.takewhile(lambda job: job.key == key, lane))
+    size = size_of_batch(ready, largest)
+    batch: list[_Job] = []
+    while len(batch) < size:
+        for lane in lanes:
+            if len(batch) < size and lane and lane[0].key == key:
+                batch.append(lane.popleft())
+    return batch
+
+
 class Batcher:
     """Collects jobs and has `work(key, items)` done in one thread, for up to `largest` items of one key at a time.
 
@@ -124,23 +136,18 @@ class Batcher:
                 await self._do(batch)
 
     def _take(self) -> list[_Job]:
-        """The next batch: the oldest job, and lane by lane in turn others of its key."""
+        """The next batch: the oldest job, and lane by lane in turn others of its key. Served lanes go to the back."""
         lanes = [deque(job for job in lane if not job.done.done()) for lane in self._lanes]
         lanes = [lane for lane in lanes if lane]
-        batch: list[_Job] = []
-        served: list[deque[_Job]] = []
-        if lanes:
-            oldest = min(lanes, key=lambda lane: lane[0].number)
-            key = oldest[0].key
-            lanes = [oldest, *(lane for lane in lanes if lane is not oldest)]
-            ready = sum(sum(1 for _ in itertools.takewhile(lambda job: job.key == key, lane)) for lane in lanes)
-            size = size_of_batch(ready, self.largest)
-            while len(batch) < size and (turn := [lane for lane in lanes if lane and lane[0].key == key]):
-                turn = turn[: size - len(batch)]
-                batch += [lane.popleft() for lane in turn]
-                served += [lane for lane in turn if not any(lane is other for other in served)]
-        unserved = [lane for lane in lanes if not any(lane is other for other in served)]
-        self._lanes = [lane for lane in unserved + served if lane]
+        if not lanes:
+            self._lanes = []
+            return []
+        oldest = min(lanes, key=lambda lane: lane[0].number)
+        lanes.sort(key=lambda lane: lane is not oldest)
+        lengths = [len(lane) for lane in lanes]
+        batch = _share_out(lanes, oldest[0].key, self.largest)
+        order = sorted(zip(lanes, lengths, strict=True), key=lambda pair: len(pair[0]) < pair[1])
+        self._lanes = [lane for lane, _ in order if lane]
         return batch
 
     async def _do(self, batch: list[_Job]) -> None:
