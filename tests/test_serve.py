@@ -308,3 +308,12 @@ def test_limits_are_the_flags() -> None:
     assert (limits.seconds, limits.upload_seconds, limits.requests) == (7, 4, 5)
     with pytest.raises(ValueError, match="--max-files"):
         limits_of(replace(opt, queue=1))
+
+
+@pytest.mark.parametrize("page", ["serving.md", "serving.zh-CN.md"])
+def test_the_manual_tells_the_defaults(page: str) -> None:
+    text = (serve.ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| ([\d.]+) \|", text, re.MULTILINE)
+    assert len(rows) == 12
+    for flag, told in rows:
+        assert getattr(ServeOptions(), flag.replace("-", "_")) == float(told), flag
