@@ -11,8 +11,9 @@ WORKDIR /app
 COPY requirements.txt .
 # What other formats than .pt need: --build-arg EXTRA="onnxruntime openvino"
 ARG EXTRA=""
-# The CPU build of PyTorch first: the usual one has gigabytes of CUDA with it
-RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \
+# The usual build of PyTorch has gigabytes of CUDA with it: where to find the one for CPUs alone goes here
+ARG TORCH_INDEX=""
+RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"; fi \
  && pip install --no-cache-dir -r requirements.txt "fastapi>=0.115" "uvicorn>=0.32" "python-multipart>=0.0.20" $EXTRA
 
 COPY serve.py .
