@@ -265,13 +265,8 @@ def detect(opt: DetectOptions) -> Path:
     """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
     opt = complete(opt)
     wanted = parse_points(opt.query)
-    device = select_device(opt.device)
-    model = DetectMultiBackend(opt.weights, device, dnn=opt.dnn, data=opt.data or None, fp16=opt.half)
+    model = open_model(opt)
     classes = class_numbers(opt.classes, model.names)
-    if not model.pt and (opt.augment or opt.visualize or opt.update):
-        raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")
-    if opt.visualize and not routing_layers(model.model):
-        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
     height, width = model.picture_size(opt.imgsz)
     is_free = model.shape is None
     source = open_source(opt.source, (height, width), model.stride, auto=is_free, vid_stride=opt.vid_stride)
@@ -292,6 +287,24 @@ def detect(opt: DetectOptions) -> Path:
     if not clock.frames:
         raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
+    finish(opt, folder)
+    return folder
+
+
+def open_model(opt: DetectOptions) -> DetectMultiBackend:
+    """The weights in their runtime. ValueError where they cannot do what is wanted of them."""
+    model = DetectMultiBackend(
+        opt.weights, select_device(opt.device), dnn=opt.dnn, data=opt.data or None, fp16=opt.half
+    )
+    if not model.pt and (opt.augment or opt.visualize or opt.update):
+        raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")
+    if opt.visualize and not routing_layers(model.model):
+        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
+    return model
+
+
+def finish(opt: DetectOptions, folder: Path) -> None:
+    """Say where the results are; make the weights smaller where that was asked for."""
     if opt.save_txt:
         count = len(list((folder / "labels").glob("*.txt")))
         LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(folder / 'labels')}")
@@ -299,7 +312,6 @@ def detect(opt: DetectOptions) -> Path:
     if opt.update:
         for weights in opt.weights:
             strip_optimizer(weights)
-    return folder
 
 
 def run(**given: object) -> Path:

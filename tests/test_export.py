@@ -26,8 +26,7 @@ from utils.nms import non_max_suppression
 
 CONFIGS = ("yolov5n.yaml", "yolov5n_BiFormer.yaml")
 SIZE = 128
-HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")
-SLOW = ("aoti",)  # half a minute of a C++ compiler
+HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")  # others: tests/test_export_foreign.py
 
 
 @pytest.fixture(scope="session")
@@ -103,12 +102,13 @@ def test_random_weights_detect_much(plain, routed):
             assert sum(map(len, non_max_suppression(DetectMultiBackend(file)(pictures(SIZE, SIZE))))) > 30
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_slow_format(weights, name):
-    skip_without(name)
-    (file,) = export.run(weights=weights, include=name, imgsz=SIZE)
-    assert DetectMultiBackend(file).names == NAMES
+def test_compiled_package(routed):
+    """Half a minute of a C++ compiler: once, and the other networks by hand (docs/deploy.md)."""
+    if shutil.which("g++") is None:
+        pytest.skip("AOTInductor needs g++, which is not installed: apt install g++")
+    (file,) = export.run(weights=routed, include="aoti", imgsz=64)
+    model = DetectMultiBackend(file)
+    assert model.names == NAMES and model.shape == (64, 64)
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript"])
@@ -134,15 +134,47 @@ def test_open_sizes(plain, capsys):
         assert torch.allclose(model(batch), DetectMultiBackend(plain)(batch), atol=0.05)
 
 
-def test_routing_attention_keeps_its_size(routed, capsys):
-    skip_without("onnx")
-    (file,) = export.run(weights=routed, include="onnx", imgsz=SIZE, dynamic=True)
+@pytest.mark.parametrize("name", ["torchscript", "onnx"])
+def test_open_sizes_with_routing_attention(routed, name, capsys):
+    skip_without(name)
+    (file,) = export.run(weights=routed, include=name, imgsz=SIZE, dynamic=True)
+    assert "not their size" not in capsys.readouterr().err
+    model, network = DetectMultiBackend(file), DetectMultiBackend(routed)
+    assert model.shape is None and model.facts.batch is None
+    for height, width in ((64, 64), (96, 160), (256, 224)):  # 2 x 2 to 8 x 7 tokens at the coarsest level
+        batch = pictures(height, width)[:3]
+        with torch.no_grad():
+            assert torch.allclose(model(batch), network(batch), atol=0.05)
+
+
+@pytest.mark.parametrize("layer", [["BiLevelRoutingAttention", ["auto"]], ["BiLevelRoutingAttention", []]])
+def test_routing_attention_that_keeps_its_size(tmp_path, layer, capsys):
+    cfg = {
+        "nc": 3,
+        "depth_multiple": 0.33,
+        "width_multiple": 0.125,
+        "anchors": [[30, 30, 60, 60, 90, 90]],
+        "backbone": [[-1, 1, "Conv", [64, 6, 2, 2]], [-1, 1, "Conv", [128, 3, 2]], [-1, 1, "Conv", [128, 3, 2]]],
+        "head": [[-1, 1, *layer], [[3], 1, "Detect", ["nc", "anchors"]]],
+    }
+    weights = write_lively(tmp_path / "best.pt", cfg)
+    (file,) = export.run(weights=weights, include="pt2", imgsz=SIZE, dynamic=True)
     assert "not their size" in capsys.readouterr().err
     model = DetectMultiBackend(file)
     assert model.shape == (SIZE, SIZE) and model.facts.batch is None
     batch = pictures(SIZE, SIZE)[:3]
     with torch.no_grad():
-        assert torch.allclose(model(batch), DetectMultiBackend(routed)(batch), atol=0.05)
+        assert torch.allclose(model(batch), DetectMultiBackend(weights)(batch), atol=0.05)
+
+
+def test_a_file_whose_runtime_gives_up_does_not_count(plain, monkeypatch):
+    def broken(*given, **more):
+        raise ZeroDivisionError("no operator\nof that name")
+
+    monkeypatch.setattr(compare.DetectMultiBackend, "forward", broken)
+    with pytest.raises(ExportError, match=r"best.pt2: its own runtime gives up \(no operator of that name\)"):
+        export.run(weights=plain, include="pt2", imgsz=64)
+    assert not plain.with_name("best.pt2").exists() and plain.with_name("best.pt2.failed").exists()
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

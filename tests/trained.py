@@ -1,4 +1,4 @@
-"""Detectors that have learnt something, for tests: trained once in a run of the tests, whichever process comes first."""
+"""Detectors that have learnt something: trained once in a run of the tests, by whichever process comes first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 import train
-from tests.conftest import draw_squares
-from utils.log import LOGGER
+from tests.conftest import draw_squares, logger_as_it_was
 
 SIZE = 64  # pixels, of the pictures
 EPOCHS = 15  # mAP50 of about 0.7
@@ -24,6 +23,6 @@ def trained_weights(cfg: str, folder: Path) -> tuple[Path, Path]:
             draw_squares(place, "val", 24, SIZE, seed=1)
             data.write_text("train: images/train\nval: images/val\nnames: [red, blue]\n")
             settings = {"imgsz": SIZE, "batch_size": 16, "workers": 0, "device": "cpu", "loggers": ["none"]}
-            train.run(cfg=cfg, data=str(data), epochs=EPOCHS, project=str(place), exist_ok=True, **settings)
-            LOGGER.handlers.clear()  # the caller's log is the caller's
+            with logger_as_it_was():
+                train.run(cfg=cfg, data=str(data), epochs=EPOCHS, project=str(place), exist_ok=True, **settings)
     return weights, data

@@ -74,15 +74,13 @@ class DetectMultiBackend(nn.Module):
         fp16: bool = False,
     ) -> None:
         super().__init__()
-        given = [weights] if isinstance(weights, (str, Path)) else list(weights)
-        kind = kind_of(given)
-        files = [find_weights(file) for file in given]
+        kind, files = _found(weights)
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
         self.pt = kind == ".pt"
         self.fp16 = fp16 and self.device.type != "cpu" and self.pt
-        _warn_in_vain(fp16 and not self.fp16, self.pt, dnn and kind != ".onnx", files[0].name)
-        chosen = OpenCVBackend if dnn and kind == ".onnx" else BACKENDS[kind]
-        self.backend = chosen(files, self.device, self.fp16)
+        by_opencv = dnn and kind == ".onnx"
+        _warn_in_vain(fp16 and not self.fp16, self.pt, dnn and not by_opencv, files[0].name)
+        self.backend = (OpenCVBackend if by_opencv else BACKENDS[kind])(files, self.device, self.fp16)
         self.stride: int = self.backend.stride
         self.names: list[str] = self.backend.names or _names_from(data)
 
@@ -127,6 +125,12 @@ class DetectMultiBackend(nn.Module):
         if self.device.type != "cpu":
             dtype = torch.half if self.fp16 else torch.float
             self.forward(torch.zeros(*imgsz, device=self.device, dtype=dtype))
+
+
+def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]:
+    """The ending that all the weights share, and where they are."""
+    given = [weights] if isinstance(weights, (str, Path)) else list(weights)
+    return kind_of(given), [find_weights(file) for file in given]
 
 
 def _warn_in_vain(half: bool, pt: bool, dnn: bool, name: str) -> None:

@@ -92,17 +92,24 @@ def _value(text: Any) -> Any:
 def _from_values(found: Mapping[str, Any]) -> Facts:
     names = found.get("names") or ()
     names = tuple(str(name) for name in (names.values() if isinstance(names, Mapping) else names))
-    shape, imgsz, batch = found.get("shape"), found.get("imgsz"), found.get("batch")
-    if shape and "imgsz" not in found:
-        batch, imgsz = shape[0], shape[2:]
+    batch, imgsz = _sizes(found)
+    stride = found.get("stride", SMALLEST_STRIDE)
+    stride = max(stride) if isinstance(stride, Sequence) else stride
+    facts = Facts(names, max(int(stride), SMALLEST_STRIDE), imgsz, batch)
+    others = {item.name for item in fields(Facts)} - {"names", "stride", "imgsz", "batch"}
+    given = {key: type(getattr(facts, key))(found[key]) for key in others if found.get(key) is not None}
+    return replace(facts, **given)
+
+
+def _sizes(found: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:
+    """Batch, and height and width, as we write them (`imgsz`) or as v6.1 does (`shape`); None where they are open."""
+    if found.get("dynamic") is True:  # as later releases say it
+        return None, None
+    batch, imgsz = found.get("batch"), found.get("imgsz")
+    if found.get("shape") and "imgsz" not in found:
+        batch, _, *imgsz = found["shape"]
     if imgsz is not None:
         imgsz = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(int(side) for side in imgsz)
         if len(imgsz) != 2 or min(imgsz) < 1:
             raise ValueError(f"imgsz {imgsz}")
-    if found.get("dynamic") is True:  # as later releases say it
-        imgsz = batch = None
-    stride = found.get("stride", SMALLEST_STRIDE)
-    stride = max(stride) if isinstance(stride, Sequence) else stride
-    known = {item.name for item in fields(Facts)} - {"names", "stride", "imgsz", "batch"}
-    facts = Facts(names, max(int(stride), SMALLEST_STRIDE), imgsz, None if batch is None else int(batch))
-    return replace(facts, **{key: type(getattr(facts, key))(found[key]) for key in known if found.get(key) is not None})
+    return None if batch is None else int(batch), imgsz

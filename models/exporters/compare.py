@@ -17,7 +17,7 @@ from models.exporters.job import ExportError, ExportJob, NmsSettings
 from utils.augmentations import letterbox
 from utils.boxes import xywh2xyxy
 from utils.labels import read_image
-from utils.log import LOGGER
+from utils.log import LOGGER, one_line
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, shown
 
@@ -89,31 +89,43 @@ def as_batch(pictures: list[np.ndarray]) -> Tensor:
 def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
     """Load `file` in its runtime and compare it with the job's network; logs a table.
 
-    Raises ExportError, and renames the file to `*.failed`, when a difference is beyond what its precision allows.
+    Raises ExportError, and renames the file to `*.failed`, when the runtime gives up or a difference is beyond what the
+    file's precision allows.
     """
-    backend = DetectMultiBackend(file, device=job.settings.device)
-    limit = TOLERANCES[max(job.facts().precision, backend.facts.precision, key=PRECISIONS.index)]
-    rows = []
-    with torch.inference_mode():
-        for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
-            batch = batch.to(job.settings.device)
-            expected = job.model(batch.to(next(job.model.parameters()).dtype))[0].float()
-            found = backend(batch).to(expected.device)
-            if backend.facts.nms:
-                rows.append(_between_detections(expected, found, _size(batch), job.settings.nms))
-            else:
-                rows.append(difference(expected, found, _size(batch), limit.share))
+    try:
+        backend = DetectMultiBackend(file, device=job.settings.device)
+        limit = TOLERANCES[max(job.facts().precision, backend.facts.precision, key=PRECISIONS.index)]
+        rows = list(_differences(job, backend, limit))
+    except Exception as error:  # every runtime has classes of its own
+        raise _failed(file, f"its own runtime gives up ({one_line(error)[:300]})") from error
     _log(rows, limit, file)
     worst = next((row for row in rows if not row.fits(limit)), None)
-    if worst is None:
-        return rows
+    if worst is not None:
+        found = f"{worst.box:.3g} pixels (at most {limit.box}) and {worst.score:.3g} in scores (at most {limit.score})"
+        raise _failed(file, f"differs from PyTorch by {found} on pictures of {worst.view}")
+    return rows
+
+
+def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) -> Iterator[Difference]:
+    """One for each view of the pictures."""
+    kind = next(job.model.parameters()).dtype
+    for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
+        batch = batch.to(job.settings.device)
+        with torch.inference_mode():
+            expected = job.model(batch.to(kind))[0].float()
+            found = backend(batch).to(expected.device)
+        if backend.facts.nms:
+            yield _between_detections(expected, found, _size(batch), job.settings.nms)
+        else:
+            yield difference(expected, found, _size(batch), limit.share)
+
+
+def _failed(file: Path, why: str) -> ExportError:
+    """The error to raise; the file is put where nobody takes it for a good one."""
     kept = file.with_name(f"{file.name}.failed")
     _discard(kept)
     file.rename(kept)
-    raise ExportError(
-        f"{file.name}: differs from PyTorch by {worst.box:.3g} pixels (at most {limit.box}) and {worst.score:.3g} in "
-        f"scores (at most {limit.score}) on pictures of {worst.view}; kept as {kept.name}"
-    )
+    return ExportError(f"{file.name}: {why}; kept as {kept.name}")
 
 
 def difference(expected: Tensor, found: Tensor, view: str, share: float = 1.0) -> Difference:

@@ -73,10 +73,15 @@ class ExportJob:
     def free_sides(self) -> bool:
         """Whether height and width are left open, as the number of pictures is.
 
-        Not with routing attention: how a map is cut into regions follows from its size, and exporters cannot keep that
-        as a formula.
+        With routing attention only where one formula cuts maps of every size into regions.
         """
-        return self.settings.dynamic and not self.routes
+        layers = [module for module in self.model.modules() if isinstance(module, BiLevelRoutingAttention)]
+        return self.settings.dynamic and all(layer.cuts_by_formula for layer in layers)
+
+    @property
+    def free_sides_in_programs(self) -> bool:
+        """The same for `torch.export`, which also counts a region of one token's height as a case of its own."""
+        return self.free_sides and not self.routes
 
     def file(self, ending: str) -> Path:
         """Where the file of a format goes: best.pt -> best.onnx, best_openvino_model."""
@@ -90,14 +95,18 @@ class ExportJob:
         generator = torch.Generator().manual_seed(0)
         return torch.rand(batch, 3, *settings.imgsz, generator=generator).to(settings.device, kind)
 
-    def facts(self, *, dynamic: bool = True, nms: bool = False) -> Facts:
-        """What goes into the file; `dynamic`: the format can leave sizes open; `nms`: it has suppression inside."""
+    def facts(self, *, dynamic: bool = True, program: bool = False, nms: bool = False) -> Facts:
+        """What goes into the file.
+
+        dynamic: it can leave sizes open. program: it is one of `torch.export`'s. nms: it can suppress by itself.
+        """
         settings, names = self.settings, self.model.names
         free = dynamic and settings.dynamic
+        free_sides = self.free_sides_in_programs if program else self.free_sides
         return Facts(
             names=tuple(str(name) for name in (names.values() if isinstance(names, dict) else names)),
             stride=max(int(self.model.stride.max()), 32),
-            imgsz=None if free and self.free_sides else settings.imgsz,
+            imgsz=None if free and free_sides else settings.imgsz,
             batch=None if free else settings.batch,
             nms=nms and settings.nms is not None,
             precision="int8" if settings.int8 else "fp16" if settings.half else "fp32",

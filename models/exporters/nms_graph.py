@@ -39,8 +39,8 @@ class _Graph:
 def with_nms(model: Any, settings: NmsSettings) -> Any:
     """The model with one output `detections` (B, K, 6): x1 y1 x2 y2 in pixels, confidence, class, the surest first.
 
-    Each candidate stands for its best class alone and sides of noise do not count, as in detect.py. Rows of confidence 0 are padding. The number of
-    pictures may be open.
+    Each candidate stands for its best class alone and sides of noise do not count, as in detect.py. Rows of confidence
+    0 are padding. The number of pictures may be open.
     """
     onnx = need("onnx", "--nms")
     add, predictions = _Graph(onnx, model), model.graph.output[0].name

@@ -19,13 +19,12 @@ from models.backends.pytorch import TORCHSCRIPT_NOTES
 from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
 
-
 TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
+    """No warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -44,7 +43,7 @@ def exported_program(job: ExportJob, dynamic: bool = True) -> ExportedProgram:
     """The network as a graph of operators; with `dynamic`, sizes are open where the job wants them so."""
     shapes = None
     if dynamic and job.settings.dynamic:
-        open_sides = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if job.free_sides else {}
+        open_sides = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if job.free_sides_in_programs else {}
         shapes = {"images": {0: Dim.DYNAMIC, **open_sides}}
     with quiet(), torch.no_grad():
         return torch.export.export(Predictor(job.model), (job.example(),), dynamic_shapes=shapes, strict=False)
@@ -70,7 +69,7 @@ def export_program(job: ExportJob) -> Path:
     file = job.file(".pt2")
     program = exported_program(job)
     with quiet():
-        torch.export.save(program, file, extra_files={NOTES: job.facts().as_json()})
+        torch.export.save(program, file, extra_files={NOTES: job.facts(program=True).as_json()})
     return file
 
 
@@ -81,7 +80,7 @@ def export_package(job: ExportJob) -> Path:
     import torch._inductor  # brings the compiler, which only this needs
 
     file, program = job.file("_aoti.pt2"), exported_program(job)
-    notes = {"aot_inductor.metadata": job.facts().as_strings()}
+    notes = {"aot_inductor.metadata": job.facts(program=True).as_strings()}
     with quiet(), torch.no_grad():
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=notes)
     return file
