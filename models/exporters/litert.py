@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from models.backends.hush import hushed
 from models.backends.mobile import append_notes
 from models.backends.tools import need
 from models.exporters.converting import converting
@@ -27,8 +28,9 @@ def export_tflite(job: ExportJob) -> Path:
 
     Its facts are in an archive at its end.
     """
-    litert = need("litert_torch", "--include tflite", LITERT)
     file, settings = job.file(".tflite"), job.settings
+    with hushed(settings.verbose):
+        litert = need("litert_torch", "--include tflite", LITERT)
     with converting("LiteRT", settings.verbose):
         litert.convert(Predictor(job.model), (without_sizes(job).example(),)).export(str(file))
     if settings.half:
