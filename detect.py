@@ -13,7 +13,6 @@ python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240 
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,6 +32,7 @@ from utils.checkpoint import strip_optimizer
 from utils.config import flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
+from utils.options import class_numbers
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
 from utils.routing import RoutingMap
 from utils.routing_report import choose_points, parse_points, write_routes
@@ -110,24 +110,6 @@ def complete(opt: DetectOptions) -> DetectOptions:
     if len(imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(imgsz)} numbers")
     return replace(opt, imgsz=imgsz * 2 if len(imgsz) == 1 else imgsz)
-
-
-def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> list[int] | None:
-    """Class numbers for numbers and names; ValueError, with what comes near, for one there is not."""
-    if wanted is None:
-        return None
-    numbers = []
-    for item in map(str, wanted):
-        if item in names:
-            numbers.append(list(names).index(item))
-        elif item.isdecimal() and int(item) < len(names):
-            numbers.append(int(item))
-        else:
-            near = difflib.get_close_matches(item, names, n=1)
-            more = ", ..." if len(names) > 5 else ""
-            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names[:5])}{more}"
-            raise ValueError(f"--classes {item}: not among the {len(names)} classes of the weights; {hint}")
-    return numbers
 
 
 def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -> Tracker | None:
@@ -266,7 +248,7 @@ def detect(opt: DetectOptions) -> Path:
     opt = complete(opt)
     wanted = parse_points(opt.query)
     model = open_model(opt)
-    classes = class_numbers(opt.classes, model.names)
+    classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
     height, width = model.picture_size(opt.imgsz)
     is_free = model.shape is None
     source = open_source(opt.source, (height, width), model.stride, auto=is_free, vid_stride=opt.vid_stride)

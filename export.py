@@ -62,7 +62,7 @@ class ExportOptions:
     train: bool = flag(False, "refused: a file in training mode gives nothing that could be compared")
     optimize: bool = flag(False, "TorchScript: for mobile CPUs")
     int8: bool = flag(False, "openvino, tflite, edgetpu: whole numbers, calibrated on --data")
-    dynamic: bool = flag(False, "leave the number of pictures open, and without routing attention their size")
+    dynamic: bool = flag(False, "leave the number and the size of pictures open, where a format can")
     simplify: bool = flag(False, "ONNX: slim the graph with onnxslim")
     opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more")
     verbose: bool = flag(False, "let the converters print, too")

@@ -114,16 +114,19 @@ def check_formats(names: Sequence[str], settings: ExportSettings, routes: bool =
 
 
 def _check_flags(name: str, kind: Format, settings: ExportSettings) -> None:
+    """Raise ValueError for what a format cannot keep; say what it passes over."""
     on_gpu = settings.device.type != "cpu"
     if on_gpu and "gpu" not in kind.flags:
         raise ValueError(f"--include {name} is made on the CPU; leave --device {settings.device} out")
-    if settings.half and "cpu_half" not in kind.flags and not (on_gpu and "half" in kind.flags):
-        halves = ", ".join(other for other, one in FORMATS.items() if "cpu_half" in one.flags)
+    if settings.half and not kind.flags & {"cpu_half", "half" if on_gpu else "cpu_half"}:
         where = "needs a GPU: give --device 0" if "half" in kind.flags else "is not offered"
-        raise ValueError(f"--half with --include {name} {where}, or choose among {halves}")
+        raise ValueError(f"--half with --include {name} {where}, or choose among {_formats_with('cpu_half')}")
     if settings.int8 and "int8" not in kind.flags:
-        whole = ", ".join(other for other, one in FORMATS.items() if "int8" in one.flags)
-        raise ValueError(f"--int8 is not offered for {name}; choose among {whole}")
-    for flag in ("dynamic", "simplify", "optimize", "nms"):
-        if getattr(settings, flag) and flag not in kind.flags:
+        raise ValueError(f"--int8 is not offered for {name}; choose among {_formats_with('int8')}")
+    for flag in sorted({"dynamic", "simplify", "optimize", "nms"} - kind.flags):
+        if getattr(settings, flag):
             LOGGER.warning(f"--{flag} does not concern {name}, which is made without it")
+
+
+def _formats_with(flag: str) -> str:
+    return ", ".join(name for name, kind in FORMATS.items() if flag in kind.flags)

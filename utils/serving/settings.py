@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from utils.options import nearest
+from utils.options import class_numbers, nearest
 from utils.serving.limits import Limits, Refusal
 
 NAMES = ("conf", "iou", "classes", "size")
@@ -57,16 +57,11 @@ def _fraction(name: str, value: str) -> float:
 
 
 def _classes(value: str, names: Sequence[str]) -> tuple[int, ...]:
-    numbers = []
-    for word in value.split(","):
-        word = word.strip()
-        if word in names:
-            numbers.append(list(names).index(word))
-        elif word.isascii() and word.isdecimal() and len(word) < 7 and int(word) < len(names):
-            numbers.append(int(word))
-        else:
-            raise Refusal(400, f"classes={word[:40]}: not among the {len(names)} classes{nearest(word[:40], names)}")
-    return tuple(dict.fromkeys(numbers))
+    try:
+        words = [word.strip() for word in value.split(",")]
+        return tuple(dict.fromkeys(class_numbers(words, names, "classes:")))
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
 
 
 def _size(value: str, usual: int, limits: Limits, fixed: bool) -> int:
