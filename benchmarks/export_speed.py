@@ -50,7 +50,7 @@ def rivals(cfg: str, imgsz: int, formats: list[str], folder: Path) -> dict[str, 
     return {name: looking(backend) for name, backend in backends.items()}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print, and save on request, a row for each format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="yolov5s_BiFormer.yaml")
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--formats", nargs="+", default=["onnx", "openvino"])
     parser.add_argument("--save", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     set_up_logging()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ def find_weights(weights: str | Path) -> Path:
     for place in places:
         if place.exists():
             return place
-    looked = " or ".join(str(place.absolute()) for place in dict.fromkeys(places))
+    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     remedy = "train some, or copy them there (nothing is downloaded)"
     raise ValueError(f"weights {weights} do not exist: no {looked}; {remedy}")
 
