@@ -104,11 +104,12 @@ class DetectMultiBackend(nn.Module):
 
         Others are rounded up to multiples of the stride. Raises ValueError for a side below 1.
         """
-        wanted = [imgsz, imgsz] if isinstance(imgsz, int) else [*imgsz, *imgsz][:2]
         if self.shape is None:
-            height, width = check_img_size(wanted, self.stride)
+            imgsz = check_img_size(imgsz, self.stride)
+        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else [*imgsz, *imgsz][:2]
+        if self.shape is None:
             return height, width
-        if tuple(wanted) != self.shape:
+        if (height, width) != self.shape:
             size = " x ".join(map(str, self.shape))
             LOGGER.info(f"pictures of {size} pixels, the size that these weights were exported for")
         return self.shape
