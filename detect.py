@@ -79,7 +79,7 @@ class DetectOptions:
     line_thickness: int = flag(3, "width of the boxes' lines in pixels")
     hide_labels: bool = flag(False, "draw boxes without labels")
     hide_conf: bool = flag(False, "draw labels without confidences")
-    half: bool = flag(False, "float16 (GPU only)")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
     tracking: bool = flag(False, "number the objects of each video and stream, the same from frame to frame")

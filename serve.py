@@ -68,7 +68,7 @@ class ServeOptions:
     iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes, where a request does not say")
     max_det: int = flag(1000, "most detections in a picture")
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
-    half: bool = flag(False, "float16 (GPU only)")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = flag(5000, "port to listen on; 0 for any free one")
     batch_size: int = flag(16, "most pictures that go through the network together")

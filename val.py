@@ -73,7 +73,7 @@ class ValOptions:
     project: str = flag(str(ROOT / "runs/val"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
-    half: bool = flag(False, "float16 (GPU only)")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
 
 

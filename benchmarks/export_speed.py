@@ -1,5 +1,7 @@
 """How long one picture takes in PyTorch, ONNX Runtime and OpenVINO, in turns in one process.
 
+`openvino-half` is OpenVINO's file computed in 16 bits (detect.py --half), `openvino-int8` the file of `export.py --int8`.
+
     python -m benchmarks.export_speed                                    yolov5s_BiFormer at 640 pixels, 2 threads
     python -m benchmarks.export_speed --cfg yolov5n.yaml --imgsz 320 --save export_speed.md
 
@@ -21,33 +23,43 @@ from benchmarks.pairing import interleave, median_ratio
 from benchmarks.report import Table, machine, save
 from models.backends import DetectMultiBackend
 from models.exporters import FORMATS, ExportJob, ExportSettings, export
+from models.exporters.compare import as_batch, load_pictures
 from models.yolo import Model
+from utils.augmentations import letterbox
 from utils.checkpoint import describe_model, save_checkpoint
 from utils.log import set_up_logging
 
 EAGER = "PyTorch"
 
 
-def rivals(cfg: str, imgsz: int, formats: list[str], folder: Path) -> dict[str, Callable[[], object]]:
+def rivals(cfg: str, imgsz: int, names: list[str], folder: Path) -> dict[str, Callable[[], object]]:
     """For PyTorch and every format a call that looks at one picture of random weights' network."""
     torch.manual_seed(0)
     model = Model(cfg, verbose=False).eval()
     weights = folder / "best.pt"
     save_checkpoint(weights, {"epoch": -1, "model": describe_model(model), "ema": None})
-    job = ExportJob(model.fuse().requires_grad_(False), weights, ExportSettings(imgsz=(imgsz, imgsz)))
-    files = export(job, formats)
-    picture = torch.rand(1, 3, imgsz, imgsz)
-    named = {EAGER: weights, **{FORMATS[name].title: file for name, file in zip(formats, files, strict=True)}}
-    backends = {name: DetectMultiBackend(file, device="cpu") for name, file in named.items()}
+    model.fuse().requires_grad_(False)
+    pictures = [letterbox(picture, (imgsz, imgsz), auto=False)[0] for picture in load_pictures()]
+    batches = [as_batch([picture]) for picture in pictures]
+    opened = {EAGER: DetectMultiBackend(weights, device="cpu")}
+    for name in names:
+        kind, _, precision = name.partition("-")
+        (folder / name).mkdir()
+        settings = ExportSettings(imgsz=(imgsz, imgsz), int8=precision == "int8")
+        (file,) = export(ExportJob(model, folder / name / "best.pt", settings, lambda: batches), [kind])
+        title = " ".join([FORMATS[kind].title, *([precision] if precision else [])])
+        opened[title] = DetectMultiBackend(file, device="cpu", fp16=precision == "half")
+    return {title: looking(backend, batches[0]) for title, backend in opened.items()}
 
-    def looking(backend: DetectMultiBackend) -> Callable[[], object]:
-        def look() -> object:
-            with torch.inference_mode():
-                return backend(picture)
 
-        return look
+def looking(backend: DetectMultiBackend, picture: torch.Tensor) -> Callable[[], object]:
+    """A call that looks at a picture."""
 
-    return {name: looking(backend) for name, backend in backends.items()}
+    def look() -> object:
+        with torch.inference_mode():
+            return backend(picture)
+
+    return look
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--formats", nargs="+", default=["onnx", "openvino"])
+    parser.add_argument("--formats", nargs="+", default=["onnx", "openvino", "openvino-half", "openvino-int8"])
     parser.add_argument("--save", type=Path)
     options = parser.parse_args(argv)
     set_up_logging()
@@ -65,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         contest = rivals(options.cfg, options.imgsz, options.formats, Path(folder))
         seconds = interleave(contest, rounds=options.rounds, warm_up=2)
-    table = Table({"format": 16, "ms a picture": 12, "fastest": 9, "times faster": 12})
+    table = Table({"format": 20, "ms a picture": 12, "fastest": 9, "times faster": 12})
     for name, spent in seconds.items():
         table.add(
             **{

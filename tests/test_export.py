@@ -212,6 +212,21 @@ def test_half_precision(trained):
     assert sum(file.stat().st_size for file in half.iterdir()) < 1.2 * weights.stat().st_size  # which is float16 too
 
 
+def test_half_where_it_is_run(trained):
+    skip_without("openvino")
+    weights, _ = trained
+    (file,) = export.run(weights=weights, include="openvino", imgsz=64)
+    full, half = DetectMultiBackend(file), DetectMultiBackend(file, fp16=True)
+    kinds = [model.model.get_property("INFERENCE_PRECISION_HINT").to_string() for model in (full, half)]
+    assert kinds[0] == "f32" and not half.fp16
+    if kinds[1] == "f32":
+        pytest.skip("this processor computes in single precision only")
+    batch = pictures(64, 64)
+    with torch.no_grad():
+        found = compare.difference(full(batch), half(batch), "", 0.9)
+    assert 0 < found.box < 4 and found.score < 0.1
+
+
 def test_whole_numbers(trained, tmp_path):
     skip_without("openvino")
     if not is_there("nncf"):

@@ -60,9 +60,9 @@ class DetectMultiBackend(nn.Module):
 
     `weights` is a file, or a list of `.pt` files to pool. Attributes: `model`, `stride`, `names` (list), `device`,
     `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every picture must have, None where any multiple of the stride
-    goes). `fp16` is for `.pt` weights on CUDA; elsewhere it is a warning. `data` is a data set YAML that names the
-    classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing files, unknown
-    endings, damaged files and runtimes that are not installed.
+    goes). `fp16` is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML
+    that names the classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing
+    files, unknown endings, damaged files and runtimes that are not installed.
     """
 
     def __init__(
@@ -79,8 +79,10 @@ class DetectMultiBackend(nn.Module):
         self.pt = kind == ".pt"
         self.fp16 = fp16 and self.device.type != "cpu" and self.pt
         by_opencv = dnn and kind == ".onnx"
-        _warn_in_vain(fp16 and not self.fp16, self.pt, dnn and not by_opencv, files[0].name)
-        self.backend = (OpenCVBackend if by_opencv else BACKENDS[kind])(files, self.device, self.fp16)
+        chosen = OpenCVBackend if by_opencv else BACKENDS[kind]
+        in_half = self.fp16 or (fp16 and getattr(chosen, "takes_half", False))
+        _warn_in_vain(fp16 and not in_half, self.pt, dnn and not by_opencv, files[0].name)
+        self.backend = chosen(files, self.device, in_half)
         self.stride: int = self.backend.stride
         self.names: list[str] = self.backend.names or _names_from(data)
 

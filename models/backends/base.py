@@ -14,8 +14,11 @@ from models.backends.facts import Facts
 class ExportedBackend(nn.Module):
     """A file that another runtime computes; a subclass opens it in `__init__` and computes in `run`.
 
-    Attributes: `facts`, `names`, `stride`, `model` (the runtime's own object).
+    Attributes: `facts`, `names`, `stride`, `model` (the runtime's own object), `takes_half` (whether the runtime can
+    be told to compute in 16 bits).
     """
+
+    takes_half = False
 
     def __init__(self, file: Path, facts: Facts, device: torch.device, model: Any) -> None:
         super().__init__()
