@@ -13,7 +13,6 @@ python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240 
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,9 +29,10 @@ from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
-from utils.config import check_img_size, flag, options, parse
+from utils.config import flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
+from utils.options import class_numbers
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
 from utils.routing import RoutingMap
 from utils.routing_report import choose_points, parse_points, write_routes
@@ -48,7 +48,9 @@ from utils.writers import OutputNames, Videos, label_lines, picture_suffix, save
 class DetectOptions:
     """The command line of detect.py; every name is also an argument of `run`."""
 
-    weights: list[str] = flag([], "weights (.pt), several are pooled; empty: newest runs/train/*/weights/best.pt")
+    weights: list[str] = flag(
+        [], "weights of any format, several .pt are pooled; empty: newest runs/train/*/weights/best.pt"
+    )
     source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
     imgsz: list[int] = flag(
@@ -77,7 +79,7 @@ class DetectOptions:
     line_thickness: int = flag(3, "width of the boxes' lines in pixels")
     hide_labels: bool = flag(False, "draw boxes without labels")
     hide_conf: bool = flag(False, "draw labels without confidences")
-    half: bool = flag(False, "float16 (GPU only)")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
     tracking: bool = flag(False, "number the objects of each video and stream, the same from frame to frame")
@@ -108,24 +110,6 @@ def complete(opt: DetectOptions) -> DetectOptions:
     if len(imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(imgsz)} numbers")
     return replace(opt, imgsz=imgsz * 2 if len(imgsz) == 1 else imgsz)
-
-
-def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> list[int] | None:
-    """Class numbers for numbers and names; ValueError, with what comes near, for one there is not."""
-    if wanted is None:
-        return None
-    numbers = []
-    for item in map(str, wanted):
-        if item in names:
-            numbers.append(list(names).index(item))
-        elif item.isdecimal() and int(item) < len(names):
-            numbers.append(int(item))
-        else:
-            near = difflib.get_close_matches(item, names, n=1)
-            more = ", ..." if len(names) > 5 else ""
-            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names[:5])}{more}"
-            raise ValueError(f"--classes {item}: not among the {len(names)} classes of the weights; {hint}")
-    return numbers
 
 
 def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -> Tracker | None:
@@ -263,13 +247,11 @@ def detect(opt: DetectOptions) -> Path:
     """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
     opt = complete(opt)
     wanted = parse_points(opt.query)
-    device = select_device(opt.device)
-    model = DetectMultiBackend(opt.weights, device, dnn=opt.dnn, data=opt.data or None, fp16=opt.half)
-    classes = class_numbers(opt.classes, model.names)
-    if opt.visualize and not routing_layers(model.model):
-        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
-    height, width = check_img_size(opt.imgsz, model.stride)
-    source = open_source(opt.source, (height, width), model.stride, auto=model.pt, vid_stride=opt.vid_stride)
+    model = open_model(opt)
+    classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
+    height, width = model.picture_size(opt.imgsz)
+    is_free = model.shape is None
+    source = open_source(opt.source, (height, width), model.stride, auto=is_free, vid_stride=opt.vid_stride)
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     model.warmup((1, 3, height, width))
     non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
@@ -287,6 +269,24 @@ def detect(opt: DetectOptions) -> Path:
     if not clock.frames:
         raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
+    finish(opt, folder)
+    return folder
+
+
+def open_model(opt: DetectOptions) -> DetectMultiBackend:
+    """The weights in their runtime. ValueError where they cannot do what is wanted of them."""
+    model = DetectMultiBackend(
+        opt.weights, select_device(opt.device), dnn=opt.dnn, data=opt.data or None, fp16=opt.half
+    )
+    if not model.pt and (opt.augment or opt.visualize or opt.update):
+        raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")
+    if opt.visualize and not routing_layers(model.model):
+        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
+    return model
+
+
+def finish(opt: DetectOptions, folder: Path) -> None:
+    """Say where the results are; make the weights smaller where that was asked for."""
     if opt.save_txt:
         count = len(list((folder / "labels").glob("*.txt")))
         LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(folder / 'labels')}")
@@ -294,7 +294,6 @@ def detect(opt: DetectOptions) -> Path:
     if opt.update:
         for weights in opt.weights:
             strip_optimizer(weights)
-    return folder
 
 
 def run(**given: object) -> Path:

@@ -17,7 +17,7 @@ import torch
 
 from models.backends import DetectMultiBackend
 from utils.callbacks import Callbacks
-from utils.config import DataConfig, check_img_size, flag, options, parse
+from utils.config import DataConfig, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell
@@ -31,8 +31,8 @@ from utils.runs import trained_with
 from utils.setup import meet, own_device
 from utils.shares import agreed, my_share, own_batches
 
-TASKS = ("val", "test", "train", "speed", "study")
-TIMING = ("speed", "study")  # tasks that measure the clock and draw nothing
+TASKS = ("val", "test", "train", "speed", "study", "benchmark")
+TIMING = ("speed", "study", "benchmark")  # tasks that measure and draw nothing
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
@@ -42,7 +42,7 @@ class ValOptions:
 
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
     weights: list[str] = flag(
-        [], "weights (.pt), several make an ensemble; empty for the newest runs/train/*/weights/best.pt"
+        [], "weights of any format, several .pt make an ensemble; empty for the newest runs/train/*/weights/best.pt"
     )
     batch_size: int = flag(32, "pictures per batch (of each process, where there are several)")
     imgsz: int = flag(
@@ -55,7 +55,9 @@ class ValOptions:
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes")
     max_det: int = flag(300, "most detections in a picture")
     task: str = flag(
-        "val", "the split to score, or speed, or study (accuracy and speed over picture sizes)", choices=TASKS
+        "val",
+        "the split to score, or speed, study (accuracy and speed over picture sizes), benchmark (all pictures square)",
+        choices=TASKS,
     )
     device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
     workers: int = flag(8, "loader processes, at most one per core (on a CPU: the cores above two)")
@@ -71,7 +73,7 @@ class ValOptions:
     project: str = flag(str(ROOT / "runs/val"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
-    half: bool = flag(False, "float16 (GPU only)")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
 
 
@@ -129,6 +131,16 @@ def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSe
     )
 
 
+def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
+    """The side in pixels that pictures are fitted into; ValueError for exported files of oblong pictures."""
+    height, width = model.picture_size(opt.imgsz)
+    if height != width:
+        raise ValueError(
+            f"{opt.weights[0]} takes pictures of {height} x {width} pixels: scoring needs a square, or --dynamic"
+        )
+    return height
+
+
 def new_folder(opt: ValOptions) -> Path:
     """A new numbered folder for the results, the same one in every process."""
     path = Path(opt.project) / opt.name
@@ -140,13 +152,14 @@ def validate(
 ) -> ValResult | None:
     """Score one model on one split at one picture size; of several processes only the main one gets the result."""
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
-    imgsz, pad = check_img_size(opt.imgsz, stride), 0.0 if opt.task in TIMING else 0.5
+    imgsz, rect = side_of(opt, model), model.shape is None and opt.task != "benchmark"
+    pad = 0.0 if opt.task in TIMING else 0.5
     prefix, shared = (
         colorstr(f"{opt.task}: "),
         {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},
     )
     loader, dataset = create_dataloader(
-        paths, imgsz, opt.batch_size, stride, pad=pad, rect=True, prefix=prefix, rank=rank(), **shared
+        paths, imgsz, opt.batch_size, stride, pad=pad, rect=rect, prefix=prefix, rank=rank(), **shared
     )
     share = my_share()
     loader = own_batches(loader, *share)

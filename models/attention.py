@@ -41,6 +41,11 @@ class RegionGrid(NamedTuple):
     width: int
 
 
+def whole_parts(length: int, size: int) -> int:
+    """How many parts of a size cover a length. Never below zero on the way: exported graphs round towards zero."""
+    return (length + size - 1) // size
+
+
 def split_regions(x: Tensor, grid: RegionGrid) -> Tensor:
     """(B, C, rows * height, cols * width) -> (B, R, T, C)."""
     rows, cols, height, width = grid
@@ -230,14 +235,20 @@ class BiLevelRoutingAttention(nn.Module):
             return out, r_weight, r_idx, attention.flatten(0, 1)
         return out.permute(0, 3, 1, 2)
 
+    @property
+    def cuts_by_formula(self) -> bool:
+        """Whether how a map is cut follows from its size without a case distinction, which exporters cannot keep."""
+        fixed_count = self.region_size is None and self.n_win != "auto"
+        return fixed_count and self.auto_pad and not self.mask_padding and type(self.kv_down) is KVDownsample
+
     def region_grid(self, height: int, width: int) -> RegionGrid:
         """How a height x width map is cut into regions, whole ones after padding."""
         if self.region_size is not None:
             tall, wide = min(self.region_size[0], height), min(self.region_size[1], width)
-            grid = RegionGrid(-(-height // tall), -(-width // wide), tall, wide)
+            grid = RegionGrid(whole_parts(height, tall), whole_parts(width, wide), tall, wide)
         else:
             side = best_side(height, width, self.dim, self.topk) if self.n_win == "auto" else self.n_win
-            grid = RegionGrid(side, side, -(-height // side), -(-width // side))
+            grid = RegionGrid(side, side, whole_parts(height, side), whole_parts(width, side))
         if not self.auto_pad and (grid.rows * grid.height, grid.cols * grid.width) != (height, width):
             raise ValueError(
                 f"a {height} x {width} map does not divide into {grid.rows} x {grid.cols} regions; set auto_pad=True"

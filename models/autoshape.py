@@ -110,6 +110,7 @@ class AutoShape(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.pt = not isinstance(model, DetectMultiBackend) or model.pt
+        self.shape = None if self.pt else model.shape  # every picture must have, of an exported file
         for name in ("yaml", "nc", "hyp", "names", "stride", "abc"):
             for holder in (model, getattr(model, "model", None)):
                 if hasattr(holder, name):
@@ -172,8 +173,8 @@ class AutoShape(nn.Module):
         """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"size is the longer side in pixels, a whole number from 1, not {size!r}")
-        if not self.pt:
-            return size, size
+        if self.shape is not None:
+            return self.shape
         stride = int(torch.as_tensor(self.stride).max())
         scaled = np.array([[side * size / max(shape) for side in shape] for shape in shapes]).max(0)
         height, width = (max(math.ceil(side / stride - 1e-6), 1) * stride for side in scaled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -25,13 +26,19 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture(autouse=True)
-def _logger_as_it_was() -> Iterator[None]:
-    """Scripts set the logger up for a whole process; the next test finds it untouched."""
+@contextmanager
+def logger_as_it_was() -> Iterator[None]:
+    """Scripts set the logger up for a whole process; whoever comes after this finds it untouched."""
     before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
     yield
     LOGGER.handlers[:], LOGGER.propagate = before[0], before[2]
     LOGGER.setLevel(before[1])
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    with logger_as_it_was():
+        yield
 
 
 def draw_squares(folder: Path, split: str, count: int, size: int = 64, seed: int = 0) -> None:

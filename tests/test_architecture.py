@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"train", "val", "detect", "hubconf"}
+SCRIPTS = {"train", "val", "detect", "export", "serve", "hubconf"}
 FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "models").rglob("*.py"), *(ROOT / "utils").rglob("*.py")])
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "print"}
 
@@ -36,7 +36,7 @@ GRAPH = {module_of(path): imported(path) for path in FILES}
 
 
 def test_the_tree_is_there() -> None:
-    assert {"train", "val", "detect", "hubconf", "models.yolo", "models.common", "utils.loss"} <= set(GRAPH)
+    assert {*SCRIPTS, "models.yolo", "models.common", "utils.loss"} <= set(GRAPH)
 
 
 @pytest.mark.parametrize("module", sorted(GRAPH))
@@ -108,6 +108,7 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     home.mkdir(mode=0o500)
     # OpenCV's own import sets Qt's variables: that is taken first and not held against us
     optional = {"utils.loggers.tensorboard", "models.routed_attention_triton"}
+    optional |= {f"utils.serving.{name}" for name in ("app", "protocol", "uploads")}  # need FastAPI
     modules = sorted(set(GRAPH) - optional)
     import_in_a_fresh_process(modules, "import cv2", tmp_path, HOME=str(home))
     assert not any(home.iterdir()), "an import wrote into the home folder"

@@ -106,14 +106,6 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
     assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
 
 
-def test_classes_by_name_and_number():
-    names = ["car", "person", "2"]
-    assert detect.class_numbers(None, names) is None
-    assert detect.class_numbers(["person", "0", "2"], names) == [1, 0, 2]
-    with pytest.raises(ValueError, match="person"):
-        detect.class_numbers(["persn"], names)
-
-
 # ---- runs
 def test_no_picture_that_can_be_read(run, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"")

@@ -1,4 +1,7 @@
-"""Every flag of YOLOv5 6.1 is understood by train.py, val.py and detect.py, with its default or, on purpose, ours."""
+"""Every flag of YOLOv5 6.1 is understood by train.py, val.py and detect.py, with its default or, on purpose, ours.
+
+Those of serve.py, which v6.1 has not, have their defaults too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 import train
 import val
 from detect import DetectOptions
+from serve import ServeOptions
 from utils.config import parse
 from utils.paths import ROOT
 from utils.setup import TrainOptions
@@ -107,7 +111,26 @@ DETECT: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "--half": SWITCH,
     "--dnn": SWITCH,
 }
-SCRIPTS = {"train": (TrainOptions, TRAIN), "val": (ValOptions, VAL), "detect": (DetectOptions, DETECT)}
+SERVE: dict[str, tuple[tuple[str, ...], Any, Any]] = {  # v6.1's example server has --port only
+    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),
+    "--data": (("a.yaml",), "", "a.yaml"),
+    "--imgsz": (("320",), 0, 320),
+    "--conf-thres": ((".5",), 0.25, 0.5),
+    "--iou-thres": ((".5",), 0.45, 0.5),
+    "--max-det": (("10",), 1000, 10),
+    "--device": (("cpu",), "", "cpu"),
+    "--half": SWITCH,
+    "--host": (("0.0.0.0",), "127.0.0.1", "0.0.0.0"),
+    "--port": (("80",), 5000, 80),
+    "--batch-size": (("1",), 16, 1),
+    "--timeout": (("1",), 30.0, 1.0),
+}
+SCRIPTS = {
+    "train": (TrainOptions, TRAIN),
+    "val": (ValOptions, VAL),
+    "detect": (DetectOptions, DETECT),
+    "serve": (ServeOptions, SERVE),
+}
 FLAGS = [(script, flag) for script, (_, flags) in SCRIPTS.items() for flag in flags]
 
 
@@ -152,6 +175,8 @@ def test_all_at_once(script: str) -> None:
         ("detect", "--img-size 320 640", "imgsz", [320, 640]),
         ("detect", "--conf 0.1", "conf_thres", 0.1),
         ("detect", "--iou 0.7", "iou_thres", 0.7),
+        ("serve", "--img 320", "imgsz", 320),
+        ("serve", "--conf 0.1", "conf_thres", 0.1),
     ],
     ids=lambda value: str(value),
 )

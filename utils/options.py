@@ -118,3 +118,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A piece of a message, ", did you mean 'this'?", that names the nearest; empty where none is near."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def class_numbers(wanted: Iterable[str | int], names: Sequence[str], given: str = "--classes") -> list[int]:
+    """Numbers of classes given by name or number; ValueError, with what comes near, for one there is not.
+
+    `given` is where they were given, for people.
+    """
+    numbers = []
+    for word in map(str, wanted):
+        if word in names:
+            numbers.append(list(names).index(word))
+        elif word.isascii() and word.isdecimal() and len(word) < 7 and int(word) < len(names):
+            numbers.append(int(word))
+        else:
+            hint = nearest(word, names) or f"; they are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+            raise ValueError(f"{given} {word[:40]}: not among the {len(names)} classes of the weights{hint}")
+    return numbers

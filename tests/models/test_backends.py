@@ -1,10 +1,16 @@
 """Weights in, predictions out."""
 
+import json
+import warnings
+
 import pytest
 import torch
 
 from models import common
-from models.backends import BACKENDS, DetectMultiBackend, find_weights
+from models.backends import BACKENDS, DetectMultiBackend, find_weights, kind_of
+from models.backends.base import ExportedBackend, as_candidates
+from models.backends.facts import Facts, read_facts
+from models.backends.tools import is_there, need
 from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
 from utils.nms import non_max_suppression
 
@@ -29,7 +35,7 @@ def test_unknown_formats_name_what_is_readable(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"cannot read weights .*readable: .*\.pt") as caught:
         DetectMultiBackend(tmp_path / name)
-    assert name in str(caught.value) and set(BACKENDS) == {".pt"}
+    assert name in str(caught.value) and all(ending in str(caught.value) for ending in BACKENDS)
 
 
 def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
@@ -129,3 +135,147 @@ def test_half_precision_on_a_gpu(weights):
     with torch.no_grad():
         found = non_max_suppression(model(torch.zeros(1, 3, 32, 32, device=model.device)))
     assert model.fp16 and len(found[0]) == 16
+
+
+# --------------------------------------------------------------------------------------- what a file says about itself
+def test_no_facts():
+    assert read_facts({}, "a.onnx") == read_facts("{}", "a.onnx") == Facts()
+    assert Facts().letterbox == "dynamic" and Facts().nc == 0
+
+
+@pytest.mark.parametrize("imgsz", [None, (64, 96)])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_facts_come_back_as_they_went(imgsz, batch):
+    facts = Facts(("cup", "猫", 'it\'s "odd"'), 64, imgsz, batch, True, "int8", "export.py --nms")
+    assert read_facts(facts.as_json(), "") == read_facts(facts.as_strings(), "") == facts
+    assert facts.letterbox == ("fixed" if imgsz else "dynamic")
+
+
+@pytest.mark.parametrize(
+    "given, facts",
+    [
+        (
+            '{"shape": [1, 3, 320, 640], "stride": 32, "names": ["a", "b"]}',
+            Facts(("a", "b"), 32, (320, 640), 1),
+        ),  # v6.1
+        ({"stride": "32", "names": "{0: 'a', 1: 'b'}"}, Facts(("a", "b"))),  # later releases, in .onnx files
+        ({"stride": "16", "names": '["1e5"]', "author": "somebody"}, Facts(("1e5",))),
+        ({"stride": "[8, 16, 64]", "imgsz": "640", "batch": "2"}, Facts((), 64, (640, 640), 2)),
+    ],
+)
+def test_facts_of_other_releases(given, facts):
+    assert read_facts(given, "a.onnx") == facts
+
+
+@pytest.mark.parametrize(
+    "given", ["{", "[1]", {"stride": "wide"}, {"imgsz": "[1, 2, 3]"}, {"names": "3"}, {"shape": "x"}]
+)
+def test_damaged_facts_are_one_line(given):
+    with pytest.raises(ValueError, match=r"a\.onnx: its metadata") as caught:
+        read_facts(given, "a.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("a.pt", ".pt"),
+        ("a.pt.onnx", ".onnx"),
+        ("A.ONNX", ".onnx"),
+        ("runs/best_openvino_model/", "_openvino_model"),
+        ("best_openvino_model/best.xml", ".xml"),
+        ("best_aoti.pt2", "_aoti.pt2"),
+        ("best.pt2", ".pt2"),
+    ],
+)
+def test_kinds(name, kind):
+    assert kind_of([name]) == kind
+
+
+class Doubling(ExportedBackend):
+    """Returns its pictures' first row, twice as large; counts its calls."""
+
+    calls = 0
+
+    def run(self, images):
+        self.calls += 1
+        assert self.facts.batch in (None, len(images))
+        return images[:, 0, :1] * 2
+
+
+@pytest.mark.parametrize("batch, calls", [(None, 1), (1, 5), (2, 3), (7, 1)])
+def test_any_number_of_pictures_goes_through_a_fixed_batch(tmp_path, batch, calls):
+    backend = Doubling(tmp_path / "a.onnx", Facts(("a",), batch=batch), torch.device("cpu"), None)
+    pictures = torch.rand(5, 3, 8, 8)
+    found, raw = backend(pictures)
+    assert raw is None and torch.equal(found, pictures[:, 0, :1] * 2) and backend.calls == calls
+
+
+def test_what_only_networks_can_do_is_refused(tmp_path):
+    backend = Doubling(tmp_path / "a.onnx", Facts(("a",), imgsz=(8, 16)), torch.device("cpu"), None)
+    with pytest.raises(ValueError, match="--augment needs .*a.onnx"):
+        backend(torch.rand(1, 3, 8, 16), augment=True)
+    with pytest.raises(ValueError, match="8 x 16 pixels, not 8 x 8"):
+        backend(torch.rand(1, 3, 8, 8))
+
+
+def test_detections_as_candidates():
+    assert as_candidates(torch.zeros(2, 0, 6), 3).shape == (2, 0, 8)
+    rows = torch.tensor([[[10.0, 20, 30, 60, 0.9, 2], [0, 0, 0, 0, 0, 0]]])
+    (found,) = non_max_suppression(as_candidates(rows, 3))
+    assert torch.allclose(found, rows[0, :1])
+
+
+def test_tools_that_are_missing():
+    assert is_there("torch.nn") and not is_there("no_such_package.part")
+    with pytest.raises(ValueError, match="--this needs the package no_such_package, which is not installed: pip"):
+        need("no_such_package.part", "--this")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.torchscript", "a.pt2", "a.onnx", "a_openvino_model", "a.xml", "a.pte", "a.tflite"],
+)
+def test_damaged_files_are_one_line(tmp_path, name):
+    tools = {"a.onnx": "onnxruntime", "a_openvino_model": "openvino", "a.xml": "openvino"}
+    tools |= {"a.pte": "executorch", "a.tflite": "ai_edge_litert"}
+    if name in tools and not is_there(tools[name]):
+        pytest.skip(f"{name} needs {tools[name]}, which is not installed")
+    file = tmp_path / name
+    file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
+        DetectMultiBackend(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchscript_of_v61(tmp_path):
+    """Traced with the raw maps behind the predictions, and shape, stride and names in config.txt."""
+    model = known_model().fuse()
+    notes = {"config.txt": json.dumps({"shape": [1, 3, 64, 64], "stride": 32, "names": NAMES})}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, torch.zeros(1, 3, 64, 64), strict=False).save(
+            str(tmp_path / "a.torchscript"), _extra_files=notes
+        )
+    backend = DetectMultiBackend(tmp_path / "a.torchscript")
+    assert backend.names == NAMES and backend.shape == (64, 64) and backend.picture_size(640) == (64, 64)
+    with torch.no_grad():
+        assert torch.allclose(backend(torch.zeros(2, 3, 64, 64)), model(torch.zeros(2, 3, 64, 64))[0], atol=1e-3)
+
+
+def test_onnx_of_v61(tmp_path):
+    """No metadata, four outputs of which the first counts: names come from the data set."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx, which is not installed")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
+    sides = [1, 3, "height", "width"]
+    given = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, sides)
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides) for name in ("output", "345")]
+    nodes = [onnx.helper.make_node("Identity", ["images"], [name]) for name in ("output", "345")]
+    graph = onnx.helper.make_graph(nodes, "v6.1", [given], outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=8)
+    onnx.save(model, tmp_path / "a.onnx")
+    (tmp_path / "data.yaml").write_text("names: {0: a, 1: b}")
+    backend = DetectMultiBackend(tmp_path / "a.onnx", data=tmp_path / "data.yaml")
+    pictures = torch.rand(2, 3, 32, 64)
+    assert backend.names == ["a", "b"] and backend.shape is None and backend.stride == 32
+    assert torch.equal(backend(pictures), pictures)

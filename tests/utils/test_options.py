@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.options import flag, options, parse
+from utils.options import class_numbers, flag, options, parse
 
 
 @dataclass(slots=True)
@@ -93,3 +93,13 @@ def test_help_shows_defaults_as_people_write_them(words: str, says: str, capsys:
 def test_what_help_says_changes_no_value() -> None:
     found = parse(Some, [])
     assert (found.freeze, found.rank, found.project) == ([0], -1, str(Path.cwd() / "runs"))
+
+
+def test_classes_by_name_and_number() -> None:
+    names = ["car", "person", "2"]
+    assert class_numbers([], names) == []
+    assert class_numbers(["person", "0", "2", 1], names) == [1, 0, 2, 1]  # a name comes before a number
+    for word in ("persn", "3", "-1", "²", "9" * 5000):
+        with pytest.raises(ValueError, match="not among the 3 classes") as caught:
+            class_numbers([word], names, "classes:")
+        assert len(str(caught.value)) < 200

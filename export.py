@@ -1,0 +1,188 @@
+"""Write trained weights in the formats of other programs, and hold every file against PyTorch before it counts.
+
+python export.py --weights best.pt                                       # TorchScript and ONNX
+python export.py --weights best.pt --include onnx openvino --simplify    # for ONNX Runtime and for Intel's
+python export.py --weights best.pt --include openvino --int8 --data coco128.yaml
+python export.py --weights best.pt --include onnx --dynamic --nms        # any number of pictures; boxes come out
+python export.py --weights best.pt --include engine --device 0 --half    # TensorRT, on the GPU it will run on
+
+The formats, what each needs and what was measured: docs/deploy.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backends import find_weights
+from models.experimental import attempt_load
+from models.exporters import (
+    DEFAULT_OPSET,
+    FORMATS,
+    ExportError,
+    ExportJob,
+    ExportSettings,
+    NmsSettings,
+    export,
+)
+from models.exporters.compare import as_batch
+from models.exporters.engines import MOST_CALIBRATION
+from utils.augmentations import letterbox
+from utils.config import DataConfig, check_img_size, flag, options, parse
+from utils.converters import prepare
+from utils.labels import find_images, read_image
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.paths import ROOT, check_yaml, latest_checkpoint, shown
+from utils.runs import trained_size, trained_with
+from utils.torch_utils import select_device
+
+
+@dataclass(slots=True)
+class ExportOptions:
+    """The command line of export.py; every name is also an argument of `run`."""
+
+    data: str = flag("", "data set YAML whose pictures calibrate int8; empty for the one the weights were trained with")
+    weights: list[str] = flag([], "weights (.pt), one after the other; empty for the newest run's best.pt")
+    imgsz: list[int] = flag(
+        [],
+        "side, or height and width, in pixels; as the weights were trained if left out",
+        aliases=("--img", "--img-size"),
+    )
+    batch_size: int = flag(1, "pictures at a time")
+    device: str = flag("cpu", "'cpu' or '0'")
+    half: bool = flag(False, "float16: openvino, coreml, tflite, ncnn and yolov5 anywhere, others on a GPU")
+    inplace: bool = flag(False, "accepted for v6.1's scripts: the head writes nothing in place")
+    train: bool = flag(False, "refused: a file in training mode gives nothing that could be compared")
+    optimize: bool = flag(False, "TorchScript: for mobile CPUs")
+    int8: bool = flag(False, "openvino, tflite, edgetpu: whole numbers, calibrated on --data")
+    dynamic: bool = flag(False, "leave the number and the size of pictures open, where a format can")
+    simplify: bool = flag(False, "ONNX: slim the graph with onnxslim")
+    opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more")
+    verbose: bool = flag(False, "let the converters print, too")
+    workspace: float = flag(4.0, "TensorRT: memory to build in, GB")
+    nms: bool = flag(False, "onnx, openvino: suppression inside the file, which then returns detections")
+    agnostic_nms: bool = flag(False, "with --nms: boxes of different classes suppress each other too")
+    topk_per_class: int = flag(100, "with --nms: most detections of a class in a picture")
+    topk_all: int = flag(100, "with --nms: most detections in a picture")
+    iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes")
+    conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection")
+    include: list[str] = flag(["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}")
+
+
+def export_formats() -> Any:
+    """The formats as a DataFrame with v6.1's columns, PyTorch's own first."""
+    import pandas as pd
+
+    rows = [("PyTorch", "-", ".pt"), *((kind.title, name, kind.ending) for name, kind in FORMATS.items())]
+    return pd.DataFrame(rows, columns=["Format", "Argument", "Suffix"])
+
+
+def check(opt: ExportOptions) -> None:
+    """ValueError for numbers out of their range and for flags that do not go together."""
+    if opt.train:
+        raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
+    if opt.half and opt.int8:
+        raise ValueError("--half and --int8 exclude each other; choose one")
+    if opt.batch_size < 1 or opt.topk_per_class < 1 or opt.topk_all < 1 or opt.workspace <= 0:
+        raise ValueError("--batch-size, --topk-per-class, --topk-all and --workspace must be at least 1")
+    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
+        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
+    if len(opt.imgsz) > 2:
+        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+
+
+def settings_of(opt: ExportOptions, imgsz: tuple[int, int], command: str) -> ExportSettings:
+    """What the exporters are told."""
+    nms = None
+    if opt.nms:
+        nms = NmsSettings(opt.iou_thres, opt.conf_thres, opt.topk_per_class, opt.topk_all, opt.agnostic_nms)
+    shared = {item.name for item in fields(ExportSettings)} & {item.name for item in fields(ExportOptions)}
+    given = {name: getattr(opt, name) for name in shared - {"imgsz", "device", "nms"}}
+    device = select_device(opt.device)
+    return ExportSettings(imgsz=imgsz, batch=opt.batch_size, device=device, nms=nms, command=command, **given)
+
+
+def calibration_pictures(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
+    """Pictures (1, 3, h, w) of a data set's training split, spread evenly over it."""
+    config = DataConfig.load(check_yaml(data))
+    prepare(config)
+    files = find_images(config.train)
+    chosen = files[:: max(1, len(files) // MOST_CALIBRATION)][:MOST_CALIBRATION]
+    return [as_batch([letterbox(read_image(file), imgsz, auto=False)[0]]) for file in chosen]
+
+
+def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
+    """All formats of one weights file."""
+    start = time.perf_counter()
+    if weights.suffix != ".pt":
+        raise ValueError(f"{weights}: export starts from .pt weights")
+    wanted = opt.imgsz or [trained_size([weights])]
+    settings = settings_of(opt, (32, 32), command)
+    model = attempt_load(weights, device=settings.device, fuse=True)
+    model = (model.half() if opt.half and settings.device.type != "cpu" else model).requires_grad_(False)
+    height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))
+    data = opt.data or str(trained_with([weights]).get("data", "shapes.yaml"))
+    job = ExportJob(
+        model,
+        weights,
+        settings_of(opt, (height, width), command),
+        calibration=lambda: calibration_pictures(data, (height, width)),
+    )
+    files = export(job, opt.include)
+    seconds = time.perf_counter() - start
+    LOGGER.info(f"\n{shown(weights)} exported in {seconds:.1f}s to {colorstr('bold', ' '.join(map(shown, files)))}")
+    tried = [file for name, file in zip(dict.fromkeys(opt.include), files, strict=True) if FORMATS[name].runs]
+    if tried:
+        LOGGER.info(f"Try it: python detect.py --weights {shown(tried[-1])}")
+    return files
+
+
+def convert(opt: ExportOptions, command: str = "") -> list[Path]:
+    """Every format of every weights file. Raises ValueError and `ExportError`, one line each."""
+    check(opt)
+    weights = opt.weights
+    if not weights:
+        newest = latest_checkpoint(ROOT / "runs/train")
+        if newest is None:
+            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
+        LOGGER.info(f"--weights {shown(newest)} (the newest)")
+        weights = [str(newest)]
+    return [file for one in weights for file in export_one(opt, find_weights(one), command)]
+
+
+def run(**given: object) -> list[Path]:
+    """`export.run(weights="best.pt", include=["onnx"])`: the command line as keyword arguments; returns the files."""
+    set_up_logging()
+    for name in ("weights", "imgsz", "include"):
+        value = given.get(name)
+        if isinstance(value, (str, Path, int)):
+            given[name] = [value]
+        elif isinstance(value, tuple):
+            given[name] = list(value)
+    words = [f"{name}={value!r}" for name, value in given.items()]
+    return convert(options(ExportOptions, given), f"export.run({', '.join(words)})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: a mistake of the user's is one line and exit status 1, as is a file that differs from PyTorch."""
+    set_up_logging()
+    words = sys.argv[1:] if argv is None else argv
+    opt = parse(ExportOptions, argv, __doc__)
+    try:
+        convert(opt, shlex.join(["export.py", *words]))
+    except (ValueError, OSError, ExportError) as error:
+        LOGGER.error(one_line(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Run a trained detector from its weights, whatever their format: one small class for each, found by the ending."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.backends.facts import Facts
+from models.backends.mobile import CoreMLBackend, ExecuTorchBackend, LiteRTBackend, NcnnBackend
+from models.backends.pytorch import PackageBackend, ProgramBackend, PyTorchBackend, TorchScriptBackend
+from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
+from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
+from utils.config import check_img_size, read_yaml
+from utils.log import LOGGER
+from utils.options import nearest
+from utils.paths import ROOT, check_yaml
+from utils.torch_utils import select_device
+
+__all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
+
+
+def find_weights(weights: str | Path) -> Path:
+    """The weights as given, or below the repository; ValueError naming both places when they are in neither."""
+    given = Path(weights).expanduser()
+    places = [given] if given.is_absolute() else [given, ROOT / given]
+    for place in places:
+        if place.exists():
+            return place
+    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    remedy = "train some, or copy them there (nothing is downloaded)"
+    raise ValueError(f"weights {weights} do not exist: no {looked}; {remedy}")
+
+
+# Ending of the name -> the class that runs such files: made from the files, a device and fp16, it has `stride`, `names`
+# and `model`. The longest ending that fits counts.
+BACKENDS: dict[str, type[nn.Module]] = {
+    ".pt": PyTorchBackend,
+    ".torchscript": TorchScriptBackend,
+    ".onnx": OnnxBackend,
+    "_openvino_model": OpenVINOBackend,
+    ".xml": OpenVINOBackend,
+    ".engine": TensorRTBackend,
+    ".mlpackage": CoreMLBackend,
+    "_saved_model": SavedModelBackend,
+    ".pb": GraphDefBackend,
+    ".tflite": LiteRTBackend,
+    ".pt2": ProgramBackend,
+    "_aoti.pt2": PackageBackend,
+    ".pte": ExecuTorchBackend,
+    "_ncnn_model": NcnnBackend,
+}
+
+
+class DetectMultiBackend(nn.Module):
+    """One interface to weights of any format.
+
+    `weights` is a file, or a list of `.pt` files to pool. Attributes: `model`, `stride`, `names` (list), `device`,
+    `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every picture must have, None where any multiple of the stride
+    goes). `fp16` is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML
+    that names the classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing
+    files, unknown endings, damaged files and runtimes that are not installed.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | Sequence[str | Path] = "yolov5s.pt",
+        device: torch.device | str | None = None,
+        dnn: bool = False,
+        data: str | Path | None = None,
+        fp16: bool = False,
+    ) -> None:
+        super().__init__()
+        kind, files = _found(weights)
+        self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
+        self.pt = kind == ".pt"
+        self.fp16 = fp16 and self.device.type != "cpu" and self.pt
+        by_opencv = dnn and kind == ".onnx"
+        chosen = OpenCVBackend if by_opencv else BACKENDS[kind]
+        in_half = self.fp16 or (fp16 and getattr(chosen, "takes_half", False))
+        _warn_in_vain(fp16 and not in_half, self.pt, dnn and not by_opencv, files[0].name)
+        self.backend = chosen(files, self.device, in_half)
+        self.stride: int = self.backend.stride
+        self.names: list[str] = self.backend.names or _names_from(data)
+
+    @property
+    def model(self) -> Any:
+        """What the backend runs: the network itself for PyTorch weights."""
+        return self.backend.model
+
+    @property
+    def facts(self) -> Facts:
+        """What the file says about itself."""
+        return getattr(self.backend, "facts", None) or Facts(tuple(self.names), self.stride)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width that every picture must have; None where any multiple of the stride goes."""
+        return self.facts.imgsz
+
+    def picture_size(self, imgsz: int | Sequence[int]) -> tuple[int, int]:
+        """Height and width to fit pictures into for an `imgsz` asked for: the file's own, where it has one.
+
+        Others are rounded up to multiples of the stride. Raises ValueError for a side below 1.
+        """
+        if self.shape is None:
+            imgsz = check_img_size(imgsz, self.stride)
+        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else [*imgsz, *imgsz][:2]
+        if self.shape is None:
+            return height, width
+        if (height, width) != self.shape:
+            size = " x ".join(map(str, self.shape))
+            LOGGER.info(f"pictures of {size} pixels, the size that these weights were exported for")
+        return self.shape
+
+    def forward(
+        self, im: Tensor, augment: bool = False, visualize: Path | str | None = None, val: bool = False
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Predictions (B, M, 5 + C) for pictures (B, 3, H, W) in 0..1; with `val` also the raw maps, or []."""
+        predictions, raw = self.backend(im.half() if self.fp16 else im, augment=augment, visualize=visualize)
+        return (predictions, raw or []) if val else predictions
+
+    def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
+        """Run once on an empty batch, so that the first picture is not timed with CUDA's start; nothing on a CPU."""
+        if self.device.type != "cpu":
+            dtype = torch.half if self.fp16 else torch.float
+            self.forward(torch.zeros(*imgsz, device=self.device, dtype=dtype))
+
+
+def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]:
+    """The ending that all the weights share, and where they are."""
+    given = [weights] if isinstance(weights, (str, Path)) else list(weights)
+    return kind_of(given), [find_weights(file) for file in given]
+
+
+def _warn_in_vain(half: bool, pt: bool, dnn: bool, name: str) -> None:
+    """Say which flags do nothing."""
+    if half and pt:
+        LOGGER.warning("half precision is for GPUs; the CPU computes in single precision")
+    elif half:
+        LOGGER.warning(f"the precision of {name} was chosen when it was exported; --half changes nothing")
+    if dnn:
+        LOGGER.warning(f"OpenCV's runtime (--dnn) is for .onnx files; {name} does not need it")
+
+
+def ending_of(file: str | Path) -> str | None:
+    """The longest known ending that the name has, in small letters; None for none."""
+    name = Path(file).name.lower()
+    return max((ending for ending in BACKENDS if name.endswith(ending)), key=len, default=None)
+
+
+def kind_of(weights: Sequence[str | Path]) -> str:
+    """The ending that all the weights share and that a backend is there for; ValueError where there is none."""
+    known = ", ".join(sorted(BACKENDS))
+    if not weights:
+        raise ValueError(f"no weights given; give a file ending in {known}")
+    for file in weights:
+        if ending_of(file) is None:
+            suffix = Path(file).suffix
+            found = f"suffix {suffix} is not known{nearest(suffix, BACKENDS)}" if suffix else "the name has no suffix"
+            raise ValueError(f"cannot read weights {file}: {found}; readable: {known}")
+    kinds = {ending_of(file) for file in weights}
+    if len(kinds) > 1 or (len(weights) > 1 and kinds != {".pt"}):
+        raise ValueError(f"only .pt weights can be pooled, not {', '.join(str(file) for file in weights)}")
+    return kinds.pop()
+
+
+def _names_from(data: str | Path | None) -> list[str]:
+    """Class names of a data set YAML, class0 ... class999 without one."""
+    if data is None:
+        return [f"class{i}" for i in range(1000)]
+    names = read_yaml(check_yaml(str(data))).get("names", [])
+    return [str(name) for name in (names.values() if isinstance(names, dict) else names)]

@@ -1,0 +1,223 @@
+"""Serve a detector over HTTP: an endpoint like v6.1's, batches of what waits together, metrics, and a page for people.
+
+python serve.py                                               # the newest training run, on http://127.0.0.1:5000
+python serve.py --weights best.pt --port 8080                 # any weights that detect.py takes
+python serve.py --weights best.pt --host 0.0.0.0              # for other machines too: there is no password
+curl -F image=@bus.jpg 'http://127.0.0.1:5000/v1/object-detection/best?conf=0.4'
+
+docs/serving.md has every address, the limits, and containers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.autoshape import load_picture
+from models.backends import DetectMultiBackend
+from models.routing_maps import record_routes, routing_layers
+from utils.config import flag, options, parse
+from utils.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.nms import non_max_suppression
+from utils.paths import ROOT, latest_checkpoint, shown
+from utils.runs import trained_size
+from utils.serving.batching import Batcher
+from utils.serving.detector import Detector
+from utils.serving.limits import MIB, Limits
+from utils.serving.pictures import Decoder
+from utils.serving.settings import Settings
+from utils.torch_utils import select_device
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
+IDLE_SECONDS = 5  # for which a connection may stay open between two requests
+BACKLOG = 1024  # connections that the system holds until they are looked at
+STOP_SECONDS = 10  # for which requests may be finished when the server is told to stop
+RANGES = (  # of the flags: names, least, most
+    (("conf_thres", "iou_thres"), 0, 1),
+    (("port",), 0, 65535),
+    (("imgsz",), 0, math.inf),  # 0: as trained
+    (("max_det", "batch_size", "queue", "clients", "max_files", "max_size"), 1, math.inf),
+    (("max_upload", "max_pixels", "max_memory", "timeout", "upload_timeout"), 1e-6, sys.maxsize),
+    (("window",), 0, 10_000),
+)
+
+
+@dataclass(slots=True)
+class ServeOptions:
+    """The command line of serve.py; every name is also an argument of `run`."""
+
+    weights: list[str] = flag([], "weights, as for detect.py; empty: newest runs/train/*/weights/best.pt")
+    data: str = flag("", "data set YAML that names the classes, where the weights do not")
+    imgsz: int = flag(0, "longer side of the network's input", shown="as trained", aliases=("--img", "--img-size"))
+    conf_thres: float = flag(0.25, "lowest confidence, where a request does not say")
+    iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes, where a request does not say")
+    max_det: int = flag(1000, "most detections in a picture")
+    device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
+    half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
+    port: int = flag(5000, "port to listen on; 0 for any free one")
+    batch_size: int = flag(16, "most pictures that go through the network together")
+    window: float = flag(3.0, "milliseconds to wait for more of them when the network is free")
+    queue: int = flag(256, "most pictures that wait; more are told to come back later")
+    clients: int = flag(256, "most requests looked after at once")
+    max_upload: float = flag(16.0, "MiB of one request")
+    max_files: int = flag(32, "pictures in one batch request")
+    max_pixels: float = flag(50.0, "megapixels of one picture")
+    max_memory: float = flag(512.0, "MiB of all requests' uploads together")
+    max_size: int = flag(1280, "largest size that a request may ask for")
+    timeout: float = flag(30.0, "seconds for a request as a whole")
+    upload_timeout: float = flag(10.0, "seconds for its arrival")
+
+
+def limits_of(opt: ServeOptions) -> Limits:
+    """The limits that the flags set; ValueError for one that leaves nothing."""
+    if opt.queue < opt.max_files:
+        raise ValueError(f"--queue {opt.queue} has no room for a batch request of --max-files {opt.max_files} pictures")
+    return Limits(
+        upload=round(opt.max_upload * MIB),
+        files=opt.max_files,
+        pixels=round(opt.max_pixels * 1e6),
+        largest=max(opt.max_size, opt.imgsz),
+        seconds=opt.timeout,
+        upload_seconds=opt.upload_timeout,
+        requests=opt.clients,
+        memory=round(opt.max_memory * MIB),
+        detections=opt.max_det,
+    )
+
+
+def check(opt: ServeOptions) -> None:
+    """ValueError for numbers out of their range."""
+    for names, least, most in RANGES:
+        for name in names:
+            value = getattr(opt, name)
+            if not least <= value <= most:
+                bounds = f"from {least:g}" + (f" to {most:g}" if most <= 65535 else "")
+                raise ValueError(f"--{name.replace('_', '-')} {value:g}: give a number {bounds}")
+
+
+def complete(opt: ServeOptions) -> ServeOptions:
+    """The options with the newest weights and their picture size filled in; ValueError for what cannot be."""
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
+    check(opt)
+    if not opt.weights:
+        newest = latest_checkpoint(ROOT / "runs/train")
+        if newest is None:
+            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
+        opt = replace(opt, weights=[str(newest)])
+    return replace(opt, imgsz=opt.imgsz or trained_size(opt.weights))
+
+
+def read_array(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright."""
+    return load_picture(picture)[0]
+
+
+def build(opt: ServeOptions) -> FastAPI:
+    """Load the weights and make the application; run its lifespan to serve (uvicorn and test clients do)."""
+    opt = complete(opt)
+    from utils.serving.app import Service, build_app
+
+    limits = limits_of(opt)
+    model = DetectMultiBackend(opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half).eval()
+    height, width = model.picture_size(opt.imgsz)
+    routed = model.pt and bool(routing_layers(model.model))
+    decoder = Decoder(read_array, limits.pixels)
+    detector = Detector(model, decoder, record_routes if routed else None, limits.detections)
+    with torch.inference_mode():  # the first pass is slow, and shows weights that cannot run before a client does
+        non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
+    batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
+    usual = Settings(opt.conf_thres, opt.iou_thres, None, max(height, width))
+    return build_app(Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem))
+
+
+def make_server(opt: ServeOptions) -> uvicorn.Server:
+    """Everything but the socket to listen on. ValueError for what cannot be served."""
+    app = build(opt)
+    import uvicorn
+
+    from utils.serving.protocol import MOST_HEAD, patient_protocol
+
+    # A stranger's mistake is an answer and a number, not a line here: of these packages errors are enough
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    settings: dict[str, Any] = {
+        "http": patient_protocol(opt.upload_timeout),
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "log_level": "error",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "limit_concurrency": 2 * opt.clients + 64,  # connections, idle ones too: a wall behind the gate
+        "timeout_keep_alive": IDLE_SECONDS,
+        "timeout_graceful_shutdown": STOP_SECONDS,
+        "h11_max_incomplete_event_size": MOST_HEAD,
+    }
+    return uvicorn.Server(uvicorn.Config(app, **settings))
+
+
+def listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A listening socket, and the address to type into a browser. OSError where nobody can listen."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise ValueError(f"cannot listen on --host {host} --port {port}: {reason.lower()}; choose others") from error
+    name = f"[{host}]" if family == socket.AF_INET6 else host
+    return listener, f"http://{name}:{listener.getsockname()[1]}"
+
+
+def serve(opt: ServeOptions) -> None:
+    """Serve until interrupted. ValueError for what cannot be served, and where nobody can listen."""
+    opt = complete(opt)
+    listener, address = listen(opt.host, opt.port)  # first: a port that is taken is known before the weights are read
+    with listener:
+        server = make_server(opt)
+        LOGGER.info(f"Serving {shown(Path(opt.weights[0]))} at {colorstr(address)}")
+        server.run(sockets=[listener])
+
+
+def run(**given: object) -> None:
+    """`serve.run(weights="best.pt", port=8080)`: the command line as keyword arguments; serves until interrupted."""
+    set_up_logging()
+    if isinstance(value := given.get("weights"), (str, Path)):
+        given["weights"] = [value]
+    serve(options(ServeOptions, given))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: a mistake of the user's is one line and exit status 1."""
+    set_up_logging()
+    opt = parse(ServeOptions, argv, __doc__)
+    try:
+        serve(opt)
+    except (ValueError, OSError) as error:
+        LOGGER.error(one_line(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

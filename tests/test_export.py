@@ -1,0 +1,368 @@
+"""export.py as people use it: every format that can be had here, held against PyTorch; every mistake one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detect
+import export
+import val
+from models.backends import DetectMultiBackend
+from models.backends.tools import is_there
+from models.exporters import FORMATS, compare
+from models.exporters.job import ExportError
+from tests.lively import NAMES, pictures, write_lively
+from tests.trained import trained_weights
+from utils.config import parse
+from utils.nms import non_max_suppression
+
+CONFIGS = ("yolov5n.yaml", "yolov5n_BiFormer.yaml")
+SIZE = 128
+HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")  # others: tests/test_export_foreign.py
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory):
+    """A folder that all processes of this run of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(params=[(cfg, kind) for kind in ("random", "trained") for cfg in CONFIGS], ids=" ".join)
+def weights(request, tmp_path, together):
+    cfg, kind = request.param
+    if kind == "random":
+        return write_lively(tmp_path / "best.pt", cfg)
+    return Path(shutil.copy(trained_weights(cfg, together)[0], tmp_path / "best.pt"))
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return write_lively(tmp_path / "best.pt", CONFIGS[0])
+
+
+@pytest.fixture
+def routed(tmp_path):
+    return write_lively(tmp_path / "best.pt", CONFIGS[1])
+
+
+@pytest.fixture(params=CONFIGS)
+def trained(request, tmp_path, together):
+    """Trained weights, and the data they were trained on."""
+    best, data = trained_weights(request.param, together)
+    return Path(shutil.copy(best, tmp_path / "best.pt")), data
+
+
+def skip_without(name: str) -> None:
+    for module, install in FORMATS[name].needs:
+        if not is_there(module):
+            pytest.skip(f"{FORMATS[name].title} needs {module}, which is not installed: {install.rpartition(': ')[2]}")
+
+
+def test_nothing_to_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="no --weights"):
+        export.run()
+    with pytest.raises(ValueError, match="names no format"):
+        export.run(weights=write_lively(tmp_path / "a.pt", CONFIGS[0]), include=[])
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_format(weights, name, capsys):
+    skip_without(name)
+    (file,) = export.run(weights=weights, include=name, imgsz=SIZE)
+    told = capsys.readouterr().err
+    assert file == weights.with_name(weights.stem + FORMATS[name].ending) and file.exists()
+    assert "next to PyTorch" in told and f" of {SIZE} x {SIZE}" in told
+    network, reread = DetectMultiBackend(weights), DetectMultiBackend(file)
+    assert reread.names == network.names and reread.stride == 32
+    if name != "yolov5":
+        assert reread.shape == (SIZE, SIZE) and reread.facts.letterbox == "fixed"
+        assert name in reread.facts.command and reread.facts.precision == "fp32"
+    batch = pictures(SIZE, SIZE)  # more than the file takes at a time
+    with torch.no_grad():
+        expected, found = network(batch), reread(batch)
+    limit = compare.TOLERANCES[reread.facts.precision]
+    assert compare.difference(expected, found, "", limit.share).fits(limit)
+    if limit.share == 1:
+        assert (expected[..., 4:] - found[..., 4:]).abs().max() < limit.score
+
+
+def test_random_weights_detect_much(plain, routed):
+    for file in (plain, routed):
+        with torch.no_grad():
+            assert sum(map(len, non_max_suppression(DetectMultiBackend(file)(pictures(SIZE, SIZE))))) > 30
+
+
+def test_compiled_package(routed):
+    """Half a minute of a C++ compiler: once, and the other networks by hand (docs/deploy.md)."""
+    if shutil.which("g++") is None:
+        pytest.skip("AOTInductor needs g++, which is not installed: apt install g++")
+    (file,) = export.run(weights=routed, include="aoti", imgsz=64)
+    model = DetectMultiBackend(file)
+    assert model.names == NAMES and model.shape == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript"])
+def test_oblong_pictures_in_batches(routed, name):
+    skip_without(name)
+    (file,) = export.run(weights=routed, include=name, imgsz=[128, 192], batch_size=2)
+    model = DetectMultiBackend(file)
+    assert model.shape == (128, 192) and model.facts.batch == 2
+    with torch.no_grad():
+        assert model(torch.rand(3, 3, 128, 192)).shape == (3, 3 * (16 * 24 + 8 * 12 + 4 * 6), 8)
+    with pytest.raises(ValueError, match="128 x 192 pixels, not 128 x 128"):
+        model(torch.rand(1, 3, 128, 128))
+
+
+def test_open_sizes(plain, capsys):
+    skip_without("onnx")
+    (file,) = export.run(weights=plain, include="onnx", imgsz=SIZE, dynamic=True)
+    assert re.search(r"1 of 64 x 128|1 of 96 x 128", capsys.readouterr().err), "a rectangle is compared too"
+    model = DetectMultiBackend(file)
+    assert model.shape is None and model.facts.letterbox == "dynamic"
+    batch = pictures(160, 96)[:3]
+    with torch.no_grad():
+        assert torch.allclose(model(batch), DetectMultiBackend(plain)(batch), atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnx"])
+def test_open_sizes_with_routing_attention(routed, name, capsys):
+    skip_without(name)
+    (file,) = export.run(weights=routed, include=name, imgsz=SIZE, dynamic=True)
+    assert "not their size" not in capsys.readouterr().err
+    model, network = DetectMultiBackend(file), DetectMultiBackend(routed)
+    assert model.shape is None and model.facts.batch is None
+    for height, width in ((64, 64), (96, 160), (256, 224)):  # 2 x 2 to 8 x 7 tokens at the coarsest level
+        batch = pictures(height, width)[:3]
+        with torch.no_grad():
+            assert torch.allclose(model(batch), network(batch), atol=0.05)
+
+
+@pytest.mark.parametrize("layer", [["BiLevelRoutingAttention", ["auto"]], ["BiLevelRoutingAttention", []]])
+def test_routing_attention_that_keeps_its_size(tmp_path, layer, capsys):
+    cfg = {
+        "nc": 3,
+        "depth_multiple": 0.33,
+        "width_multiple": 0.125,
+        "anchors": [[30, 30, 60, 60, 90, 90]],
+        "backbone": [[-1, 1, "Conv", [64, 6, 2, 2]], [-1, 1, "Conv", [128, 3, 2]], [-1, 1, "Conv", [128, 3, 2]]],
+        "head": [[-1, 1, *layer], [[3], 1, "Detect", ["nc", "anchors"]]],
+    }
+    weights = write_lively(tmp_path / "best.pt", cfg)
+    (file,) = export.run(weights=weights, include="pt2", imgsz=SIZE, dynamic=True)
+    assert "not their size" in capsys.readouterr().err
+    model = DetectMultiBackend(file)
+    assert model.shape == (SIZE, SIZE) and model.facts.batch is None
+    batch = pictures(SIZE, SIZE)[:3]
+    with torch.no_grad():
+        assert torch.allclose(model(batch), DetectMultiBackend(weights)(batch), atol=0.05)
+
+
+def test_a_file_whose_runtime_gives_up_does_not_count(plain, monkeypatch):
+    def broken(*given, **more):
+        raise ZeroDivisionError("no operator\nof that name")
+
+    monkeypatch.setattr(compare.DetectMultiBackend, "forward", broken)
+    with pytest.raises(ExportError, match=r"best.pt2: its own runtime gives up \(no operator of that name\)"):
+        export.run(weights=plain, include="pt2", imgsz=64)
+    assert not plain.with_name("best.pt2").exists() and plain.with_name("best.pt2.failed").exists()
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_inside(plain, name, agnostic):
+    skip_without(name)
+    (file,) = export.run(weights=plain, include=name, imgsz=SIZE, nms=True, agnostic_nms=agnostic, topk_all=20)
+    model = DetectMultiBackend(file)
+    batch = pictures(SIZE, SIZE)
+    with torch.no_grad():
+        inside, outside = model(batch), DetectMultiBackend(plain)(batch)
+    assert inside.shape == (4, 20, 5 + len(NAMES))
+    for found, wanted in zip(
+        non_max_suppression(inside, agnostic=agnostic),
+        non_max_suppression(outside, agnostic=agnostic, max_det=20),
+        strict=True,
+    ):
+        assert len(wanted) and torch.allclose(found, wanted, atol=0.05)
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+def test_older_opsets(plain, opset):
+    skip_without("onnx")
+    (file,) = export.run(weights=plain, include="onnx", imgsz=64, opset=opset, simplify=is_there("onnxslim"))
+    import onnx
+
+    assert onnx.load(file).opset_import[0].version == opset
+
+
+def test_half_precision(trained):
+    skip_without("openvino")
+    weights, _ = trained
+    (half,) = export.run(weights=weights, include="openvino", imgsz=SIZE, half=True)
+    assert DetectMultiBackend(half).facts.precision == "fp16"
+    assert sum(file.stat().st_size for file in half.iterdir()) < 1.2 * weights.stat().st_size  # which is float16 too
+
+
+def test_half_where_it_is_run(trained):
+    skip_without("openvino")
+    weights, _ = trained
+    (file,) = export.run(weights=weights, include="openvino", imgsz=64)
+    full, half = DetectMultiBackend(file), DetectMultiBackend(file, fp16=True)
+    kinds = [model.model.get_property("INFERENCE_PRECISION_HINT").to_string() for model in (full, half)]
+    assert kinds[0] == "f32" and not half.fp16
+    if kinds[1] == "f32":
+        pytest.skip("this processor computes in single precision only")
+    batch = pictures(64, 64)
+    with torch.no_grad():
+        found = compare.difference(full(batch), half(batch), "", 0.9)
+    assert 0 < found.box < 4 and found.score < 0.1
+
+
+def test_whole_numbers(trained, tmp_path):
+    skip_without("openvino")
+    if not is_there("nncf"):
+        pytest.skip("int8 needs nncf, which is not installed: pip install 'nncf>=3.4'")
+    weights, data = trained
+    (whole,) = export.run(weights=weights, include="openvino", imgsz=64, int8=True, data=str(data))
+    assert DetectMultiBackend(whole).facts.precision == "int8"
+    assert sum(file.stat().st_size for file in whole.iterdir()) < 0.9 * weights.stat().st_size  # of float16
+    shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
+    scores = [val.run(weights=file, task="benchmark", **shared)[0] for file in (whole, weights)]
+    assert abs(scores[0][2] - scores[1][2]) < 0.1
+
+
+# ------------------------------------------------------------------------------------------------------- other scripts
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript", "pt2"])
+def test_val_and_detect_take_it(trained, name, tmp_path):
+    skip_without(name)
+    weights, data = trained
+    (file,) = export.run(weights=weights, include=name, imgsz=64)
+    shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
+    exported, _, _ = val.run(weights=file, **shared)
+    network, _, _ = val.run(weights=weights, task="benchmark", **shared)
+    assert network[2] > 0.3 and np.allclose(exported[:4], network[:4], atol=1e-3)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((48, 90, 3), 99, np.uint8))
+    folder = detect.run(weights=file, source=tmp_path / "a.png", imgsz=64, project=str(tmp_path), save_txt=True)
+    assert (folder / "a.png").is_file()
+    with pytest.raises(ValueError, match="for .pt weights"):
+        detect.run(weights=file, source=tmp_path / "a.png", visualize=True, project=str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"include": ["onxx"]}, "did you mean 'onnx'"),
+        ({"include": ["onnx"], "half": True}, "--half with --include onnx needs a GPU"),
+        ({"include": ["pt2"], "half": True}, "is not offered"),
+        ({"include": ["pt2"], "int8": True}, "choose among openvino"),
+        ({"include": ["openvino"], "half": True, "int8": True}, "exclude each other"),
+        ({"train": True}, "--train"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"conf_thres": 2.0}, "--conf-thres"),
+        ({"imgsz": [64, 64, 64]}, "one side or height and width"),
+        ({"imgsz": 0}, "at least 1 pixel"),
+        ({"weights": "nowhere.pt"}, "do not exist"),
+        ({"wieghts": "best.pt"}, "did you mean 'weights'"),
+        ({"opset": 3, "include": ["onnx"]}, "too old"),
+    ],
+    ids=str,
+)
+def test_mistakes(plain, given, message):
+    if "opset" in given:
+        skip_without("onnx")
+    before = set(plain.parent.iterdir())
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        export.run(**{"weights": plain, "imgsz": 64, **given})
+    assert "\n" not in str(caught.value) and set(plain.parent.iterdir()) == before
+
+
+def test_weights_that_are_no_checkpoint(tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"nothing")
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="broken.pt"):
+        export.run(weights=tmp_path / "broken.pt", include="pt2")
+    with pytest.raises(ValueError, match="starts from .pt"):
+        export.run(weights=tmp_path / "a.onnx", include="pt2")
+
+
+def test_a_tool_that_is_missing_is_named_with_its_command(plain, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx2tf", None)
+    with pytest.raises(ValueError, match=r"needs the package onnx2tf.*pip install") as caught:
+        export.run(weights=plain, include="saved_model", imgsz=64)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_is_no_multiple_is_rounded_up(plain, capsys):
+    (file,) = export.run(weights=plain, include="pt2", imgsz=50)
+    assert DetectMultiBackend(file).shape == (64, 64) and "not a multiple" in capsys.readouterr().err
+
+
+def test_ncnn_refuses_routing_attention(routed):
+    with pytest.raises(ValueError, match="no operators for routing attention"):
+        export.run(weights=routed, include="ncnn", imgsz=64)
+
+
+def test_a_file_that_differs_does_not_count(plain, monkeypatch, capsys):
+    monkeypatch.setitem(compare.TOLERANCES, "fp32", compare.Tolerance(-1.0, -1.0))
+    with pytest.raises(ExportError, match=r"best.pt2: differs from PyTorch") as caught:
+        export.run(weights=plain, include="pt2", imgsz=64)
+    assert "\n" not in str(caught.value)
+    assert not plain.with_name("best.pt2").exists() and plain.with_name("best.pt2.failed").exists()
+    assert export.main(["--weights", str(plain), "--include", "pt2", "--imgsz", "64"]) == 1
+
+
+def test_command_line(plain, capfd):
+    assert export.main(["--weights", str(plain), "--include", "onxx"]) == 1
+    assert export.main(f"--weights {plain} --include pt2 --img 64".split()) == 0
+    assert "export.py --weights" in DetectMultiBackend(plain.with_name("best.pt2")).facts.command
+
+
+FLAGS = {
+    "--data": ("a.yaml", "data", "a.yaml"),
+    "--weights": ("a.pt b.pt", "weights", ["a.pt", "b.pt"]),
+    "--imgsz": ("320 640", "imgsz", [320, 640]),
+    "--img-size": ("320", "imgsz", [320]),
+    "--batch-size": ("2", "batch_size", 2),
+    "--device": ("0", "device", "0"),
+    "--half": ("", "half", True),
+    "--inplace": ("", "inplace", True),
+    "--train": ("", "train", True),
+    "--optimize": ("", "optimize", True),
+    "--int8": ("", "int8", True),
+    "--dynamic": ("", "dynamic", True),
+    "--simplify": ("", "simplify", True),
+    "--opset": ("12", "opset", 12),
+    "--verbose": ("", "verbose", True),
+    "--workspace": ("2", "workspace", 2.0),
+    "--nms": ("", "nms", True),
+    "--agnostic-nms": ("", "agnostic_nms", True),
+    "--topk-per-class": ("7", "topk_per_class", 7),
+    "--topk-all": ("7", "topk_all", 7),
+    "--iou-thres": ("0.5", "iou_thres", 0.5),
+    "--conf-thres": ("0.5", "conf_thres", 0.5),
+    "--include": ("onnx engine", "include", ["onnx", "engine"]),
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flags_of_v61(flag):
+    words, name, meaning = FLAGS[flag]
+    assert getattr(parse(export.ExportOptions, [flag, *words.split()]), name) == meaning
+
+
+def test_formats_of_v61():
+    table = export.export_formats()
+    known = "torchscript onnx openvino engine coreml saved_model pb tflite edgetpu tfjs".split()
+    assert list(table.columns) == ["Format", "Argument", "Suffix"] and table.Argument[0] == "-"
+    assert [name for name in table.Argument if name in known] == known
+    assert Path("best_openvino_model").name.endswith(dict(zip(table.Argument, table.Suffix, strict=True))["openvino"])

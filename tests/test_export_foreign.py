@@ -1,0 +1,420 @@
+"""Formats whose tools are not PyTorch's: each held against PyTorch where its tools are there, else skipped by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import detect
+import export
+import val
+from models.backends import DetectMultiBackend, hush
+from models.backends.facts import NOTES, Facts
+from models.backends.mobile import append_notes, notes_appended
+from models.backends.tools import is_there
+from models.exporters import FORMATS, ExportError, engines
+from models.exporters.converting import converting
+from models.exporters.job import ExportJob, ExportSettings
+from models.exporters.litert import LITERT
+from models.exporters.tensorflow import COMPILER, ONNX2TF, whole_numbers
+from tests.known_detector import known_model
+from tests.lively import NAMES, pictures, write_lively
+
+CONFIGS = {"plain": "yolov5n.yaml", "routed": "yolov5n_BiFormer.yaml"}
+SIZE = 128
+MOBILE = ("executorch", "coreml", "ncnn", "tflite")
+TENSORFLOW = ("saved_model", "pb", "tfjs")
+FOREIGN = (*MOBILE, *TENSORFLOW, "edgetpu")
+MODULES = {module for name in FOREIGN for module, _ in FORMATS[name].needs}
+
+
+def skip_without(name: str) -> None:
+    for module, install in FORMATS[name].needs:
+        if not is_there(module):
+            pytest.skip(f"{FORMATS[name].title} needs {module}, which is not installed: {install}")
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def weights(request, tmp_path_factory):
+    return write_lively(tmp_path_factory.mktemp(request.param) / "best.pt", CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return write_lively(tmp_path_factory.mktemp("plain") / "best.pt", CONFIGS["plain"])
+
+
+@pytest.fixture(scope="module")
+def tensorflow_files(weights):
+    """All that comes from one conversion to TensorFlow."""
+    for name in TENSORFLOW:
+        skip_without(name)
+    return dict(zip(TENSORFLOW, export.run(weights=weights, include=list(TENSORFLOW), imgsz=SIZE), strict=True))
+
+
+def agrees(weights: Path, compute: object, box: float = 0.05, score: float = 1e-3) -> bool:
+    """Whether something that takes pictures finds what the network finds."""
+    batch = pictures(SIZE, SIZE)[:3]  # more than the files take at a time
+    with torch.no_grad():
+        expected, found = DetectMultiBackend(weights)(batch), compute(batch)
+    sure = expected[..., 4] > 0.25
+    assert sure.sum() > 10 and found.shape == expected.shape
+    scores = (expected[..., 4:] - found[..., 4:]).abs().max()
+    return bool((expected[sure][:, :4] - found[sure][:, :4]).abs().max() < 2 * box and scores < score)
+
+
+# ---------------------------------------------------------------------------------------------------- tools not there
+@pytest.mark.parametrize("name", FOREIGN)
+def test_tools_that_are_missing_are_one_line_with_the_remedy(plain, name, monkeypatch):
+    for module in MODULES:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f"--include {name} needs the package .*pip install") as caught:
+        export.run(weights=plain, include=name, imgsz=64)
+    told = str(caught.value)
+    assert "\n" not in told and any(install in told for _, install in FORMATS[name].needs)
+    assert set(os.listdir(plain.parent)) == {"best.pt"}
+
+
+@pytest.mark.parametrize("remedy", [LITERT, ONNX2TF])
+def test_remedies_stand_in_the_documentation(remedy):
+    """The commands of the message are those that were tried, whatever the line breaks."""
+    text = " ".join((Path(export.ROOT) / "docs/deploy.md").read_text(encoding="utf-8").split())
+    command = remedy.partition(": ")[2].partition(", then ")[0]
+    for part in command.split(" && "):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", ["ncnn", "edgetpu"])
+def test_formats_without_operators_for_routing_attention(tmp_path, name):
+    routed = write_lively(tmp_path / "best.pt", CONFIGS["routed"])
+    with pytest.raises(ValueError, match="has no operators for routing attention") as caught:
+        export.run(weights=routed, include=name, imgsz=64)
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------------- each format
+@pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite"])
+def test_runs_here_and_agrees(weights, name, capfd):
+    skip_without(name)
+    if name == "ncnn" and "routed" in weights.parent.name:
+        pytest.skip("ncnn takes no routing attention: test_formats_without_operators_for_routing_attention")
+    (file,) = export.run(weights=weights, include=name, imgsz=SIZE)
+    told = capfd.readouterr()
+    assert "next to PyTorch" in told.err and "cpuinfo" not in told.err and "pass_level" not in told.out
+    model = DetectMultiBackend(file)
+    assert (model.names, model.stride, model.shape, model.facts.precision) == (NAMES, 32, (SIZE, SIZE), "fp32")
+    assert agrees(weights, model)
+
+
+@pytest.mark.parametrize("name", ["saved_model", "pb"])
+def test_tensorflow_agrees(weights, tensorflow_files, name):
+    model = DetectMultiBackend(tensorflow_files[name])
+    assert (model.names, model.stride, model.shape) == (NAMES, 32, (SIZE, SIZE))
+    assert agrees(weights, model)
+
+
+def run_in_node(folder: Path, batch: torch.Tensor, work: Path) -> torch.Tensor:
+    """Pictures (B, 3, h, w), one after the other, through TensorFlow.js on its plain JavaScript processor."""
+    given, found = work / "given.bin", work / "found.bin"
+    batch.permute(0, 2, 3, 1).contiguous().numpy().tofile(given)
+    sides = map(str, batch.shape[2:])
+    subprocess.run(["node", str(Path(__file__).with_name("web_model.cjs")), folder, given, found, *sides], check=True)
+    return torch.from_numpy(np.fromfile(found, np.float32)).view(len(batch), -1, 5 + len(NAMES))
+
+
+def test_tfjs_in_node_agrees(weights, tensorflow_files, tmp_path):
+    if shutil.which("node") is None:
+        pytest.skip("TensorFlow.js runs in node, which is not installed")
+    if subprocess.run(["node", "-e", "require('@tensorflow/tfjs')"], capture_output=True, check=False).returncode:
+        pytest.skip("node has no @tensorflow/tfjs: npm install @tensorflow/tfjs, and NODE_PATH=.../node_modules")
+    folder = tensorflow_files["tfjs"]
+    content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    assert content["format"] == "graph-model" and content["userDefinedMetadata"]["names"] == NAMES
+    assert agrees(weights, lambda batch: run_in_node(folder, batch, tmp_path))
+
+
+def test_coreml_computes_the_same(weights):
+    """Only macOS runs it; its operators, read back from the package, are computed by PyTorch."""
+    skip_without("coreml")
+    from tests.mil import run_package
+
+    (folder,) = export.run(weights=weights, include="coreml", imgsz=SIZE)
+    assert agrees(weights, lambda batch: torch.cat([run_package(folder, picture[None]) for picture in batch]))
+    (half,) = export.run(weights=weights, include="coreml", imgsz=SIZE, half=True)
+    assert sum(file.stat().st_size for file in half.rglob("*.bin")) < 0.6 * weights.stat().st_size
+    if sys.platform != "darwin":
+        with pytest.raises(ValueError, match="Core ML models run on macOS only"):
+            DetectMultiBackend(half)
+
+
+@pytest.mark.parametrize("name", ["ncnn", "tflite"])
+def test_half(plain, name):
+    skip_without(name)
+    (file,) = export.run(weights=plain, include=name, imgsz=SIZE, half=True)
+    parts = [file] if file.is_file() else list(file.glob("*.bin"))
+    assert DetectMultiBackend(file).facts.precision == "fp16"
+    assert sum(part.stat().st_size for part in parts) < 0.6 * plain.stat().st_size
+
+
+def test_whole_numbers_in_tflite(plain, squares):
+    skip_without("tflite")
+    job = job_of(plain, int8=True)
+    file = FORMATS["tflite"].write(job)
+    model = DetectMultiBackend(file)
+    assert model.facts.precision == "int8" and file.stat().st_size < 0.35 * plain.stat().st_size
+    batch = pictures(SIZE, SIZE)[:2]
+    with torch.no_grad():
+        assert (model(batch)[..., 4:] - job.model(batch)[0][..., 4:]).abs().mean() < 0.1
+
+
+def job_of(weights: Path, **settings: object) -> ExportJob:
+    model = DetectMultiBackend(weights).model.requires_grad_(False)
+    chosen = ExportSettings(imgsz=(SIZE, SIZE), **settings)
+    return ExportJob(model, weights, chosen, calibration=lambda: list(pictures(SIZE, SIZE)[:, None]))
+
+
+def test_one_conversion_serves_all_of_tensorflow(tensorflow_files):
+    folder = tensorflow_files["saved_model"]
+    assert folder.stat().st_mtime <= tensorflow_files["pb"].stat().st_mtime
+    assert json.loads((folder / NOTES).read_text()) == json.loads(Path(f"{tensorflow_files['pb']}.json").read_text())
+
+
+# ----------------------------------------------------------------------------------------------------------- Edge TPU
+def test_the_compiler_is_missing(plain, monkeypatch):
+    skip_without("edgetpu")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=f"needs the program {COMPILER}, which is not on PATH") as caught:
+        export.run(weights=plain, include="edgetpu", imgsz=64, int8=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
+    """A compiler that only copies: the file it is given computes in int8, and what it gives wants an Edge TPU."""
+    skip_without("edgetpu")
+    compiler = tmp_path / COMPILER
+    compiler.write_text('#!/bin/sh\ncp "$4" "$3/$(basename "$4" .tflite)_edgetpu.tflite"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = job_of(plain, int8=True)
+    file = FORMATS["edgetpu"].write(job)
+    whole = DetectMultiBackend(file.with_name("best_edgetpu_int8.tflite"))
+    assert (whole.facts.precision, whole.facts.unit, whole.names) == ("int8", SIZE, NAMES)
+    assert notes_appended(file) == whole.facts and whole.backend.entry["dtype"] == np.uint8
+    batch = pictures(SIZE, SIZE)[:2]
+    with torch.no_grad():
+        differences = (whole(batch) - job.model(batch)[0]).abs()
+    assert differences[..., 4:].mean() < 0.1 and differences[..., :2].mean() < 0.03 * SIZE
+    with pytest.raises(ValueError, match="needs an Edge TPU and its library"):
+        DetectMultiBackend(file)
+
+
+def test_a_compiler_that_fails_is_quoted(plain, tmp_path, monkeypatch):
+    compiler = tmp_path / COMPILER
+    compiler.write_text("#!/bin/sh\necho Model not quantized >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("models.exporters.tensorflow.whole_numbers", lambda job, file: Facts())
+    with pytest.raises(ValueError, match=f"{COMPILER} failed: Model not quantized"):
+        FORMATS["edgetpu"].write(job_of(plain, int8=True))
+    assert whole_numbers is not None
+
+
+# ----------------------------------------------------------------------------------------------------------- TensorRT
+class FakeTensorRT:
+    """As much of `tensorrt` as building takes, keeping what it was told."""
+
+    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+    BuilderFlag = SimpleNamespace(TF32="tf32")
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=2)
+
+    def __init__(self, parses: bool = True, engine: bytes | None = b"engine") -> None:
+        self.told: dict[str, object] = {}
+        self.parses, self.engine = parses, engine
+        profile = SimpleNamespace(set_shape=lambda *shapes: self.told.update(profile=shapes))
+        config = SimpleNamespace(
+            set_memory_pool_limit=lambda *limit: self.told.update(limit=limit),
+            clear_flag=lambda flag: self.told.update(cleared=flag),
+            add_optimization_profile=lambda one: self.told.update(added=one is profile),
+        )
+        self.builder = SimpleNamespace(
+            create_network=lambda flags: self.told.update(flags=flags) or "network",
+            create_builder_config=lambda: config,
+            create_optimization_profile=lambda: profile,
+            build_serialized_network=lambda network, given: self.engine,
+        )
+
+    class Logger:
+        VERBOSE, WARNING = 0, 1
+
+        def __init__(self, level: int) -> None:
+            self.level = level
+
+    def Builder(self, logger: object) -> object:  # noqa: N802
+        return self.builder
+
+    def OnnxParser(self, network: object, logger: object) -> object:  # noqa: N802
+        return SimpleNamespace(parse=lambda content: self.parses, get_error=lambda number: "node 3: no such operator")
+
+
+@pytest.fixture
+def gpu_job(plain, monkeypatch):
+    """A job for a GPU that never computes on one."""
+    monkeypatch.setattr(engines, "onnx_model", lambda job: SimpleNamespace(SerializeToString=lambda: b"onnx"))
+    job = job_of(plain)
+    job.settings = replace(job.settings, device=torch.device("cuda", 0), workspace=2.0)
+    return job
+
+
+def test_engines_need_a_gpu(plain, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT())
+    with pytest.raises(ValueError, match="give --device 0"):
+        FORMATS["engine"].write(job_of(plain))
+    file = plain.with_name("best.engine")
+    file.write_bytes(b"engine")
+    file.with_name("best.engine.json").write_text(Facts(("a",)).as_json())
+    with pytest.raises(ValueError, match="runs on a GPU; give --device 0"):
+        DetectMultiBackend(file)
+
+
+def test_what_tensorrt_is_told(gpu_job, monkeypatch):
+    trt = FakeTensorRT()
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    file = FORMATS["engine"].write(gpu_job)
+    assert file.read_bytes() == b"engine" and json.loads(Path(f"{file}.json").read_text())["names"] == NAMES
+    assert trt.told == {"flags": 4, "limit": ("workspace", 2**31), "cleared": "tf32"}
+    gpu_job.settings = replace(gpu_job.settings, dynamic=True, batch=8)
+    FORMATS["engine"].write(gpu_job)
+    most = (8, 3, SIZE, SIZE)
+    assert trt.told["profile"] == ("images", (1, 3, 32, 32), most, most) and trt.told["added"]
+
+
+@pytest.mark.parametrize("told, trt", [("node 3", {"parses": False}), ("could not build", {"engine": None})])
+def test_engines_that_cannot_be_built(gpu_job, monkeypatch, told, trt):
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(**trt))
+    with pytest.raises(ValueError, match=told):
+        FORMATS["engine"].write(gpu_job)
+
+
+# ------------------------------------------------------------------------------------------------------- other scripts
+@pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite", "pb"])
+def test_val_and_detect_take_it(name, squares, tmp_path):
+    skip_without(name)
+    from utils.checkpoint import describe_model, save_checkpoint
+
+    weights, data = tmp_path / "best.pt", squares.with_name("three.yaml")
+    data.write_text("train: images/train\nval: images/val\nnames: [a, b, c]\n")
+    save_checkpoint(weights, {"epoch": -1, "model": describe_model(known_model()), "ema": None})
+    (file,) = export.run(weights=weights, include=name, imgsz=64)
+    shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
+    exported, _, _ = val.run(weights=file, **shared)
+    network, _, _ = val.run(weights=weights, **shared)
+    assert np.allclose(exported[:4], network[:4], atol=1e-3)
+    source = next((squares.parent / "images/val").iterdir())
+    folder = detect.run(weights=file, source=source, imgsz=64, project=str(tmp_path), save_txt=True)
+    assert (folder / "labels" / f"{source.stem}.txt").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------- damaged files
+@pytest.mark.parametrize("name", ["a.pte", "a.pb", "a.engine", "a.tflite", "a_ncnn_model", "a_saved_model"])
+def test_files_that_do_not_tell_what_they_are(tmp_path, name):
+    file = tmp_path / name
+    file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"(is missing; copy it along|does not tell its classes)") as caught:
+        DetectMultiBackend(file)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pte", "a.pb", "a.engine", "a_ncnn_model", "a_saved_model"])
+@pytest.mark.parametrize("notes", ["", "{", '{"imgsz": [1, 2, 3]}', "\xff"], ids=["empty", "cut", "wrong", "binary"])
+def test_damaged_notes(tmp_path, name, notes):
+    file = tmp_path / name
+    file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
+    place = file / NOTES if file.is_dir() else file.with_name(f"{name}.json")
+    place.write_bytes(notes.encode("latin-1"))
+    with pytest.raises(ValueError, match="its metadata cannot be read") as caught:
+        DetectMultiBackend(file)
+    assert "\n" not in str(caught.value) and place.name in str(caught.value)
+
+
+RUNTIMES = {
+    ".pte": ("executorch", [""]),
+    ".tflite": ("ai_edge_litert", [""]),
+    ".pb": ("tensorflow", [""]),
+    "_saved_model": ("tensorflow", ["saved_model.pb", "variables/variables.data-00000-of-00001"]),
+    "_ncnn_model": ("ncnn", ["model.ncnn.param", "model.ncnn.bin"]),
+}
+
+
+@pytest.mark.parametrize("ending", RUNTIMES)
+@pytest.mark.parametrize("content", [b"", b"nothing" * 99], ids=["empty", "noise"])
+def test_damaged_files_are_one_line(tmp_path, ending, content):
+    module, parts = RUNTIMES[ending]
+    if not is_there(module):
+        pytest.skip(f"*{ending} needs {module}, which is not installed")
+    file = tmp_path / f"a{ending}"
+    for part in parts:
+        place = file / part if part else file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    notes = Facts(("a",), imgsz=(64, 64), batch=1)
+    if ending == ".tflite":
+        append_notes(file, notes)
+    else:
+        (file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")).write_text(notes.as_json())
+    with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
+        DetectMultiBackend(file)
+    assert "\n" not in str(caught.value) and file.name in str(caught.value)
+
+
+def cut(file: Path) -> None:
+    """Leave half of a file, of its largest one for a folder; .tflite keeps the archive at its end."""
+    largest = max(file.rglob("*"), key=lambda one: one.stat().st_size) if file.is_dir() else file
+    facts = notes_appended(file) if file.suffix == ".tflite" else None
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    if facts:
+        append_notes(file, facts)
+
+
+@pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite", "pb"])
+def test_truncated_files_are_one_line(tmp_path, name):
+    skip_without(name)
+    weights = write_lively(tmp_path / "best.pt", CONFIGS["plain"])
+    (file,) = export.run(weights=weights, include=name, imgsz=64)
+    cut(file)
+    with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
+        DetectMultiBackend(file)
+    assert "\n" not in str(caught.value) and file.name in str(caught.value)
+
+
+def test_notes_at_the_end_of_a_file(tmp_path):
+    (tmp_path / "a.tflite").write_bytes(b"network")
+    append_notes(tmp_path / "a.tflite", Facts(("猫",), unit=320))
+    assert (tmp_path / "a.tflite").read_bytes().startswith(b"network")
+    assert notes_appended(tmp_path / "a.tflite") == Facts(("猫",), unit=320)
+
+
+# ------------------------------------------------------------------------------------------------------------ the rest
+def test_converters_are_silent_and_their_failures_one_line(capfd):
+    with converting("a tool"):
+        print("chatter")
+        os.system("echo chatter >&2")
+    with pytest.raises(ExportError, match=r"a tool could not convert the network \(exit status 3\)"):
+        with converting("a tool"):
+            raise SystemExit("exit status 3\nmore")
+    with pytest.raises(ExportError, match="a tool could not convert the network .KeyError"):
+        with converting("a tool"):
+            raise KeyError
+    with hush.hushed(is_loud=True):
+        print("loud")
+    told = capfd.readouterr()
+    assert told.out == "loud\n" and told.err == ""

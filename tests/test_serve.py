@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detect
+import serve
+from models.autoshape import AutoShape
+from models.backends import DetectMultiBackend
+from models.exporters import ExportJob, ExportSettings, export
+from models.routing_maps import record_routes
+from serve import ServeOptions, complete, limits_of, listen
+from tests.lively import NAMES, lively_model, write_lively
+from tests.served import TINY, detections, exchange, form, get, need_server, picture, post, running
+
+need_server()
+
+COLUMNS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+SHAPES = [(96, 96), (90, 128), (160, 100), (64, 300)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lively(tmp_path_factory.mktemp("served") / "tiny.pt", TINY)
+
+
+@pytest.fixture(scope="module")
+def port(weights: Path) -> Iterator[int]:
+    with running(weights, window=20.0) as number:
+        yield number
+
+
+def answer(port: int, request: bytes) -> tuple[int, Any]:
+    status, body = exchange(port, request)
+    return status, json.loads(body)
+
+
+def table(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([[row[name] for name in COLUMNS[:6]] for row in rows]).reshape(-1, 6)
+
+
+def boxes_of_detect(weights: Path, file: bytes, folder: Path) -> np.ndarray:
+    """What detect.py writes for the picture: x1, y1, x2, y2 in pixels, confidence, class; the surest first."""
+    folder.mkdir()
+    (folder / "x.png").write_bytes(file)
+    done = detect.run(
+        weights=str(weights), source=str(folder / "x.png"), imgsz=128, save_txt=True, save_conf=True, nosave=True,
+        project=str(folder), device="cpu",
+    )  # fmt: skip
+    labels = done / "labels/x.txt"
+    rows = np.loadtxt(labels, ndmin=2)[::-1] if labels.exists() else np.zeros((0, 6))
+    width, height = Image.open(io.BytesIO(file)).size
+    centre, size = rows[:, 1:3] * (width, height), rows[:, 3:5] * (width, height)
+    return np.hstack([centre - size / 2, centre + size / 2, rows[:, 5:6], rows[:, :1]])
+
+
+# ---- nothing
+def test_no_picture(port: int) -> None:
+    status, content = answer(port, post("/v1/object-detection/any", form([])))
+    assert status == 400 and "field named image" in content["error"]
+
+
+def test_nothing_found(port: int) -> None:
+    assert detections(port, picture(), "?conf=1") == []
+
+
+# ---- the same boxes as elsewhere
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_what_autoshape_gives(port: int, weights: Path, shape: tuple[int, int]) -> None:
+    file = picture(*shape, seed=sum(shape))
+    rows = detections(port, file)
+    expected = AutoShape(DetectMultiBackend(weights))(Image.open(io.BytesIO(file)), size=128).pandas().xyxy[0]
+    expected = json.loads(expected.to_json(orient="records"))
+    assert len(rows) > 3
+    assert [list(row) for row in rows] == [COLUMNS] * len(rows)
+    assert [row["name"] for row in rows] == [row["name"] for row in expected]
+    np.testing.assert_allclose(table(rows), table(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_what_detect_writes(port: int, weights: Path, tmp_path: Path, shape: tuple[int, int]) -> None:
+    file = picture(*shape, seed=sum(shape))
+    rows = table(detections(port, file))
+    rows[:, :4] = rows[:, :4].round()
+    np.testing.assert_allclose(rows, boxes_of_detect(weights, file, tmp_path / "photos"), atol=1e-3)
+
+
+def test_a_photo_is_decoded_as_detect_decodes_it(port: int, weights: Path, tmp_path: Path) -> None:
+    file = (serve.ROOT / "data/images/crowd.jpg").read_bytes()
+    rows = table(detections(port, file))
+    rows[:, :4] = rows[:, :4].round()
+    np.testing.assert_allclose(rows, boxes_of_detect(weights, file, tmp_path / "photos"), atol=1e-3)
+
+
+@pytest.mark.parametrize("imgsz", [(128, 128), (96, 128)])
+def test_an_exported_file_of_one_shape(tmp_path: Path, imgsz: tuple[int, int]) -> None:
+    model = lively_model(TINY).fuse().requires_grad_(False)
+    settings = ExportSettings(imgsz=imgsz)
+    (file,) = export(ExportJob(model, tmp_path / "tiny.pt", settings), ["torchscript"])
+    with running(file, imgsz=128) as port:
+        (told,) = answer(port, get("/v1/models"))[1]["models"]
+        assert (told["shape"], told["size"], told["routing"]) == (list(imgsz), 128, False)
+        for number, shape in enumerate(SHAPES):
+            content = picture(*shape, seed=number)
+            rows = table(detections(port, content))
+            rows[:, :4] = rows[:, :4].round()
+            expected = boxes_of_detect(file, content, tmp_path / f"photos{number}")
+            assert len(expected) > 3
+            np.testing.assert_allclose(rows, expected, atol=1e-3)
+        assert answer(port, post("/v1/object-detection/any?size=256", form([picture()])))[0] == 400
+        assert answer(port, post("/v1/routes/any", form([picture()])))[0] == 404
+
+
+def test_a_photo_is_turned_upright(port: int) -> None:
+    upright = Image.open(io.BytesIO(picture(90, 128)))
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees to the left; viewers turn it back
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    assert detections(port, file.getvalue()) == detections(port, picture(90, 128))
+
+
+def test_many_pictures_are_each_the_one(port: int) -> None:
+    files = [picture(*shape, seed=7) for shape in SHAPES * 2]
+    status, found = answer(port, post("/v1/object-detection/any/batch", form(files, "images")))
+    assert status == 200 and len(found) == len(files)
+    for rows, file in zip(found, files, strict=True):
+        np.testing.assert_allclose(table(rows), table(detections(port, file)), atol=2e-3)
+
+
+def test_requests_that_come_together_go_together(port: int) -> None:
+    def batches() -> tuple[float, float]:
+        text = exchange(port, get("/metrics"))[1].decode()
+        return tuple(float(re.search(rf"^yolov5_batch_size_{word} (\S+)", text, re.M)[1]) for word in ("sum", "count"))
+
+    before = batches()
+    with ThreadPoolExecutor(16) as clients:
+        found = list(clients.map(lambda seed: detections(port, picture(seed=seed % 4)), range(48)))
+    pictures, count = (late - early for late, early in zip(batches(), before, strict=True))
+    assert pictures == 48 and count < 24
+    for seed, rows in enumerate(found):
+        np.testing.assert_allclose(table(rows), table(found[seed % 4]), atol=2e-3)
+
+
+# ---- what a request may choose
+def test_settings_of_a_request(port: int) -> None:
+    file = picture(seed=3)
+    usual = detections(port, file)
+    sure = detections(port, file, "?conf=0.4")
+    assert sure == [row for row in usual if row["confidence"] > 0.4] != usual
+    assert len(detections(port, file, "?iou=1")) > len(usual) > len(detections(port, file, "?iou=0.05"))
+    only = detections(port, file, "?classes=cup&iou=1")
+    assert {row["name"] for row in only} == {"cup"}
+    assert detections(port, file, "?classes=0&iou=1") == only
+    assert detections(port, file, "?size=128") == usual != detections(port, file, "?size=256")
+
+
+@pytest.mark.parametrize(
+    "query", ["?conf=2", "?conf=nan", "?iou=x", "?size=99999", "?classes=dog", "?path=/etc/passwd"]
+)
+def test_settings_that_cannot_be(port: int, query: str) -> None:
+    status, content = answer(port, post(f"/v1/object-detection/any{query}", form([picture()])))
+    assert status == 400 and "\n" not in content["error"]
+
+
+# ---- routes
+def test_routes_are_what_the_network_chose(port: int, weights: Path) -> None:
+    file = picture(90, 128, seed=5)
+    status, content = answer(port, post("/v1/routes/any", form([file])))
+    assert status == 200 and (content["width"], content["height"]) == (128, 90)
+    model = DetectMultiBackend(weights)
+    array = np.array(Image.open(io.BytesIO(file)))
+    padded = np.full((96, 128, 3), 114, np.uint8)
+    padded[3:93] = array
+    with torch.inference_mode(), record_routes(model.model) as maps:
+        model(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None] / 255)
+    assert len(maps) == 2
+    for layer, expected in zip(content["layers"], maps, strict=True):
+        assert layer["name"] == expected.name and layer["index"] == expected.index.tolist()
+        np.testing.assert_allclose(layer["weight"], expected.weight, atol=1e-4)
+        assert (layer["x"][0], layer["x"][-1], layer["y"][0], layer["y"][-1]) == (0, 128, 0, 90)
+        assert len(layer["x"]) == layer["cols"] + 1 and len(layer["y"]) == layer["rows"] + 1
+
+
+# ---- about the server
+def test_what_is_served(port: int) -> None:
+    (told,) = answer(port, get("/v1/models"))[1]["models"]
+    assert told["name"] == "tiny" and told["classes"] == NAMES and told["routing"] and told["shape"] is None
+    assert (told["size"], told["conf"], told["iou"]) == (128, 0.25, 0.45)
+
+
+def test_health_and_page(port: int) -> None:
+    assert answer(port, get("/health"))[1]["status"] == "ok"
+    status, page = exchange(port, get("/"))
+    assert status == 200 and page.startswith(b"<!doctype html>")
+    assert not re.findall(rb"(?:src|href)=[\"']?https?://", page), "the page loads nothing from elsewhere"
+
+
+def test_description_for_programs(port: int) -> None:
+    paths = answer(port, get("/openapi.json"))[1]["paths"]
+    assert {"/v1/object-detection/{model}", "/v1/object-detection/{model}/batch", "/v1/models", "/health"} <= set(paths)
+    form_fields = paths["/v1/object-detection/{model}"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form_fields["schema"]["required"] == ["image"]
+
+
+def test_metrics_count(port: int) -> None:
+    line = 'yolov5_requests_total{path="/v1/object-detection/{model}",status="400"}'
+
+    def count() -> int:
+        text = exchange(port, get("/metrics"))[1].decode()
+        return next((int(row.split()[-1]) for row in text.splitlines() if row.startswith(line)), 0)
+
+    before = count()
+    exchange(port, post("/v1/object-detection/any", form([])))
+    assert count() == before + 1
+
+
+def test_small_answers_do_not_wait(port: int) -> None:
+    """Answers in two parts over one connection: where the second waits for an acknowledgement, each takes 40 ms."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        start = time.perf_counter()
+        for _ in range(30):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+            got = b""
+            while not got.endswith(b"}"):
+                got += client.recv(4096)
+    assert time.perf_counter() - start < 0.6
+
+
+OPENED: list[str] = []
+WATCHING = [False]
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if WATCHING[0] and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+def test_no_file_is_opened(port: int, tmp_path: Path) -> None:
+    """Not for large uploads either, which the form parser would otherwise keep in temporary files."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture())
+    large = picture(900, 1200, kind="BMP")
+    assert len(large) > 2**20
+    detections(port, large)  # modules that are imported late have been by now
+    sys.addaudithook(_note)  # stays for good, so it looks only when told to
+    WATCHING[0] = True
+    try:
+        for name in (str(secret), f"file://{secret}", "../../secret.png"):
+            for file in (large, name.encode()):
+                exchange(port, post("/v1/object-detection/any", form([file], name=name)))
+            exchange(port, post(f"/v1/object-detection/{name}", form([large])))
+            exchange(port, post(f"/v1/object-detection/any?size={name}", form([large])))
+    finally:
+        WATCHING[0] = False
+    assert not OPENED
+
+
+# ---- the command line
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda module: None if module == "uvicorn" else object())
+    with pytest.raises(ValueError, match="serving needs uvicorn: pip install fastapi uvicorn python-multipart"):
+        complete(ServeOptions(weights=[str(weights)]))
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--weights nothing.pt", "nothing.pt"),
+        ("--conf-thres 2", "--conf-thres"),
+        ("--port 99999", "--port"),
+        ("--batch-size 0", "--batch-size 0: give a number from 1"),
+        ("--queue 4", "--max-files"),
+        ("--timeout nan", "--timeout"),
+        ("--window -1", "--window"),
+        ("--host no.such.host.invalid", "cannot listen"),
+    ],
+)
+def test_mistakes_are_one_line(weights: Path, capsys: pytest.CaptureFixture[str], words: str, told: str) -> None:
+    assert serve.main(["--weights", str(weights), "--imgsz", "64", "--device", "cpu", *words.split()]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(said) == 1 and told in said[0]
+
+
+def test_a_port_that_is_taken() -> None:
+    taken, address = listen("127.0.0.1", 0)
+    with taken, pytest.raises(ValueError, match="cannot listen on .*in use"):
+        listen("127.0.0.1", int(address.rpartition(":")[2]))
+
+
+def test_limits_are_the_flags() -> None:
+    opt = ServeOptions(max_upload=2, max_pixels=3, max_size=512, timeout=7, upload_timeout=4, clients=5, imgsz=640)
+    limits = limits_of(opt)
+    assert (limits.upload, limits.pixels, limits.largest) == (2 * 2**20, 3_000_000, 640)
+    assert (limits.seconds, limits.upload_seconds, limits.requests) == (7, 4, 5)
+    with pytest.raises(ValueError, match="--max-files"):
+        limits_of(replace(opt, queue=1))
+
+
+@pytest.mark.parametrize("page", ["serving.md", "serving.zh-CN.md"])
+def test_the_manual_tells_the_defaults(page: str) -> None:
+    text = (serve.ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| ([\d.]+) \|", text, re.MULTILINE)
+    assert len(rows) == 12
+    for flag, told in rows:
+        assert getattr(ServeOptions(), flag.replace("-", "_")) == float(told), flag
