@@ -14,6 +14,7 @@ import torch
 
 import detect
 import export
+import hubconf
 import val
 from models.backends import DetectMultiBackend
 from models.backends.tools import is_there
@@ -255,6 +256,17 @@ def test_val_and_detect_take_it(trained, name, tmp_path):
     assert (folder / "a.png").is_file()
     with pytest.raises(ValueError, match="for .pt weights"):
         detect.run(weights=file, source=tmp_path / "a.png", visualize=True, project=str(tmp_path))
+
+
+def test_python_takes_it(trained):
+    weights, data = trained
+    (file,) = export.run(weights=weights, include="torchscript", imgsz=64)
+    exported, network = (hubconf.custom(path=str(one), device="cpu") for one in (file, weights))
+    square = sorted((data.parent / "images/val").glob("*.png"))[:3]
+    for found, wanted in zip(exported(square, size=64).xyxy, network(square, size=64).xyxy, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-2)
+    oblong = np.zeros((40, 90, 3), np.uint8)
+    assert exported(oblong, size=640).s == (1, 3, 64, 64), "the file's own size counts"
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
