@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ from models.backends.tools import is_there
 from models.exporters import FORMATS, compare
 from models.exporters.job import ExportError
 from tests.lively import NAMES, pictures, write_lively
-from tests.trained import trained_weights
+from tests.trained import shared_folder, trained_weights
 from utils.config import parse
 from utils.nms import non_max_suppression
 
@@ -32,9 +31,7 @@ HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")  # others: tests/tes
 
 @pytest.fixture(scope="session")
 def together(tmp_path_factory):
-    """A folder that all processes of this run of the tests share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared_folder(tmp_path_factory)
 
 
 @pytest.fixture(params=[(cfg, kind) for kind in ("random", "trained") for cfg in CONFIGS], ids=" ".join)
