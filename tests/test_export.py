@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -375,3 +377,17 @@ def test_formats_of_v61():
     assert list(table.columns) == ["Format", "Argument", "Suffix"] and table.Argument[0] == "-"
     assert [name for name in table.Argument if name in known] == known
     assert Path("best_openvino_model").name.endswith(dict(zip(table.Argument, table.Suffix, strict=True))["openvino"])
+
+
+def test_signals_after_openvino(plain):
+    """Several models that were open at the same time leave nothing behind that a signal could trip over."""
+    skip_without("openvino")
+    (file,) = export.run(weights=plain, include="openvino", imgsz=64)
+    code = (
+        "import gc, os, signal\nfrom models.backends import DetectMultiBackend\nheard = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *given: heard.append(given))\n"
+        f"first = DetectMultiBackend({str(file)!r})\nsecond = DetectMultiBackend({str(file)!r})\n"
+        "del first\ngc.collect()\ndel second\ngc.collect()\nos.kill(os.getpid(), signal.SIGUSR1)\nassert heard\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=export.ROOT, check=False, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
