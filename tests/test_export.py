@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from models.backends.tools import is_there
 from models.exporters import FORMATS, compare
 from models.exporters.job import ExportError
 from tests.lively import NAMES, pictures, write_lively
-from tests.trained import trained_weights
+from tests.trained import shared_folder, trained_weights
 from utils.config import parse
 from utils.nms import non_max_suppression
 
@@ -32,9 +33,7 @@ HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")  # others: tests/tes
 
 @pytest.fixture(scope="session")
 def together(tmp_path_factory):
-    """A folder that all processes of this run of the tests share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared_folder(tmp_path_factory)
 
 
 @pytest.fixture(params=[(cfg, kind) for kind in ("random", "trained") for cfg in CONFIGS], ids=" ".join)
@@ -378,3 +377,17 @@ def test_formats_of_v61():
     assert list(table.columns) == ["Format", "Argument", "Suffix"] and table.Argument[0] == "-"
     assert [name for name in table.Argument if name in known] == known
     assert Path("best_openvino_model").name.endswith(dict(zip(table.Argument, table.Suffix, strict=True))["openvino"])
+
+
+def test_signals_after_openvino(plain):
+    """Several models that were open at the same time leave nothing behind that a signal could trip over."""
+    skip_without("openvino")
+    (file,) = export.run(weights=plain, include="openvino", imgsz=64)
+    code = (
+        "import gc, os, signal\nfrom models.backends import DetectMultiBackend\nheard = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *given: heard.append(given))\n"
+        f"first = DetectMultiBackend({str(file)!r})\nsecond = DetectMultiBackend({str(file)!r})\n"
+        "del first\ngc.collect()\ndel second\ngc.collect()\nos.kill(os.getpid(), signal.SIGUSR1)\nassert heard\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=export.ROOT, check=False, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()

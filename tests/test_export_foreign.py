@@ -22,13 +22,14 @@ from models.backends import DetectMultiBackend, hush
 from models.backends.facts import NOTES, Facts
 from models.backends.mobile import append_notes, notes_appended
 from models.backends.tools import is_there
-from models.exporters import FORMATS, ExportError, engines
+from models.exporters import FORMATS, ExportError, compare, engines
 from models.exporters.converting import converting
 from models.exporters.job import ExportJob, ExportSettings
 from models.exporters.litert import LITERT
 from models.exporters.tensorflow import COMPILER, ONNX2TF, whole_numbers
 from tests.known_detector import known_model
 from tests.lively import NAMES, pictures, write_lively
+from tests.trained import shared_folder, trained_weights
 
 CONFIGS = {"plain": "yolov5n.yaml", "routed": "yolov5n_BiFormer.yaml"}
 SIZE = 128
@@ -114,6 +115,21 @@ def test_runs_here_and_agrees(weights, name, capfd):
     model = DetectMultiBackend(file)
     assert (model.names, model.stride, model.shape, model.facts.precision) == (NAMES, 32, (SIZE, SIZE), "fp32")
     assert agrees(weights, model)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite", "saved_model", "pb"])
+def test_trained_weights_agree(name, config, tmp_path, tmp_path_factory, capfd):
+    skip_without(name)
+    if name == "ncnn" and config == "routed":
+        pytest.skip("ncnn takes no routing attention: test_formats_without_operators_for_routing_attention")
+    best, _ = trained_weights(CONFIGS[config], shared_folder(tmp_path_factory))
+    weights = Path(shutil.copy(best, tmp_path / "best.pt"))
+    (file,) = export.run(weights=weights, include=name, imgsz=64)  # which compares, or raises
+    model, batch = DetectMultiBackend(file), pictures(64, 64)
+    assert model.names == ["red", "blue"] and "next to PyTorch (at most 0.05 pixels" in capfd.readouterr().err
+    with torch.no_grad():
+        assert compare.difference(DetectMultiBackend(weights)(batch), model(batch), "").fits(compare.TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize("name", ["saved_model", "pb"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 import train
@@ -11,6 +13,12 @@ from tests.conftest import draw_squares, logger_as_it_was
 
 SIZE = 64  # pixels, of the pictures
 EPOCHS = 15  # mAP50 of about 0.7
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def trained_weights(cfg: str, folder: Path) -> tuple[Path, Path]:

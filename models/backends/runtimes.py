@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,16 @@ class OpenCVBackend(ExportedBackend):
         return torch.from_numpy(self.model.forward())
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's entrance, one for as long as the process lives.
+
+    Each one gives its thread a stack for signals, and puts back the stack that was there before when it goes. Of two
+    whose lives overlap, the second puts back the first one's, which is gone: the next signal then ends the process.
+    """
+    return need("openvino", "an OpenVINO model").Core()
+
+
 class OpenVINOBackend(ExportedBackend):
     """`_openvino_model` folders, or the .xml file in one, on the CPU.
 
@@ -85,12 +96,12 @@ class OpenVINOBackend(ExportedBackend):
     takes_half = True
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        ov = need("openvino", "an OpenVINO model")
+        core = openvino_core()
         found = sorted(files[0].glob("*.xml")) if files[0].is_dir() else [files[0]]
         if not found:
             raise ValueError(f"{files[0]}: there is no .xml file in this folder; export it again")
         try:
-            model = ov.Core().read_model(found[0])
+            model = core.read_model(found[0])
         except RuntimeError as error:
             raise ValueError(f"{found[0]}: OpenVINO cannot open it; export it again") from error
         facts = Facts()
@@ -99,8 +110,8 @@ class OpenVINOBackend(ExportedBackend):
         shape = [side.get_length() if side.is_static else None for side in model.inputs[0].partial_shape]
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         # Left to itself the plug-in computes in bfloat16 on processors that have it, which moves boxes by pixels
-        settings["INFERENCE_PRECISION_HINT"] = _sixteen_bits(ov) if fp16 else "f32"
-        compiled = ov.compile_model(model, "CPU", settings)
+        settings["INFERENCE_PRECISION_HINT"] = _sixteen_bits(core) if fp16 else "f32"
+        compiled = core.compile_model(model, "CPU", settings)
         super().__init__(found[0], with_shape(facts, shape), torch.device("cpu"), compiled)
 
     def run(self, images: Tensor) -> Tensor:
@@ -108,9 +119,9 @@ class OpenVINOBackend(ExportedBackend):
         return torch.from_numpy(self.model(images.numpy())[0].copy())
 
 
-def _sixteen_bits(ov: Any) -> str:
+def _sixteen_bits(core: Any) -> str:
     """What OpenVINO calls the processor's 16-bit numbers; "f32", and a warning, where it has none."""
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for kind, name in (("BF16", "bf16"), ("FP16", "f16")):
         if kind in able:
             return name
