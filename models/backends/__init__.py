@@ -77,11 +77,10 @@ class DetectMultiBackend(nn.Module):
         kind, files = _found(weights)
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
         self.pt = kind == ".pt"
-        self.fp16 = fp16 and self.device.type != "cpu" and self.pt
-        by_opencv = dnn and kind == ".onnx"
-        chosen = OpenCVBackend if by_opencv else BACKENDS[kind]
-        in_half = self.fp16 or (fp16 and getattr(chosen, "takes_half", False))
-        _warn_in_vain(fp16 and not in_half, self.pt, dnn and not by_opencv, files[0].name)
+        chosen = OpenCVBackend if dnn and kind == ".onnx" else BACKENDS[kind]
+        in_half = fp16 and _computes_in_half(chosen, self.device)
+        self.fp16 = in_half and self.pt
+        _warn_in_vain(fp16 and not in_half, self.pt, dnn and chosen is not OpenCVBackend, files[0].name)
         self.backend = chosen(files, self.device, in_half)
         self.stride: int = self.backend.stride
         self.names: list[str] = self.backend.names or _names_from(data)
@@ -134,6 +133,11 @@ def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]
     """The ending that all the weights share, and where they are."""
     given = [weights] if isinstance(weights, (str, Path)) else list(weights)
     return kind_of(given), [find_weights(file) for file in given]
+
+
+def _computes_in_half(chosen: type[nn.Module], device: torch.device) -> bool:
+    """Whether a runtime can be told to compute in 16 bits: PyTorch on a GPU, others where they say so."""
+    return device.type != "cpu" if chosen is PyTorchBackend else bool(chosen.takes_half)
 
 
 def _warn_in_vain(half: bool, pt: bool, dnn: bool, name: str) -> None:
