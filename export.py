@@ -98,14 +98,13 @@ def check(opt: ExportOptions) -> None:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
 
 
-def settings_of(opt: ExportOptions, imgsz: tuple[int, int], command: str) -> ExportSettings:
+def settings_of(opt: ExportOptions, imgsz: tuple[int, int], device: torch.device, command: str) -> ExportSettings:
     """What the exporters are told."""
     nms = None
     if opt.nms:
         nms = NmsSettings(opt.iou_thres, opt.conf_thres, opt.topk_per_class, opt.topk_all, opt.agnostic_nms)
     shared = {item.name for item in fields(ExportSettings)} & {item.name for item in fields(ExportOptions)}
     given = {name: getattr(opt, name) for name in shared - {"imgsz", "device", "nms"}}
-    device = select_device(opt.device)
     return ExportSettings(imgsz=imgsz, batch=opt.batch_size, device=device, nms=nms, command=command, **given)
 
 
@@ -124,15 +123,15 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     if weights.suffix != ".pt":
         raise ValueError(f"{weights}: export starts from .pt weights")
     wanted = opt.imgsz or [trained_size([weights])]
-    settings = settings_of(opt, (32, 32), command)
-    model = attempt_load(weights, device=settings.device, fuse=True)
-    model = (model.half() if opt.half and settings.device.type != "cpu" else model).requires_grad_(False)
+    device = select_device(opt.device)
+    model = attempt_load(weights, device=device, fuse=True)
+    model = (model.half() if opt.half and device.type != "cpu" else model).requires_grad_(False)
     height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))
     data = opt.data or str(trained_with([weights]).get("data", "shapes.yaml"))
     job = ExportJob(
         model,
         weights,
-        settings_of(opt, (height, width), command),
+        settings_of(opt, (height, width), device, command),
         calibration=lambda: calibration_pictures(data, (height, width)),
     )
     files = export(job, opt.include)

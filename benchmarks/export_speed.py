@@ -1,6 +1,6 @@
 """How long one picture takes in PyTorch, ONNX Runtime and OpenVINO, in turns in one process.
 
-`openvino-half` is OpenVINO's file computed in 16 bits (detect.py --half), `openvino-int8` the file of `export.py --int8`.
+`openvino-half`: OpenVINO computes in 16 bits (detect.py --half); `openvino-int8`: the file of `export.py --int8`.
 
     python -m benchmarks.export_speed                                    yolov5s_BiFormer at 640 pixels, 2 threads
     python -m benchmarks.export_speed --cfg yolov5n.yaml --imgsz 320 --save export_speed.md

@@ -35,9 +35,6 @@ def export(job: ExportJob, names: Sequence[str]) -> list[Path]:
     for name in names:
         kind = FORMATS[name]
         LOGGER.info(f"\n{kind.title}: writing {shown(job.file(kind.ending))}")
-        free_sides = job.free_sides_in_programs if name in ("pt2", "aoti") else job.free_sides
-        if job.settings.dynamic and "dynamic" in kind.flags and not free_sides:
-            LOGGER.info("--dynamic leaves the number of pictures open, not their size, by which routing attention cuts")
         files.append(kind.write(job))
         if kind.runs:
             compare_with_pytorch(job, files[-1])

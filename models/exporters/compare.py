@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from models.backends import DetectMultiBackend
 from models.backends.facts import PRECISIONS
+from models.exporters.converting import cleared
 from models.exporters.job import ExportError, ExportJob, NmsSettings
 from utils.augmentations import letterbox
 from utils.boxes import xywh2xyxy
@@ -98,6 +98,8 @@ def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
         rows = list(_differences(job, backend, limit))
     except Exception as error:  # every runtime has classes of its own
         raise _failed(file, f"its own runtime gives up ({one_line(error)[:300]})") from error
+    if backend.shape is not None and backend.facts.batch is None:
+        LOGGER.info("--dynamic leaves the number of pictures open, not their size, by which routing attention cuts")
     _log(rows, limit, file)
     worst = next((row for row in rows if not row.fits(limit)), None)
     if worst is not None:
@@ -122,9 +124,7 @@ def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) 
 
 def _failed(file: Path, why: str) -> ExportError:
     """The error to raise; the file is put where nobody takes it for a good one."""
-    kept = file.with_name(f"{file.name}.failed")
-    _discard(kept)
-    file.rename(kept)
+    kept = file.rename(cleared(file.with_name(f"{file.name}.failed")))
     return ExportError(f"{file.name}: {why}; kept as {kept.name}")
 
 
@@ -173,13 +173,6 @@ def _suppressed(predictions: Tensor, nms: NmsSettings) -> list[Tensor]:
 
 def _size(batch: Tensor) -> str:
     return " x ".join(map(str, batch.shape[2:]))
-
-
-def _discard(path: Path) -> None:
-    """Remove what an earlier export left under this name."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def _log(rows: list[Difference], limit: Tolerance, file: Path) -> None:

@@ -24,8 +24,9 @@ def converting(tool: str, is_loud: bool = False) -> Iterator[None]:
         raise ExportError(f"{tool} could not convert the network ({said}); --verbose shows what it prints") from error
 
 
-def cleared(folder: Path) -> Path:
-    """The folder, gone if an earlier export left one."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    return folder
+def cleared(place: Path) -> Path:
+    """The path of a file or folder, gone if an earlier export left one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    return place

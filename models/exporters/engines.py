@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from models.backends.tools import need
+from models.exporters.converting import cleared
 from models.exporters.job import ExportJob, write_notes
 from models.exporters.onnx_file import ENTRY, onnx_model
-from utils.log import LOGGER
 
 # Only convolutions are computed in whole numbers: the head's arithmetic is in pixels, and routes are compared
 FLOAT_OPERATORS = ["Add", "Divide", "MatMul", "Multiply", "ReduceMean", "Sigmoid", "Softmax", "Subtract", "TopK"]
@@ -30,17 +29,14 @@ def export_openvino(job: ExportJob) -> Path:
         source.unlink(missing_ok=True)
     if quantise:
         logging.getLogger("nncf").setLevel(logging.WARNING)  # it lists every operator that it leaves alone
-        pictures = job.calibration()
-        LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
+        pictures = job.calibration_pictures()
         data = quantise.Dataset(pictures, lambda picture: picture.numpy())
         scope = quantise.IgnoredScope(types=FLOAT_OPERATORS, validate=False)
         model = quantise.quantize(
             model, data, preset=quantise.QuantizationPreset.MIXED, subset_size=len(pictures), ignored_scope=scope
         )
     model.set_rt_info(job.facts(nms=True).as_json(), ["yolov5", "facts"])
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
+    cleared(folder).mkdir()
     ov.save_model(model, str(folder / f"{job.weights.stem}.xml"), compress_to_fp16=settings.half)
     return folder
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.attention import BiLevelRoutingAttention
 from models.backends.facts import NOTES, Facts
 from models.yolo import Model
+from utils.log import LOGGER
 
 DEFAULT_OPSET = 18  # the least that PyTorch's present ONNX exporter writes without converting down
 
@@ -82,6 +83,12 @@ class ExportJob:
     def free_sides_in_programs(self) -> bool:
         """The same for `torch.export`, which also counts a region of one token's height as a case of its own."""
         return self.free_sides and not self.routes
+
+    def calibration_pictures(self) -> list[Tensor]:
+        """Batches (1, 3, h, w) for int8, read now."""
+        pictures = self.calibration()
+        LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
+        return pictures
 
     def file(self, ending: str) -> Path:
         """Where the file of a format goes: best.pt -> best.onnx, best_openvino_model."""

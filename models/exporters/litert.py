@@ -15,7 +15,6 @@ from models.backends.tools import need
 from models.exporters.converting import converting
 from models.exporters.job import ExportJob, Predictor
 from models.exporters.programs import without_sizes
-from utils.log import LOGGER
 
 LITERT = (
     "it wants an environment of its own: python3 -m venv litert && litert/bin/pip install -r requirements.txt "
@@ -36,8 +35,7 @@ def export_tflite(job: ExportJob) -> Path:
     if settings.half:
         _rewrite(file, _half)
     elif settings.int8:
-        pictures = job.calibration()
-        LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
+        pictures = job.calibration_pictures()
         _rewrite(file, lambda tools, model: _whole(tools, model, pictures))
     append_notes(file, job.facts(dynamic=False))
     return file

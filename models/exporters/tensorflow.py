@@ -10,19 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from models.backends.facts import NOTES, Facts, read_facts
 from models.backends.mobile import append_notes
 from models.backends.runtimes import notes_inside
-from models.backends.tensorflow import load_tensorflow
+from models.backends.tensorflow import channels_last, load_tensorflow
 from models.backends.tools import need
 from models.exporters.converting import cleared, converting
 from models.exporters.job import ExportJob, write_notes
 from models.exporters.onnx_file import onnx_model
 from models.exporters.tfjs import write_graph_model
-from utils.log import LOGGER
 
 ONNX2TF = (
     "it wants an environment of its own: python3.12 -m venv tf && tf/bin/pip install -r requirements.txt "
@@ -129,8 +125,7 @@ def whole_numbers(job: ExportJob, file: Path) -> Facts:
     side = max(job.settings.imgsz)
     model = copy.deepcopy(job.model)
     model.model[-1].stride = model.model[-1].stride / side
-    pictures = job.calibration()
-    LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
+    pictures = job.calibration_pictures()
     with tempfile.TemporaryDirectory() as work:
         folder = saved_model_for(replace(job, model=model), Path(work) / "saved_model")
         with converting("TensorFlow Lite", job.settings.verbose):
@@ -141,8 +136,3 @@ def whole_numbers(job: ExportJob, file: Path) -> Facts:
             lite.inference_input_type = lite.inference_output_type = tf.uint8
             file.write_bytes(lite.convert())
     return read_facts(job.facts(dynamic=False).as_dict() | {"precision": "int8", "unit": side}, file)
-
-
-def channels_last(picture: Tensor) -> np.ndarray:
-    """(B, 3, h, w) -> (B, h, w, 3)."""
-    return np.ascontiguousarray(picture.numpy().transpose(0, 2, 3, 1))
