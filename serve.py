@@ -131,8 +131,7 @@ def read_array(picture: Image.Image) -> np.ndarray:
 
 
 def build(opt: ServeOptions) -> FastAPI:
-    """Load the weights and make the application; run its lifespan to serve (uvicorn and test clients do)."""
-    opt = complete(opt)
+    """Load the weights and make the application, of complete options; run its lifespan to serve, as uvicorn does."""
     from utils.serving.app import Service, build_app
 
     limits = limits_of(opt)
@@ -149,7 +148,7 @@ def build(opt: ServeOptions) -> FastAPI:
 
 
 def make_server(opt: ServeOptions) -> uvicorn.Server:
-    """Everything but the socket to listen on. ValueError for what cannot be served."""
+    """Everything but the socket to listen on, of complete options. ValueError for what cannot be served."""
     app = build(opt)
     import uvicorn
 

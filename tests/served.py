@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import NEEDED, ServeOptions, listen, make_server
+from serve import NEEDED, ServeOptions, complete, listen, make_server
 
 EDGE = "an-edge-that-is-in-no-picture"
 TINY = {
@@ -51,7 +51,7 @@ def need_server() -> None:
 @contextmanager
 def running(weights: Path, **options: Any) -> Iterator[int]:
     """Serve the weights from a thread while the block runs; gives the port."""
-    opt = ServeOptions(weights=[str(weights)], **SMALL | options)
+    opt = complete(ServeOptions(weights=[str(weights)], **SMALL | options))
     server = make_server(opt)
     listener, _ = listen(opt.host, 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
