@@ -23,6 +23,7 @@ import models.experimental
 import models.yolo
 import utils.log
 import utils.torch_utils
+import utils.transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,12 +49,12 @@ def _prepare(verbose: bool, device: Device) -> torch.device:
 
 
 def _transfer(model: nn.Module, trained: Any) -> None:
-    """Copy the weights that fit (not the anchors), and the names where the classes are as many."""
-    fitting = utils.torch_utils.intersect_dicts(trained.float().state_dict(), model.state_dict(), exclude=("anchors",))
-    model.load_state_dict(fitting, strict=False)
-    utils.log.LOGGER.info(f"took {len(fitting)} of {len(model.state_dict())} weights")
+    """Copy the weights that fit, the classes too where they are as many."""
     if len(trained.names) == len(model.names):
         model.names = trained.names
+    found = utils.transfer.transfer(trained, model, model.names)
+    model.load_state_dict(found.state, strict=False)
+    utils.log.LOGGER.info(f"took {len(found.state)} of {len(model.state_dict())} weights")
 
 
 def _create(

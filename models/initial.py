@@ -9,7 +9,7 @@ from models.yolo import Detect, Model
 from utils.log import LOGGER
 from utils.paths import check_file
 from utils.setup import DEFAULT_CFG, Setup
-from utils.torch_utils import intersect_dicts
+from utils.transfer import report, transfer
 
 
 def build_model(setup: Setup) -> Model:
@@ -24,14 +24,24 @@ def build_model(setup: Setup) -> Model:
         if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
             raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
         if donor:
-            exclude = ["anchor"] if opt.cfg or setup.hyp.anchors else []
-            fitting = intersect_dicts(donor.state_dict(), model.state_dict(), exclude=exclude)
-            model.load_state_dict(fitting, strict=False)
-            LOGGER.info(f"Transferred {len(fitting)}/{len(model.state_dict())} items from {opt.weights}")
+            take_over(donor, model, setup.names, opt.weights, fresh_anchors=bool(setup.hyp.anchors))
     freeze(model, opt.freeze)
     model.names = setup.names
     # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
     return model.to(setup.device, memory_format=torch.channels_last)
+
+
+def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_anchors: bool = False) -> None:
+    """Load what the donor has for this model, which will know the classes `names`, and log what came from where.
+
+    Anchors written in a description stay where they differ from the donor's: somebody chose them.
+    """
+    chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
+    found = transfer(donor, model, names, keep_anchors=fresh_anchors or chosen)
+    model.load_state_dict(found.state, strict=False)
+    LOGGER.info(f"Transferred {len(found.state)}/{len(model.state_dict())} items from {source}")
+    for line in report(found, model):
+        LOGGER.info(f"  {line}")
 
 
 def freeze(model: Model, layers: list[int]) -> None:

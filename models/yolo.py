@@ -125,8 +125,8 @@ class Model(nn.Module):
         verbose: log the table of layers and the summary.
 
     `yaml` is the description as used, `save` the layers whose output a later one needs, `stride` the pixels per cell
-    of each level, `names` the classes, `hyp` what training attaches. Raises ValueError for a description that cannot
-    be built.
+    of each level, `layer_strides` those of each layer's output (None where it is no map), `names` the classes, `hyp`
+    what training attaches. Raises ValueError for a description that cannot be built.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class Model(nn.Module):
         """Build the layers and give the head its strides, anchors in cells and first biases."""
         self.model, self.save = parse_model(self.yaml, [ch], verbose)
         self.stride = torch.tensor([32.0])
+        self.layer_strides: list[float | None] = [None] * len(self.model)
         initialize_weights(self)
         head = self.model[-1]
         if isinstance(head, Detect):
@@ -183,6 +184,8 @@ class Model(nn.Module):
             with torch.no_grad(), Watch():
                 for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
                     done, levels = layer.i, output
+                    if isinstance(output, Tensor) and output.ndim == 4:
+                        self.layer_strides[layer.i] = PROBE / output.shape[2]
         except CANNOT_WORK as error:
             raise ValueError(f"layer {done + 1} cannot take what it is given ({in_short(error)})") from error
         for module, mode in modes.items():

@@ -33,8 +33,8 @@ from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, check_file, check_yaml, increment_path
-from utils.torch_utils import intersect_dicts
 from utils.torch_utils import seed_everything as init_seeds
+from utils.transfer import intersect_dicts
 
 __all__ = [
     "LOGGER",

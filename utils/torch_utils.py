@@ -9,7 +9,7 @@ import platform
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.log import LOGGER
+from utils.transfer import intersect_dicts as intersect_dicts  # v6.1 has it here
 
 
 # -------------------------------------------------------------------------------------------------------- devices
@@ -105,17 +106,6 @@ def copy_attr(target: Any, source: Any, include: Collection[str] = (), exclude: 
     for name, value in vars(source).items():
         if not name.startswith("_") and name not in exclude and (name in include or not include):
             setattr(target, name, value)
-
-
-def intersect_dicts(
-    wanted: Mapping[str, Tensor], there: Mapping[str, Tensor], exclude: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """Entries of `wanted` that `there` has too, with the same shape; none whose key contains a part in `exclude`."""
-    return {
-        key: value
-        for key, value in wanted.items()
-        if key in there and value.shape == there[key].shape and not any(part in key for part in exclude)
-    }
 
 
 def initialize_weights(model: nn.Module) -> None:

@@ -22,7 +22,6 @@ from utils.torch_utils import (
     fuse_conv_and_bn,
     gpu_indices,
     initialize_weights,
-    intersect_dicts,
     is_parallel,
     model_info,
     profile,
@@ -124,14 +123,6 @@ def test_copy_attr():
     assert vars(target) == {"a": 1}
     copy_attr(target, source, include=["b"])
     assert vars(target) == {"a": 1, "b": 2}
-
-
-def test_intersect_dicts():
-    assert intersect_dicts({}, {}) == {}
-    wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "anchor": torch.zeros(1), "new": torch.zeros(1)}
-    there = {"a": torch.ones(2), "b": torch.ones(4), "anchor": torch.ones(1)}
-    assert list(intersect_dicts(wanted, there)) == ["a", "anchor"]
-    assert list(intersect_dicts(wanted, there, exclude=["anch"])) == ["a"]
 
 
 def test_initialize_weights():
