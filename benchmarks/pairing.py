@@ -89,12 +89,12 @@ def _report_peak(sender: Connection, prepare: Callable[..., Callable[[], object]
     forget = Path("/proc/self/clear_refs")
     if os.access(forget, os.W_OK):
         forget.write_text("5")  # Linux forgets the peaks of the preparation; elsewhere smaller ones go unseen
-    before = _high_water()
+    before = high_water()
     run()
-    sender.send(_high_water() - before)
+    sender.send(high_water() - before)
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """Largest resident size of this process so far, in bytes.
 
     Linux's own count is preferred: what `getrusage` tells a fresh process there still contains its parent.
