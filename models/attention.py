@@ -160,6 +160,8 @@ class BiLevelRoutingAttention(nn.Module):
         region_size: tokens per side of a region, one number or (height, width), instead of n_win.
         backend: see `models.routed_attention.routed_attention`; where "triton" cannot run, as on the CPU on which
             models are built, the layer takes "auto".
+        residual: give x + attention(x), with an output layer that starts at zero: put into a trained network, the layer
+            changes nothing until it is trained (https://arxiv.org/abs/2003.04887). Published weights have no such sum.
     """
 
     def __init__(
@@ -183,9 +185,10 @@ class BiLevelRoutingAttention(nn.Module):
         mask_padding: bool = False,
         region_size: int | tuple[int, int] | None = None,
         backend: str = "auto",
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding)
+        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
         dim, qk_dim, num_heads = head_widths(dim, qk_dim, num_heads)
         self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, whole_number("topk", topk)
         self.n_win, self.region_size = region_layout(n_win, region_size)
@@ -201,6 +204,12 @@ class BiLevelRoutingAttention(nn.Module):
         self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
         self.qkv = QKVLinear(dim, qk_dim)
         self.wo = PointwiseLinear(dim, dim) if has_output else nn.Identity()
+        self.residual = residual
+        if residual:
+            if not has_output:
+                raise ValueError("residual=True needs the output layer, which starts at zero: set param_attention=qkvo")
+            nn.init.zeros_(self.wo.weight)
+            nn.init.zeros_(self.wo.bias)
         self.kv_down = make_downsample(
             kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
         )
@@ -213,6 +222,7 @@ class BiLevelRoutingAttention(nn.Module):
         """
         height, width = x.shape[-2:]
         grid = self.region_grid(height, width)
+        given = x
         x = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
         real = self._real_tokens(grid, height, width, x.device)
         q, k, v = self.qkv.separate(split_regions(x, grid))  # (B, R, T, channels) each
@@ -230,10 +240,12 @@ class BiLevelRoutingAttention(nn.Module):
         out = join_regions(out.flatten(-2), grid)[:, :height, :width]
         if self.lepe is not None:
             out = out + self._local_context(v, grid)[:, :height, :width]
-        out = self.wo(out)
+        out = self.wo(out).permute(0, 3, 1, 2)
+        if self.residual:
+            out = given + out
         if attention is not None:
-            return out, r_weight, r_idx, attention.flatten(0, 1)
-        return out.permute(0, 3, 1, 2)
+            return out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1)
+        return out
 
     @property
     def cuts_by_formula(self) -> bool:

@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 GLOBAL_WITH_CONTEXT, GLOBAL = -2, -1  # values of topk that ask for attention over the whole map, as the authors do
-ROUTING = signature(BiLevelRoutingAttention).parameters.keys() - {"dim", "topk", "side_dwconv"}
+ROUTING = signature(BiLevelRoutingAttention).parameters.keys() - {"dim", "topk", "side_dwconv", "residual"}
 
 
 class DropPath(nn.Module):

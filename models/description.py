@@ -71,18 +71,20 @@ BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (*WIDEN
 
 # ---------------------------------------------------------------------------------------------------- finding them
 def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """A description and the file as it was found or asked for (None for a mapping, which is copied).
+    """Return a description and the file as it was found or asked for (None for a mapping, which is copied).
 
-    `yolov5{n,s,m,l,x}_BiFormer.yaml`, in any case, is `yolov5_BiFormer.yaml` with the multiples of that size, unless
-    there is a file of that very name. Raises ValueError for a file that is missing or is not a mapping.
+    `yolov5{n,s,m,l,x}<rest>.yaml`, in any case, is `yolov5<rest>.yaml` of models/ or models/hub/ with the multiples of
+    that size, unless there is a file of that very name. Raise ValueError for a file that is missing or is not a mapping.
     """
     if isinstance(cfg, Mapping):
         return copy.deepcopy(dict(cfg)), None
-    sized = re.fullmatch(r"yolov5([nsmlx]?)_biformer\.ya?ml", Path(cfg).name.lower())
-    if sized is None or Path(cfg).expanduser().is_file():
+    sized = re.fullmatch(r"yolov5([nsmlx]?)([-_].+)\.ya?ml", Path(cfg).name.lower())
+    there = {file.name.lower(): file for file in sorted((ROOT / "models").rglob("*.yaml"))}
+    base = there.get(f"yolov5{sized[2]}.yaml") if sized else None
+    if base is None or Path(cfg).expanduser().is_file() or Path(cfg).name in (file.name for file in there.values()):
         file = check_yaml(cfg)
         return read_yaml(file), file
-    description = read_yaml(ROOT / "models" / "yolov5_BiFormer.yaml")
+    description = read_yaml(base)
     if sized[1]:
         description["depth_multiple"], description["width_multiple"] = SIZES[sized[1]]
     return description, Path(cfg)

@@ -341,3 +341,40 @@ def test_triton_is_put_off_where_it_cannot_run(monkeypatch):
     layers = [BiLevelRoutingAttention(8, num_heads=2, backend=backend).eval() for backend in ("triton", "auto")]
     layers[1].load_state_dict(layers[0].state_dict())
     assert torch.equal(layers[0](x), layers[1](x))
+
+
+# ---- added to what it sees
+def test_a_residual_layer_begins_as_nothing():
+    layer = small(residual=True)
+    for sides in ((6, 6), (7, 10), (1, 13)):
+        x = torch.randn(2, 16, *sides)
+        assert torch.equal(layer(x), x)
+        assert torch.equal(layer(x, ret_attn_mask=True)[0], x.permute(0, 2, 3, 1))
+
+
+def test_a_residual_layer_adds_what_the_published_one_computes():
+    plain, residual = small(), small(residual=True)
+    residual.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 16, 8, 7)
+    torch.testing.assert_close(residual(x), x + plain(x))
+
+
+def test_a_residual_layer_learns_from_its_second_step_on_everywhere():
+    layer = small(residual=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x, wanted = torch.randn(4, 16, 6, 6), torch.randn(4, 16, 6, 6)
+    seen = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        (layer(x) - wanted).square().mean().backward()
+        seen.append({name: float(p.grad.abs().max()) for name, p in layer.named_parameters()})
+        optimizer.step()
+    assert {name for name, size in seen[0].items() if size} == {"wo.weight", "wo.bias"}
+    assert all(seen[1].values())
+
+
+def test_a_residual_layer_needs_its_output_layer():
+    with pytest.raises(ValueError, match="param_attention=qkvo"):
+        small(residual=True, param_attention="qkv")
+    with pytest.raises(ValueError, match="residual='yes'"):
+        small(residual="yes")

@@ -54,6 +54,22 @@ def test_every_size_of_biformer_is_one_file(name, size):
     assert asked.name == name.format(size).removeprefix("models/")
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("file", ["yolov5-p2", "yolov5-BiFormer-p345", "yolov5-BiFormer-residual"])
+def test_every_description_without_a_size_comes_in_all_sizes(file, size):
+    description, asked = resolve_cfg(file.replace("yolov5", f"yolov5{size}") + ".yaml")
+    written = read_yaml(ROOT / "models/hub" / f"{file}.yaml")
+    assert (description["depth_multiple"], description["width_multiple"]) == SIZES[size]
+    assert description["head"] == written["head"] and asked.name == file.replace("yolov5", f"yolov5{size}") + ".yaml"
+
+
+def test_files_of_one_size_stay_themselves():
+    assert resolve_cfg("yolov5s-ghost.yaml")[1] == ROOT / "models/hub/yolov5s-ghost.yaml"
+    assert resolve_cfg("yolov5-p2.yaml")[0] == read_yaml(ROOT / "models/hub/yolov5-p2.yaml")
+    with pytest.raises(ValueError, match="yolov5n-ghost.yaml"):
+        resolve_cfg("yolov5n-ghost.yaml")
+
+
 def test_a_file_of_that_very_name_comes_first(tmp_path):
     own = tmp_path / "yolov5s_BiFormer.yaml"
     own.write_text("nc: 7\n")
