@@ -74,7 +74,7 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
     """Return a description and the file as it was found or asked for (None for a mapping, which is copied).
 
     `yolov5{n,s,m,l,x}<rest>.yaml`, in any case, is `yolov5<rest>.yaml` of models/ or models/hub/ with the multiples of
-    that size, unless there is a file of that very name. Raise ValueError for a file that is missing or is not a mapping.
+    that size, unless there is a file of that very name. Raise ValueError for a file that is missing or no mapping.
     """
     if isinstance(cfg, Mapping):
         return copy.deepcopy(dict(cfg)), None
