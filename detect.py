@@ -8,7 +8,8 @@ python detect.py --weights best.pt --source bus.jpg           # a picture or a v
                                    --source list.txt          # one of all these on each line
 python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
 python detect.py --weights best.pt --source street.mp4 --tracking --save-txt       # an object keeps its number
-python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240  # feature maps; where regions look
+python detect.py --weights best.pt --source bus.jpg --visualize routes             # where the regions look: a page
+python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240    # that, and every layer's features
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from models.backends import DetectMultiBackend
-from models.detections import count_words
+from models.detections import Clock, count_words
 from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
@@ -37,11 +38,11 @@ from utils.paths import ROOT, increment_path, latest_checkpoint, shown
 from utils.routing import RoutingMap
 from utils.routing_report import choose_points, parse_points, write_routes
 from utils.runs import trained_size
-from utils.sources import Frame, open_source, readable_name
+from utils.sources import Frame, open_source
 from utils.torch_utils import select_device, time_sync
 from utils.tracking import Tracker
 from utils.viewer import Viewer
-from utils.writers import OutputNames, Videos, label_lines, picture_suffix, save_one_box, write_image, write_labels
+from utils.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
 
 
 @dataclass(slots=True)
@@ -68,7 +69,10 @@ class DetectOptions:
     classes: list[str] | None = flag(None, "only these classes, by number or name")
     agnostic_nms: bool = flag(False, "boxes of different classes suppress each other too")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
-    visualize: bool = flag(False, "draw every layer's feature maps and routes, for the first frame of each source")
+    visualize: bool | str = flag(
+        False, "draw every layer's feature maps and routes of the first frame of each source; 'routes': only these",
+        nargs="?", const=True, type=str, choices=["routes"], metavar="routes",
+    )  # fmt: skip
     query: list[str] | None = flag(
         None, "pixels of the picture whose regions' routes are drawn; without it the surest detections'", metavar="X,Y"
     )
@@ -82,6 +86,7 @@ class DetectOptions:
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
+    max_frames: int | None = flag(None, "leave a video file after so many frames", shown="ten times what it promises")
     tracking: bool = flag(False, "number the objects of each video and stream, the same from frame to frame")
     track_low: float = flag(0.1, "lowest confidence of a detection that continues a track; --conf-thres begins one")
     track_buffer: int = flag(30, "frames for which a lost object keeps its number")
@@ -93,6 +98,8 @@ def check(opt: DetectOptions) -> None:
         raise ValueError("--conf-thres, --iou-thres and --track-low lie between 0 and 1")
     if min(opt.max_det, opt.line_thickness, opt.vid_stride, opt.track_buffer + 1) < 1:
         raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1, --track-buffer at least 0")
+    if opt.visualize not in (False, True, "routes"):
+        raise ValueError(f"--visualize {opt.visualize}: is 'routes', or stands alone")
     if opt.query and not opt.visualize:
         raise ValueError("--query chooses what --visualize draws: give both, or leave --query out")
 
@@ -123,10 +130,11 @@ def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -
 class Results:
     """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
 
-    def __init__(self, folder: Path, opt: DetectOptions, names: Sequence[str]) -> None:
-        self.folder, self.opt, self.names = folder, opt, names
-        self.words = drawable_names(names)
-        self.stems, self.videos = OutputNames(), Videos()
+    def __init__(self, folder: Path, opt: DetectOptions, classes: Sequence[str], outputs: Sequence[Output] = ()) -> None:
+        self.opt, self.words, self.videos = opt, drawable_names(classes), Videos()
+        self.names = OutputNames(folder, outputs, classes, bool(opt.save_txt or opt.save_crop or opt.visualize))
+        self.names.say()
+        self.pages: list[Path] = []  # of routes
         self.viewer = Viewer() if opt.view_img else None
         self.visualized: set[int] = set()
         self.stopped = False  # by the person at the window
@@ -139,36 +147,30 @@ class Results:
         if self.viewer:
             self.viewer.close()
 
-    def stem(self, frame: Frame) -> str:
-        """File stem of all that comes from this source."""
-        return self.stems(frame.source, readable_name(frame.path))
-
     def features(self, frame: Frame) -> Path | None:
         """Where feature maps and routes go: a folder for the first frame of a source, None for the others."""
         if not self.opt.visualize or frame.source in self.visualized:
             return None
         self.visualized.add(frame.source)
-        return self.folder / self.stem(frame)
+        return self.names.features(frame.source)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
         """Write, and show, what is asked for. `detections` (n, 6 or 7) in pixels of the original, the surest first."""
         found = detections.flip(0).cpu()  # the surest is written and drawn last, on top
-        stem = self.stem(frame)
-        single = stem if frame.kind == "image" else f"{stem}_{frame.number}"
         if self.opt.save_txt:
-            file = self.folder / "labels" / f"{single}.txt"
+            file = self.names.label(frame.source, frame.number)
             file.unlink(missing_ok=True)  # of an earlier run, which may have found something
             if len(found):
                 write_labels(file, label_lines(found, frame.original.shape[:2], self.opt.save_conf))
         if self.opt.save_crop:
             for row in found:
-                name = self.names[int(row[5])].replace("/", "_")
-                save_one_box(row[:4], frame.original, self.folder / "crops" / name / f"{single}.jpg", BGR=True)
+                file = self.names.crop(frame.source, frame.number, int(row[5]))
+                save_one_box(row[:4], frame.original, file, BGR=True)
         if self.opt.nosave and not self.viewer:
             return
         picture = self.draw(frame.original, found)
         if not self.opt.nosave:
-            self.save(frame, stem, picture)
+            self.save(frame, picture)
         if self.viewer and not self.viewer.show(frame.path, picture):
             self.stopped = True
 
@@ -181,29 +183,13 @@ class Results:
             annotator.box_label((x1, y1, x2, y2), label, color=colors([number, *track][-1], bgr=True))
         return annotator.result()
 
-    def save(self, frame: Frame, stem: str, picture: np.ndarray) -> None:
+    def save(self, frame: Frame, picture: np.ndarray) -> None:
         """A picture keeps its format where it can be written; videos and streams become MP4."""
+        file = self.names.drawn(frame.source)
         if frame.kind == "image":
-            write_image(self.folder / f"{stem}{picture_suffix(frame.path)}", picture)
+            write_image(file, picture)
         else:
-            self.videos.write(self.folder / f"{stem}.mp4", picture, frame.fps)
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds spent on preparation, network and suppression, and over how many frames."""
-
-    prepare: float = 0.0
-    network: float = 0.0
-    suppress: float = 0.0
-    frames: int = 0
-
-    def line(self, shape: tuple[int, ...]) -> str:
-        """The line of speeds, in milliseconds per picture."""
-        prepare, network, suppress = (
-            f"{1000 * spent / max(self.frames, 1):.1f}ms" for spent in (self.prepare, self.network, self.suppress)
-        )
-        return f"Speed: {prepare} pre-process, {network} inference, {suppress} NMS per image at shape {shape}"
+            self.videos.write(file, picture, frame.fps)
 
 
 def look(
@@ -225,7 +211,7 @@ def look(
     batch = (batch.half() if model.fp16 else batch.float()) / 255
     prepared = time_sync()
     with record_routes(model.model) if features else nullcontext([]) as routes:
-        predictions = model(batch, augment=opt.augment, visualize=features)
+        predictions = model(batch, augment=opt.augment, visualize=None if opt.visualize == "routes" else features)
     predicted = time_sync()
     least = tracker.low if tracker else opt.conf_thres
     found = non_max_suppression(predictions, least, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)[0]
@@ -251,25 +237,24 @@ def detect(opt: DetectOptions) -> Path:
     classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
     height, width = model.picture_size(opt.imgsz)
     is_free = model.shape is None
-    source = open_source(opt.source, (height, width), model.stride, auto=is_free, vid_stride=opt.vid_stride)
+    source = open_source(opt.source, (height, width), model.stride, is_free, opt.vid_stride, opt.max_frames)
     folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     model.warmup((1, 3, height, width))
     non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
     clock, trackers = Clock(), {}
-    with torch.inference_mode(), Results(folder, opt, model.names) as results:
+    with torch.inference_mode(), Results(folder, opt, model.names, source.outputs()) as results:
         for frame in source:
             features = results.features(frame)
             detections, routes = look(frame, model, opt, classes, features, clock, tracker_of(frame, trackers, opt))
             results.write(frame, detections)
             if routes:
-                page = write_routes(features, frame, routes, choose_points(frame, wanted, detections))
-                LOGGER.info(f"Routes of {len(routes)} layer{'s' * (len(routes) != 1)} in {shown(page)}")
+                results.pages.append(write_routes(features, frame, routes, choose_points(frame, wanted, detections)))
             if results.stopped:
                 break
     if not clock.frames:
         raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
-    finish(opt, folder)
+    finish(opt, results)
     return folder
 
 
@@ -281,16 +266,23 @@ def open_model(opt: DetectOptions) -> DetectMultiBackend:
     if not model.pt and (opt.augment or opt.visualize or opt.update):
         raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")
     if opt.visualize and not routing_layers(model.model):
-        LOGGER.info("feature maps only: the weights have no BiLevelRoutingAttention layer whose routes could be drawn")
+        problem = "the weights have no BiLevelRoutingAttention layer whose routes could be drawn"
+        if opt.visualize == "routes":
+            raise ValueError(f"--visualize routes: {problem}; --visualize alone draws feature maps")
+        LOGGER.info(f"feature maps only: {problem}")
     return model
 
 
-def finish(opt: DetectOptions, folder: Path) -> None:
+def finish(opt: DetectOptions, results: Results) -> None:
     """Say where the results are; make the weights smaller where that was asked for."""
     if opt.save_txt:
-        count = len(list((folder / "labels").glob("*.txt")))
-        LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(folder / 'labels')}")
-    LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
+        labels = results.names.label(0).parent
+        count = len(list(labels.glob("*.txt")))
+        LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(labels)}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(results.names.folder))}")
+    if results.pages:
+        more = f" (one of {len(results.pages)} such pages)" * (len(results.pages) > 1)
+        LOGGER.info(f"Where the regions look: open {colorstr('bold', shown(results.pages[0]))} in a browser{more}")
     if opt.update:
         for weights in opt.weights:
             strip_optimizer(weights)

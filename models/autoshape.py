@@ -18,8 +18,9 @@ from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.labels import read_image
 from utils.nms import non_max_suppression
-from utils.sources import fetch_image, is_url
+from utils.sources import fetch_image, is_url, readable_name
 from utils.torch_utils import time_sync
+from utils.writers import Output, OutputNames
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour with opacity
 Picture = str | Path | np.ndarray | Image.Image | Tensor
@@ -81,16 +82,10 @@ def _from_pillow(picture: Image.Image) -> np.ndarray:
     return to_rgb(array)
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """One .jpg name for each picture: its own stem, image{i} for one without; none twice."""
-    unique: list[str] = []
-    for i, name in enumerate(names):
-        stem = Path(name.partition("?")[0]).stem or f"image{i}"
-        chosen, number = f"{stem}.jpg", 2
-        while chosen in unique:
-            chosen, number = f"{stem}_{number}.jpg", number + 1
-        unique.append(chosen)
-    return unique
+def output_names(names: Sequence[str]) -> OutputNames:
+    """What the results of each picture are called: its own stem, image{i} for one without; none twice."""
+    stems = [readable_name(name) or f"image{i}" for i, name in enumerate(names)]
+    return OutputNames(Path(), list(map(Output, names, stems)))
 
 
 class AutoShape(nn.Module):
@@ -117,6 +112,7 @@ class AutoShape(nn.Module):
                     setattr(self, name, getattr(holder, name))
                     break
         self.model = model.eval()
+        self.said = False  # that images of one name get others: once is enough
 
     def train(self, mode: bool = True) -> AutoShape:
         """The wrapped model always predicts: it stays in evaluation mode."""
@@ -161,7 +157,12 @@ class AutoShape(nn.Module):
         )
         boxes = [_native(rows, shape, picture.shape[:2]) for rows, picture in zip(found, pictures, strict=True)]
         times = (start, prepared, predicted, time_sync())
-        return Detections(pictures, boxes, file_names(names), times, self.names, tuple(tensor.shape))
+        return Detections(pictures, boxes, self._files(names), times, self.names, tuple(tensor.shape))
+
+    def _files(self, names: Sequence[str]) -> list[str]:
+        outputs = output_names(names)
+        self.said = self.said or outputs.say()
+        return [f"{stem}.jpg" for stem in outputs.stems]
 
     def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:
         if not profile or not self.pt:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import xyxy2xywh
+from utils.files import file_stem, printable
 from utils.log import LOGGER
 from utils.paths import increment_path
 from utils.viewer import display_problem
-from utils.writers import save_one_box, write_image
+from utils.writers import Output, OutputNames, save_one_box, write_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DIR = "runs/detect/exp"
 CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+SPEED = "Speed: {:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS per image at shape {}"
 CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
 
 
@@ -36,11 +38,26 @@ def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
     words = [
         f"{count} {names[number] if count == 1 else _plural(names[number])}" for number, count in sorted(counts.items())
     ]
-    return ", ".join(words) or "(no detections)"
+    return printable(", ".join(words)) or "(no detections)"
 
 
 def _plural(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent on preparation, network and suppression, and over how many frames."""
+
+    prepare: float = 0.0
+    network: float = 0.0
+    suppress: float = 0.0
+    frames: int = 0
+
+    def line(self, shape: tuple[int, ...]) -> str:
+        """The line of speeds, in milliseconds per picture."""
+        spent = (1000 * seconds / max(self.frames, 1) for seconds in (self.prepare, self.network, self.suppress))
+        return SPEED.format(*spent, shape)
 
 
 class Detections:
@@ -89,8 +106,7 @@ class Detections:
             f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {count_words(rows[:, 5].tolist(), self.names)}"
             for i, (im, rows) in enumerate(zip(self.imgs, self.pred, strict=True), 1)
         ]
-        times = "Speed: {:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS per image at shape {}"
-        return "\n".join([*lines, times.format(*self.t, self.s)])
+        return "\n".join([*lines, SPEED.format(*self.t, self.s)])
 
     def print(self) -> None:
         """Log what was found and how long it took."""
@@ -117,28 +133,35 @@ class Detections:
     def save(self, labels: bool = True, save_dir: str | Path = DEFAULT_DIR) -> Path:
         """Write the annotated pictures into `save_dir` (the default is counted up, any other taken as it is)."""
         folder = _fresh(save_dir)
-        for picture, file in zip(self.render(labels), self.files, strict=True):
-            write_image(folder / file, picture[..., ::-1])
-        LOGGER.info(f"Saved {self.n} image{'s' * (self.n != 1)} to {folder}")
+        names = self._names(folder)
+        for i, picture in enumerate(self.render(labels)):
+            write_image(names.drawn(i), picture[..., ::-1])
+        LOGGER.info(f"Saved {self.n} image{'s' * (self.n != 1)} to {printable(folder)}")
         return folder
 
     def crop(self, save: bool = True, save_dir: str | Path = DEFAULT_DIR) -> list[dict[str, Any]]:
         """Cut out every detection: dicts of box, conf, cls, label and im (RGB); `save` writes crops/<class>/<file>."""
-        folder = _fresh(save_dir) if save else None
+        names = self._names(_fresh(save_dir)) if save else None
         crops = []
-        for picture, rows, file in zip(self.imgs, self.pred, self.files, strict=True):
+        for i, (picture, rows) in enumerate(zip(self.imgs, self.pred, strict=True)):
             for row in reversed(rows):
                 *box, confidence, number = row
-                name = self.names[int(number)]
-                target = folder / "crops" / name.replace(os.sep, "_") / file if folder else file
+                target = names.crop(i, 0, int(number)) if names else ""
                 cut = save_one_box(torch.stack(box), picture[..., ::-1], target, BGR=True, save=save)
-                label = f"{name} {float(confidence):.2f}"
+                label = f"{self.names[int(number)]} {float(confidence):.2f}"
                 crops.append(
                     {"box": box, "conf": confidence, "cls": number, "label": label, "im": cut[..., ::-1].copy()}
                 )
-        if folder:
-            LOGGER.info(f"Saved {len(crops)} crop{'s' * (len(crops) != 1)} to {folder}")
+        if names:
+            LOGGER.info(f"Saved {len(crops)} crop{'s' * (len(crops) != 1)} to {printable(names.folder)}")
         return crops
+
+    def _names(self, folder: Path) -> OutputNames:
+        """What `save` and `crop` call their files in `folder`."""
+        outputs = [Output(file, file_stem(Path(file).stem)) for file in self.files]
+        names = OutputNames(folder, outputs, [self.names[i] for i in range(len(self.names))])
+        names.say()
+        return names
 
     def display(
         self,

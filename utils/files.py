@@ -6,9 +6,10 @@ lead back to where it lies.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,21 +25,47 @@ _KINDS = (
 )
 
 
+# Controls, half characters, bytes that are no text, ends of lines: what moves a terminal's cursor or breaks a line
+_CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+# Turns the direction of reading or cannot be seen; joiners and marks that scripts and emoji are written with stay
+_HIDDEN = "\u00ad\u180e\u200b\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f"
+_NO_LINE, _ODD = re.compile(f"[{_CONTROLS}]"), re.compile(f"[{_CONTROLS}{_HIDDEN}]")
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # in a name, on one file system or another
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # no file on Windows
+LONGEST_NAME = 230  # bytes of a name; file systems hold 255, and endings and numbers come after it
+
+
 def is_one_line(text: str) -> bool:
     """Whether the text has no line ends, no control characters and no bytes that are no text."""
-    return text.isprintable() or not any(map(_is_odd, text))
+    return text.isprintable() or _NO_LINE.search(text) is None
 
 
 def printable(text: str | Path) -> str:
-    """The text with line ends, control characters and bytes that are no text written as escapes, as in `a\\nb.jpg`."""
+    """The text as it may be shown: line ends, control characters, bytes that are no text, characters that turn the
+    direction of reading or cannot be seen are written as escapes, as in `a\\nb.jpg`.
+    """
     text = str(text)
-    if is_one_line(text):
-        return text
-    return "".join(letter.encode("unicode_escape").decode("ascii") if _is_odd(letter) else letter for letter in text)
+    return text if text.isprintable() else _ODD.sub(lambda odd: odd[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def _is_odd(letter: str) -> bool:
-    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")  # controls, half characters, ends of lines
+def file_stem(text: str) -> str:
+    """A stem for files, as close to the text as can be: nothing odd in it, no separator, `LONGEST_NAME` bytes at most.
+
+    What is longer keeps its beginning and gets a checksum, so that different names stay different.
+    """
+    plain = _ODD.sub("_", text).replace("/", "_")
+    if len(plain.encode()) <= LONGEST_NAME:
+        return plain
+    mark = "~" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return plain.encode()[: LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
+
+
+def folder_name(text: str) -> str:
+    """One folder's name made of any text, good on every file system: as `file_stem`, and none of `. .. con a:b`."""
+    plain = _FORBIDDEN.sub("_", text)
+    ended = plain.rstrip(". ")
+    plain = ended + "_" * (len(plain) - len(ended)) or "_"
+    return file_stem(f"_{plain}" if _DEVICE.match(plain) else plain)
 
 
 def file_size(path: str | Path, limit: int) -> int:

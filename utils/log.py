@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
+
+from utils.files import printable
 
 LOGGER = logging.getLogger("yolov5")
 
@@ -20,10 +23,15 @@ _STYLES = {
     "underline": "\033[4m",
     "end": "\033[0m",
 }
+_CODES = "|".join(map(re.escape, _STYLES.values()))
+_COLOURED = re.compile(rf"((?:{_CODES})+)([^\033]*)({re.escape(_STYLES['end'])})")  # what `colorstr` makes
 
 
 class _Tidy(logging.Formatter):
-    """Plain text for information, a coloured prefix for what deserves attention, no colour codes in a file."""
+    """Plain text for information, a coloured prefix for what deserves attention, no colour codes in a file.
+
+    Names come from strangers: whatever is neither a line end nor a colour of ours is shown as an escape, not sent.
+    """
 
     def __init__(self, colour: bool) -> None:
         super().__init__("%(message)s")
@@ -35,10 +43,9 @@ class _Tidy(logging.Formatter):
         if record.levelno >= logging.WARNING:
             word = "ERROR" if record.levelno >= logging.ERROR else "WARNING"
             text = f"{colorstr('red' if word == 'ERROR' else 'yellow', 'bold', word)} {text}"
-        if not self.colour:
-            for code in _STYLES.values():
-                text = text.replace(code, "")
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names need not be text
+        pieces = _COLOURED.split(text)  # plain, codes, coloured, code, plain ...
+        pieces[::2] = ("\n".join(map(printable, words.split("\n"))) for words in pieces[::2])
+        return "".join(pieces if self.colour else pieces[::2])
 
 
 def colorstr(*parts: str) -> str:
@@ -53,9 +60,9 @@ def one_line(error: BaseException) -> str:
     The system's own errors come as `[Errno 28] No space left on device`, often without a name.
     """
     if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return printable(" ".join(str(error).split())) or type(error).__name__
     remedy = _REMEDIES.get(error.errno, "check the path, and who may write there")
-    return f"{error.filename or 'a file could not be written'}: {error.strerror}; {remedy}"
+    return f"{printable(error.filename or 'a file could not be written')}: {error.strerror}; {remedy}"
 
 
 def set_up_logging(main_process: bool = True) -> None:

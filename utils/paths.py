@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from utils.files import printable
+
 ROOT = Path(__file__).resolve().parents[1]
 _SEARCHED = ("data", "models")
 
@@ -80,9 +82,9 @@ def latest_checkpoint(folder: str | Path, name: str = "best.pt") -> Path | None:
 
 
 def shown(path: str | Path) -> str:
-    """A path as people want to read it: relative to the current folder when it lies below it."""
+    """A path as people want to read it: relative to the current folder when it lies below it, on one line."""
     full = Path(path).resolve()
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
+    return printable(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
 
 
 def _literal(text: str) -> str:

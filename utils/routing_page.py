@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from utils.files import printable
 from utils.routing import RoutingMap
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -32,16 +33,16 @@ def write_routing_page(
         raise ValueError(f"{file}: a page of routes needs the routes of at least one layer")
     height, width = picture.shape[:2]
     data = {
-        "name": name,
+        "name": printable(name),
         "picture": _data_address(picture),
         "width": width,
         "height": height,
         "points": [[round(x, 1), round(y, 1)] for x, y in points],
         "layers": [_layer(routes, height, width) for routes in maps],
     }
-    # Whatever is in a name, nothing in it can end the script element; an unpaired surrogate has no UTF-8
+    # Whatever is in a name, nothing in it can end the script element
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"title": html.escape(name.encode("utf-8", "replace").decode("utf-8")), "data": text}
+    parts = {"title": html.escape(printable(name)), "data": text}
     page = re.sub(r"\{\{(title|data)\}\}", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8"))
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)

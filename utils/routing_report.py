@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from utils.boxes import xyxy2xywh
+from utils.files import printable
 from utils.log import LOGGER
+from utils.paths import shown
 from utils.routing import RoutingMap
 from utils.routing_page import Point, write_routing_page
 from utils.routing_plots import draw_routes
@@ -45,7 +47,7 @@ def choose_points(frame: Frame, wanted: Sequence[Point], detections: Tensor) -> 
         if x < width and y < height:
             inside.append((x, y))
         else:
-            place = f"{frame.path} ({width} x {height} pixels)"
+            place = f"{printable(frame.path)} ({width} x {height} pixels)"
             LOGGER.warning(f"--query {x:g},{y:g} lies outside of {place} and is left out there")
     centres = xyxy2xywh(detections[:SUREST, :4].cpu().double())[:, :2].tolist()
     return inside or [(min(x, width - 1), min(y, height - 1)) for x, y in centres] or [(width / 2, height / 2)]
@@ -59,7 +61,7 @@ def to_input(points: Sequence[Point], original: tuple[int, int], fitted: tuple[i
 
 
 def write_routes(folder: Path, frame: Frame, maps: Sequence[RoutingMap], points: Sequence[Point]) -> Path:
-    """Draw the routes of every layer into `folder` and write the page beside them; returns the page.
+    """Draw the routes of every layer into `folder` and write the page beside them; says where, returns the page.
 
     `points` are in pixels of the original.
     """
@@ -69,4 +71,6 @@ def write_routes(folder: Path, frame: Frame, maps: Sequence[RoutingMap], points:
         queries = list(dict.fromkeys(routes.region_at(x, y) for x, y in points))  # each region once
         draw_routes(folder / f"{routes.name}_routes.png", picture, routes, queries)
     name = readable_name(frame.path) if is_url(frame.path) else Path(frame.path).name
-    return write_routing_page(folder / PAGE, picture, maps, name, points)
+    page = write_routing_page(folder / PAGE, picture, maps, name, points)
+    LOGGER.info(f"Routes of {len(maps)} layer{'s' * (len(maps) != 1)} in {shown(page)}")
+    return page

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import cv2
 import numpy as np
 
 from utils.augmentations import letterbox
-from utils.labels import IMG_FORMATS, read_image
+from utils.files import MIB, file_size, file_stem, folder_name, printable
 from utils.log import LOGGER
-from utils.pictures import decode_image
-from utils.streams import VID_FORMATS, read_streams, suffix_of
+from utils.pictures import decode_image, read_image
+from utils.source_files import WEB_SCHEMES, is_url, sources_in
+from utils.streams import read_streams
+from utils.video_files import (
+    LARGEST_FILE,
+    VID_FORMATS,
+    frame_limit,
+    length_and_rate,
+    open_file,
+    say_limit,
+    suffix_of,
+)
+from utils.writers import Output, picture_suffix
 
-STREAM_SCHEMES = ("rtsp://", "rtmp://")
-WEB_SCHEMES = ("http://", "https://")
 WEB_TIMEOUT = 30.0  # seconds a server may be silent
-WEB_LARGEST = 256 * 2**20  # bytes of one picture
-FORMATS_TEXT = f"pictures ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
+WEB_LONGEST = 120.0  # seconds that one picture may take
+WEB_LARGEST = 256 * MIB  # bytes of one picture
 
 Kind = Literal["image", "video", "stream"]
 
@@ -48,33 +56,43 @@ class Frame:
         if self.kind == "stream":
             return f"{self.source}: "
         frames = f" ({self.number}/{self.total})" if self.kind == "video" else ""
-        return f"{self.kind} {self.source + 1}/{self.sources}{frames} {self.path}: "
+        return f"{self.kind} {self.source + 1}/{self.sources}{frames} {printable(self.path)}: "
 
 
-def is_url(text: str) -> bool:
-    """Whether this is a network address that can be looked at."""
-    return text.lower().startswith((*STREAM_SCHEMES, *WEB_SCHEMES))
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server's redirections, a few, to other addresses of the web."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The request to go on with; ValueError for one that leaves the web."""
+        if not newurl.lower().startswith(WEB_SCHEMES):
+            raise ValueError(f"it leads to {newurl}, which is no http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def fetch_image(url: str) -> np.ndarray:
     """Fetch and decode the picture at an http(s) URL, (H, W, 3) uint8 BGR; nothing is written to disk.
 
-    Raises ValueError when it cannot be had or is no picture.
+    Raises ValueError when it cannot be had, is too large or too slow, or is no picture.
     """
+    name = printable(url)
     if not url.lower().startswith(WEB_SCHEMES):
-        raise ValueError(f"{url}: pictures are fetched over http and https only")
+        raise ValueError(f"{name}: pictures are fetched over http and https only")
     request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    content, until = bytearray(), time.monotonic() + WEB_LONGEST
     try:
-        with urllib.request.urlopen(request, timeout=WEB_TIMEOUT) as answer:
-            content = answer.read(WEB_LARGEST + 1)
-    except (OSError, ValueError) as error:  # URLError, HTTPError and time-outs are OSErrors
-        raise ValueError(f"{url} cannot be fetched: {error}") from error
+        with urllib.request.build_opener(_WebRedirects).open(request, timeout=WEB_TIMEOUT) as answer:
+            while len(content) <= WEB_LARGEST and (part := answer.read1(MIB)):
+                content += part
+                if time.monotonic() > until:
+                    raise ValueError(f"it takes longer than {WEB_LONGEST:.0f} s; download it first")
+    except (OSError, ValueError, HTTPException) as error:  # URLError, HTTPError and time-outs are OSErrors
+        raise ValueError(f"{name} cannot be fetched: {printable(str(error))}") from error
     if len(content) > WEB_LARGEST:
-        raise ValueError(f"{url} is larger than {WEB_LARGEST >> 20} MiB; download it first")
+        raise ValueError(f"{name} is larger than {WEB_LARGEST // MIB} MiB; download it first")
     try:
-        return decode_image(content, url)
+        return decode_image(bytes(content), url)
     except ValueError as error:
-        raise ValueError(f"{url} is no picture that can be decoded") from error
+        raise ValueError(f"{name} is no picture that can be decoded") from error
 
 
 class Source:
@@ -92,12 +110,14 @@ class Source:
         stride: int = 32,
         auto: bool = True,
         vid_stride: int = 1,
+        max_frames: int | None = None,
     ) -> None:
-        if vid_stride < 1:
-            raise ValueError(f"vid_stride must be at least 1, not {vid_stride}")
+        for name, value in (("vid_stride", vid_stride), ("max_frames", max_frames)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         self.files, self.streams = list(files), list(streams)
         self.imgsz = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-        self.stride, self.auto, self.vid_stride = stride, auto, vid_stride
+        self.stride, self.auto, self.vid_stride, self.max_frames = stride, auto, vid_stride, max_frames
 
     def __len__(self) -> int:
         """Number of files and streams (not of frames, which videos and streams do not tell beforehand)."""
@@ -112,9 +132,18 @@ class Source:
                     picture = fetch_image(file) if is_url(file) else read_image(file)
                     yield self._frame(file, picture, "image", position)
             except (OSError, ValueError) as error:
-                LOGGER.warning(f"{error}" if file in str(error) else f"{file}: {error}")
+                name, words = printable(file), printable(str(error))
+                LOGGER.warning(words if name in words else f"{name}: {words}")
         if self.streams:
             yield from self._stream_frames()
+
+    def outputs(self) -> list[Output]:
+        """What the results of each file and stream are called if no other takes their names."""
+        moving = [*(suffix_of(file) in VID_FORMATS for file in self.files), *(True for _ in self.streams)]
+        return [
+            Output(path, readable_name(path), ".mp4" if moves else picture_suffix(path), moves)
+            for path, moves in zip([*self.files, *self.streams], moving, strict=True)
+        ]
 
     def _frame(self, path: str, original: np.ndarray, kind: Kind, source: int, **place: float) -> Frame:
         fitted = letterbox(original, self.imgsz, stride=self.stride, auto=self.auto)[0]
@@ -122,25 +151,29 @@ class Source:
         return Frame(path, image, original, kind, source, len(self), **place)
 
     def _video(self, file: str, position: int) -> Iterator[Frame]:
-        capture = cv2.VideoCapture(file)
+        capture = open_file(file)
         try:
-            total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-            fps = capture.get(cv2.CAP_PROP_FPS) / self.vid_stride
+            total, rate = length_and_rate(capture)
+            limit = frame_limit(total, file_size(file, LARGEST_FILE), self.max_frames)
             number = 0
             while capture.grab():
+                if number == limit:
+                    LOGGER.warning(f"{printable(file)}: {say_limit(total, limit)}")
+                    break
                 number += 1
                 if (number - 1) % self.vid_stride:
                     continue
                 done, picture = capture.retrieve()
                 if done:
-                    yield self._frame(file, picture, "video", position, number=number, total=total, fps=fps)
+                    place = {"number": number, "total": total, "fps": rate / self.vid_stride}
+                    yield self._frame(file, picture, "video", position, **place)
         finally:
             capture.release()
         if not number:
-            raise ValueError(f"{file}: no frame of this video can be read; convert it to MP4 or remove it")
+            raise ValueError(f"{printable(file)}: no frame of this video can be read; convert it to MP4 or remove it")
 
     def _stream_frames(self) -> Iterator[Frame]:
-        for item in read_streams(self.streams, self.vid_stride):
+        for item in read_streams(self.streams, self.vid_stride, self.max_frames):
             place = {"number": item.number, "total": item.total, "fps": item.fps / self.vid_stride}
             position = len(self.files) + item.stream
             yield self._frame(self.streams[item.stream], item.picture, "stream", position, **place)
@@ -152,90 +185,29 @@ def open_source(
     stride: int = 32,
     auto: bool = True,
     vid_stride: int = 1,
+    max_frames: int | None = None,
 ) -> Source:
     """Find out what `source` is and make it iterable.
 
     A picture or video file; a folder (its own files, not those of folders below it); a glob (`**` goes down); the
     http(s) address of a picture; any other http, rtsp or rtmp address and a webcam's number, which are streams; or a
     .txt file with one of these on each line. `imgsz` is the side, or (height, width), that pictures are letterboxed to,
-    padded only to a multiple of `stride` when `auto`. Raises ValueError, saying what was looked for, when nothing is
-    found.
+    padded only to a multiple of `stride` when `auto`. `max_frames` of a video are read, without it no more than
+    `frame_limit` allows. Raises ValueError, saying what was looked for, when nothing is found.
     """
     source = str(source).strip()
     if not source:
         raise ValueError("--source is empty; name a picture, video, folder, glob, address or webcam")
-    if suffix_of(source) == "txt" and not is_url(source):
-        files, streams = _listed(Path(source).expanduser())
-    else:
-        files, streams = _classify(source)
+    files, streams = sources_in(source)
     videos = [file for file in files if suffix_of(file) in VID_FORMATS]
     pictures = [file for file in files if suffix_of(file) not in VID_FORMATS]
-    return Source([*pictures, *videos], streams, imgsz, stride, auto, vid_stride)
-
-
-def _classify(source: str) -> tuple[list[str], list[str]]:
-    """(files, streams) that one entry stands for."""
-    if source.isdecimal():
-        return [], [source]
-    if is_url(source):
-        if urlsplit(source).hostname in {"youtu.be", "youtube.com", "www.youtube.com", "m.youtube.com"}:
-            raise ValueError(f"{source}: a video page cannot be opened; download the video and give its file")
-        picture = source.lower().startswith(WEB_SCHEMES) and suffix_of(source) in IMG_FORMATS
-        return ([source], []) if picture else ([], [source])
-    return _local_files(os.path.expanduser(source)), []
-
-
-def _local_files(source: str) -> list[str]:
-    if os.path.isdir(source):
-        found = sorted(os.path.join(source, name) for name in os.listdir(source))
-    elif os.path.isfile(source):
-        if suffix_of(source) not in (*IMG_FORMATS, *VID_FORMATS):
-            raise ValueError(f"{source} is no file that can be looked at; known are {FORMATS_TEXT}, and .txt lists")
-        return [source]
-    elif glob.has_magic(source):
-        found = sorted(glob.glob(source, recursive=True))
-    else:
-        raise ValueError(f"{source} does not exist (looked in {Path(source).absolute().parent}); correct the path")
-    usable = [file for file in found if os.path.isfile(file) and suffix_of(file) in (*IMG_FORMATS, *VID_FORMATS)]
-    if not usable:
-        deeper = f"; for those in folders below it give '{source}/**/*'" if os.path.isdir(source) else ""
-        raise ValueError(f"nothing found in {source}: looked for {FORMATS_TEXT}{deeper}")
-    return usable
-
-
-def _listed(listing: Path) -> tuple[list[str], list[str]]:
-    """(files, streams) named by a text file; paths are looked for from here, then from the list's own folder.
-
-    Blank lines and lines that begin with # are skipped; an entry that is not there is a warning.
-    """
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"list of sources {listing} cannot be read: {error}") from error
-    entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}
-    files: list[str] = []
-    streams: list[str] = []
-    for number, entry in entries.items():
-        try:
-            more_files, more_streams = _classify(_beside(listing, entry))
-        except ValueError as error:
-            LOGGER.warning(f"{listing}:{number}: {error}")
-            continue
-        files += more_files
-        streams += more_streams
-    if not files and not streams:
-        raise ValueError(f"{listing} names nothing that can be looked at: one file, folder, address or webcam a line")
-    return files, streams
-
-
-def _beside(listing: Path, entry: str) -> str:
-    """The entry, or the file of that name in the list's folder when only that exists."""
-    beside = listing.parent / entry
-    return str(beside) if not is_url(entry) and not os.path.exists(entry) and beside.exists() else entry
+    return Source([*pictures, *videos], streams, imgsz, stride, auto, vid_stride, max_frames)
 
 
 def readable_name(address: str) -> str:
-    """A file name for what comes from `address`: its stem, without characters that file systems or shells dislike."""
-    parts = urlsplit(address) if is_url(address) else None
-    name = Path(unquote(parts.path)).stem or parts.netloc if parts else Path(address).stem
-    return "".join("_" if character in '|@#!¡·$€%&()=?¿^*;:,¨´><+/\\"' else character for character in name)
+    """A file stem for what comes from `address`: a file's own, of an address the last part without odd characters."""
+    if not is_url(address):
+        return file_stem(Path(address).stem)
+    parts = urlsplit(address)
+    name = Path(unquote(parts.path)).stem or parts.netloc.rpartition("@")[2]
+    return folder_name("".join("_" if letter in '|@#!¡·$€%&()=?¿^*;:,¨´><+/\\"' else letter for letter in name))

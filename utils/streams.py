@@ -11,30 +11,22 @@ nothing at all for `SILENCE` seconds are given up. Leaving the loop early stops 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 
+from utils.files import printable
 from utils.log import LOGGER
+from utils.video_files import VID_FORMATS, frame_limit, length_and_rate, open_video, say_limit, suffix_of
 
-VID_FORMATS = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
 CLIP_QUEUE = 8  # decoded frames of a clip that wait for the consumer
 LIVE_QUEUE = 1  # of a live stream only the newest frame is worth anything
 REOPENINGS, REOPEN_PAUSE = 3, 1.0  # tries to get a lost live stream back, and the seconds before each
+LIVE_FORMATS = ("flv", "m2ts", "mts", "ogv", "ts", "webm")  # also sent by cameras, without an end
 SILENCE = 60.0  # seconds without a frame from any stream after which the run ends
-FALLBACK_FPS = 30.0  # of streams that do not say
-
-
-def suffix_of(address: str) -> str:
-    """Lower-case suffix without its dot; of a URL the path's, so that queries and upper case do not matter."""
-    name = urlsplit(address).path if "://" in address else address
-    return os.path.splitext(name)[1][1:].lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +90,11 @@ class _Inbox:
 class _Reader(threading.Thread):
     """Decodes one stream into the inbox until it ends, breaks for good, or the inbox is stopped."""
 
-    def __init__(self, address: str, stream: int, inbox: _Inbox, vid_stride: int) -> None:
+    def __init__(self, address: str, stream: int, inbox: _Inbox, vid_stride: int, max_frames: int | None) -> None:
         super().__init__(daemon=True, name=f"stream {stream}")
-        self.address, self.stream, self.inbox, self.vid_stride = address, stream, inbox, vid_stride
+        self.address, self.stream, self.inbox = address, stream, inbox
+        self.vid_stride, self.max_frames = vid_stride, max_frames
+        self.name_for_people = printable(address)
         self.number = 0
 
     def run(self) -> None:
@@ -113,20 +107,26 @@ class _Reader(threading.Thread):
                 lost = lost + 1 if self.number == before else 1
                 if clip or not self.number or lost > REOPENINGS:
                     break
-                LOGGER.warning(f"{self.address}: lost, opening it again ({lost} of {REOPENINGS})")
+                LOGGER.warning(f"{self.name_for_people}: lost, opening it again ({lost} of {REOPENINGS})")
                 self.inbox.stopped.wait(REOPEN_PAUSE)
-        finally:
             if not self.number:
-                LOGGER.warning(f"{self.address}: no frame could be read from this stream")
+                LOGGER.warning(f"{self.name_for_people}: no frame could be read from this stream")
+        except (OSError, ValueError) as error:
+            LOGGER.warning(f"{error}")
+        finally:
             self.inbox.leave()
 
     def _read_once(self) -> bool:
         """Open the stream and hand on its frames; True when it was a clip, which has ended by now."""
-        capture = cv2.VideoCapture(int(self.address) if self.address.isdecimal() else self.address)
-        total, fps = _length_and_rate(capture)
-        clip = total > 0 or suffix_of(self.address) in VID_FORMATS
+        capture = open_video(self.address)
+        total, fps = length_and_rate(capture)
+        clip = total > 0 or suffix_of(self.address) in set(VID_FORMATS) - set(LIVE_FORMATS)
+        limit = frame_limit(total, max_frames=self.max_frames)
         try:
             while not self.inbox.stopped.is_set() and capture.grab():
+                if clip and self.number == limit:
+                    LOGGER.warning(f"{self.name_for_people}: {say_limit(total, limit)}")
+                    break
                 self.number += 1
                 if (self.number - 1) % self.vid_stride:
                     continue
@@ -138,20 +138,15 @@ class _Reader(threading.Thread):
             capture.release()
 
 
-def _length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:
-    """Frames in all, 0 for endless, and frames per second; endless streams report nonsense for either."""
-    total, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    return int(total) if 0 < total < 1e9 else 0, float(fps) if 0 < fps < 1000 else FALLBACK_FPS
-
-
-def read_streams(addresses: Sequence[str], vid_stride: int = 1) -> Iterator[StreamFrame]:
+def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int | None = None) -> Iterator[StreamFrame]:
     """Frames of all streams as they come: webcam numbers, rtsp/rtmp/http addresses or video files.
 
-    Every `vid_stride`-th frame is taken. A stream that cannot be opened is a warning; ValueError when none could be.
+    Every `vid_stride`-th frame is taken, of a clip no more than `frame_limit` allows. A stream that cannot be opened is
+    a warning; ValueError when none could be.
     """
     inbox = _Inbox([deque() for _ in addresses], running=len(addresses))
     for stream, address in enumerate(addresses):
-        _Reader(address, stream, inbox, vid_stride).start()
+        _Reader(address, stream, inbox, vid_stride, max_frames).start()
     frames = 0
     try:
         while (frame := inbox.take(SILENCE)) is not None:
@@ -162,4 +157,5 @@ def read_streams(addresses: Sequence[str], vid_stride: int = 1) -> Iterator[Stre
     finally:
         inbox.stop()
     if not frames:
-        raise ValueError(f"no frame from {', '.join(addresses)}; check the address, the connection and the format")
+        names = printable(", ".join(addresses))
+        raise ValueError(f"no frame from {names}; check the address, the connection and the format")

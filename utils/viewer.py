@@ -10,6 +10,7 @@ from functools import cache
 import cv2
 import numpy as np
 
+from utils.files import printable
 from utils.log import LOGGER
 
 _PROBE = "import cv2, numpy; cv2.imshow('probe', numpy.zeros((8, 8, 3), 'uint8')); cv2.waitKey(1)"
@@ -51,6 +52,7 @@ class Viewer:
         """Show a BGR picture; False when the person pressed q or Escape and wants no more."""
         if not self.usable:
             return True
+        title = printable(title)
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
         cv2.imshow(title, picture)
         return cv2.waitKey(wait_ms) & 0xFF not in QUIT_KEYS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,8 +15,12 @@ import torch
 from torch import Tensor
 
 from utils.boxes import clip_boxes, xywh2xyxy, xyxy2xywh
+from utils.files import folder_name, printable
 from utils.log import LOGGER
 
+LABELS, CROPS = "labels", "crops"  # folders of a run
+EXAMPLES = 3  # of changed names that are named
+_FRAME = re.compile(r"(.*)_[1-9][0-9]*")  # how the results of a video's frame are called
 CROP_GAIN, CROP_PAD = 1.02, 10  # a crop is the box times the gain, plus the padding in pixels
 FALLBACK_FPS = 30.0  # for streams and files that do not say
 
@@ -121,7 +127,7 @@ def save_one_box(
     """Cut a box out of a picture and, with `save`, write it as JPEG; the signature is v6.1's.
 
     `BGR` says that `im` already has OpenCV's order and the crop keeps it. A file that exists is not overwritten: the
-    second crop of `000000` is `000000_2.jpg`, which no other picture's crop can be taken for.
+    second crop of `000000` is `000000_2.jpg`.
     """
     cropped = crop_box(xyxy, im, gain, pad, square)
     if not BGR:
@@ -140,20 +146,124 @@ def _free_name(path: Path) -> Path:
     return free
 
 
+class Output(NamedTuple):
+    """What the results of one source would be called: of an image, or of a `moving` one, whose frames add a number."""
+
+    path: str  # the source, for people
+    stem: str
+    suffix: str = ".jpg"
+    moving: bool = False
+
+
 class OutputNames:
-    """File stems for the results of each source: its own one, or `bus-2` where another source took `bus` before."""
+    """Gives each output its name, and no name to two: what is written for a source is never taken for another's.
 
-    def __init__(self) -> None:
-        self._stems: dict[int, str] = {}
+    A source keeps its stem, or becomes `bus-2` where `bus` would write a file that an earlier source writes (on some
+    file system: capitals do not count). `labelled`: stems alone name files, too (labels, crops, feature maps);
+    without that, `a.png` and `a.jpg` are not in each other's way. `classes` are the names of those that crops are of.
+    """
 
-    def __call__(self, source: int, stem: str) -> str:
-        """The stem for this source number; the same at every call."""
-        if source not in self._stems:
-            number, free = 2, stem
-            while free in self._stems.values():
-                number, free = number + 1, f"{stem}-{number}"
-            self._stems[source] = free
-        return self._stems[source]
+    def __init__(
+        self, folder: Path, outputs: Sequence[Output], classes: Sequence[str] = (), labelled: bool = True
+    ) -> None:
+        self.folder, self.outputs, self.labelled = folder, outputs, labelled
+        self._drawn: set[str] = set()
+        self._images: set[str] = set()
+        self._moving: set[str] = set()
+        self._framed: set[str] = set()  # 'clip' where an image is called clip_1, as a frame of clip.mp4 is
+        counts: dict[str, int] = {}
+        self.stems = [self._take(output, counts) for output in outputs]
+        self._folders = unique_names([folder_name(stem) for stem in self.stems], (LABELS, CROPS))
+        different = list(dict.fromkeys(classes))
+        folders = dict(zip(different, unique_names(list(map(folder_name, different))), strict=True))
+        self._crop_folders = [folder / CROPS / folders[name] for name in classes]
+        self._crops: tuple[str, dict[Path, int]] = ("", {})  # of the latest frame, how many in each folder
+
+    def say(self) -> bool:
+        """Tell how many sources got another name than their own, and which; False where there are none."""
+        pairs = zip(self.outputs, self.stems, strict=True)
+        changed = [f"{printable(output.path)} -> {stem}" for output, stem in pairs if stem != output.stem]
+        if changed:
+            few = ", ".join(changed[:EXAMPLES]) + ", ..." * (len(changed) > EXAMPLES)
+            count = f"{len(changed)} of {len(self.stems)} sources are"
+            LOGGER.warning(f"{count} named like others, and their results by names of their own: {few}")
+        return bool(changed)
+
+    def drawn(self, source: int) -> Path:
+        """The image or video with boxes in it."""
+        return self.folder / f"{self.stems[source]}{self.outputs[source].suffix}"
+
+    def label(self, source: int, number: int = 0) -> Path:
+        """The labels of an image; of a video or stream those of its frame `number`, from 1."""
+        return self.folder / LABELS / f"{self._single(source, number)}.txt"
+
+    def features(self, source: int) -> Path:
+        """A folder for what the network makes of this source."""
+        return self.folder / self._folders[source]
+
+    def crop(self, source: int, number: int, kind: int) -> Path:
+        """One more crop of class `kind` out of a frame: `bus.jpg`, then `bus_2.jpg` ..., none that is there already."""
+        single, folder = self._single(source, number), self._crop_folders[kind]
+        if self._crops[0] != single:
+            self._crops = (single, {})
+        sign = "-" if _key(single) in self._moving else "_"  # all of bus_2, bus_3 ... are frames of bus.mp4
+        count = self._crops[1].get(folder, 1)
+        while True:
+            stem = single if count == 1 else f"{single}{sign}{count}"
+            path = folder / f"{stem}.jpg"
+            if not path.exists() and (count == 1 or not self._is_single(_key(stem))):
+                self._crops[1][folder] = count
+                return path
+            count += 1
+
+    def _single(self, source: int, number: int) -> str:
+        return f"{self.stems[source]}_{number}" if number else self.stems[source]
+
+    def _take(self, output: Output, counts: dict[str, int]) -> str:
+        stem = _free(output.stem or "_", lambda name: self._is_taken(_key(name), output), counts)
+        key = _key(stem)
+        self._drawn.add(key + output.suffix.lower())
+        (self._moving if output.moving else self._images).add(key)
+        if not output.moving and (frame := _FRAME.fullmatch(key)):
+            self._framed.add(frame[1])
+        return stem
+
+    def _is_taken(self, key: str, output: Output) -> bool:
+        if key + output.suffix.lower() in self._drawn:
+            return True
+        return self.labelled and (key in self._framed if output.moving else self._is_single(key))
+
+    def _is_single(self, key: str) -> bool:
+        """Whether an image's results, or those of a frame, are called so."""
+        frame = _FRAME.fullmatch(key)
+        return key in self._images or (frame is not None and frame[1] in self._moving)
+
+
+def unique_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, or `bus-2` where an earlier one, or one that is `taken`, is the same on some file system."""
+    used: set[str] = set(map(_key, taken))
+    counts: dict[str, int] = {}
+    unique: list[str] = []
+    for name in names:
+        unique.append(_free(name, lambda free: _key(free) in used, counts))
+        used.add(_key(unique[-1]))
+    return unique
+
+
+def _free(name: str, is_taken: Callable[[str], bool], counts: dict[str, int]) -> str:
+    """The name, or the first of name-2, name-3 ... that is not taken; `counts` remembers how far this went."""
+    number = counts.get(name, 1)
+    free = name if number == 1 else f"{name}-{number}"
+    while is_taken(free):
+        number += 1
+        free = f"{name}-{number}"
+    counts[name] = number
+    return free
+
+
+def _key(name: str) -> str:
+    """What two names have in common that are one file on some system: neither capitals nor composed letters count."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 class VideoWriter:

@@ -15,6 +15,7 @@ from models.backends.pytorch import PackageBackend, ProgramBackend, PyTorchBacke
 from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
 from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
 from utils.config import check_img_size, read_yaml
+from utils.files import printable
 from utils.log import LOGGER
 from utils.options import nearest
 from utils.paths import ROOT, check_yaml
@@ -83,7 +84,7 @@ class DetectMultiBackend(nn.Module):
         _warn_in_vain(fp16 and not in_half, self.pt, dnn and chosen is not OpenCVBackend, files[0].name)
         self.backend = chosen(files, self.device, in_half)
         self.stride: int = self.backend.stride
-        self.names: list[str] = self.backend.names or _names_from(data)
+        self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
 
     @property
     def model(self) -> Any:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from models import common
-from models.autoshape import AutoShape, Detections, file_names, load_picture, to_rgb
+from models.autoshape import AutoShape, Detections, load_picture, output_names, to_rgb
 from models.backends import DetectMultiBackend
 from models.detections import count_words
 from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
@@ -82,7 +82,7 @@ def test_mixed_lists(model, tmp_path):
     items = [path, str(path), Image.fromarray(rgb), rgb, tensor, tensor / 255, rgb.transpose(2, 0, 1)]
     result = model(items, size=32)
     assert result.n == len(items) and all(np.array_equal(picture, rgb) for picture in result.imgs)
-    assert result.files == ["red.jpg", "red_2.jpg", *(f"image{i}.jpg" for i in range(2, 7))]
+    assert result.files == ["red.jpg", "red-2.jpg", *(f"image{i}.jpg" for i in range(2, 7))]
     assert all(torch.equal(rows, result.xyxy[0]) for rows in result.xyxy)
     assert torch.equal(model(tensor, size=32).xyxy[0], result.xyxy[0])  # one picture, not a batch
     assert model(tuple(items[:2]), size=32).n == 2
@@ -250,8 +250,8 @@ def test_exif_orientation(tmp_path):
 
 
 def test_file_names_are_unique():
-    assert file_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", ""]) == [
-        "bus.jpg", "image1.jpg", "bus_2.jpg", "c.jpg", "image4.jpg",
+    assert output_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", "", "BUS.bmp"]).stems == [
+        "bus", "image1", "bus-2", "c", "image4", "BUS-3",
     ]  # fmt: skip
 
 

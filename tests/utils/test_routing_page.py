@@ -101,7 +101,7 @@ def test_the_page_needs_nothing_else(page):
     "name",
     [
         "图 bus.jpg", "a & b.jpg", "</script><script>alert(1)</script>.jpg", "</title><img src=x onerror=alert(1)>",
-        '"quoted" \'name\'.jpg', "<!-- <script> -->.png", "{{data}} {{title}}.jpg", "back\\slash\\u003c.jpg", "\u2028",
+        '"quoted" \'name\'.jpg', "<!-- <script> -->.png", "{{data}} {{title}}.jpg", "back\\slash\\u003c.jpg",
     ],
 )  # fmt: skip
 def test_names_are_text_and_nothing_else(page, name):
@@ -111,9 +111,10 @@ def test_names_are_text_and_nothing_else(page, name):
     assert found.data["script"] == plain.data["script"]
 
 
-def test_names_that_are_no_text(page):
-    found = page("bad\udcff.jpg")
-    assert found.json("data")["name"] == "bad\udcff.jpg" and found.data["title"] == "bad?.jpg"
+def test_names_that_are_no_text_or_move_what_is_around_them(page):
+    for name, shown in (("bad\udcff", "bad\\udcff"), ("\u2028\x1b]0;x\x07\u202e", "\\u2028\\x1b]0;x\\x07\\u202e")):
+        found = page(f"{name}.jpg")
+        assert found.json("data")["name"] == found.data["title"] == f"{shown}.jpg"
 
 
 def test_every_word_is_there_in_both_languages(page):

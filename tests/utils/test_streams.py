@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from utils import streams
+from utils import streams, video_files
 from utils.streams import read_streams
 from utils.writers import VideoWriter
 
@@ -53,7 +53,7 @@ class Camera:
 @pytest.fixture
 def camera(monkeypatch):
     monkeypatch.setattr(Camera, "opened", 0)
-    monkeypatch.setattr(streams.cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(video_files.cv2, "VideoCapture", Camera)
     monkeypatch.setattr(streams, "REOPEN_PAUSE", 0.01)
     return monkeypatch
 
@@ -132,7 +132,7 @@ def test_a_lost_camera_is_opened_again_but_not_for_ever(camera, caplog):
             super().__init__(address)
             self.left = 3 if type(self).opened == 1 else 0
 
-    camera.setattr(streams.cv2, "VideoCapture", Dying)
+    camera.setattr(video_files.cv2, "VideoCapture", Dying)
     assert 1 <= len(list(read_streams(["0"]))) <= 3
     assert Dying.opened == 1 + streams.REOPENINGS and "opening it again" in caplog.text
 
