@@ -130,10 +130,10 @@ def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -
 class Results:
     """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
 
-    def __init__(self, folder: Path, opt: DetectOptions, classes: Sequence[str], outputs: Sequence[Output] = ()) -> None:
-        self.opt, self.words, self.videos = opt, drawable_names(classes), Videos()
-        self.names = OutputNames(folder, outputs, classes, bool(opt.save_txt or opt.save_crop or opt.visualize))
-        self.names.say()
+    def __init__(self, folder: Path, opt: DetectOptions, names: Sequence[str], outputs: Sequence[Output] = ()) -> None:
+        self.opt, self.words, self.videos = opt, drawable_names(names), Videos()
+        self.files = OutputNames(folder, outputs, names, bool(opt.save_txt or opt.save_crop or opt.visualize))
+        self.files.say()
         self.pages: list[Path] = []  # of routes
         self.viewer = Viewer() if opt.view_img else None
         self.visualized: set[int] = set()
@@ -152,19 +152,19 @@ class Results:
         if not self.opt.visualize or frame.source in self.visualized:
             return None
         self.visualized.add(frame.source)
-        return self.names.features(frame.source)
+        return self.files.features(frame.source)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
         """Write, and show, what is asked for. `detections` (n, 6 or 7) in pixels of the original, the surest first."""
         found = detections.flip(0).cpu()  # the surest is written and drawn last, on top
         if self.opt.save_txt:
-            file = self.names.label(frame.source, frame.number)
+            file = self.files.label(frame.source, frame.number)
             file.unlink(missing_ok=True)  # of an earlier run, which may have found something
             if len(found):
                 write_labels(file, label_lines(found, frame.original.shape[:2], self.opt.save_conf))
         if self.opt.save_crop:
             for row in found:
-                file = self.names.crop(frame.source, frame.number, int(row[5]))
+                file = self.files.crop(frame.source, frame.number, int(row[5]))
                 save_one_box(row[:4], frame.original, file, BGR=True)
         if self.opt.nosave and not self.viewer:
             return
@@ -185,7 +185,7 @@ class Results:
 
     def save(self, frame: Frame, picture: np.ndarray) -> None:
         """A picture keeps its format where it can be written; videos and streams become MP4."""
-        file = self.names.drawn(frame.source)
+        file = self.files.drawn(frame.source)
         if frame.kind == "image":
             write_image(file, picture)
         else:
@@ -276,10 +276,10 @@ def open_model(opt: DetectOptions) -> DetectMultiBackend:
 def finish(opt: DetectOptions, results: Results) -> None:
     """Say where the results are; make the weights smaller where that was asked for."""
     if opt.save_txt:
-        labels = results.names.label(0).parent
+        labels = results.files.label(0).parent
         count = len(list(labels.glob("*.txt")))
         LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(labels)}")
-    LOGGER.info(f"Results saved to {colorstr('bold', shown(results.names.folder))}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(results.files.folder))}")
     if results.pages:
         more = f" (one of {len(results.pages)} such pages)" * (len(results.pages) > 1)
         LOGGER.info(f"Where the regions look: open {colorstr('bold', shown(results.pages[0]))} in a browser{more}")

@@ -92,8 +92,9 @@ def passed_over(files: Iterable[str]) -> str:
 
     Hidden files, and links that lead nowhere, are not counted.
     """
-    seen = sorted(file for file in files if not os.path.basename(file).startswith("."))
-    counts = Counter(suffix_of(file) for file in seen if os.path.isfile(file)).most_common()
+    seen = [file for file in files if not os.path.basename(file).startswith(".")]
+    found = Counter(suffix_of(file) for file in seen if os.path.isfile(file))
+    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     words = [f"{count} {printable('.' + ending)[:20] if ending else 'without ending'}" for ending, count in counts]
     if len(words) > MOST_ENDINGS:
         words[MOST_ENDINGS:] = [f"{sum(count for _, count in counts[MOST_ENDINGS:])} others"]

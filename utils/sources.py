@@ -21,6 +21,7 @@ from utils.source_files import WEB_SCHEMES, is_url, sources_in
 from utils.streams import read_streams
 from utils.video_files import (
     LARGEST_FILE,
+    NO_FRAME,
     VID_FORMATS,
     frame_limit,
     length_and_rate,
@@ -170,7 +171,7 @@ class Source:
         finally:
             capture.release()
         if not number:
-            raise ValueError(f"{printable(file)}: no frame of this video can be read; convert it to MP4 or remove it")
+            raise ValueError(f"{printable(file)}: {NO_FRAME}")
 
     def _stream_frames(self) -> Iterator[Frame]:
         for item in read_streams(self.streams, self.vid_stride, self.max_frames):

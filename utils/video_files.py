@@ -22,6 +22,7 @@ VID_FORMATS = (
 )  # fmt: skip
 CONTAINERS = "asf,avi,flv,gif,live_flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"  # FFmpeg's names of them
 OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # environment variable that OpenCV reads whenever it opens something
+NO_FRAME = "no frame of this video can be read; convert it to MP4 or remove it"
 FALLBACK_FPS = 30.0  # of what does not say
 MANY_FRAMES = 10**9  # no honest container promises more
 LEAST_LIMIT, MORE_THAN_PROMISED = 1000, 10  # a file ends at so many frames, or so many times what it promises
@@ -106,8 +107,8 @@ def open_file(file: str) -> cv2.VideoCapture:
     with open(file, "rb") as content:
         head = content.read(HEAD)
     if _is_text(head):
-        kind = "text, such as a playlist" if size else "nothing at all"
-        raise ValueError(f"{name}: its content is {kind}, not a video; name the video itself")
+        kind = "text; playlists are not followed" if size else "nothing at all"
+        raise ValueError(f"{name}: {NO_FRAME} (its content is {kind})")
     return _open(os.path.abspath(file), f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
 
 
@@ -119,8 +120,8 @@ def _open(place: str, extra: str) -> cv2.VideoCapture:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether these first bytes are all letters and line ends, which no container's are."""
-    return not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head)
+    """Whether these first bytes are all letters and line ends, as no container's are, or begin a known playlist."""
+    return head.startswith((b"ffconcat", b"#EXTM3U")) or not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head)
 
 
 def length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:

@@ -220,7 +220,7 @@ class OutputNames:
         return f"{self.stems[source]}_{number}" if number else self.stems[source]
 
     def _take(self, output: Output, counts: dict[str, int]) -> str:
-        stem = _free(output.stem or "_", lambda name: self._is_taken(_key(name), output), counts)
+        stem = _free(output.stem, lambda name: self._is_taken(_key(name), output), counts)
         key = _key(stem)
         self._drawn.add(key + output.suffix.lower())
         (self._moving if output.moving else self._images).add(key)
@@ -252,8 +252,7 @@ def unique_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
 
 def _free(name: str, is_taken: Callable[[str], bool], counts: dict[str, int]) -> str:
     """The name, or the first of name-2, name-3 ... that is not taken; `counts` remembers how far this went."""
-    number = counts.get(name, 1)
-    free = name if number == 1 else f"{name}-{number}"
+    free, number = name, counts.get(name, 1)
     while is_taken(free):
         number += 1
         free = f"{name}-{number}"

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.files import check_size, file_size, is_one_line, printable, read_bytes, walk_files
+from utils.files import (
+    LONGEST_NAME,
+    check_size,
+    file_size,
+    file_stem,
+    folder_name,
+    is_one_line,
+    printable,
+    read_bytes,
+    walk_files,
+)
 
 
 def test_nothing(tmp_path: Path) -> None:
@@ -34,6 +44,56 @@ def test_nothing(tmp_path: Path) -> None:
 )
 def test_names_stay_on_one_line(name: str, shown: str) -> None:
     assert printable(name) == printable(Path(name)) == shown and is_one_line(name) == (name == shown)
+
+
+def test_what_cannot_be_seen_or_turns_the_line_round_is_shown() -> None:
+    for name in ("a\u202egpj.exe", "a\u200bb\ufeff", "\u2066x\U000e0041", "\u00ad"):
+        assert printable(name) == ascii(name).strip("'") and is_one_line(name)
+    for kept in ("می\u200cخواهم", "שלום\u200f!", "👩\u200d🔬"):
+        assert printable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "folder"),
+    [
+        ("bus (1)", "bus (1)", "bus (1)"),
+        ("图 é.v2", "图 é.v2", "图 é.v2"),
+        ("2024-01-01T12:00", "2024-01-01T12:00", "2024-01-01T12_00"),
+        ("a/b\\c", "a_b\\c", "a_b_c"),
+        ("\x1b]0;own\x07\0\n", "_]0;own___", "_]0;own___"),
+        ("a\u202eb\udcff", "a_b_", "a_b_"),
+        ("", "", "_"),
+        (".", ".", "_"),
+        ("..", "..", "__"),
+        ("../../x", ".._.._x", ".._.._x"),
+        ("end. .", "end. .", "end___"),
+        ("CON", "CON", "_CON"),
+        ("nul.txt", "nul.txt", "_nul.txt"),
+        ("com1", "com1", "_com1"),
+        ("LPT9 .x", "LPT9 .x", "_LPT9 .x"),
+        ("console", "console", "console"),
+    ],
+)
+def test_names_made_of_anything(name: str, stem: str, folder: str) -> None:
+    assert (file_stem(name), folder_name(name)) == (stem, folder)
+
+
+def test_long_names_stay_different_and_fit() -> None:
+    for letter in ("x", "é", "图", "👩"):
+        names = [letter * 300 + end for end in ("a", "b")]
+        for make in (file_stem, folder_name):
+            made = [make(name) for name in names]
+            assert len(set(made)) == 2 and all(len(name.encode()) <= LONGEST_NAME for name in made)
+            assert all(name.startswith(letter * 50) for name in made)
+    assert file_stem("x" * LONGEST_NAME) == "x" * LONGEST_NAME
+
+
+@given(st.text())
+def test_folders_can_be_made_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    place = tmp_path_factory.getbasetemp() / "any"
+    made = place / folder_name(text)
+    made.mkdir(parents=True, exist_ok=True)
+    assert made.resolve().parent == place.resolve() and folder_name(made.name) == made.name
 
 
 @given(st.text())

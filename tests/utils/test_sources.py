@@ -3,13 +3,14 @@
 import functools
 import http.server
 import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils.sources import Frame, fetch_image, is_url, open_source, readable_name, suffix_of
+from utils.sources import Frame, fetch_image, open_source, readable_name
 from utils.writers import VideoWriter, write_image
 
 
@@ -153,6 +154,16 @@ def test_lists(folder, monkeypatch, caplog):
         open_source(listing)
 
 
+def test_names_reach_the_log_as_one_line(folder, caplog):
+    (folder / "\x1b]0;own\x07\n.jpg").write_bytes(b"no picture")
+    (folder / "\x1b]0;own\x07.mp4").write_bytes(b"no video\0")
+    good = folder / "\x1b[2J\n.png"
+    good.write_bytes((folder / "a 图.png").read_bytes())
+    frames = list(open_source(folder, 64))
+    assert [frame.describe() for frame in frames if frame.path == str(good)][0].isprintable()
+    assert len(caplog.records) == 2 and all(record.getMessage().isprintable() for record in caplog.records)
+
+
 def test_webcams_and_addresses_are_streams():
     source = open_source("0")
     assert source.streams == ["0"] and not source.files
@@ -180,13 +191,65 @@ def test_addresses_that_fail_say_so(server):
         assert url in str(caught.value)
 
 
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Leads to where the query says; drips bytes without an end; answers with control characters."""
+
+    def do_GET(self):
+        path, _, place = self.path.partition("?")
+        if path == "/to.jpg":
+            self.send_response(302)
+            self.send_header("Location", place)
+        elif path == "/rude.jpg":
+            self.send_response(404, "\x1b]0;own\x07")
+        else:
+            self.send_response(200)
+        self.end_headers()
+        while path == "/drip.jpg":
+            try:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+            except OSError:
+                break
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def stranger():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_redirections_stay_on_the_web_and_end(stranger, server):
+    assert fetch_image(f"{stranger}/to.jpg?{server}/b.JPG").shape == (30, 40, 3)
+    for place in ("file:///etc/passwd", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AA", f"{stranger}/to.jpg?to.jpg"):
+        with pytest.raises(ValueError, match="cannot be fetched: ") as caught:
+            fetch_image(f"{stranger}/to.jpg?{place}")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(stranger, monkeypatch):
+    monkeypatch.setattr("utils.sources.WEB_LONGEST", 0.2)
+    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
+        fetch_image(f"{stranger}/drip.jpg")
+    for url in (f"{stranger}/rude.jpg", f"{stranger}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
+        with pytest.raises(ValueError) as caught:
+            fetch_image(url)
+        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
+
+
 def test_names_for_results():
     assert readable_name("a/b/bus.stop.jpg") == "bus.stop"
+    assert readable_name("a/2024-01-01T12:00 (1).jpg") == "2024-01-01T12:00 (1)"  # a file's own name, as in v6.1
+    assert readable_name("a/\x1b]0;own\x07.jpg") == "_]0;own_"
+    assert readable_name("http://h/%2e%2e") == "__" and readable_name("http://h/..%2f..%2fx%1b.jpg") == "x_"
+    assert readable_name("http://h/" + "x" * 300).startswith("xxx") and len(readable_name("http://h/" + "x" * 300)) < 240
     assert readable_name("rtsp://user:pw@10.0.0.1:554/live?x=1") == "live"
     assert readable_name("https://h/%E5%9B%BE%20a.mp4") == "图 a"
-    assert readable_name("0") == "0" and readable_name("http://host:80") == "host_80"
-    assert suffix_of("http://h/A.JPG?b=c.d") == "jpg" and suffix_of("a/b.TXT") == "txt" and suffix_of("x") == ""
-    assert is_url("RTSP://x") and not is_url("x.jpg")
+    assert readable_name("0") == "0" and readable_name("http://user:pw@host:80") == "host_80"
 
 
 def test_exif_orientation_is_applied(tmp_path):

@@ -1,11 +1,14 @@
 """Files that runs leave behind."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from utils.writers import (
+    Output,
     OutputNames,
     Videos,
     VideoWriter,
@@ -14,6 +17,7 @@ from utils.writers import (
     label_lines,
     picture_suffix,
     save_one_box,
+    unique_names,
     write_image,
     write_labels,
 )
@@ -83,11 +87,100 @@ def test_crops_keep_their_colours_and_are_never_overwritten(tmp_path):
     assert tuple(save_one_box([10, 10, 20, 20], bgr, save=False)[0, 0]) == (0, 100, 200)
 
 
-def test_stems_are_unique_and_stable():
-    names = OutputNames()
-    assert [names(0, "bus"), names(1, "bus"), names(2, "bus-2"), names(1, "bus"), names(0, "bus")] == [
-        "bus", "bus-2", "bus-2-2", "bus-2", "bus",
-    ]  # fmt: skip
+def outputs(*names):
+    """'bus.jpg' is an image of that name in a folder of its own, 'bus.mp4' a video, whose results have frames."""
+    paths = [Path(f"{i}/{name}") for i, name in enumerate(names)]
+    return [Output(str(path), path.stem, path.suffix, path.suffix == ".mp4") for path in paths]
+
+
+def test_no_outputs(tmp_path, caplog):
+    assert OutputNames(tmp_path, []).stems == unique_names([]) == [] and not OutputNames(tmp_path, []).say()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (["bus.jpg", "bus.jpg", "bus-2.jpg", "bus.jpg"], ["bus", "bus-2", "bus-2-2", "bus-3"]),
+        (["a.jpg", "a.png", "A.jpg", "b.jpg"], ["a", "a-2", "A-3", "b"]),
+        (["e\u0301.jpg", "\u00e9.jpg"], ["e\u0301", "\u00e9-2"]),  # one letter, written in two ways
+        (["clip_1.jpg", "clip.mp4", "clip.jpg"], ["clip_1", "clip-2", "clip"]),
+        (["clip.mp4", "clip_1.jpg", "clip_10.png"], ["clip", "clip_1-2", "clip_10-2"]),
+        (["clip_0.jpg", "clip_01.jpg", "clip_x.jpg", "clip.jpg"], ["clip_0", "clip_01", "clip_x", "clip"]),
+        (["clip_01.jpg", "clip.jpg", "clip.mp4"], ["clip_01", "clip", "clip"]),
+        (["clip.mp4", "Clip.mp4", "clip_1.mp4"], ["clip", "Clip-2", "clip_1"]),
+    ],
+)  # fmt: skip
+def test_no_two_sources_write_one_file(tmp_path, names, stems, caplog):
+    made = OutputNames(tmp_path, outputs(*names))
+    assert made.stems == stems
+    files = set()
+    for source, output in enumerate(made.outputs):
+        numbers = (1, 2, 3, 10) if output.moving else (0,)
+        mine = {made.drawn(source), made.features(source), *(made.label(source, number) for number in numbers)}
+        mine = {str(file.relative_to(tmp_path)).casefold() for file in mine}
+        assert not files & mine
+        files |= mine
+    changed = sum(output.stem != stem for output, stem in zip(made.outputs, stems, strict=True))
+    assert made.say() == bool(changed) == bool(caplog.records)
+    assert not changed or f"{changed} of {len(names)} sources" in caplog.text
+
+
+def test_without_labels_only_drawn_files_are_in_the_way(tmp_path):
+    names = ["a.jpg", "a.png", "A.PNG", "a_1.jpg", "a.mp4"]
+    assert OutputNames(tmp_path, outputs(*names), labelled=False).stems == ["a", "a", "A-2", "a_1", "a"]
+
+
+def test_changes_are_said_once_with_names_that_can_be_shown(tmp_path, caplog):
+    made = OutputNames(tmp_path, [Output(f"{i}/\x1b.jpg", "x") for i in range(9)])
+    made.say()
+    (record,) = caplog.records
+    text = r"8 of 9 sources are named like others, and their results by names of their own: 1/\x1b.jpg -> x-2, "
+    assert record.getMessage().startswith(text) and record.getMessage().endswith("-> x-4, ...")
+
+
+def test_many_of_one_name_take_no_time(tmp_path):
+    assert OutputNames(tmp_path, outputs(*["1.jpg"] * 20_000)).stems[-1] == "1-20000"
+
+
+def test_folders_of_features_stay_inside_and_apart(tmp_path):
+    made = OutputNames(tmp_path, outputs("...jpg", "..jpg", "labels.jpg", "Crops.png", "a.jpg", "a.mp4", "con.jpg"))
+    folders = [made.features(source).relative_to(tmp_path).as_posix() for source in range(7)]
+    assert folders == ["__", "_", "labels-2", "Crops-2", "a", "a-2", "_con"]
+
+
+def crops(names, source, number, kind, count):
+    """Make so many crops; their names."""
+    made = []
+    for _ in range(count):
+        path = names.crop(source, number, kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        made.append(path.name)
+    return made
+
+
+def test_crops_are_never_taken_for_those_of_another(tmp_path):
+    names = OutputNames(tmp_path, outputs("bus.jpg", "bus_2.jpg", "clip_1.mp4", "clip.mp4", "x.jpg", "x.mp4"), ["car"])
+    assert crops(names, 0, 0, 0, 3) == ["bus.jpg", "bus_3.jpg", "bus_4.jpg"]
+    assert crops(names, 1, 0, 0, 2) == ["bus_2.jpg", "bus_2_2.jpg"]
+    assert crops(names, 3, 1, 0, 2) == ["clip_1.jpg", "clip_1-2.jpg"]  # clip_1_2 is the second frame of clip_1
+    assert crops(names, 2, 2, 0, 2) == ["clip_1_2.jpg", "clip_1_2_2.jpg"]
+    assert crops(names, 4, 0, 0, 2) == ["x.jpg", "x-2.jpg"] and crops(names, 5, 2, 0, 1) == ["x_2.jpg"]
+    assert crops(names, 0, 0, 0, 1) == ["bus_5.jpg"]
+
+
+def test_crops_of_classes_of_any_name_stay_apart_and_inside(tmp_path):
+    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", "", "x" * 300, "x" * 301, "e.", "\0"]
+    names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
+    places = [names.crop(0, 0, kind) for kind in range(len(classes))]
+    folders = [place.parent.name for place in places]
+    assert folders[:10] == ["car", "__", "_", "a_b", "a_b-2", "car", "CAR-2", "_]0;own_", "_con", "_-2"]
+    assert len({folder.casefold() for folder in folders}) == len(classes) - 1
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        assert place.resolve().parents[1] == (tmp_path / "crops").resolve()
 
 
 def read_video(path):
