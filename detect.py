@@ -96,8 +96,10 @@ def check(opt: DetectOptions) -> None:
     """ValueError for numbers out of their range and for flags that do not go together."""
     if not all(0 <= value <= 1 for value in (opt.conf_thres, opt.iou_thres, opt.track_low)):
         raise ValueError("--conf-thres, --iou-thres and --track-low lie between 0 and 1")
-    if min(opt.max_det, opt.line_thickness, opt.vid_stride, opt.track_buffer + 1) < 1:
-        raise ValueError("--max-det, --line-thickness and --vid-stride must be at least 1, --track-buffer at least 0")
+    counts = (opt.max_det, opt.line_thickness, opt.vid_stride, 1 if opt.max_frames is None else opt.max_frames)
+    if min(*counts, opt.track_buffer + 1) < 1:
+        flags = "--max-det, --line-thickness, --vid-stride and --max-frames"
+        raise ValueError(f"{flags} must be at least 1, --track-buffer at least 0")
     if opt.visualize not in (False, True, "routes"):
         raise ValueError(f"--visualize {opt.visualize}: is 'routes', or stands alone")
     if opt.query and not opt.visualize:

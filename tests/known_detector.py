@@ -4,6 +4,7 @@ Its head ignores the picture: the first anchor (10 x 13 pixels) of the finest le
 always for class 1. A 32 x 32 input so has 16 detections, centred on 4, 12, 20 and 28 in both directions.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,9 +31,11 @@ def known_model() -> Model:
     return model
 
 
-def write_weights(path: Path) -> Path:
-    """The known model as a finished checkpoint."""
-    save_checkpoint(path, {"epoch": -1, "model": describe_model(known_model()), "ema": None})
+def write_weights(path: Path, names: Sequence[str] = NAMES) -> Path:
+    """The known model as a finished checkpoint, its classes called so."""
+    model = known_model()
+    model.names = list(names)
+    save_checkpoint(path, {"epoch": -1, "model": describe_model(model), "ema": None})
     return path
 
 

@@ -98,6 +98,9 @@ def test_every_flag_of_v61_parses():
         ({"query": "7", "visualize": True}, "--query 7"),
         ({"query": [(1, 2), "a,b"], "visualize": True}, "--query a,b"),
         ({"query": "1,2"}, "--visualize"),
+        ({"visualize": "roots"}, "--visualize roots"),
+        ({"visualize": "routes"}, "--visualize routes: the weights have no BiLevelRoutingAttention"),
+        ({"max_frames": 0}, "--max-frames"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
@@ -163,6 +166,32 @@ def test_equal_names_do_not_overwrite_each_other(run, tmp_path):
     assert tree(folder) == ["a-2.bmp", "a-3.png", "a.png", "labels/a-2.txt", "labels/a-3.txt", "labels/a.txt"]
 
 
+def test_names_stay_where_nothing_is_in_the_way(run, tmp_path, caplog):
+    for name in ("a.png", "a.bmp", "clip_1.png", "2024-01-01T12:00.png"):
+        write_image(tmp_path / "in" / name, np.full((32, 32, 3), 90, np.uint8))
+    with VideoWriter(tmp_path / "in/clip", 7) as video:
+        video.write(np.full((32, 32, 3), 90, np.uint8))
+    names = ["2024-01-01T12:00.png", "a.bmp", "a.png", "clip.mp4", "clip_1.png"]
+    assert tree(run(source=str(tmp_path / "in"))) == names and "named like others" not in caplog.text
+    folder = run(source=str(tmp_path / "in"), save_txt=True, save_crop=True, max_det=2)
+    stems = ["2024-01-01T12:00", "a-2", "a", "clip-2_1", "clip_1"]
+    assert tree(folder / "labels") == sorted(f"{stem}.txt" for stem in stems)
+    assert tree(folder / "crops/person") == sorted(f"{stem}{end}.jpg" for stem in stems for end in ("", "_2"))
+    assert caplog.text.count("2 of 5 sources are named like others") == 1 and "clip.mp4 -> clip-2" in caplog.text
+
+
+def test_crops_of_classes_with_any_name_stay_inside(source, tmp_path):
+    for i, name in enumerate(("..", "../../x", "\x1b]0;own\x07", "x" * 300, "CON")):
+        weights = write_weights(tmp_path / "odd.pt", names=["car", name, "dog"])
+        folder = detect.run(
+            weights=str(weights), imgsz=32, source=str(source / "a.png"), project=str(tmp_path / f"runs{i}"), max_det=2,
+            save_crop=True, nosave=True, device="cpu",
+        )  # fmt: skip
+        files = tree(tmp_path / f"runs{i}")
+        assert len(files) == 2 and all(re.fullmatch(r"exp/crops/[^/]+/a(_2)?\.jpg", file) for file in files), files
+        assert folder.joinpath("crops").exists() and not any("\x1b" in file or "/CON/" in file for file in files)
+
+
 def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
     listing = source / "list.txt"
     listing.write_text("clip.mp4\na.png\n")
@@ -210,6 +239,26 @@ def test_routes_of_the_first_frame_of_each_source(run, routing_weights, source, 
     plain = run(**given | {"query": None}, **settings)
     for name in (name for name in tree(plain) if name.startswith("labels/")):
         assert (plain / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_only_the_routes(run, routing_weights, source, caplog):
+    given = {"weights": routing_weights, "imgsz": 64, "source": str(source), "nosave": True}
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(**given, visualize="routes")
+    files = ("routes.html", "stage6_routes.png")
+    assert tree(folder) == [f"{stem}/{name}" for stem in ("a", "clip", "图 b") for name in files]
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("Where the regions look: open ") and str(folder / "a/routes.html") in last and "of 3" in last
+    both = run(**given | {"source": str(source / "a.png")}, visualize=True)
+    assert {"a/routes.html", "a/stage6_routes.png", "a/stage0_Conv_features.png"} < set(tree(both))
+    assert (both / "a/routes.html").read_bytes() == (folder / "a/routes.html").read_bytes()
+
+
+def test_the_routes_are_a_word_after_the_flag():
+    assert parse(detect.DetectOptions, ["--visualize", "routes", "--max-frames", "7"]).visualize == "routes"
+    assert parse(detect.DetectOptions, ["--visualize", "--update"]).visualize is True
+    with pytest.raises(SystemExit):
+        parse(detect.DetectOptions, ["--visualize", "roots"])
 
 
 def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
@@ -278,6 +327,7 @@ def test_update_strips_the_weights(run, source, tmp_path):
 
 # ---- the command
 def test_command_line(weights, source, tmp_path):
+    write_image(source / "\x1b]0;own\x07.png", np.full((32, 32, 3), 90, np.uint8))
     words = ["--weights", str(weights), "--source", "source", "--img", "32", "--project", "out", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "detect.py"), *words],
@@ -288,7 +338,8 @@ def test_command_line(weights, source, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert tree(tmp_path / "out/exp") == ["a.png", "clip.mp4", "图 b.JPG"]
+    assert tree(tmp_path / "out/exp") == ["_]0;own_.png", "a.png", "clip.mp4", "图 b.JPG"]
+    assert "\x1b" not in done.stdout + done.stderr and r"\x1b]0;own\x07.png: 32x32 16 persons" in done.stderr
     assert f"Results saved to {Path('out/exp')}" in done.stderr
 
 

@@ -249,6 +249,29 @@ def test_exif_orientation(tmp_path):
         assert load_picture(item)[0].shape == (40, 20, 3)
 
 
+def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
+    pictures = [np.zeros((20, 30, 3), np.uint8) for _ in range(4)]
+    rows = torch.tensor([[2.0, 2, 12, 12, 0.9, 0], [2.0, 2, 12, 12, 0.8, 1]])
+    files = ["../../x.jpg", "X.jpg", "x_2.jpg", "\x1b[2J.jpg"]
+    found = Detections(pictures, [rows] * 4, files, names=["..", "a/b"])
+    found.display(save=True, crop=True, save_dir=tmp_path / "here")
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    stems = ["x", "X-2", "x_2", "_[2J"]
+    crops = {f"here/crops/{folder}/{stem}.jpg" for folder in ("__", "a_b") for stem in stems}
+    assert made == crops | {f"here/{stem}.jpg" for stem in stems}
+    assert "1 of 4 sources are named like others" in caplog.text
+    words = str(Detections(pictures[:1], [rows], ["x"], names=["\x1b[2J", "b"]))
+    assert words.startswith(r"image 1/1: 20x30 1 \x1b[2J, 1 b")
+
+
+def test_one_name_in_several_folders_is_said_once(model, tmp_path, caplog):
+    paths = [write_image(tmp_path / folder / "1.png", coloured(20, 30)) for folder in "xy"]
+    fresh = AutoShape(model.model)
+    for _ in range(2):
+        assert fresh(paths, size=32).files == ["1.jpg", "1-2.jpg"]
+    assert [record.getMessage().split(" sources")[0] for record in caplog.records] == ["1 of 2"]
+
+
 def test_file_names_are_unique():
     assert output_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", "", "BUS.bmp"]).stems == [
         "bus", "image1", "bus-2", "c", "image4", "BUS-3",
