@@ -30,6 +30,7 @@ OTHER_MEDIA = frozenset(
     "jxr m2v m3u8 mjpg mpe mpv mxf nef ogm orf pbm pct pgm pnm ppm psb psd qt raf raw rm rmvb rw2 svg tga wbmp wdp "
     "y4m".split()
 )
+REMEDY = "convert images to JPEG or PNG, videos to MP4"
 FORMATS_TEXT = f"pictures ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
 
 
@@ -58,29 +59,32 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
 
 
 def _local_files(source: str) -> list[str]:
-    name = printable(source)
-    if os.path.isdir(source):
-        found = sorted(os.path.join(source, name) for name in os.listdir(source))
-    elif os.path.isfile(source):
+    if os.path.isfile(source):
         if not _is_usable(source):
-            raise ValueError(f"{name} is no file that can be looked at; known are {FORMATS_TEXT}, and .txt lists")
+            known = f"known are {FORMATS_TEXT}, and .txt lists"
+            raise ValueError(f"{printable(source)} is no file that can be looked at; {known}")
         return [source]
-    elif glob.has_magic(source):
-        found = sorted(_matches(source))
-    else:
-        parent = printable(Path(source).absolute().parent)
-        raise ValueError(f"{name} does not exist (looked in {parent}); correct the path")
+    name, found = printable(source), _candidates(source)
     usable = [file for file in found if _is_usable(file) and os.path.isfile(file)]
-    others = set(found) - set(usable)
-    passed = passed_over(others)
+    passed = passed_over(set(found) - set(usable))
     if not usable:
         there = f", there are {passed}" if passed else ""
         deeper = f"; for those in folders below it give '{name}/**/*'" if os.path.isdir(source) else ""
         raise ValueError(f"nothing found in {name}: looked for {FORMATS_TEXT}{there}{deeper}")
     if passed:
-        level = logging.WARNING if any(suffix_of(file) in OTHER_MEDIA for file in others) else logging.INFO
+        level = logging.WARNING if REMEDY in passed else logging.INFO
         LOGGER.log(level, f"{name}: {len(usable)} file{'s' * (len(usable) != 1)} to look at; passed over: {passed}")
     return usable
+
+
+def _candidates(source: str) -> list[str]:
+    """What is in a folder, or what a glob stands for, in order."""
+    if os.path.isdir(source):
+        return sorted(os.path.join(source, name) for name in os.listdir(source))
+    if glob.has_magic(source):
+        return sorted(_matches(source))
+    parent = printable(Path(source).absolute().parent)
+    raise ValueError(f"{printable(source)} does not exist (looked in {parent}); correct the path")
 
 
 def _is_usable(file: str) -> bool:
@@ -100,7 +104,7 @@ def passed_over(files: Iterable[str]) -> str:
         words[MOST_ENDINGS:] = [f"{sum(count for _, count in counts[MOST_ENDINGS:])} others"]
     text = ", ".join(words)
     if any(ending in OTHER_MEDIA for ending, _ in counts):
-        text += " (convert images to JPEG or PNG, videos to MP4)"
+        text += f" ({REMEDY})"
     folders = sum(map(os.path.isdir, seen))
     below = f"{folders} folder{'s' * (folders != 1)} (end the source in '/**/*' to look into them)" if folders else ""
     return "; ".join(filter(None, (text, below)))
