@@ -96,7 +96,7 @@ def _fetch_once(url: str, part: Path, note: Path) -> None:
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isascii() and length.isdigit() else None
         quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=printable(url2file(url)), disable=quiet)
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=url2file(url), disable=quiet)
         with bar, open(part, "ab" if resumed else "wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
