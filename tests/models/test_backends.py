@@ -125,6 +125,8 @@ def test_names_of_formats_that_carry_none(monkeypatch, tmp_path):
     (tmp_path / "data.yaml").write_text("names: {0: a, 1: b}")
     assert DetectMultiBackend(tmp_path / "a.xyz", data=tmp_path / "data.yaml").names == ["a", "b"]
     assert DetectMultiBackend(tmp_path / "a.xyz").names[999] == "class999"
+    monkeypatch.setattr(Nameless, "names", ["\x1b]0;own\x07", "a\u202eb"])
+    assert DetectMultiBackend(tmp_path / "a.xyz").names == [r"\x1b]0;own\x07", r"a\u202eb"]
 
 
 @pytest.mark.gpu

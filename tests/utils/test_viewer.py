@@ -54,4 +54,5 @@ def test_keys_end_the_run(monkeypatch):
     for key, goes_on in ((-1, True), (ord("q"), False), (27, False), (ord("a"), True)):
         monkeypatch.setattr(viewer.cv2, "waitKey", lambda wait, key=key: key)
         assert Viewer().show("title", np.zeros((4, 4, 3), np.uint8)) is goes_on
-    assert shown == ["title"] * 4
+    assert Viewer().show("\x1b]0;own\x07.jpg", np.zeros((4, 4, 3), np.uint8))
+    assert shown == ["title"] * 4 + [r"\x1b]0;own\x07.jpg"]
