@@ -225,7 +225,12 @@ def stranger():
 
 def test_redirections_stay_on_the_web_and_end(stranger, server):
     assert fetch_image(f"{stranger}/to.jpg?{server}/b.JPG").shape == (30, 40, 3)
-    for place in ("file:///etc/passwd", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AA", f"{stranger}/to.jpg?to.jpg"):
+    for place in (
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.jpg",
+        "data:image/png;base64,AA",
+        f"{stranger}/to.jpg?to.jpg",
+    ):
         with pytest.raises(ValueError, match="cannot be fetched: ") as caught:
             fetch_image(f"{stranger}/to.jpg?{place}")
         assert len(str(caught.value).splitlines()) == 1
@@ -246,7 +251,9 @@ def test_names_for_results():
     assert readable_name("a/2024-01-01T12:00 (1).jpg") == "2024-01-01T12:00 (1)"  # a file's own name, as in v6.1
     assert readable_name("a/\x1b]0;own\x07.jpg") == "_]0;own_"
     assert readable_name("http://h/%2e%2e") == "__" and readable_name("http://h/..%2f..%2fx%1b.jpg") == "x_"
-    assert readable_name("http://h/" + "x" * 300).startswith("xxx") and len(readable_name("http://h/" + "x" * 300)) < 240
+    assert (
+        readable_name("http://h/" + "x" * 300).startswith("xxx") and len(readable_name("http://h/" + "x" * 300)) < 240
+    )
     assert readable_name("rtsp://user:pw@10.0.0.1:554/live?x=1") == "live"
     assert readable_name("https://h/%E5%9B%BE%20a.mp4") == "图 a"
     assert readable_name("0") == "0" and readable_name("http://user:pw@host:80") == "host_80"

@@ -171,7 +171,22 @@ def test_crops_are_never_taken_for_those_of_another(tmp_path):
 
 
 def test_crops_of_classes_of_any_name_stay_apart_and_inside(tmp_path):
-    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", "", "x" * 300, "x" * 301, "e.", "\0"]
+    classes = [
+        "car",
+        "..",
+        ".",
+        "a/b",
+        "a:b",
+        "car",
+        "CAR",
+        "\x1b]0;own\x07",
+        "con",
+        "",
+        "x" * 300,
+        "x" * 301,
+        "e.",
+        "\0",
+    ]
     names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
     places = [names.crop(0, 0, kind) for kind in range(len(classes))]
     folders = [place.parent.name for place in places]
