@@ -164,6 +164,8 @@ def validate(
     share = my_share()
     loader = own_batches(loader, *share)
     report = Report(report_settings(opt, data, new_folder(opt)), callbacks=callbacks)
+    if report.settings.txt:
+        report.name_labels(dataset.img_files)
     settings = EvalSettings(
         opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
     )

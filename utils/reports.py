@@ -15,11 +15,12 @@ from torch import Tensor
 
 from utils.callbacks import Callbacks
 from utils.evaluator import ImageResult, Listener, ValResult
+from utils.files import file_stem
 from utils.log import LOGGER
 from utils.plots import output_to_target, plot_images
 from utils.plots_metrics import plot_confusion_matrix, plot_curves
 from utils.ragged import Packed, Ragged
-from utils.writers import coco_rows, label_lines, write_labels
+from utils.writers import LABELS, Output, OutputNames, coco_rows, label_lines, write_labels
 
 _DRAWN_BATCHES = 3
 
@@ -57,9 +58,17 @@ class Report(Listener):
         self.settings, self.compute_loss = settings, loss
         self.callbacks = callbacks or Callbacks()
         self.rows: list[dict[str, Any]] = []
+        self._labels: dict[str, Path] = {}
         self._paths: list[str] = []
         self._batches: list[int] = []
         self._found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
+
+    def name_labels(self, images: Sequence[str]) -> None:
+        """Give each image of the data set a label file of its own, and say which are named like others."""
+        outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
+        names = OutputNames(self.settings.folder, outputs)
+        names.say()
+        self._labels = {path: names.label(position) for position, path in enumerate(images)}
 
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
         """Mean losses of one batch, zeros without a loss to compute."""
@@ -69,7 +78,7 @@ class Report(Listener):
         """One label file of one picture; its detections are kept for the JSON."""
         wanted, detections = self.settings, result.detections.cpu()
         if wanted.txt:
-            file = wanted.folder / "labels" / f"{Path(result.path).stem}.txt"
+            file = self._labels.get(result.path) or wanted.folder / LABELS / f"{file_stem(Path(result.path).stem)}.txt"
             write_labels(file, label_lines(detections, result.shape, wanted.confidence))
         if wanted.json:
             self._paths.append(result.path)

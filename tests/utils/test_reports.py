@@ -35,6 +35,19 @@ def test_label_file_and_rows(tmp_path: Path) -> None:
     assert report.rows == [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]
 
 
+def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report = Report(ReportSettings(tmp_path, ["a", "b"], plots=False, txt=True))
+    report.name_labels([])
+    images = ["x/1.jpg", "x/1.png", "y/1.jpg", "y/2.jpg"]
+    report.name_labels(images)
+    for count, image in enumerate(images, 1):
+        report.image(result(image, detections=torch.tensor([[10.0, 20, 30, 60, 0.9, 1]] * count)))
+    rows = {file.name: len(file.read_text().splitlines()) for file in (tmp_path / "labels").iterdir()}
+    assert rows == {"1.txt": 1, "1-2.txt": 2, "1-3.txt": 3, "2.txt": 4}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 4 sources are named like others")
+
+
 def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
     settings = ReportSettings(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json")
     reports = [Report(settings) for _ in range(3)]  # the third has heard of nothing
