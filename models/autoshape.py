@@ -83,7 +83,7 @@ def _from_pillow(picture: Image.Image) -> np.ndarray:
 
 
 def output_names(names: Sequence[str]) -> OutputNames:
-    """What the results of each picture are called: its own stem, image{i} for one without; none twice."""
+    """What the results of each image are called: its own stem, image{i} for one without; none twice."""
     stems = [readable_name(name) or f"image{i}" for i, name in enumerate(names)]
     return OutputNames(Path(), list(map(Output, names, stems)))
 

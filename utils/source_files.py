@@ -31,7 +31,7 @@ OTHER_MEDIA = frozenset(
     "y4m".split()
 )
 REMEDY = "convert images to JPEG or PNG, videos to MP4"
-FORMATS_TEXT = f"pictures ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
+FORMATS_TEXT = f"images ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
 
 
 def is_url(text: str) -> bool:
@@ -53,8 +53,8 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
     if is_url(source):
         if urlsplit(source).hostname in {"youtu.be", "youtube.com", "www.youtube.com", "m.youtube.com"}:
             raise ValueError(f"{source}: a video page cannot be opened; download the video and give its file")
-        picture = source.lower().startswith(WEB_SCHEMES) and suffix_of(source) in IMG_FORMATS
-        return ([source], []) if picture else ([], [source])
+        is_image = source.lower().startswith(WEB_SCHEMES) and suffix_of(source) in IMG_FORMATS
+        return ([source], []) if is_image else ([], [source])
     return _local_files(os.path.expanduser(source)), []
 
 

@@ -32,8 +32,8 @@ from utils.video_files import (
 from utils.writers import Output, picture_suffix
 
 WEB_TIMEOUT = 30.0  # seconds a server may be silent
-WEB_LONGEST = 120.0  # seconds that one picture may take
-WEB_LARGEST = 256 * MIB  # bytes of one picture
+WEB_LONGEST = 120.0  # seconds that one image may take
+WEB_LARGEST = 256 * MIB  # bytes of one image
 
 Kind = Literal["image", "video", "stream"]
 

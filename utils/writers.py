@@ -180,7 +180,7 @@ class OutputNames:
         self._crops: tuple[str, dict[Path, int]] = ("", {})  # of the latest frame, how many in each folder
 
     def say(self) -> bool:
-        """Tell how many sources got another name than their own, and which; False where there are none."""
+        """Log how many sources got another name than their own, and which; False where there are none."""
         pairs = zip(self.outputs, self.stems, strict=True)
         changed = [f"{printable(output.path)} -> {stem}" for output, stem in pairs if stem != output.stem]
         if changed:

@@ -251,7 +251,7 @@ def test_the_limit(total: int, size: int, asked: int | None, limit: int) -> None
     assert frame_limit(total, size, asked) == limit
 
 
-class Told:
+class Said:
     """Stands for a capture that says these numbers."""
 
     def __init__(self, total: float, fps: float) -> None:
@@ -263,10 +263,10 @@ class Told:
 
 @pytest.mark.parametrize("odd", [0.0, -1.0, -9.2e18, float("nan"), float("inf"), 1e12])
 def test_nonsense_is_unknown(odd: float) -> None:
-    assert length_and_rate(Told(odd, odd)) == (0, 30.0) and length_and_rate(Told(7.0, 25.0)) == (7, 25.0)
+    assert length_and_rate(Said(odd, odd)) == (0, 30.0) and length_and_rate(Said(7.0, 25.0)) == (7, 25.0)
 
 
-class Endless(Told):
+class Endless(Said):
     """Stands for a video that promises two frames and never stops; some versions of OpenCV would stop by themselves."""
 
     def __init__(self, *place: object) -> None:
