@@ -31,7 +31,7 @@ OTHER_MEDIA = frozenset(
     "y4m".split()
 )
 REMEDY = "convert images to JPEG or PNG, videos to MP4"
-FORMATS_TEXT = f"images ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
+FORMATS_TEXT = f"pictures ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
 
 
 def is_url(text: str) -> bool:
