@@ -101,7 +101,7 @@ def test_a_program_somewhere_else(weights, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[32, 32, 32, 32] ['person'] ['red.jpg']"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "image2.jpg", "image3.jpg", "red.jpg", "red_2.jpg",
+        "image2.jpg", "image3.jpg", "red-2.jpg", "red.jpg",
     ]  # fmt: skip
 
 
