@@ -1,39 +1,38 @@
 """Data sets by name: how each one is fetched and turned into pictures and label files.
 
 A data YAML says `download: name`, and `prepare` runs that converter when the pictures are missing; a YAML can never
-bring code of its own. The folder-level converters for COCO, VOC and DOTA annotations are for anybody's data.
+bring code of its own. The folder-level converters for anybody's COCO, VOC and DOTA annotations are `own_data`'s.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path, PureWindowsPath
-
-from tqdm import tqdm
+from collections.abc import Callable
+from pathlib import Path
 
 from utils.archives import extract
+from utils.coco_json import CocoReader
 from utils.config import DataConfig
 from utils.dataset_tools import autosplit
 from utils.dist import main_first
 from utils.downloads import Remote, fetch, url2file
-from utils.files import is_one_line, printable
 from utils.label_formats import (
     argoverse_rows,
-    coco_rows,
-    dota_rows,
     read_annotations,
     sku_rows,
     told,
     visdrone_rows,
-    voc_rows,
     write_rows,
     xview_rows,
 )
-from utils.labels import find_images, is_image, picture_size
+from utils.labels import find_images
 from utils.log import LOGGER
-from utils.paths import shown
+from utils.own_data import convert_coco, convert_dota, convert_voc, image_size, named_rows, write_labels
 from utils.synthetic import draw_dataset
+from utils.tally import Tally
+from utils.voc_xml import VocReader, read_voc, voc_size
+
+__all__ = ["CONVERTERS", "FILES", "convert_coco", "convert_dota", "convert_voc", "prepare"]
 
 RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v1.0"  # where v6.1's users get these files
 COCO_SITE = "http://images.cocodataset.org/zips"
@@ -66,7 +65,6 @@ FILES: dict[str, tuple[Remote, ...]] = {
         Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
     ),
 }
-MAX_NAME = 200  # characters of a picture's name, folders included
 SIZES = {
     "coco128": "7 MB",
     "coco": "27 GB",
@@ -81,72 +79,6 @@ WHEAT_FOLDERS = (
     *("arvalis_1", "arvalis_2", "arvalis_3", "ethz_1", "inrae_1", "nau_1"),
     *("rres_1", "uq_1", "usask_1", "utokyo_1", "utokyo_2"),
 )
-
-
-# ---- anybody's data --------------------------------------------------------------------------------------------------
-
-
-def convert_coco(
-    annotations: str | Path, labels: str | Path, names: Sequence[str] | None = None, polygons: bool = False
-) -> int:
-    """Label files for the pictures of a COCO JSON file, in the folder `labels`; how many there are."""
-    rows = coco_rows(annotations, names, polygons=polygons)
-    with told(annotations, "annotations of a data set"):
-        return _write_all(rows, Path(labels))
-
-
-def convert_voc(annotations: str | Path, labels: str | Path, names: Sequence[str]) -> int:
-    """Label files for a folder of Pascal VOC annotations (.xml); how many there are. ValueError names a bad file."""
-    files = sorted(Path(annotations).glob("*.xml"))
-    return _write_all({file.stem: _named(file, voc_rows, names) for file in files}, Path(labels))
-
-
-def convert_dota(
-    annotations: str | Path, images: str | Path, labels: str | Path, names: Sequence[str], polygons: bool = False
-) -> int:
-    """Label files for a folder of DOTA annotations (.txt) of the pictures in `images`; how many there are."""
-    rows = {}
-    for image in find_images(images):
-        file = Path(annotations) / f"{image.stem}.txt"
-        if file.exists():
-            rows[image.stem] = _named(file, dota_rows, _size(image), names, polygons)
-    return _write_all(rows, Path(labels))
-
-
-def _named(file: Path, reader: Callable[..., list[str]], *arguments: object) -> list[str]:
-    """What a reader makes of a file's text, its complaints naming the file."""
-    text = read_annotations(file)
-    try:
-        return reader(text, *arguments)
-    except ValueError as error:
-        raise ValueError(f"{printable(file)}: {printable(str(error))[:300]}") from error
-
-
-def _size(image: Path) -> tuple[int, int]:
-    """Width and height of a picture whose annotations are in pixels."""
-    try:
-        return picture_size(image)
-    except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
-        reason = printable(str(error)) or type(error).__name__
-        raise ValueError(f"{printable(image)}: no picture whose size can be told ({reason}); remove it") from error
-
-
-def _check_name(name: str) -> None:
-    """Raise ValueError for a picture's name that leads out of the data set, on any system, or cannot be a file's."""
-    path = PureWindowsPath(name)  # which splits at both kinds of slashes
-    if path.drive or path.root or ".." in path.parts:
-        raise ValueError(f"annotations name a picture outside of the data set: {name!r:.200}")
-    if not name.strip(" ./\\") or len(name) > MAX_NAME or not is_one_line(name):
-        raise ValueError(f"annotations name a picture that cannot be: {name!r:.200}")
-
-
-def _write_all(rows: dict[str, list[str]], folder: Path) -> int:
-    """One label file a picture name, in the sub-folder its name says; empty ones too: nothing is there on purpose."""
-    for name, lines in tqdm(rows.items(), f"labels to {shown(folder)}", disable=not LOGGER.isEnabledFor(20)):
-        _check_name(name)
-        stem = name.rpartition(".")[0] if is_image(name) else name
-        write_rows(folder / f"{stem}.txt", lines)
-    return len(rows)
 
 
 # ---- data sets with a name -------------------------------------------------------------------------------------------
@@ -174,21 +106,27 @@ def voc(config: DataConfig) -> None:
     for year, part in ((2012, "train"), (2012, "val"), (2007, "train"), (2007, "val"), (2007, "test")):
         source = config.root / "images" / "VOCdevkit" / f"VOC{year}"
         images, labels = (config.root / kind / f"{part}{year}" for kind in ("images", "labels"))
+        listing = source / "ImageSets" / "Main" / f"{part}.txt"
+        reader, rows = VocReader(config.names), {}
+        for name in listing.read_text(encoding="utf-8").split():
+            root = read_voc(source / "Annotations" / f"{name}.xml")
+            rows[name] = reader.rows(root, voc_size(root), f"{name}.xml") or []
+        write_labels(named_rows(rows, labels, has_ending=False), reader.tally, (listing, labels))
         images.mkdir(parents=True, exist_ok=True)
-        for name in (source / "ImageSets" / "Main" / f"{part}.txt").read_text(encoding="utf-8").split():
-            write_rows(labels / f"{name}.txt", _named(source / "Annotations" / f"{name}.xml", voc_rows, config.names))
+        for name in rows:
             _move(source / "JPEGImages" / f"{name}.jpg", images / f"{name}.jpg")
 
 
 def visdrone(config: DataConfig) -> None:
-    """VisDrone 2019 detection: pictures from drones, regions to ignore skipped."""
+    """VisDrone 2019 detection: images from drones, regions to ignore skipped."""
     fetch(FILES["visdrone"], config.root, threads=3)
     for folder in sorted(config.root.glob("VisDrone2019-DET-*")):
-        rows = {}
-        for file in sorted((folder / "annotations").glob("*.txt")):
-            size = _size(folder / "images" / f"{file.stem}.jpg")
-            rows[file.stem] = _named(file, visdrone_rows, size)
-        _write_all(rows, folder / "labels")
+        rows, tally, notes = {}, Tally(), folder / "annotations"
+        for file in sorted(notes.glob("*.txt")):
+            size = image_size(folder / "images" / f"{file.stem}.jpg")
+            with told(file, "a VisDrone file"):
+                rows[file.stem] = visdrone_rows(read_annotations(file), size, tally, file.name)
+        write_labels(named_rows(rows, folder / "labels", has_ending=False), tally, (notes, folder / "labels"))
 
 
 def sku110k(config: DataConfig) -> None:
@@ -198,10 +136,10 @@ def sku110k(config: DataConfig) -> None:
         fetch(FILES["sku110k"], config.root.parent)
         _move(unpacked, config.root)
     for part in ("train", "val", "test"):
-        table = config.root / "annotations" / f"annotations_{part}.csv"
+        table, tally, labels = config.root / "annotations" / f"annotations_{part}.csv", Tally(), config.root / "labels"
         with told(table, "a SKU-110K table"):
-            rows = sku_rows(read_annotations(table))
-        _write_all(rows, config.root / "labels")
+            rows = sku_rows(read_annotations(table), tally, table.name)
+        write_labels(named_rows(rows, labels), tally, (table, labels))
         write_rows(config.root / f"{part}.txt", (f"./images/{name}" for name in sorted(rows)))
 
 
@@ -211,7 +149,8 @@ def argoverse(config: DataConfig) -> None:
     base = config.root / "Argoverse-1.1"
     _move(base / "tracking", base / "images")
     for part in ("train", "val"):
-        _write_all(argoverse_rows(config.root / "Argoverse-HD" / "annotations" / f"{part}.json"), base / "labels")
+        notes, tally = config.root / "Argoverse-HD" / "annotations" / f"{part}.json", Tally()
+        write_labels(named_rows(argoverse_rows(notes, tally), base / "labels"), tally, (notes, base / "labels"))
 
 
 def globalwheat(config: DataConfig) -> None:
@@ -234,8 +173,10 @@ def objects365(config: DataConfig) -> None:
         fetch(FILES[f"objects365-{part}"], images, threads=8)
         for picture in [path for path in images.rglob("*.jpg") if path.parent != images]:
             _move(picture, images / picture.name)
-        rows = coco_rows(config.root / f"zhiyuan_objv2_{part}.json", config.names, crowds=True, digits=5)
-        _write_all({Path(name).name: lines for name, lines in rows.items()}, config.root / "labels" / part)
+        notes, labels = config.root / f"zhiyuan_objv2_{part}.json", config.root / "labels" / part
+        reader = CocoReader(config.names, crowds=True, digits=5)
+        rows = {Path(name).name: lines for name, lines in reader.rows(notes).items()}
+        write_labels(named_rows(rows, labels), reader.tally, (notes, labels))
 
 
 def xview(config: DataConfig) -> None:
@@ -252,8 +193,9 @@ def xview(config: DataConfig) -> None:
         )
     if not images.exists():
         _move(config.root / "train_images", images)
-    sizes = {path.name: _size(path) for path in find_images(images)}
-    _write_all(xview_rows(notes, sizes), config.root / "labels" / "train")
+    sizes = {path.name: image_size(path) for path in find_images(images)}
+    labels, tally = config.root / "labels" / "train", Tally()
+    write_labels(named_rows(xview_rows(notes, sizes, tally), labels), tally, (notes, labels))
     autosplit(images)
 
 

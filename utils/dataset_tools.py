@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from PIL import Image
 
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig
+from utils.files import is_one_line, printable
+from utils.label_formats import write_rows
 from utils.label_index import LabelIndex, load_index
 from utils.labels import find_images, img2label_paths
+from utils.log import LOGGER
 
 PARTS = ("train", "val", "test")
 
@@ -20,24 +25,69 @@ PARTS = ("train", "val", "test")
 def autosplit(
     path: str | Path, weights: Sequence[float] = (0.9, 0.1, 0.0), annotated_only: bool = False, seed: int = 0
 ) -> dict[str, int]:
-    """Divide the pictures of a folder at random into autosplit_train.txt, _val.txt and _test.txt beside the folder.
+    """Divide the images of a folder at random into autosplit_train.txt, _val.txt and _test.txt beside the folder.
 
-    `weights` are the parts' chances; `annotated_only` leaves out pictures without a label file. Lists without pictures
-    are not written; how many pictures each part got is returned.
+    `weights` are the parts' chances; each part that has one gets at least one image. `annotated_only` leaves out images
+    without a label file. Lists without images are not written; how many images each part got is returned and logged.
+    Raises ValueError, with the lists as they were, where the folder, the weights or the lists there do not allow it.
     """
-    folder = Path(path)
+    folder = Path(os.path.abspath(path))
+    if not folder.is_dir():
+        raise ValueError(f"{printable(folder)}: no such folder; name the folder of the images")
     images = find_images(folder)
+    bare = [not os.path.exists(label) for label in img2label_paths(images)]
+    without = [image for image, lacking in zip(images, bare, strict=True) if lacking]
     if annotated_only:
-        images = [image for image, label in zip(images, img2label_paths(images), strict=True) if Path(label).exists()]
-    chances = np.asarray(weights, dtype=float) / np.sum(weights)
-    drawn = np.random.default_rng(seed).choice(len(PARTS), len(images), p=chances)
+        images = [image for image, lacking in zip(images, bare, strict=True) if not lacking]
+    drawn = _drawn(len(images), weights, seed, folder)
     names = [image.relative_to(folder.parent).as_posix() for image in images]
+    if odd := [name for name in names if not is_one_line(name) or name != name.rstrip()]:
+        raise ValueError(f"{printable(odd[0])}: a list cannot hold this name; rename the image")
+    for part in PARTS:
+        _check_free(folder.parent / f"autosplit_{part}.txt", folder)
     for number, part in enumerate(PARTS):
+        chosen = [f"./{name}" for name, where in zip(names, drawn, strict=True) if where == number]
         listing = folder.parent / f"autosplit_{part}.txt"
-        listing.unlink(missing_ok=True)
-        if chosen := [name for name, where in zip(names, drawn, strict=True) if where == number]:
-            listing.write_text("".join(f"./{name}\n" for name in chosen), encoding="utf-8")
-    return {part: int((drawn == number).sum()) for number, part in enumerate(PARTS)}
+        if chosen:
+            write_rows(listing, chosen)
+        else:
+            listing.unlink(missing_ok=True)
+    counts = {part: int((drawn == number).sum()) for number, part in enumerate(PARTS)}
+    said = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
+    LOGGER.info(f"{printable(folder)}: {len(images)} images; {said}")
+    if without:
+        what = "left out" if annotated_only else "listed as background (annotated_only=True leaves them out)"
+        LOGGER.warning(f"{len(without)} images have no label file, {what} (first: {printable(without[0])})")
+    return counts
+
+
+def _drawn(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
+    """(count,) numbers of the parts that images belong to."""
+    chances = np.zeros(len(PARTS))
+    given = np.asarray(weights, dtype=float).reshape(-1)
+    if not 1 <= len(given) <= len(PARTS) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise ValueError(f"weights {weights!r:.80}: give the shares of {', '.join(PARTS)}, as in (0.9, 0.1, 0.0)")
+    chances[: len(given)] = given / given.sum()
+    wanted = np.flatnonzero(chances)
+    if count < len(wanted):
+        parts = " and ".join(PARTS[number] for number in wanted)
+        raise ValueError(f"{printable(folder)}: {count} labelled images cannot be divided into {parts}; add some")
+    drawn = np.random.default_rng(seed).choice(len(PARTS), count, p=chances)
+    for number in wanted:
+        if not (drawn == number).any():  # train.py needs both lists, however few images there are
+            largest = np.bincount(drawn, minlength=len(PARTS)).argmax()
+            drawn[np.flatnonzero(drawn == largest)[-1]] = number
+    return drawn
+
+
+def _check_free(listing: Path, folder: Path) -> None:
+    """Raise ValueError where a list is of images of another folder, which splitting this one would lose."""
+    if not listing.is_file():
+        return
+    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+        image = Path(os.path.abspath(listing.parent / line.strip()))
+        if not image.is_relative_to(folder) and image.is_file():
+            raise ValueError(f"{printable(listing)}: lists images of {printable(image.parent)}; move it or remove it")
 
 
 def _statistics(index: LabelIndex, nc: int) -> dict[str, Any]:
@@ -71,18 +121,28 @@ def dataset_stats(config: DataConfig) -> dict[str, Any]:
 
 
 def extract_boxes(sources: str | Path | Sequence[str | Path], folder: str | Path) -> int:
-    """Write every labelled object, a fifth larger and 3 px, as folder/class/picture_number.jpg; how many there are."""
-    index, written = load_index(sources), 0
+    """Write every labelled object, a fifth larger and 3 px, as folder/class/image_number.jpg; how many there are.
+
+    Images of one name in several folders, or with several endings, get a number after their name.
+    """
+    index, written, stems = load_index(sources), 0, set()
     for position in range(len(index)):
-        path = Path(index.path(position))
+        stem = _free(Path(index.path(position)).stem, stems)
+        stems.add(stem)
         image = index.image(position)[..., ::-1]  # Pillow writes RGB
         height, width = image.shape[:2]
         grown = index.labels(position)[:, 1:].astype(float)
         grown[:, 2:] = grown[:, 2:] * 1.2 + np.array([3 / width, 3 / height])
         corners = xywhn2xyxy(grown, width, height).round().astype(int).clip(0, (width, height, width, height))
         for number, (kind, (x1, y1, x2, y2)) in enumerate(zip(index.labels(position)[:, 0], corners, strict=True)):
-            target = Path(folder) / str(int(kind)) / f"{path.stem}_{number}.jpg"
+            target = Path(folder) / str(int(kind)) / f"{stem}_{number}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.ascontiguousarray(image[y1:y2, x1:x2])).save(target)
             written += 1
     return written
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """The stem, with a number where another image has it."""
+    numbered = itertools.chain((stem,), (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in numbered if name not in taken)

@@ -1,7 +1,8 @@
-"""Other people's annotation formats, turned into rows of our label files: COCO JSON, VOC XML, VisDrone, DOTA, xView ...
+"""Other people's annotation formats, turned into rows of our label files: DOTA, VisDrone, SKU-110K, Argoverse, xView.
 
-A reader takes one annotation file and gives rows; it opens no picture and writes nothing. Boxes are
-cut at the picture's edges, and what is nothing after that is left out.
+A reader takes the annotations of one image or data set and gives rows; it opens no image and writes nothing. Boxes are
+turned the right way round and cut at the image's edges; what is nothing after that, or cannot be read, is counted in a
+`Tally`. COCO and VOC are in `coco_json` and `voc_xml`.
 """
 
 from __future__ import annotations
@@ -14,25 +15,28 @@ import math
 import operator
 import os
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.class_names import ClassNames, Names
 from utils.files import MIB, printable, read_bytes
+from utils.tally import Tally
 
 MAX_JSON_BYTES = 8192 * MIB  # Objects365 has five
-MAX_TEXT_BYTES = 64 * MIB  # of the annotations of one picture
-_NONSENSE = (  # what reading a file of another form leads to
+MAX_TEXT_BYTES = 64 * MIB  # of the annotations of one image
+NONSENSE = (  # what reading a file of another form leads to
     KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, csv.Error,
 )  # fmt: skip
 
-Rows = dict[str, list[str]]  # rows of each picture, by the picture's file name
+Rows = dict[str, list[str]]  # rows of each image, by the name that the annotations give it
+Size = Sequence[float]  # width and height of an image in pixels
 
-# COCO numbers its 80 classes with pictures among 90
+# COCO numbers its 80 classes with images among 90
 COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 # xView's numbers of its 60 kinds of object, in the order of our classes
 XVIEW_TYPES = (
@@ -43,22 +47,51 @@ XVIEW_TYPES = (
 VISDRONE_OBJECTS = range(1, 11)  # 0 is a region to ignore, 11 "others"
 
 
-def box_row(kind: int, corners: Sequence[float], size: Sequence[float], digits: int = 6) -> str | None:
-    """`class cx cy w h` for a box x1, y1, x2, y2 in pixels of a picture of `size` (w, h); None if nothing is inside."""
+def is_size(size: Size | None) -> bool:
+    """Whether these are a width and a height that an image can have."""
+    return size is not None and all(0 < side < math.inf for side in size)
+
+
+def box_row(kind: int, corners: Sequence[float], size: Size, digits: int = 6) -> str | None:
+    """`class cx cy w h` for a box between two corners x1, y1, x2, y2 in pixels of an image of `size` (w, h).
+
+    Any two opposite corners will do. None if nothing of the box is inside the image.
+    """
     width, height = size
-    if not (0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError(f"a picture of {width} x {height} pixels")
-    x1, x2 = (min(max(x, 0.0), width) / width for x in corners[0::2])
-    y1, y2 = (min(max(y, 0.0), height) / height for y in corners[1::2])
-    if not (x2 > x1 and y2 > y1):  # also where one is no number
+    if not is_size(size):
+        raise ValueError(f"an image of {width} x {height} pixels")
+    x1, x2 = sorted(min(max(x, 0.0), width) / width for x in corners[0::2])
+    y1, y2 = sorted(min(max(y, 0.0), height) / height for y in corners[1::2])
+    if not (x2 > x1 and y2 > y1 and all(map(math.isfinite, corners))):
         return None
     return f"{kind} " + " ".join(f"{value:.{digits}f}" for value in ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
 
 
+def boxed(tally: Tally, kind: int, corners: Sequence[float], size: Size, where: str, digits: int = 6) -> list[str]:
+    """The row of `box_row` in a list, which is empty for a box that is none; what was wrong with it is counted."""
+    row = box_row(kind, corners, size, digits)
+    x1, y1, x2, y2 = corners
+    if row is None:
+        tally.drop(_why_no_box(corners), where)
+        return []
+    if x2 < x1 or y2 < y1:
+        tally.remark("boxes had their corners swapped (or a negative width or height) and were turned round", where)
+    if min(x1, x2, y1, y2) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:
+        tally.remark("boxes reached beyond the image and were cut at its edges; check its width and height", where)
+    return [row]
+
+
+def _why_no_box(corners: Sequence[float]) -> str:
+    x1, y1, x2, y2 = corners
+    if not all(map(math.isfinite, corners)):
+        return "box of values that are not finite numbers"
+    return "box without width or height" if x1 == x2 or y1 == y2 else "box outside of its image"
+
+
 def polygon_row(kind: int, points: Sequence[Sequence[float]], size: Sequence[float], digits: int = 6) -> str | None:
     """`class x y x y ...` for a polygon in pixels; a triangle gets its last corner twice, fewer points give None."""
-    if not all(0 < side < math.inf for side in size):
-        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels")
+    if not is_size(size):
+        raise ValueError(f"an image of {size[0]} x {size[1]} pixels")
     inside = np.clip(np.asarray(points, dtype=float).reshape(-1, 2) / np.asarray(size, dtype=float), 0, 1)
     if len(inside) < 3 or not np.isfinite(inside).all() or not np.ptp(inside, axis=0).all():
         return None
@@ -72,9 +105,14 @@ def write_rows(path: str | Path, rows: Iterable[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8", delete=False) as file:
-        file.writelines(f"{row}\n" for row in rows)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+        try:
+            file.writelines(f"{row}\n" for row in rows)
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 @contextlib.contextmanager
@@ -82,7 +120,7 @@ def told(path: str | Path, form: str) -> Iterator[None]:
     """Whatever goes wrong with the content of a file inside becomes a ValueError that names file and form."""
     try:
         yield
-    except _NONSENSE as error:
+    except NONSENSE as error:
         reason = printable(str(error))[:200] or type(error).__name__
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{printable(path)}: not {form} ({kind}{reason})") from error
@@ -94,145 +132,113 @@ def read_annotations(path: str | Path) -> str:
         return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
 
 
-def _read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """What a JSON file says, in UTF-8, -16 or -32. Raises ValueError, naming it, where it is none or too large."""
     with told(path, "valid JSON"):
         return json.loads(read_bytes(path, MAX_JSON_BYTES))
 
 
-def _kinds(categories: Sequence[Mapping[str, Any]], names: Sequence[str] | None) -> dict[int, int]:
-    """Category number -> class: by name when names are given, else in the order of the numbers."""
-    if names is None:
-        return {number: kind for kind, number in enumerate(sorted(category["id"] for category in categories))}
-    wanted = {name.strip().lower(): kind for kind, name in enumerate(names)}
-    found = {category["id"]: wanted.get(category["name"].strip().lower()) for category in categories}
-    return {number: kind for number, kind in found.items() if kind is not None}
-
-
-def _coco_row(note: Mapping[str, Any], kind: int, size: Sequence[float], polygons: bool, digits: int) -> str | None:
-    """An annotation's outline if it is wanted and of one piece, else its box."""
-    outline = note.get("segmentation") if polygons else None
-    if isinstance(outline, list) and len(outline) == 1:
-        if row := polygon_row(kind, np.reshape(outline[0], (-1, 2)), size, digits):
-            return row
-    x, y, width, height = note["bbox"]
-    return box_row(kind, (x, y, x + width, y + height), size, digits)
-
-
-def coco_rows(
-    path: str | Path,
-    names: Sequence[str] | None = None,
-    *,
-    polygons: bool = False,
-    crowds: bool = False,
-    digits: int = 6,
-) -> Rows:
-    """Rows of every picture of a COCO JSON file, in its order; pictures without objects have none.
-
-    Categories become classes by name, or by the order of their numbers when no `names` are given. `polygons` writes the
-    outline of objects made of one piece; `crowds` keeps those marked iscrowd. Raises ValueError for another file.
-    """
-    content = _read_json(path)
-    with told(path, "a COCO detection file"):
-        kinds = _kinds(content["categories"], names)
-        images = {image["id"]: image for image in content["images"]}
-        rows: dict[str, dict[str, None]] = {_text(image["file_name"]): {} for image in images.values()}  # ordered sets
-        for note in content["annotations"]:
-            kind, image = kinds.get(note["category_id"]), images[note["image_id"]]
-            if kind is not None and (crowds or not note.get("iscrowd")):
-                row = _coco_row(note, kind, (image["width"], image["height"]), polygons, digits)
-                rows[image["file_name"]].update({row: None} if row else {})
-    return {name: list(found) for name, found in rows.items()}
-
-
-def _text(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"a picture is called {name!r:.40}")
-    return name
-
-
-def voc_rows(text: str, names: Sequence[str]) -> list[str]:
-    """Rows of one Pascal VOC annotation; objects marked difficult, and kinds that are not in `names`, are left out.
-
-    VOC counts pixels from 1, so centres move by one. Raises ValueError for text that is not such an annotation.
-    """
-    if "<!ENTITY" in text:
-        raise ValueError("annotation with XML entities, which VOC has not")
-    try:
-        root = ElementTree.fromstring(text)
-        width, height = (float(root.find("size").find(side).text) for side in ("width", "height"))
-        rows = []
-        for item in root.iter("object"):
-            kind, difficult = item.find("name").text, item.findtext("difficult", "0").strip()
-            if kind in names and difficult != "1":
-                corners = [float(item.find("bndbox").find(side).text) - 1 for side in ("xmin", "ymin", "xmax", "ymax")]
-                rows.append(box_row(names.index(kind), corners, (width, height)))
-    except (ElementTree.ParseError, *_NONSENSE) as error:
-        raise ValueError(f"not a VOC annotation ({error})") from error
-    return [row for row in rows if row]
-
-
-def visdrone_rows(text: str, size: Sequence[float]) -> list[str]:
+def visdrone_rows(text: str, size: Size, tally: Tally | None = None, where: str = "VisDrone file") -> list[str]:
     """Rows of one VisDrone file: x, y, w, h, score, class, truncation, occlusion a line; score 0 is to be ignored."""
-    rows = []
-    for line in filter(str.strip, text.splitlines()):
-        x, y, width, height, score, kind = map(int, line.rstrip(", \t").split(",")[:6])
-        if score and kind in VISDRONE_OBJECTS:
-            rows.append(box_row(kind - 1, (x, y, x + width, y + height), size))
-    return [row for row in rows if row]
-
-
-def dota_rows(text: str, size: Sequence[float], names: Sequence[str], polygons: bool = False) -> list[str]:
-    """Rows of one DOTA file: four corners, kind and difficulty a line; upright boxes, or the corners as polygons."""
-    rows = []
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) < 9:  # imagesource:, gsd: and blank lines
+    tally, rows = tally or Tally(), []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
             continue
-        if fields[8] not in names:
-            raise ValueError(f"unknown kind {fields[8]!r:.60}; known: {', '.join(names)}")
-        points = np.array(fields[:8], dtype=float).reshape(4, 2)
-        kind = list(names).index(fields[8])
-        corners = (*points.min(0), *points.max(0))
-        rows.append(polygon_row(kind, points, size) if polygons else box_row(kind, corners, size))
-    return [row for row in rows if row]
+        x, y, width, height, score, kind = (int(float(field)) for field in line.rstrip(", \t").split(",")[:6])
+        if not score or kind not in VISDRONE_OBJECTS:
+            tally.drop("of a region to ignore (score 0, or a class that is none of the ten)", f"{where}:{number}")
+            continue
+        rows += boxed(tally, kind - 1, (x, y, x + width, y + height), size, f"{where}:{number}")
+    return rows
 
 
-def sku_rows(text: str) -> Rows:
+@dataclass
+class DotaReader:
+    """Reads DOTA's label files: four corners, kind and difficulty a line.
+
+    `polygons` keeps the four corners, else they become upright boxes.
+    """
+
+    names: Names
+    polygons: bool = False
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self.classes = ClassNames(self.names)
+
+    def rows(self, text: str, size: Size, where: str = "DOTA file") -> list[str]:
+        """Rows of one file; `where` is its name in what is counted."""
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            fields, place = line.split(), f"{where}:{number}"
+            if not fields or fields[0].lower().startswith(("imagesource:", "gsd:")):
+                continue
+            if len(fields) < 9:
+                self.tally.drop("line without four corners and a kind", place)
+            elif (kind := self.classes.find(fields[8])) is None:
+                self.tally.drop(self.classes.unlisted(fields[8]), place)
+            else:
+                rows += self._row(kind, fields[:8], size, place)
+                if fields[9:10] not in ([], ["0"]):
+                    self.tally.remark("objects are marked difficult; they are kept", place)
+        return rows
+
+    def _row(self, kind: int, numbers: Sequence[str], size: Size, place: str) -> list[str]:
+        try:
+            points = np.array(numbers, dtype=float).reshape(4, 2)
+        except ValueError:
+            self.tally.drop("corners that are not numbers", place)
+            return []
+        if not np.isfinite(points).all():
+            self.tally.drop("box of values that are not finite numbers", place)
+            return []
+        box = boxed(self.tally, kind, (*points.min(0), *points.max(0)), size, place)
+        outline = polygon_row(kind, points, size) if self.polygons and box else None
+        return [outline] if outline else box
+
+
+def sku_rows(text: str, tally: Tally | None = None, where: str = "table") -> Rows:
     """Rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; every object is class 0.
 
     Raises what `told` waits for where the text is no such table.
     """
-    rows: Rows = defaultdict(list)
-    for image, *numbers in csv.reader(io.StringIO(text)):
+    tally, rows = tally or Tally(), defaultdict(list)
+    for number, (image, *numbers) in enumerate(filter(None, csv.reader(io.StringIO(text))), start=1):
         x1, y1, x2, y2, width, height = (float(numbers[i]) for i in (0, 1, 2, 3, 5, 6))
-        row = box_row(0, (x1, y1, x2, y2), (width, height), 5)
-        rows[image].extend([row] if row else [])
+        rows[image] += boxed(tally, 0, (x1, y1, x2, y2), (width, height), f"{where}:{number}", 5)
     return dict(rows)
 
 
-def argoverse_rows(path: str | Path) -> Rows:
-    """Rows of an Argoverse-HD file, by `sequence folder/picture`; all its pictures are 1920 x 1200."""
-    content = _read_json(path)
+def argoverse_rows(path: str | Path, tally: Tally | None = None) -> Rows:
+    """Rows of an Argoverse-HD file, by `sequence folder/image`; all its images are 1920 x 1200."""
+    content, tally = read_json(path), tally or Tally()
     with told(path, "an Argoverse-HD file"):
         places = [f"{content['seq_dirs'][image['sid']]}/{image['name']}" for image in content["images"]]
         rows: Rows = {place: [] for place in places}
-        for note in content["annotations"]:
+        for number, note in enumerate(content["annotations"]):
             x, y, width, height = note["bbox"]
-            row = box_row(operator.index(note["category_id"]), (x, y, x + width, y + height), (1920, 1200))
-            rows[places[note["image_id"]]].extend([row] if row else [])
+            place, kind = places[note["image_id"]], operator.index(note["category_id"])
+            where = f"annotation {number} of {place}"
+            rows[place] += boxed(tally, kind, (x, y, x + width, y + height), (1920, 1200), where)
     return rows
 
 
-def xview_rows(path: str | Path, sizes: Mapping[str, Sequence[float]]) -> Rows:
-    """Rows of xView's GeoJSON for the pictures whose (w, h) are in `sizes`; kinds outside the 60 are left out."""
+def xview_rows(path: str | Path, sizes: Mapping[str, Size], tally: Tally | None = None) -> Rows:
+    """Rows of xView's GeoJSON for the images whose (w, h) are in `sizes`; kinds outside the 60 are left out."""
     kinds = {number: kind for kind, number in enumerate(XVIEW_TYPES)}
     rows: Rows = {name: [] for name in sizes}
-    content = _read_json(path)
+    content, tally = read_json(path), tally or Tally()
     with told(path, "xView's GeoJSON"):
-        for feature in content["features"]:
+        for number, feature in enumerate(content["features"]):
             about = feature["properties"]
-            name, kind = about["image_id"], kinds.get(about["type_id"])
-            if name in sizes and kind is not None and about["bounds_imcoords"]:
-                row = box_row(kind, [float(value) for value in about["bounds_imcoords"].split(",")], sizes[name])
-                rows[name].extend([row] if row else [])
+            name, kind, bounds = about["image_id"], kinds.get(about["type_id"]), about["bounds_imcoords"]
+            where = f"feature {number} of {name}"
+            if name not in sizes:
+                tally.drop("of an image that is not there", where)
+            elif kind is None:
+                tally.drop("of a type that is none of the sixty", where)
+            elif not bounds:
+                tally.drop("without bounds", where)
+            else:
+                rows[name] += boxed(tally, kind, [float(value) for value in bounds.split(",")], sizes[name], where)
     return rows

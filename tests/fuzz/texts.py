@@ -17,7 +17,7 @@ from models.yolo import Model
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged, odd_text
 from utils.config import MAX_CLASSES, DataConfig, Hyp
-from utils.converters import _named, convert_coco, convert_dota, convert_voc
+from utils.converters import convert_coco, convert_dota, convert_voc
 from utils.label_formats import argoverse_rows, read_annotations, sku_rows, told, visdrone_rows, xview_rows
 from utils.labels import check_pair, find_images
 from utils.plots import _read_results, _result_columns
@@ -142,6 +142,11 @@ def _use_sku(path: Path) -> None:
         sku_rows(read_annotations(path))
 
 
+def _use_visdrone(path: Path) -> None:
+    with told(path, "a VisDrone file"):
+        visdrone_rows(read_annotations(path), (64, 48))
+
+
 def _use_results(path: Path) -> None:
     table = _read_results(path)
     for name in table.columns:
@@ -206,7 +211,7 @@ TEXTS = (
     Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)})),
     Kind("VOC XML", "input.xml", _text(VOC), _use_voc),
     Kind("DOTA", "input.txt", _text(DOTA), _use_dota),
-    Kind("VisDrone", "input.txt", _text(VISDRONE), lambda path: _named(path, visdrone_rows, (64, 48))),
+    Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),
     Kind("SKU-110K", "input.csv", _text(SKU), _use_sku),
     Kind("results.csv", "results.csv", _text(RESULTS), _use_results),
     Kind("study table", "study.txt", _text(STUDY), _read_study),

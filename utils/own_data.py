@@ -1,0 +1,203 @@
+"""Anybody's annotations as label files: a COCO file, a folder of Pascal VOC's XML, a folder of DOTA's text files.
+
+Everything is read before the first label file is written, and what is dropped is counted and logged. All of them return
+how many boxes they kept, and raise ValueError, with nothing written, where there are none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.class_names import Names
+from utils.coco_json import CocoReader
+from utils.files import printable, walk_files
+from utils.image_places import ImageFolder, ImageName, LabelPlaces
+from utils.label_formats import DotaReader, Rows, read_annotations, told, write_rows
+from utils.labels import find_images, picture_size
+from utils.tally import Tally
+from utils.voc_xml import VocReader, image_name, read_voc, voc_size
+
+
+def convert_coco(
+    annotations: str | Path,
+    labels: str | Path,
+    names: Names | None = None,
+    polygons: bool = False,
+    crowds: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Write the label files of a COCO JSON file's images into the folder `labels`; return the number of boxes.
+
+    `names` are the classes in order (a list, a mapping from 0, a data YAML or a text file), by default the categories
+    in the order of their ids. `polygons` writes outlines of one piece instead of boxes, `crowds` keeps what is marked
+    iscrowd, `overwrite` replaces label files that say something else.
+    """
+    file = Path(annotations)
+    if file.is_dir():
+        found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if _ends(path, ".json"))
+        remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
+        raise ValueError(f"{printable(file)}: is a folder, {printable(remedy)}")
+    siblings = (ImageFolder(folder / "images") for folder in (file.parent, file.parent.parent))
+    places = LabelPlaces(labels, (ImageFolder(file.parent, deep=False), *siblings))
+    tally = Tally()
+    reader = CocoReader(names, polygons, crowds, tally=tally, size_of=lambda name: places.size(ImageName.read(name)))
+    rows = reader.rows(file)
+    if not rows and not tally.lost:
+        raise ValueError(f"{printable(file)}: there are no images in it; export it again with its images")
+    with told(file, "annotations of a data set"):
+        named = {ImageName.read(name): lines for name, lines in rows.items()}
+        files = places.label_files(named, tally)
+    return write_labels({files[name]: lines for name, lines in named.items()}, tally, (file, labels), overwrite)
+
+
+def convert_voc(
+    annotations: str | Path, labels: str | Path, names: Names, difficult: bool = False, overwrite: bool = False
+) -> int:
+    """Write the label files of a folder of Pascal VOC's .xml, folders below included; return the number of boxes.
+
+    `names` and `overwrite` as in `convert_coco`; `difficult` keeps objects that are marked so. ValueError names a file
+    that is no annotation.
+    """
+    folder = _annotation_folder(Path(annotations))
+    files = _files_below(folder, ".xml")
+    siblings = (ImageFolder(folder.parent / name) for name in ("JPEGImages", "images", "Images"))
+    places = LabelPlaces(labels, (ImageFolder(folder), *siblings))
+    reader = VocReader(names, difficult)
+    rows: dict[ImageName, list[str]] = {}
+    for file in files:
+        root = read_voc(file)
+        place = file.relative_to(folder)
+        with told(file, "an annotation of a data set"):
+            name, has_ending = image_name(root, place.stem)
+            image = ImageName.read((place.parent / name).as_posix(), has_ending)
+        lines = reader.rows(root, voc_size(root) or places.size(image), place.as_posix())
+        if lines is not None:
+            _put(rows, image, lines, file)
+    label_files = places.label_files(rows, reader.tally)
+    found = {label_files[image]: lines for image, lines in rows.items()}
+    return write_labels(found, reader.tally, (folder, labels), overwrite)
+
+
+def convert_dota(
+    annotations: str | Path,
+    images: str | Path,
+    labels: str | Path,
+    names: Names,
+    polygons: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Write the label files of a folder of DOTA's .txt, folders below included; return the number of boxes.
+
+    The images are below the folder `images`, and its folders are kept. `names` and `overwrite` as in `convert_coco`;
+    `polygons` writes the four corners instead of upright boxes.
+    """
+    folder, known = Path(annotations), ImageFolder(images)
+    places = LabelPlaces(labels, (known,))
+    files = _files_below(folder, ".txt", places.labels)
+    find_images(images)  # raises where there are none
+    reader = DotaReader(names, polygons)
+    rows: dict[ImageName, list[str]] = {}
+    for file in files:
+        place = file.relative_to(folder)
+        text = read_annotations(file)
+        image = known.find(ImageName.read(_without_layout(place).as_posix(), has_ending=False))
+        if image is None:
+            reason = f"of an image that is not in {known.folder}, or is there twice"
+            reader.tally.drop(reason, place.as_posix(), sum(len(line.split()) >= 9 for line in text.splitlines()))
+        else:
+            name = ImageName.read(image.relative_to(known.folder).as_posix())
+            _put(rows, name, reader.rows(text, image_size(image), place.as_posix()), file)
+    label_files = places.label_files(rows, reader.tally)
+    found = {label_files[name]: lines for name, lines in rows.items()}
+    if both := sorted({Path(os.path.abspath(file)) for file in files} & set(found)):
+        raise ValueError(f"{printable(both[0])}: would be replaced by its own labels; convert into another folder")
+    return write_labels(found, reader.tally, (folder, labels), overwrite)
+
+
+def image_size(image: Path) -> tuple[int, int]:
+    """Width and height of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
+    try:
+        return picture_size(image)
+    except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
+        reason = printable(str(error)) or type(error).__name__
+        raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
+
+
+def named_rows(rows: Rows, labels: Path, has_ending: bool = True) -> dict[Path, list[str]]:
+    """The label files of a data set whose annotations say where its images lie."""
+    named = {ImageName.read(name, has_ending): lines for name, lines in rows.items()}
+    files = LabelPlaces(labels, None).label_files(named, Tally())
+    return {files[name]: lines for name, lines in named.items()}
+
+
+def write_labels(
+    rows: Mapping[Path, list[str]], tally: Tally, ends: tuple[str | Path, str | Path], overwrite: bool = True
+) -> int:
+    """Write label files, empty ones for images without objects, each whole; return the number of boxes.
+
+    `ends` are where the boxes come from and the folder they go to, for the tally's report. A box that is there twice is
+    written once. Raises ValueError where no box was kept, and where files hold other labels, unless `overwrite` is set.
+    """
+    unique = {path: list(dict.fromkeys(lines)) for path, lines in rows.items()}
+    for path, lines in rows.items():
+        tally.drop("the same box again", path.name, len(lines) - len(unique[path]))
+    source, labels = ends
+    kept = sum(map(len, unique.values()))
+    present = {path: _present(path) for path in unique}
+    others = [path for path, lines in unique.items() if present[path] not in ([], lines)]
+    if others and kept and not overwrite:
+        raise ValueError(
+            f"{printable(labels)}: {len(others)} label files are there with other content (first: "
+            f"{printable(others[0])}); convert with overwrite=True to replace them, or into another folder"
+        )
+    tally.report(source, labels, kept, len(unique))
+    for path, lines in unique.items():
+        if lines != present[path] or not path.exists():
+            write_rows(path, lines)
+    return kept
+
+
+def _present(path: Path) -> list[str]:
+    """Lines of a label file that is there already."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+
+
+def _ends(path: str, ending: str) -> bool:
+    return path.lower().endswith(ending)
+
+
+def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:
+    """Files of an ending (in any case), sorted, but not those of a folder of `labels` that lies inside.
+
+    Raises ValueError where there is no such folder, or no such file in it.
+    """
+    full = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise ValueError(f"{printable(full)}: no such folder; name the folder of the annotations")
+    inside = labels is not None and labels != full and labels.is_relative_to(full)
+    found = sorted(Path(path) for path in walk_files(folder) if _ends(path, ending))
+    files = [file for file in found if not (inside and Path(os.path.abspath(file)).is_relative_to(labels))]
+    if not files:
+        raise ValueError(f"{printable(full)}: no {ending} file in it; name the folder of the annotations")
+    return files
+
+
+def _put(rows: dict[ImageName, list[str]], image: ImageName, lines: list[str], file: Path) -> None:
+    """Add the rows of an image. Raises ValueError for a second annotation of one image."""
+    if image in rows:
+        raise ValueError(f"{printable(file)}: another annotation is of {printable(image.text)} too; remove one")
+    rows[image] = lines
+
+
+def _annotation_folder(folder: Path) -> Path:
+    """The folder `Annotations` of a whole VOC export, any other folder itself."""
+    inner = folder / "Annotations"
+    return inner if inner.is_dir() and not any(_ends(file.name, ".xml") for file in folder.iterdir()) else folder
+
+
+def _without_layout(place: Path) -> Path:
+    """A DOTA annotation's place among the images: without its ending and without `labelTxt`."""
+    folders = [part for part in place.parent.parts if not part.lower().startswith("labeltxt")]
+    return Path(*folders, place.stem)
