@@ -47,9 +47,9 @@ XVIEW_TYPES = (
 VISDRONE_OBJECTS = range(1, 11)  # 0 is a region to ignore, 11 "others"
 
 
-def is_size(size: Size | None) -> bool:
+def is_size(size: Sequence[float | None] | None) -> bool:
     """Whether these are a width and a height that an image can have."""
-    return size is not None and all(0 < side < math.inf for side in size)
+    return size is not None and all(side is not None and 0 < side < math.inf for side in size)
 
 
 def box_row(kind: int, corners: Sequence[float], size: Size, digits: int = 6) -> str | None:
@@ -117,9 +117,11 @@ def write_rows(path: str | Path, rows: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def told(path: str | Path, form: str) -> Iterator[None]:
-    """Whatever goes wrong with the content of a file inside becomes a ValueError that names file and form."""
+    """Whatever goes wrong with a file or its content inside becomes a ValueError that names file and form."""
     try:
         yield
+    except OSError as error:
+        raise ValueError(f"{printable(path)}: cannot be read ({error.strerror or error})") from error
     except NONSENSE as error:
         reason = printable(str(error))[:200] or type(error).__name__
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

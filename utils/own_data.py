@@ -99,19 +99,21 @@ def convert_dota(
     find_images(images)  # raises where there are none
     reader = DotaReader(names, polygons)
     rows: dict[ImageName, list[str]] = {}
+    used = set()
     for file in files:
         place = file.relative_to(folder)
         text = read_annotations(file)
-        image = known.find(ImageName.read(_without_layout(place).as_posix(), has_ending=False))
+        image = known.find(ImageName.read(_beside_images(place).as_posix(), has_ending=False))
         if image is None:
             reason = f"of an image that is not in {known.folder}, or is there twice"
             reader.tally.drop(reason, place.as_posix(), sum(len(line.split()) >= 9 for line in text.splitlines()))
         else:
             name = ImageName.read(image.relative_to(known.folder).as_posix())
             _put(rows, name, reader.rows(text, image_size(image), place.as_posix()), file)
+            used.add(Path(os.path.abspath(file)))
     label_files = places.label_files(rows, reader.tally)
     found = {label_files[name]: lines for name, lines in rows.items()}
-    if both := sorted({Path(os.path.abspath(file)) for file in files} & set(found)):
+    if both := sorted(used & set(found)):
         raise ValueError(f"{printable(both[0])}: would be replaced by its own labels; convert into another folder")
     return write_labels(found, reader.tally, (folder, labels), overwrite)
 
@@ -197,7 +199,7 @@ def _annotation_folder(folder: Path) -> Path:
     return inner if inner.is_dir() and not any(_ends(file.name, ".xml") for file in folder.iterdir()) else folder
 
 
-def _without_layout(place: Path) -> Path:
-    """A DOTA annotation's place among the images: without its ending and without `labelTxt`."""
-    folders = [part for part in place.parent.parts if not part.lower().startswith("labeltxt")]
+def _beside_images(place: Path) -> Path:
+    """Where the image of a DOTA annotation lies, without its ending: in `images` for `labelTxt`."""
+    folders = ["images" if part.lower().startswith("labeltxt") else part for part in place.parent.parts]
     return Path(*folders, place.stem)

@@ -39,8 +39,8 @@ def read_voc(path: str | Path) -> ElementTree.Element:
             root = ElementTree.fromstring(text)
         except ElementTree.ParseError as error:
             raise ValueError(str(error)) from error
-        if root.tag != "annotation":
-            raise ValueError(f"its root is {root.tag[:40]!r}, not 'annotation'")
+        if root.tag.lower() != "annotation":
+            raise ValueError(f"its root is {root.tag[:40]!r}, not 'annotation'; export as Pascal VOC")
         return root
 
 

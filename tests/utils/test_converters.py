@@ -1,4 +1,4 @@
-"""Other formats turned into our label files, and the data sets that know how to fetch themselves."""
+"""Data sets that know how to fetch themselves."""
 
 from __future__ import annotations
 
@@ -7,27 +7,14 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from utils import converters
 from utils.config import DataConfig
-from utils.converters import CONVERTERS, FILES, convert_coco, convert_dota, convert_voc, prepare
+from utils.converters import CONVERTERS, FILES, prepare
 from utils.downloads import Remote
-from utils.label_formats import (
-    XVIEW_TYPES,
-    argoverse_rows,
-    box_row,
-    coco_rows,
-    dota_rows,
-    polygon_row,
-    sku_rows,
-    visdrone_rows,
-    xview_rows,
-)
 from utils.label_index import load_index
-from utils.labels import parse_label_text
 from utils.paths import ROOT
 
 VOC = """<annotation><size><width>200</width><height>100</height><depth>3</depth></size>
@@ -38,17 +25,12 @@ VOC = """<annotation><size><width>200</width><height>100</height><depth>3</depth
 <object><name>unicorn</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>
 </annotation>"""
 VISDRONE = "10,20,30,40,1,4,0,0\n0,0,5,5,0,0,0,0\n1,1,4,4,1,11,0,0\n90,40,20,20,1,1,0,0,\n"
-DOTA = "imagesource:GoogleEarth\ngsd:0.5\n10 10 30 10 30 20 10 20 ship 0\n0 0 50 0 50 50 0 50 plane 1\n"
 
 
 def image(path: Path, size: tuple[int, int] = (100, 50)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path)
     return path
-
-
-def values(rows: list[str]) -> list[list[float]]:
-    return [[float(value) for value in row.split()] for row in rows]
 
 
 def coco_file(path: Path, **extra: object) -> Path:
@@ -70,106 +52,6 @@ def coco_file(path: Path, **extra: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
-
-
-# ---- formats ---------------------------------------------------------------------------------------------------------
-
-
-def test_nothing_gives_nothing(tmp_path: Path) -> None:
-    assert visdrone_rows("", (10, 10)) == dota_rows("", (10, 10), []) == [] and sku_rows("") == {}
-    empty = coco_file(tmp_path / "a.json", annotations=[], images=[])
-    assert coco_rows(empty) == {} and convert_coco(empty, tmp_path / "labels") == 0
-
-
-def test_boxes_are_cut_at_the_edges() -> None:
-    assert box_row(3, (10, 10, 30, 20), (100, 50)) == "3 0.200000 0.300000 0.200000 0.200000"
-    assert box_row(0, (-10, -10, 50, 25), (100, 50), 2) == "0 0.25 0.25 0.50 0.50"
-    assert box_row(0, (100, 0, 120, 10), (100, 50)) is None and box_row(0, (5, 5, 5, 9), (100, 50)) is None
-    assert polygon_row(1, [[0, 0], [10, 0]], (10, 10)) is None
-    assert len(polygon_row(1, [[0, 0], [10, 0], [10, 10]], (10, 10)).split()) == 9
-
-
-@pytest.mark.parametrize("polygons", [False, True])
-def test_coco(tmp_path: Path, polygons: bool) -> None:
-    file = coco_file(tmp_path / "a.json")
-    rows = coco_rows(file, ["car", "Dog"], polygons=polygons)
-    labels, segments, _ = parse_label_text("\n".join(rows["train/a.jpg"]))
-    expected = [[1, 0.2, 0.2, 0.2, 0.2], [0, 0.95, 0.9, 0.1, 0.2]]
-    if polygons:
-        expected.insert(1, expected[0])  # the same object once with its outline, once without
-    np.testing.assert_allclose(labels, expected, atol=1e-6)
-    assert rows["b.c.jpg"] == []
-    assert [len(points) > 0 for points in segments] == ([True, False, False] if polygons else [False, False])
-    assert len(coco_rows(file, ["car", "dog"], crowds=True)["train/a.jpg"]) == 3
-    assert values(coco_rows(file)["train/a.jpg"])[0][0] == 1, "without names, in the order of the numbers"
-    assert values(coco_rows(file, ["dog"])["train/a.jpg"]) == [[0, 0.2, 0.2, 0.2, 0.2]], "other kinds are left out"
-
-
-def test_coco_files_become_label_files(tmp_path: Path) -> None:
-    assert convert_coco(coco_file(tmp_path / "a.json"), tmp_path / "labels", ["car", "dog"]) == 2
-    assert (tmp_path / "labels/train/a.txt").read_text().startswith("1 0.200000")
-    assert (tmp_path / "labels/b.c.txt").read_text() == ""
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="bad.json: not valid JSON"):
-        convert_coco(tmp_path / "bad.json", tmp_path)
-    (tmp_path / "bad.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match="bad.json: not a COCO detection file"):
-        convert_coco(tmp_path / "bad.json", tmp_path)
-    outside = coco_file(tmp_path / "o.json", annotations=[], images=[{"id": 1, "file_name": "../../x.jpg"}])
-    with pytest.raises(ValueError, match="outside of the data set"):
-        convert_coco(outside, tmp_path / "labels")
-
-
-def test_voc(tmp_path: Path) -> None:
-    (tmp_path / "xml").mkdir()
-    (tmp_path / "xml/a.xml").write_text(VOC)
-    assert convert_voc(tmp_path / "xml", tmp_path / "labels", ["cat", "dog"]) == 1
-    assert values((tmp_path / "labels/a.txt").read_text().splitlines()) == [[1, 0.2, 0.3, 0.2, 0.4]]
-    for bad in ("<annotation>", "<annotation/>", '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'):
-        (tmp_path / "xml/b.xml").write_text(bad)
-        with pytest.raises(ValueError, match="b.xml"):
-            convert_voc(tmp_path / "xml", tmp_path / "labels", ["cat"])
-
-
-def test_dota(tmp_path: Path) -> None:
-    image(tmp_path / "images/P1.png")
-    (tmp_path / "labelTxt").mkdir()
-    (tmp_path / "labelTxt/P1.txt").write_text(DOTA)
-    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", ["plane", "ship"]) == 1
-    written = (tmp_path / "labels/P1.txt").read_text().splitlines()
-    assert values(written) == [[1, 0.2, 0.3, 0.2, 0.2], [0, 0.25, 0.5, 0.5, 1]]
-    _, segments, _ = parse_label_text("\n".join(dota_rows(DOTA, (100, 50), ["plane", "ship"], polygons=True)))
-    assert [len(points) for points in segments] == [4, 4]
-    with pytest.raises(ValueError, match="P1.txt: unknown kind 'ship'"):
-        convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", ["plane"])
-
-
-def test_visdrone_skips_what_is_to_be_ignored() -> None:
-    rows = values(visdrone_rows(VISDRONE, (100, 50)))
-    assert [row[0] for row in rows] == [3, 0]
-    np.testing.assert_allclose(rows[0][1:], [0.25, 0.7, 0.3, 0.6])
-    np.testing.assert_allclose(rows[1][1:], [0.95, 0.9, 0.1, 0.2])
-
-
-def test_tables_of_shelves() -> None:
-    rows = sku_rows("a.jpg,10,10,30,20,object,100,50\na.jpg,0,0,50,50,object,100,50\nb.jpg,5,5,5,5,object,9,9\n")
-    assert values(rows["a.jpg"]) == [[0, 0.2, 0.3, 0.2, 0.2], [0, 0.25, 0.5, 0.5, 1]] and rows["b.jpg"] == []
-
-
-def test_argoverse_pictures_have_one_size(tmp_path: Path) -> None:
-    notes = {
-        "seq_dirs": ["train/s0/front"],
-        "images": [{"sid": 0, "name": "a.jpg"}, {"sid": 0, "name": "b.jpg"}],
-        "annotations": [{"image_id": 1, "category_id": 2, "bbox": [192, 120, 384, 240]}],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(notes))
-    rows = argoverse_rows(tmp_path / "a.json")
-    assert rows["train/s0/front/a.jpg"] == [] and values(rows["train/s0/front/b.jpg"]) == [[2, 0.2, 0.2, 0.2, 0.2]]
-
-
-def test_xview_has_sixty_kinds() -> None:
-    assert len(XVIEW_TYPES) == 60 and sorted(set(XVIEW_TYPES)) == list(XVIEW_TYPES)
-    assert (XVIEW_TYPES[0], XVIEW_TYPES[48], XVIEW_TYPES[59]) == (11, 73, 94)
 
 
 # ---- data sets -------------------------------------------------------------------------------------------------------
@@ -367,85 +249,3 @@ def test_shapes_are_drawn_without_a_network(config, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="still missing"):
         prepare(here)
     assert asked == [here.root]
-
-
-# ---- annotations that make no sense
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize("note", [{"bbox": [NAN, 1, 2, 3]}, {"bbox": [1, 2, 3, NAN]}, {"bbox": [1, 2, -3, 4]}])
-def test_boxes_that_are_none_are_left_out(tmp_path: Path, note: dict) -> None:
-    file = coco_file(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 3, **note}])
-    assert coco_rows(file)["train/a.jpg"] == []
-    outline = {"bbox": [1, 2, 3, 4], "segmentation": [[1, 1, NAN, 9, 9, 9]]}
-    file = coco_file(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 3, **outline}])
-    assert len(coco_rows(file, polygons=True)["train/a.jpg"][0].split()) == 5, "the box, where the outline is none"
-    assert dota_rows("nan 1 30 1 30 20 1 20 a 0", (64, 48), ["a"], True) == []
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        {"width": 0},
-        {"width": -5},
-        {"height": NAN},
-        {"height": INF},
-        {"height": "9"},
-        {"file_name": 5},
-        {"file_name": None},
-        {"file_name": ["a"]},
-        {"id": {}},
-    ],
-    ids=str,
-)
-def test_pictures_that_are_none_are_named(tmp_path: Path, image: dict) -> None:
-    picture = {"id": 7, "file_name": "a.jpg", "width": 9, "height": 9, **image}
-    notes = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 3, 3]}]
-    file = coco_file(tmp_path / "a.json", images=[picture], annotations=notes)
-    with pytest.raises(ValueError, match="a.json: not a COCO detection file") as caught:
-        convert_coco(file, tmp_path / "labels")
-    assert "\n" not in str(caught.value) and not (tmp_path / "labels").exists()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "C:x.jpg", "\\\\host\\x.jpg"),
-        *("", " ", ".", "./", "a\nb.jpg", "a\0b.jpg", "\ud800.jpg", "x" * 999 + ".jpg"),
-    ],
-)
-def test_names_that_no_picture_has(tmp_path: Path, name: str) -> None:
-    picture = {"id": 7, "file_name": name, "width": 9, "height": 9}
-    with pytest.raises(ValueError, match="a.json.*annotations name a picture") as caught:
-        convert_coco(coco_file(tmp_path / "a.json", images=[picture], annotations=[]), tmp_path / "labels")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 + len(str(tmp_path))
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "\x80", '{"images": 1' + "0" * 400 + "}"])
-def test_json_that_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
-    for read in (coco_rows, argoverse_rows, lambda path: xview_rows(path, {})):
-        with pytest.raises(ValueError, match="a.json: not "):
-            read(tmp_path / "a.json")
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("head", ["", '<?xml version="1.0" encoding="utf-16"?>'])
-def test_a_billion_laughs_are_not_laughed(tmp_path: Path, head: str) -> None:
-    laughs = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(10))
-    (tmp_path / "a.xml").write_text(f"{head}<!DOCTYPE a [{laughs}]><annotation><size>&a10;</size></annotation>")
-    with pytest.raises(ValueError, match="a.xml: annotation with XML entities"):
-        convert_voc(tmp_path, tmp_path / "labels", ["a"])
-
-
-def test_annotations_may_be_of_no_other_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").mkdir()
-    with pytest.raises(ValueError, match="a.xml: not a file of annotations .it is a folder"):
-        convert_voc(tmp_path, tmp_path / "labels", ["a"])
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/b.png").write_bytes(b"no picture")
-    (tmp_path / "b.txt").write_text(DOTA)
-    with pytest.raises(ValueError, match="b.png: no picture whose size can be told"):
-        convert_dota(tmp_path, tmp_path / "images", tmp_path / "labels", ["ship", "plane"])
