@@ -90,11 +90,7 @@ class CocoReader:
 
     def _kinds(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
         """Category id -> class, or why the category has none."""
-        found: dict[str, str] = {}
-        for category in categories:
-            key, name = _id(category["id"]), str(category.get("name", ""))
-            if not key or found.setdefault(key, name) != name:
-                raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
+        found = _category_names(categories)
         if (classes := self.classes) is not None:
             numbers = {key: classes.find(name) for key, name in found.items()}
             return {key: classes.unlisted(found[key]) if kind is None else kind for key, kind in numbers.items()}
@@ -153,6 +149,15 @@ def _id(value: Any) -> str:
     if type(value) not in (int, str):
         return ""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
+
+def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for category in categories:
+        key, name = _id(category["id"]), str(category.get("name", ""))
+        if not key or found.setdefault(key, name) != name:
+            raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
+    return found
 
 
 def _is_whole(key: str) -> bool:

@@ -35,29 +35,35 @@ def autosplit(
     if not folder.is_dir():
         raise ValueError(f"{printable(folder)}: no such folder; name the folder of the images")
     images = find_images(folder)
-    bare = [not os.path.exists(label) for label in img2label_paths(images)]
-    without = [image for image, lacking in zip(images, bare, strict=True) if lacking]
+    labels = dict(zip(images, img2label_paths(images), strict=True))
+    without = [image for image, label in labels.items() if not os.path.exists(label)]
     if annotated_only:
-        images = [image for image, lacking in zip(images, bare, strict=True) if not lacking]
-    drawn = _drawn(len(images), weights, seed, folder)
-    names = [image.relative_to(folder.parent).as_posix() for image in images]
-    if odd := [name for name in names if not is_one_line(name) or name != name.rstrip()]:
-        raise ValueError(f"{printable(odd[0])}: a list cannot hold this name; rename the image")
-    for part in PARTS:
-        _check_free(folder.parent / f"autosplit_{part}.txt", folder)
-    for number, part in enumerate(PARTS):
-        chosen = [f"./{name}" for name, where in zip(names, drawn, strict=True) if where == number]
-        listing = folder.parent / f"autosplit_{part}.txt"
-        if chosen:
-            write_rows(listing, chosen)
-        else:
-            listing.unlink(missing_ok=True)
-    counts = {part: int((drawn == number).sum()) for number, part in enumerate(PARTS)}
+        images = [image for image in images if os.path.exists(labels[image])]
+    counts = _write_lists(folder, images, _drawn(len(images), weights, seed, folder))
     said = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
     LOGGER.info(f"{printable(folder)}: {len(images)} images; {said}")
     if without:
         what = "left out" if annotated_only else "listed as background (annotated_only=True leaves them out)"
         LOGGER.warning(f"{len(without)} images have no label file, {what} (first: {printable(without[0])})")
+    return counts
+
+
+def _write_lists(folder: Path, images: Sequence[Path], drawn: np.ndarray) -> dict[str, int]:
+    """Write each part's list, or remove it where it has no images; return the numbers of images."""
+    names = [f"./{image.relative_to(folder.parent).as_posix()}" for image in images]
+    if odd := [name for name in names if not is_one_line(name) or name != name.rstrip()]:
+        raise ValueError(f"{printable(odd[0])}: a list cannot hold this name; rename the image")
+    lists = {part: folder.parent / f"autosplit_{part}.txt" for part in PARTS}
+    for listing in lists.values():
+        _check_free(listing, folder)
+    counts = dict.fromkeys(PARTS, 0)
+    for number, (part, listing) in enumerate(lists.items()):
+        chosen = list(itertools.compress(names, drawn == number))
+        counts[part] = len(chosen)
+        if chosen:
+            write_rows(listing, chosen)
+        else:
+            listing.unlink(missing_ok=True)
     return counts
 
 
@@ -71,7 +77,7 @@ def _drawn(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.
     wanted = np.flatnonzero(chances)
     if count < len(wanted):
         parts = " and ".join(PARTS[number] for number in wanted)
-        raise ValueError(f"{printable(folder)}: {count} labelled images cannot be divided into {parts}; add some")
+        raise ValueError(f"{printable(folder)}: {count} images cannot be divided into {parts}; add some")
     drawn = np.random.default_rng(seed).choice(len(PARTS), count, p=chances)
     for number in wanted:
         if not (drawn == number).any():  # train.py needs both lists, however few images there are

@@ -74,6 +74,8 @@ def boxed(tally: Tally, kind: int, corners: Sequence[float], size: Size, where: 
     if row is None:
         tally.drop(_why_no_box(corners), where)
         return []
+    if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
+        tally.remark("boxes are smaller than a pixel; their numbers should be pixels, not fractions", where)
     if x2 < x1 or y2 < y1:
         tally.remark("boxes had their corners swapped (or a negative width or height) and were turned round", where)
     if min(x1, x2, y1, y2) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:

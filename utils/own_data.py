@@ -147,23 +147,26 @@ def write_labels(
         tally.drop("the same box again", path.name, len(lines) - len(unique[path]))
     source, labels = ends
     kept = sum(map(len, unique.values()))
-    present = {path: _present(path) for path in unique}
-    others = [path for path, lines in unique.items() if present[path] not in ([], lines)]
+    changed = {path: present for path, lines in unique.items() if (present := _present(path)) != lines}
+    others = [path for path, present in changed.items() if present]
     if others and kept and not overwrite:
         raise ValueError(
             f"{printable(labels)}: {len(others)} label files are there with other content (first: "
             f"{printable(others[0])}); convert with overwrite=True to replace them, or into another folder"
         )
     tally.report(source, labels, kept, len(unique))
-    for path, lines in unique.items():
-        if lines != present[path] or not path.exists():
-            write_rows(path, lines)
+    try:
+        for path in changed:
+            write_rows(path, unique[path])
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error}); make room there or choose another folder"
+        raise ValueError(f"{printable(labels)}: {reason}, then convert again") from error
     return kept
 
 
-def _present(path: Path) -> list[str]:
-    """Lines of a label file that is there already."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+def _present(path: Path) -> list[str] | None:
+    """Lines of a label file that is there already, None where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else None
 
 
 def _ends(path: str, ending: str) -> bool:

@@ -84,6 +84,7 @@ def test_any_two_opposite_corners_are_one_box(corners: list[float]) -> None:
         ((10, 20, 30, 10), 1, "turned round"),
         ((-2, 10, 30, 20), 1, "cut at its edges"),
         ((10, 10, 30, 52), 1, "cut at its edges"),
+        ((0.1, 0.2, 0.5, 0.6), 1, "not fractions"),
         ((10, 10, 10, 20), 0, "without width or height"),
         ((100, 10, 110, 20), 0, "outside"),
         ((10, 10, NAN, 20), 0, "not finite"),

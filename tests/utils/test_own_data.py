@@ -133,6 +133,12 @@ def test_conversion_can_be_repeated_but_replaces_nothing_else(tmp_path: Path) ->
     assert (labels / "a.txt").stat().st_mtime_ns == stamp, "what is right already is not written again"
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "labels", "a file")
+    with pytest.raises(ValueError, match=f"{tmp_path}/labels: cannot be written .*; make room there or choose another"):
+        convert_coco(coco(tmp_path / "a.json", "a.jpg"), tmp_path / "labels", NAMES)
+
+
 def test_sizes_are_read_from_the_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "images/a.jpg")
     file = coco(tmp_path / "a.json", "a.jpg", "gone.jpg", width=0, height=None)
