@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from utils.class_names import ClassNames, Names
 from utils.files import printable
-from utils.label_formats import NONSENSE, Rows, Size, box_row, boxed, is_size, polygon_row, read_json, told
+from utils.label_formats import NONSENSE, Rows, Size, boxed, is_size, polygon_row, read_json, told
 from utils.log import LOGGER
 from utils.tally import Tally
 
@@ -124,7 +125,7 @@ class CocoReader:
         if self.polygons and (row := _outline_row(outline, kind, size, self.digits)):
             return [row]
         box = _bbox(note.get("bbox"))
-        corners = box if box and box_row(kind, box, size) else _extent(outline) or box
+        corners = box if box and _has_area(box) else _extent(outline) or box
         if corners is None:
             self.tally.drop("without a bbox or an outline that can be read", where)
             return []
@@ -200,6 +201,11 @@ def _bbox(value: Any) -> tuple[float, float, float, float] | None:
         return None
     x, y, width, height = numbers
     return x, y, x + width, y + height
+
+
+def _has_area(box: Sequence[float]) -> bool:
+    x1, y1, x2, y2 = box
+    return x1 != x2 and y1 != y2 and math.isfinite(x1 + y1 + x2 + y2)
 
 
 def _pieces(outline: Any) -> Iterator[np.ndarray]:

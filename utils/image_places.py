@@ -10,14 +10,14 @@ import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from utils.files import is_one_line, printable, walk_files
 from utils.labels import img2label_paths, is_image, picture_size
-from utils.tally import Tally
+from utils.log import LOGGER
 
 MAX_NAME = 200  # characters of an image's name, folders included
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -140,7 +140,7 @@ def _home(labels: Path) -> Path:
         if labels.parts[number].lower() == "labels":
             for word in ("images", "Images"):
                 folder = Path(*labels.parts[:number], word, *labels.parts[number + 1 :])
-                if folder.is_dir() and Path(img2label_paths([folder / "x.jpg"])[0]).is_relative_to(labels):
+                if folder.is_dir() and Path(img2label_paths([folder / "no image.jpg"])[0]).is_relative_to(labels):
                     return folder
     return labels
 
@@ -168,11 +168,11 @@ class LabelPlaces:
         except Exception:  # noqa: BLE001 - a damaged file can make a decoder raise anything; its boxes are counted
             return None
 
-    def label_files(self, names: Iterable[ImageName], tally: Tally) -> dict[ImageName, Path]:
+    def label_files(self, names: Iterable[ImageName]) -> dict[ImageName, Path]:
         """Each image's label file. Raises ValueError, naming both, where two images would have the same."""
         owners: dict[Path, ImageName] = {}
         for name in names:
-            path = self._label_file(name, tally)
+            path = self._label_file(name)
             if (other := owners.setdefault(path, name)) is not name:
                 raise ValueError(
                     f"{printable(other.text)} and {printable(name.text)} would share the label file "
@@ -180,20 +180,28 @@ class LabelPlaces:
                 )
         return {name: path for path, name in owners.items()}
 
-    def _label_file(self, name: ImageName, tally: Tally) -> Path:
+    def _label_file(self, name: ImageName) -> Path:
         found = self.image(name)
         expected = Path(img2label_paths([found])[0]) if found else None
         if expected and expected.is_relative_to(self.labels):
             return expected
-        file = name.parts[-1] if name.has_ending and is_image(name.place[-1]) else f"{name.parts[-1]}.jpg"
-        below = img2label_paths([os.path.join(*name.place[:-1], file)])[0]
-        path = self.labels / below
-        if expected:
-            tally.remark(
-                f"label files go where train.py does not look; convert into {expected.parent}",
-                f"{printable(path)} instead of {printable(expected)}",
-            )
-        elif self.folders and self.folders[0]:
-            where = self.folders[0].folder
-            tally.remark(f"images are not in {where}, or there are several of the name; put them there", name.text)
-        return path
+        if found and found.is_relative_to(self.folders[0].folder):
+            return self.labels / found.relative_to(self.folders[0].folder).with_suffix(".txt")
+        file = name.place[-1] if name.has_ending and is_image(name.place[-1]) else f"{name.place[-1]}.jpg"
+        return self.labels / img2label_paths([os.path.join(*name.place[:-1], file)])[0]
+
+    def check(self, files: Mapping[ImageName, Path]) -> None:
+        """Warn of label files, now that they are written, that train.py will not find, and of images not found."""
+        lost, missing = [], []
+        for name, path in files.items():
+            found = self.image(name)
+            expected = Path(img2label_paths([found])[0]) if found else None
+            if expected and expected != path:
+                lost.append(f"{printable(path)} instead of {printable(expected)}); convert into {expected.parent}")
+            elif not found:
+                missing.append(printable(name.text))
+        if lost:
+            LOGGER.warning(f"{len(lost)} label files are not where train.py looks (first: {lost[0]}")
+        if missing and self.folders and self.folders[0]:
+            where = f"not found in {printable(self.folders[0].folder)}, or there several times"
+            LOGGER.warning(f"{len(missing)} images are {where} (first: {missing[0]}); put them there")

@@ -48,8 +48,10 @@ def convert_coco(
         raise ValueError(f"{printable(file)}: there are no images in it; export it again with its images")
     with told(file, "annotations of a data set"):
         named = {ImageName.read(name): lines for name, lines in rows.items()}
-        files = places.label_files(named, tally)
-    return write_labels({files[name]: lines for name, lines in named.items()}, tally, (file, labels), overwrite)
+        files = places.label_files(named)
+    kept = write_labels({files[name]: lines for name, lines in named.items()}, tally, (file, labels), overwrite)
+    places.check(files)
+    return kept
 
 
 def convert_voc(
@@ -75,9 +77,11 @@ def convert_voc(
         lines = reader.rows(root, voc_size(root) or places.size(image), place.as_posix())
         if lines is not None:
             _put(rows, image, lines, file)
-    label_files = places.label_files(rows, reader.tally)
+    label_files = places.label_files(rows)
     found = {label_files[image]: lines for image, lines in rows.items()}
-    return write_labels(found, reader.tally, (folder, labels), overwrite)
+    kept = write_labels(found, reader.tally, (folder, labels), overwrite)
+    places.check(label_files)
+    return kept
 
 
 def convert_dota(
@@ -111,11 +115,13 @@ def convert_dota(
             name = ImageName.read(image.relative_to(known.folder).as_posix())
             _put(rows, name, reader.rows(text, image_size(image), place.as_posix()), file)
             used.add(Path(os.path.abspath(file)))
-    label_files = places.label_files(rows, reader.tally)
+    label_files = places.label_files(rows)
     found = {label_files[name]: lines for name, lines in rows.items()}
     if both := sorted(used & set(found)):
         raise ValueError(f"{printable(both[0])}: would be replaced by its own labels; convert into another folder")
-    return write_labels(found, reader.tally, (folder, labels), overwrite)
+    kept = write_labels(found, reader.tally, (folder, labels), overwrite)
+    places.check(label_files)
+    return kept
 
 
 def image_size(image: Path) -> tuple[int, int]:
@@ -130,7 +136,7 @@ def image_size(image: Path) -> tuple[int, int]:
 def named_rows(rows: Rows, labels: Path, has_ending: bool = True) -> dict[Path, list[str]]:
     """The label files of a data set whose annotations say where its images lie."""
     named = {ImageName.read(name, has_ending): lines for name, lines in rows.items()}
-    files = LabelPlaces(labels, None).label_files(named, Tally())
+    files = LabelPlaces(labels, None).label_files(named)
     return {files[name]: lines for name, lines in named.items()}
 
 

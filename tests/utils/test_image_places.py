@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from utils.image_places import ImageFolder, ImageName, LabelPlaces
-from utils.tally import Tally
 
 
 def image(path: Path, size: tuple[int, int] = (100, 50)) -> Path:
@@ -58,18 +57,19 @@ def test_names_as_tools_write_them(name: str, place: str) -> None:
 
 
 def names_of(labels: Path, *names: str, has_ending: bool = True, beside: tuple[ImageFolder, ...] = ()):
-    tally = Tally()
-    files = LabelPlaces(labels, beside).label_files([ImageName.read(name, has_ending) for name in names], tally)
-    return [path.relative_to(labels.parent).as_posix() for path in files.values()], list(tally.remarks)
+    places = LabelPlaces(labels, beside)
+    files = places.label_files([ImageName.read(name, has_ending) for name in names])
+    places.check(files)
+    return [path.relative_to(labels.parent).as_posix() for path in files.values()]
 
 
-def test_without_images_the_names_decide(tmp_path: Path) -> None:
+def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ("a.jpg", "b.c.png", "train/a.JPG", "no ending", "v1.5", "images/d.webp")
-    found, remarks = names_of(tmp_path / "labels", *names)
-    assert not remarks and [name.removeprefix("labels/") for name in found] == [
+    found = names_of(tmp_path / "labels", *names)
+    assert not caplog.records and [name.removeprefix("labels/") for name in found] == [
         "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt",
     ]  # fmt: skip
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False)[0] == ["labels/photo.webp.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.webp.txt"]
 
 
 @pytest.mark.parametrize(
@@ -85,43 +85,48 @@ def test_without_images_the_names_decide(tmp_path: Path) -> None:
         ("set/train", "set/train/a.jpg", "a.jpg", "set/train/a.txt"),  # Roboflow: flat
         ("set", "set/train/images/a.jpg", "a.jpg", "set/train/labels/a.txt"),
         ("set", "set/images/train/a.jpg", "train/a.jpg", "set/labels/train/a.txt"),
+        ("set/images", "set/images/sub/a.jpg", "a.jpg", "set/images/sub/a.txt"),  # beside, though there is `images`
         ("set/labels", "set/images/photo.webp.jpg", "photo.webp.jpg", "set/labels/photo.webp.txt"),
     ],
 )
 def test_labels_go_where_train_looks(tmp_path: Path, labels: str, on_disk: str, name: str, label: str) -> None:
     image(tmp_path / on_disk)
-    places, tally = LabelPlaces(tmp_path / labels), Tally()
-    found = places.label_files([ImageName.read(name)], tally)
-    assert list(found.values()) == [tmp_path / label] and not tally.remarks
+    places = LabelPlaces(tmp_path / labels)
+    found = places.label_files([ImageName.read(name)])
+    assert list(found.values()) == [tmp_path / label]
     assert places.size(ImageName.read(name)) == (100, 50)
 
 
 def test_a_name_without_ending_means_the_stem_first(tmp_path: Path) -> None:
     image(tmp_path / "images/photo.webp")
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False)[0] == ["labels/photo.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.txt"]
     image(tmp_path / "images/photo.webp.jpg")
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False)[0] == ["labels/photo.webp.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.webp.txt"]
 
 
-def test_folders_that_contradict_are_not_passed_over(tmp_path: Path) -> None:
+def test_folders_that_contradict_are_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "images/train/a.jpg")
-    found, (remark,) = names_of(tmp_path / "labels", "val/a.jpg")
-    assert found == ["labels/val/a.txt"] and f"images are not in {tmp_path / 'images'}" in remark
+    assert names_of(tmp_path / "labels", "val/a.jpg", "train/a.jpg") == ["labels/val/a.txt", "labels/train/a.txt"]
+    assert f"1 images are not found in {tmp_path / 'images'}, or there several times (first: val/a.jpg)" in caplog.text
     image(tmp_path / "images/other/a.jpg")
-    found, (remark,) = names_of(tmp_path / "labels", "a.jpg")
-    assert found == ["labels/a.txt"] and "or there are several of the name" in remark
+    caplog.clear()
+    assert names_of(tmp_path / "labels", "a.jpg") == ["labels/a.txt"] and "or there several times" in caplog.text
     image(tmp_path / "images/a.jpg")
-    assert names_of(tmp_path / "labels", "a.jpg") == (["labels/a.txt"], [])
+    caplog.clear()
+    assert names_of(tmp_path / "labels", "a.jpg") == ["labels/a.txt"] and not caplog.records
 
 
-def test_labels_that_train_will_not_find_are_said(tmp_path: Path) -> None:
+def test_labels_that_train_will_not_find_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "JPEGImages/a.jpg")
     beside = (ImageFolder(tmp_path / "JPEGImages"),)
-    found, (remark,) = names_of(tmp_path / "labels", "a.jpg", beside=beside)
-    assert found == ["labels/a.txt"]
-    assert remark == f"label files go where train.py does not look; convert into {tmp_path / 'JPEGImages'}"
-    found, remarks = names_of(tmp_path / "JPEGImages", "a.jpg", beside=beside)
-    assert found == ["JPEGImages/a.txt"] and not remarks
+    assert names_of(tmp_path / "labels", "a.jpg", beside=beside) == ["labels/a.txt"]
+    wanted = tmp_path / "JPEGImages"
+    assert caplog.messages == [
+        f"1 label files are not where train.py looks (first: {tmp_path}/labels/a.txt instead of {wanted}/a.txt); "
+        f"convert into {wanted}"
+    ]
+    caplog.clear()
+    assert names_of(wanted, "a.jpg", beside=beside) == ["JPEGImages/a.txt"] and not caplog.records
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a.jpg", "images/a.jpg"), ("/x/a.jpg", "/y/a.jpg")])

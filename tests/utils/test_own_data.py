@@ -180,7 +180,8 @@ def test_the_layouts_of_tools_end_where_train_looks(
 def test_labels_that_train_would_not_find_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "train/a.jpg")
     convert_coco(coco(tmp_path / "train/_annotations.coco.json", "a.jpg"), tmp_path / "labels", NAMES)
-    assert f"label files go where train.py does not look; convert into {tmp_path / 'train'}" in caplog.text
+    assert f"1 label files are not where train.py looks (first: {tmp_path}/labels/a.txt instead of" in caplog.text
+    assert caplog.text.strip().endswith(f"convert into {tmp_path / 'train'}")
 
 
 # ---- VOC -------------------------------------------------------------------------------------------------------------
