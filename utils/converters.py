@@ -111,7 +111,7 @@ def voc(config: DataConfig) -> None:
         for name in listing.read_text(encoding="utf-8").split():
             root = read_voc(source / "Annotations" / f"{name}.xml")
             rows[name] = reader.rows(root, voc_size(root), f"{name}.xml") or []
-        write_labels(named_rows(rows, labels, has_ending=False), reader.tally, (listing, labels))
+        write_labels(named_rows(rows, labels, whole=False), reader.tally, (listing, labels))
         images.mkdir(parents=True, exist_ok=True)
         for name in rows:
             _move(source / "JPEGImages" / f"{name}.jpg", images / f"{name}.jpg")
@@ -126,7 +126,7 @@ def visdrone(config: DataConfig) -> None:
             size = image_size(folder / "images" / f"{file.stem}.jpg")
             with told(file, "a VisDrone file"):
                 rows[file.stem] = visdrone_rows(read_annotations(file), size, tally, file.name)
-        write_labels(named_rows(rows, folder / "labels", has_ending=False), tally, (notes, folder / "labels"))
+        write_labels(named_rows(rows, folder / "labels", whole=False), tally, (notes, folder / "labels"))
 
 
 def sku110k(config: DataConfig) -> None:

@@ -20,29 +20,35 @@ from utils.labels import img2label_paths, is_image, picture_size
 from utils.log import LOGGER
 
 MAX_NAME = 200  # characters of an image's name, folders included
+_OTHER_ENDINGS = frozenset("avif gif heic heif jfif jpe jp2 jxl pgm pnm ppm svg tga".split())  # to be converted first
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)", re.IGNORECASE | re.DOTALL)  # Label Studio's prefix
 
 Parts = tuple[str, ...]  # folders, then the file's name
 
 
+def has_ending(name: str) -> bool:
+    """Whether a name ends like an image, be it one that has to be converted before it can be read."""
+    return is_image(name) or name.rpartition(".")[2].lower() in _OTHER_ENDINGS
+
+
 @dataclass(frozen=True)
 class ImageName:
     """An image as annotations name it: its `parts`, and where below the images' folder that is if nothing is found.
 
-    `has_ending` is False where only the name without its ending is known.
+    `whole` is False where only the name without its ending is known.
     """
 
     text: str
     parts: Parts
     place: Parts
-    has_ending: bool = True
+    whole: bool = True
 
     @classmethod
-    def read(cls, text: str, has_ending: bool = True) -> ImageName:
+    def read(cls, text: str, whole: bool = True) -> ImageName:
         """Raises ValueError for what cannot be the name of a file."""
         path = _plain_path(text)
-        absolute = bool(re.match(r"[A-Za-z]:|[\\/]", path)) or path is not text
+        absolute = bool(re.match(r"[A-Za-z]:|[\\/]", path)) or "?d=" in text
         parts: list[str] = []
         for part in re.split(r"[\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
             if part == "..":
@@ -53,19 +59,21 @@ class ImageName:
         place = _place(tuple(parts), absolute)
         if not place or not place[-1].strip(" .") or sum(map(len, place)) > MAX_NAME or not is_one_line(path):
             raise ValueError(f"annotations name an image that cannot be: {text!r:.200}")
-        return cls(text, tuple(parts), place, has_ending)
+        return cls(text, tuple(parts), place, whole)
 
     def without_upload(self) -> ImageName | None:
         """The name that the file had before it was uploaded to Label Studio, None where it has no such prefix."""
         match = _UPLOADED.fullmatch(self.parts[-1])
-        return ImageName(self.text, match.groups(), match.groups(), self.has_ending) if match else None
+        return ImageName(self.text, match.groups(), match.groups(), self.whole) if match else None
 
 
 def _plain_path(text: str) -> str:
     """The path inside an address; other text as it is."""
     if "?d=" in text:  # Label Studio's address of a file that stays where it is
         return parse_qs(urlsplit(text).query).get("d", [""])[0] or text
-    return "/" + unquote(urlsplit(text).path) if _ADDRESS.match(text) else text
+    if _ADDRESS.match(text):
+        return "/" + unquote(urlsplit(text).path)
+    return text.partition("?")[0] if has_ending(text.partition("?")[0]) else text
 
 
 def _place(parts: Parts, absolute: bool) -> Parts:
@@ -101,11 +109,11 @@ class ImageFolder:
     def find(self, name: ImageName) -> Path | None:
         """The image that is meant: by its name, else by the name without ending; None if there is none, or several."""
         last, direct = name.parts[-1], self.folder.joinpath(*name.place)
-        if name.has_ending and is_image(last) and direct.is_file():
+        if name.whole and is_image(last) and direct.is_file():
             return direct
         names, stems = self._known
         known = names.get(last, []), stems.get(os.path.splitext(last)[0], [])
-        if not name.has_ending:
+        if not name.whole:
             known = stems.get(last, []), names.get(last, [])
         found = next((parts for places in known if (parts := _best(places, name.parts))), None)
         if found:
@@ -187,7 +195,7 @@ class LabelPlaces:
             return expected
         if found and found.is_relative_to(self.folders[0].folder):
             return self.labels / found.relative_to(self.folders[0].folder).with_suffix(".txt")
-        file = name.place[-1] if name.has_ending and is_image(name.place[-1]) else f"{name.place[-1]}.jpg"
+        file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
         return self.labels / img2label_paths([os.path.join(*name.place[:-1], file)])[0]
 
     def check(self, files: Mapping[ImageName, Path]) -> None:

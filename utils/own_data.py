@@ -72,8 +72,8 @@ def convert_voc(
         root = read_voc(file)
         place = file.relative_to(folder)
         with told(file, "an annotation of a data set"):
-            name, has_ending = image_name(root, place.stem)
-            image = ImageName.read((place.parent / name).as_posix(), has_ending)
+            name, whole = image_name(root, place.stem)
+            image = ImageName.read((place.parent / name).as_posix(), whole)
         lines = reader.rows(root, voc_size(root) or places.size(image), place.as_posix())
         if lines is not None:
             _put(rows, image, lines, file)
@@ -107,7 +107,7 @@ def convert_dota(
     for file in files:
         place = file.relative_to(folder)
         text = read_annotations(file)
-        image = known.find(ImageName.read(_beside_images(place).as_posix(), has_ending=False))
+        image = known.find(ImageName.read(_beside_images(place).as_posix(), whole=False))
         if image is None:
             reason = f"of an image that is not in {known.folder}, or is there twice"
             reader.tally.drop(reason, place.as_posix(), sum(len(line.split()) >= 9 for line in text.splitlines()))
@@ -133,9 +133,9 @@ def image_size(image: Path) -> tuple[int, int]:
         raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 
 
-def named_rows(rows: Rows, labels: Path, has_ending: bool = True) -> dict[Path, list[str]]:
+def named_rows(rows: Rows, labels: Path, whole: bool = True) -> dict[Path, list[str]]:
     """The label files of a data set whose annotations say where its images lie."""
-    named = {ImageName.read(name, has_ending): lines for name, lines in rows.items()}
+    named = {ImageName.read(name, whole): lines for name, lines in rows.items()}
     files = LabelPlaces(labels, None).label_files(named)
     return {files[name]: lines for name, lines in named.items()}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from utils.class_names import ClassNames, Names
 from utils.files import read_bytes
+from utils.image_places import has_ending
 from utils.label_formats import MAX_TEXT_BYTES, NONSENSE, Size, boxed, is_size, told
-from utils.labels import is_image
 from utils.tally import Tally
 
 FORM = "a VOC annotation"
@@ -75,7 +75,7 @@ def image_name(root: ElementTree.Element, stem: str) -> tuple[str, bool]:
     The annotation's own name without `.xml` counts; its `filename` tells the ending where the two agree.
     """
     written = re.split(r"[\\/]", (root.findtext("filename") or "").strip())[-1]
-    if is_image(written) and stem in (written, os.path.splitext(written)[0]):
+    if has_ending(written) and stem in (written, os.path.splitext(written)[0]):
         return written, True
     return stem, False
 

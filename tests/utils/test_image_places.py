@@ -49,6 +49,8 @@ def test_names_that_no_image_has(name: str) -> None:
         ("file:///home/me/a.jpg", "a.jpg"),
         ("/data/local-files/?d=set/images/val/a%20b.jpg", "val/a b.jpg"),
         ("images", "images"),
+        ("a.jpg?size=1/2", "a.jpg"),
+        ("a?b.jpg", "a?b.jpg"),
         ("../../../etc/passwd", "passwd"),
     ],
 )
@@ -56,20 +58,20 @@ def test_names_as_tools_write_them(name: str, place: str) -> None:
     assert "/".join(ImageName.read(name).place) == place
 
 
-def names_of(labels: Path, *names: str, has_ending: bool = True, beside: tuple[ImageFolder, ...] = ()):
+def names_of(labels: Path, *names: str, whole: bool = True, beside: tuple[ImageFolder, ...] = ()):
     places = LabelPlaces(labels, beside)
-    files = places.label_files([ImageName.read(name, has_ending) for name in names])
+    files = places.label_files([ImageName.read(name, whole) for name in names])
     places.check(files)
     return [path.relative_to(labels.parent).as_posix() for path in files.values()]
 
 
 def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = ("a.jpg", "b.c.png", "train/a.JPG", "no ending", "v1.5", "images/d.webp")
+    names = ("a.jpg", "b.c.png", "train/a.JPG", "no ending", "v1.5", "images/d.webp", "e.HEIC")
     found = names_of(tmp_path / "labels", *names)
     assert not caplog.records and [name.removeprefix("labels/") for name in found] == [
-        "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt",
+        "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt", "e.txt",
     ]  # fmt: skip
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.webp.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,9 @@ def test_labels_go_where_train_looks(tmp_path: Path, labels: str, on_disk: str, 
 
 def test_a_name_without_ending_means_the_stem_first(tmp_path: Path) -> None:
     image(tmp_path / "images/photo.webp")
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.txt"]
     image(tmp_path / "images/photo.webp.jpg")
-    assert names_of(tmp_path / "labels", "photo.webp", has_ending=False) == ["labels/photo.webp.txt"]
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
 
 
 def test_folders_that_contradict_are_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

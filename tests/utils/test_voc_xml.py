@@ -194,6 +194,7 @@ def test_a_billion_laughs_are_not_laughed(tmp_path: Path, declared: str, encodin
         ("", "a.b", ("a.b", False)),
         ("photo.webp.jpg", "photo.webp", ("photo.webp.jpg", True)),
         ("photo.webp", "photo.webp", ("photo.webp", True)),
+        ("photo.heic", "photo.heic", ("photo.heic", True)),
         ("a.jpg", "photo.webp", ("photo.webp", False)),
         ("a", "a", ("a", False)),
     ],
