@@ -128,7 +128,7 @@ def image_size(image: Path) -> tuple[int, int]:
     """Width and height of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
     try:
         return picture_size(image)
-    except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
+    except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
         reason = printable(str(error)) or type(error).__name__
         raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 

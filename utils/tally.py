@@ -39,14 +39,14 @@ class Tally:
         source, target, lost = printable(str(source)), printable(str(target)), self.lost
         reasons = sorted(self.dropped.items(), key=lambda item: -item[1][0])
         if not kept and lost:
-            why = "; ".join(_told(f"{count} {reason}", first) for reason, (count, first) in reasons[:3])
+            why = "; ".join(_with_example(f"{count} {reason}", first) for reason, (count, first) in reasons[:3])
             raise ValueError(f"{source}: none of its {lost} boxes can be used: {why}")
         if not kept:
             raise ValueError(f"{source}: no boxes in it; name annotations that have some (background needs no labels)")
         level = logging.WARNING if lost else logging.INFO  # without logging set up only warnings are seen
         LOGGER.log(level, f"{source}: {kept} boxes of {images} images kept, {lost} dropped; labels in {target}")
-        lines = [_told(f"{count} dropped: {reason}", first) for reason, (count, first) in reasons]
-        lines += [_told(f"{count} {what}", first) for what, (count, first) in self.remarks.items()]
+        lines = [_with_example(f"{count} dropped: {reason}", first) for reason, (count, first) in reasons]
+        lines += [_with_example(f"{count} {what}", first) for what, (count, first) in self.remarks.items()]
         for line in lines[:SHOWN]:
             LOGGER.warning(f"{source}: {line}")
         if (more := len(lines) - SHOWN) > 0:
@@ -59,5 +59,5 @@ def _count(table: dict[str, tuple[int, str]], key: str, example: str, count: int
         table[key] = before + count, first
 
 
-def _told(text: str, example: str) -> str:
+def _with_example(text: str, example: str) -> str:
     return f"{printable(text)} (first: {printable(example)[:LONGEST]})"
