@@ -1,4 +1,4 @@
-"""Boxes and text on pictures: the palette, the choice of a font, and `Annotator`.
+"""Boxes and text on images: the palette, how large a tag may be, and `Annotator`; the fonts are chosen in `fonts`.
 
 Rectangles are written straight into the array and text is rendered by Pillow as a small mask, cached and blended in. So
 nothing is converted back and forth per frame, and the result does not depend on the version of OpenCV's text renderer.
@@ -6,30 +6,26 @@ nothing is converted back and forth per frame, and the result does not depend on
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from utils.log import LOGGER
+from utils.fonts import BUNDLED, drawable_names, find_font, font_runs, load_font
+
+__all__ = ["Annotator", "Colors", "colors", "drawable_names", "find_font", "readable_on", "tag_size"]
 
 PALETTE = (
     "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
     "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
 ).split()
 
-# Parts of file names of fonts that hold Chinese, Japanese and Korean glyphs, the better-looking ones first.
-CJK_FONTS = (
-    "notosanscjk", "notosanssc", "sourcehansans", "pingfang", "msyh", "hiragino", "wqy-microhei", "wqy-zenhei",
-    "stheiti", "simhei", "simsun", "droidsansfallback", "arialuni", "arial unicode", "malgun", "uming", "unifont",
-)  # fmt: skip
-BUNDLED = ""  # stands for the font inside Pillow itself
-UNASSIGNED = "\U0010fffe"  # no font has a glyph here: what is drawn for it is the "missing" box
+# One rule for the tag (the label with its text) of a box, in every image and, in other words, on serving/page.html.
+TAG_SHARE = 0.5  # a tag has at most this share of the area of its box
+SMALLEST_TEXT = 8  # pixels; a tag that would need smaller text is left out
+LINE_SHARE = 8  # a box's line is at most its shorter side divided by this
 
 Colour = tuple[int, int, int]
 
@@ -50,115 +46,39 @@ class Colors:
 colors = Colors()
 
 
-def _font_folders() -> list[Path]:
-    """Where this operating system keeps fonts."""
-    home = Path.home()
-    if sys.platform == "darwin":
-        return [home / "Library/Fonts", Path("/Library/Fonts"), Path("/System/Library/Fonts")]
-    if sys.platform == "win32":
-        local = Path(os.environ.get("LOCALAPPDATA", home)) / "Microsoft/Windows/Fonts"
-        return [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts", local]
-    return [home / ".local/share/fonts", home / ".fonts", Path("/usr/local/share/fonts"), Path("/usr/share/fonts")]
+@lru_cache(maxsize=4096)
+def _text_mask(text: str, font: str, size: int) -> np.ndarray:
+    """Coverage 0..1 of the text, (height, width), in `font` where it can draw it.
 
-
-@cache
-def _system_cjk_fonts() -> list[str]:
-    """Installed fonts whose names promise CJK glyphs, in the order of `CJK_FONTS`."""
-    files = [
-        file
-        for folder in _font_folders()
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in {".ttf", ".ttc", ".otf"}
-    ]
-    return [str(file) for wanted in CJK_FONTS for file in files if wanted in file.name.lower()]
-
-
-def _candidate_fonts(chosen: str) -> Iterator[str]:
-    """Fonts to try, in order: the user's, Pillow's own, the one inside matplotlib, the system's. Never a download."""
-    if chosen:
-        yield chosen
-    yield BUNDLED
-    if (package := importlib.util.find_spec("matplotlib")) and package.origin:
-        yield str(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
-    yield from _system_cjk_fonts()
-
-
-@lru_cache(maxsize=64)
-def load_font(path: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font at `path` in `size` pixels; an empty path means the one bundled with Pillow."""
-    return ImageFont.load_default(size) if path == BUNDLED else ImageFont.truetype(path, size)
-
-
-def _glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
-
-
-@cache
-def _opens(path: str) -> bool:
-    """Whether the font file can be used; one warning when it cannot."""
-    try:
-        load_font(path, 16)
-    except OSError as error:
-        LOGGER.warning(f"font {path!r} cannot be read ({error}); using another one")
-        return False
-    return True
-
-
-@lru_cache(maxsize=1024)
-def _font_covering(characters: str, chosen: str) -> str | None:
-    for path in _candidate_fonts(chosen):
-        if not _opens(path):
-            continue
-        font = load_font(path, 16)
-        missing = _glyph(font, UNASSIGNED)
-        if all(_glyph(font, character) != missing for character in characters):
-            return path
-    return None
-
-
-def find_font(text: str) -> str | None:
-    """Path of a font that has a glyph for every character of `text` ('' = Pillow's own), None where there is none.
-
-    The font file that the environment variable YOLOV5_FONT names is tried before all others.
+    The height is the font's, the same for every text, so that baselines agree.
     """
-    characters = "".join(sorted({character for character in text if not character.isspace()}))
-    return _font_covering(characters, os.environ.get("YOLOV5_FONT", ""))
-
-
-@cache
-def _warn_undrawable(names: tuple[str, ...]) -> None:
-    LOGGER.warning(
-        f"no installed font can draw {', '.join(map(repr, names[:3]))}{' ...' if len(names) > 3 else ''}; "
-        "class numbers are drawn instead. Set YOLOV5_FONT to a .ttf, .ttc or .otf file that has these characters"
-    )
-
-
-def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
-    """Class names as they can be drawn: a name no font has glyphs for becomes its class number, with one warning.
-
-    `names` is a list, or a dict from class number to name. All names that are kept can be drawn by one font, the one
-    that `find_font` chooses for all of them together.
-    """
-    words = [str(names[i]) for i in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
-    if find_font("".join(words)) is not None:
-        return words
-    bad = {word for word in words if find_font(word) is None}
-    if not bad:  # each has a font of its own, no font has them all: plain ones stay
-        bad = {word for word in words if not word.isascii()}
-    _warn_undrawable(tuple(word for word in words if word in bad))
-    return [str(i) if word in bad else word for i, word in enumerate(words)]
-
-
-@lru_cache(maxsize=2048)
-def _text_mask(text: str, path: str, size: int) -> np.ndarray:
-    """Coverage 0..1 of the text, (height, width): the same height for every text, so that baselines agree."""
-    font = load_font(path, size)
-    ascent, descent = font.getmetrics()
-    left, _, right, _ = font.getbbox(text)
-    canvas = Image.new("L", (max(int(np.ceil(right - left)), 1), ascent + descent))
-    ImageDraw.Draw(canvas).text((-left, 0), text, font=font, fill=255)
+    runs = [(load_font(path, size), characters) for path, characters in font_runs(text, font)]
+    ascent, descent = (max(values) for values in zip(*(face.getmetrics() for face, _ in runs), strict=True))
+    spans = [face.getbbox(characters, anchor="ls")[::2] for face, characters in runs]
+    widths = [max(math.ceil(right - left), 1) for left, right in spans]
+    canvas = Image.new("L", (sum(widths), ascent + descent))
+    pen, place = ImageDraw.Draw(canvas), 0
+    for (face, characters), (left, _), width in zip(runs, spans, widths, strict=True):
+        pen.text((place - left, ascent), characters, font=face, fill=255, anchor="ls")
+        place += width
     return np.asarray(canvas, np.float32) / 255
+
+
+def tag_size(box: float, tag: float, font_size: int) -> int:
+    """Height in pixels of the text in the tag of a box, 0 for no tag.
+
+    `box` is the area of the part of the box inside the image, `tag` that of the tag at `font_size`, in pixels^2. A tag
+    that would have more than half of the area of its box shrinks to that, by sqrt(0.5 * box / tag), and is left out
+    where its text would be smaller than 8 pixels: the box alone remains. So no tag hides what it names, and a box that
+    is large beside its tag has it in full size.
+    """
+    fitting = int(font_size * min(1.0, math.sqrt(TAG_SHARE * box / tag)))
+    return fitting if fitting >= min(SMALLEST_TEXT, font_size) else 0
+
+
+def _tag_margin(size: int) -> int:
+    """Pixels to the left and right of a tag's text."""
+    return max(size // 5, 2)
 
 
 def readable_on(colour: Colour) -> Colour:
@@ -168,12 +88,13 @@ def readable_on(colour: Colour) -> Colour:
 
 
 class Annotator:
-    """Draws boxes and labels into a picture.
+    """Draws boxes and labels into an image.
 
     `im` is an (H, W, 3) uint8 array, drawn into in place where it is writeable and contiguous (else a copy is), or a
-    PIL picture, which is copied. Colours are given in the channel order of the picture. `line_width` and `font_size`
-    are pixels and follow from the picture's size when None. `font` is a font file; '' chooses one that can draw
-    `example`. `pil` is accepted for callers of v6.1: text is drawn by Pillow in any case.
+    PIL image, which is copied. Colours are given in the channel order of the image. `line_width` and `font_size` are
+    pixels, at most, and follow from the image's size when None. `font` is the font file that is tried first; '' for
+    one that can draw all of `example`, so that texts look alike. Any text gets a font that can draw it. `pil` is
+    accepted for callers of v6.1: text is drawn by Pillow in any case.
     """
 
     def __init__(
@@ -202,19 +123,32 @@ class Annotator:
         color: Colour = (128, 128, 128),
         txt_color: Colour | None = None,
     ) -> None:
-        """Draw the box (x1, y1, x2, y2 in pixels), its label above it, or inside it at the picture's upper edge."""
+        """Draw the box (x1, y1, x2, y2 in pixels), its label above it, or inside it at the image's upper edge.
+
+        A small box gets a thinner line, and a smaller label or none, see `tag_size`.
+        """
         x1, y1, x2, y2 = (round(float(value)) for value in box)
-        self.rectangle((x1, y1, x2, y2), color, width=self.lw)
-        if not label:
+        line = max(min(self.lw, round(min(x2 - x1, y2 - y1) / LINE_SHARE)), 1)
+        self.rectangle((x1, y1, x2, y2), color, width=line)
+        if not label or not (size := tag_size(self._area(x1, y1, x2, y2), self._tag_area(label), self.font_size)):
             return
-        mask = _text_mask(label, self.font, self.font_size)
-        margin = max(self.font_size // 5, 2)
+        mask, margin = _text_mask(label, self.font, size), _tag_margin(size)
         height, width = mask.shape[0] + 2, mask.shape[1] + 2 * margin
-        outer = self.lw // 2
+        outer = line // 2
         top = y1 - outer - height if y1 - outer >= height else y1 - outer
         left = max(min(x1 - outer, self.im.shape[1] - width), 0)
         self._fill(left, top, left + width, top + height, color)
         self._blend(mask, left + margin, top + 1, txt_color or readable_on(color))
+
+    def _area(self, x1: int, y1: int, x2: int, y2: int) -> int:
+        """Pixels of the box that are in the image."""
+        height, width = self.im.shape[:2]
+        return max(min(x2, width) - max(x1, 0), 0) * max(min(y2, height) - max(y1, 0), 0)
+
+    def _tag_area(self, label: str) -> int:
+        """Pixels of a tag in full size."""
+        height, width = _text_mask(label, self.font, self.font_size).shape
+        return (height + 2) * (width + 2 * _tag_margin(self.font_size))
 
     def rectangle(
         self, xy: Sequence[float], outline: Colour = (128, 128, 128), fill: Colour | None = None, width: int = 1

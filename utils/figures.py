@@ -1,4 +1,4 @@
-"""Figures without pyplot: a white sheet, quiet axes, one palette. Nothing here touches matplotlib's global state.
+"""Figures without pyplot: a white sheet, quiet axes, one palette. Nothing here changes matplotlib's settings.
 
 matplotlib is imported by the functions that need it, here and nowhere else: importing it writes a list of fonts to the
 user's cache, and whoever draws nothing need not wait for it.
@@ -7,13 +7,14 @@ user's cache, and whoever draws nothing need not wait for it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.annotator import BUNDLED, find_font
+from utils.fonts import BUNDLED, font_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,12 +58,37 @@ def title(axis: Axes, text: str, x: str = "", y: str = "") -> None:
 
 
 def text_font(texts: Iterable[str], size: float) -> FontProperties:
-    """Font properties that can draw all `texts`: matplotlib's own font, or for other scripts one of the system's."""
+    """Font properties that can draw all `texts`: matplotlib's own fonts, then for other scripts those of `fonts`."""
+    from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
 
-    joined = "".join(texts)
-    path = BUNDLED if joined.isascii() else find_font(joined)
-    return FontProperties(fname=path, size=size) if path else FontProperties(size=size)
+    paths = {path: None for text in texts for path, _ in font_runs(text)}
+    others = [_family(path) for path in paths if path != BUNDLED]  # matplotlib's own has all that Pillow's has
+    return FontProperties(family=[*rcParams["font.family"], *others], size=size)
+
+
+@cache
+def _family(path: str) -> str:
+    """The name of the family of a font file, by which matplotlib finds it from now on."""
+    from matplotlib.font_manager import FontProperties, fontManager
+
+    fontManager.addfont(path)
+    return FontProperties(fname=path).get_name()
+
+
+def write_legend(axis: Axes, size: float, **place: Any) -> None:
+    """A legend without a frame, in fonts that have its letters; a `$` in a name is a `$`."""
+    entries = axis.get_legend_handles_labels()[1]
+    legend = axis.legend(frameon=False, prop=text_font(entries, size), labelcolor=INK, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def name_ticks(axis: Axes, which: str, names: Sequence[str], size: float, **look: Any) -> None:
+    """One tick for each name on the axis 'x' or 'y', in fonts that have its letters; a `$` in a name is a `$`."""
+    axis.set(**{f"{which}ticks": range(len(names))})
+    set_labels = axis.set_xticklabels if which == "x" else axis.set_yticklabels
+    set_labels(names, fontproperties=text_font(names, size), parse_math=False, **look)
 
 
 def draw_heat(axis: Axes, counts: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> None:
@@ -91,6 +117,6 @@ def save_figure(figure: Figure, file: Path | str, dpi: int = 160) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"pil_kwargs": {"quality": 92}} if path.suffix.lower() in {".jpg", ".jpeg"} else {}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said once by drawable_names
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said once by `fonts`
         figure.savefig(path, dpi=dpi, **options)
     return path

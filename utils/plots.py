@@ -16,19 +16,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from utils.annotator import Annotator, Colors, colors, drawable_names
+from utils.annotator import Annotator, Colors, colors
 from utils.boxes import xywh2xyxy, xyxy2xywh
 from utils.figures import (
     GREY,
     INK,
     draw_heat,
     draw_outlines,
+    name_ticks,
     new_figure,
     save_figure,
     series_colour,
-    text_font,
     title,
+    write_legend,
 )
+from utils.fonts import drawable_names
 from utils.log import LOGGER
 from utils.plots_metrics import plot_confusion_matrix, plot_curves, plot_val_study
 from utils.writers import write_image
@@ -92,11 +94,12 @@ def plot_images(
     for i, tile in enumerate(tiles):
         x, y = i // side * columns, i % side * rows
         part = cv2.resize(tile, (columns, rows), interpolation=cv2.INTER_AREA)
-        part = Annotator(part, line_width=max(round((rows + columns) / 420), 1), font_size=max(round(rows / 38), 9))
+        line, text = max(round((rows + columns) / 420), 1), max(round(rows / 38), 9)
+        part = Annotator(part, line_width=line, font_size=text, example="".join(labels or ()))
         _draw_targets(part, boxes[boxes[:, 0] == i] if len(boxes) else boxes, scale, labels)
         if paths is not None:
             part.font_size = max(round(rows / 34), 10)
-            _caption(part, drawable_names([Path(paths[i]).name[:40]])[0])
+            _caption(part, Path(paths[i]).name[:40])
         mosaic[y : y + rows, x : x + columns] = part.result()
         mosaic[y : y + rows, x], mosaic[y, x : x + columns] = BLANK, BLANK
     return write_image(fname, mosaic[..., ::-1])
@@ -123,7 +126,7 @@ def _draw_targets(part: Annotator, rows: np.ndarray, scale: np.ndarray, labels: 
         if confidence is not None and confidence <= SHOWN_CONFIDENCE:
             continue
         number = int(row[1])
-        word = labels[number] if labels and number < len(labels) else str(number)
+        word = labels[number] if labels and number < len(labels) else f"#{number}"
         label = word if confidence is None else f"{word} {confidence:.1f}"
         part.box_label(xywh2xyxy(row[None, 2:6])[0] * scale, label, color=colors(number))
 
@@ -158,7 +161,7 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     if len(tables) > 1:
-        axes[0].legend(frameon=False, fontsize=8)
+        write_legend(axes[0], 8)
     return save_figure(figure, files[0].parent / "results.png")
 
 
@@ -210,13 +213,12 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
 
 def _class_counts(axis: Axes, numbers: np.ndarray, names: list[str]) -> None:
     counts = np.bincount(numbers.astype(int), minlength=len(names))
-    names = [*names, *(str(i) for i in range(len(names), len(counts)))]
+    names = [*names, *(f"#{i}" for i in range(len(names), len(counts)))]
     bars = axis.bar(range(len(counts)), counts, color=[np.divide(colors(i), 255) for i in range(len(counts))])
     axis.grid(False, axis="x")
     title(axis, f"{len(numbers):,} labels in {len(counts)} classes", "", "labels")
     if len(counts) <= 30:
-        font = text_font(names, 9)
-        axis.set_xticks(range(len(counts)), names, rotation=90 if len(counts) > 6 else 0, fontproperties=font)
+        name_ticks(axis, "x", names, 9, rotation=90 if len(counts) > 6 else 0)
         axis.bar_label(bars, fontsize=8, color=GREY, padding=2)
 
 

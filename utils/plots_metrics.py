@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.annotator import drawable_names
-from utils.figures import GREY, INK, new_figure, save_figure, series_colour, text_font, title
+from utils.figures import GREY, INK, name_ticks, new_figure, save_figure, series_colour, title, write_legend
+from utils.fonts import drawable_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,8 @@ def plot_curves(curves: Curves, names: Sequence[str], save_dir: Path | str) -> l
 def _labels_of(classes: np.ndarray, names: Sequence[str]) -> list[str]:
     """The names of the classes that the rows of the curves belong to: those with labels, not simply the first ones."""
     words = drawable_names(names)
-    return [words[int(i)] if int(i) < len(words) else f"class {int(i)}" for i in classes]
+    shown = [words[int(i)] if int(i) < len(words) else f"class {int(i)}" for i in classes]
+    return [f" {word}" if word.startswith("_") else word for word in shown]  # matplotlib hides lines called _something
 
 
 def _class_lines(axis: Axes, x: np.ndarray, lines: np.ndarray, labels: list[str], values: np.ndarray | None) -> None:
@@ -54,8 +55,7 @@ def _finish_curve(axis: Axes, labels: list[str], heading: tuple[str, str, str]) 
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.01)
     if labels:
-        font = text_font(labels, 9)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, prop=font, labelcolor=INK)
+        write_legend(axis, 9, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def _plot_precision_recall(curves: Curves, labels: list[str], path: Path) -> Path:
@@ -105,9 +105,9 @@ def plot_confusion_matrix(
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=GREY, labelsize=9)
     title(axis, "Confusion matrix" + (", share of each true class" if normalize else ""), "True", "Predicted")
-    font = text_font(ticks, float(np.clip(0.6 * 72 * side / len(ticks), 4, 9)))  # 72 points to an inch
-    axis.set_xticks(range(len(ticks)), ticks, rotation=90, fontproperties=font)
-    axis.set_yticks(range(len(ticks)), ticks, fontproperties=font)
+    size = float(np.clip(0.6 * 72 * side / len(ticks), 4, 9))  # 72 points to an inch
+    name_ticks(axis, "x", ticks, size, rotation=90)
+    name_ticks(axis, "y", ticks, size)
     if len(ticks) <= ANNOTATED_CLASSES:
         _write_cells(axis, shown, normalize)
     return save_figure(figure, path, dpi=160 if len(ticks) <= ANNOTATED_CLASSES else 120)
@@ -150,7 +150,7 @@ def plot_val_study(file: Path | str = "", dir: Path | str = "", x: Sequence[int]
     for axis, heading in zip(axes, headings, strict=False):
         title(axis, heading, "Image size, px")
     title(axes[5], "Accuracy against time", "Total, ms per image", "mAP@0.5:0.95")
-    axes[0].legend(frameon=False, fontsize=9)
+    write_legend(axes[0], 9)
     return save_figure(figure, folder / "study.png")
 
 

@@ -1,23 +1,18 @@
-"""The palette, fonts and drawing."""
+"""The palette, boxes and their tags."""
 
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from utils import annotator as module
-from utils.annotator import Annotator, colors, drawable_names, find_font, readable_on
-
-
-@pytest.fixture
-def no_system_fonts(monkeypatch):
-    monkeypatch.setattr(module, "_font_folders", lambda: [])
-    monkeypatch.delenv("YOLOV5_FONT", raising=False)
-    caches = (module._system_cjk_fonts, module._font_covering, module._warn_undrawable)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+from utils.annotator import Annotator, colors, readable_on, tag_size
+from utils.plots import plot_images
 
 
 def blank(height=100, width=200):
@@ -77,35 +72,82 @@ def test_text_colour_contrasts():
     assert readable_on((255, 255, 255)) == (20, 20, 20) and readable_on((0, 0, 0)) == (255, 255, 255)
 
 
-def test_ascii_names_need_no_font_file():
-    assert find_font("") == "" and find_font("car 0.5") == ""
-    assert drawable_names(["car", "bus"]) == ["car", "bus"] and drawable_names({1: "b", 0: "a"}) == ["a", "b"]
+# ---- tags: a label with its text
+def tag_pixels(box, image=(400, 400), label="person 0.87", **look):
+    """Pixels that are drawn outside of the box's outline and interior, and the height of their area."""
+    drawing = Annotator(blank(*image), **look)
+    drawing.box_label(box, label, (0, 0, 200))
+    seen = drawing.result().any(2)
+    x1, y1, x2, y2 = (round(value) for value in box)
+    half = drawing.lw // 2 + 1
+    seen[max(y1 - half, 0) : y2 + half, max(x1 - half, 0) : x2 + half] = False
+    return int(seen.sum()), int(seen.any(1).sum())
 
 
-def test_names_without_glyphs_become_numbers_with_one_warning(no_system_fonts, caplog):
-    with caplog.at_level("WARNING", "yolov5"):
-        for _ in range(3):
-            assert drawable_names(["car", "行人", "bus"]) == ["car", "1", "bus"]
-    assert len(caplog.records) == 1 and "YOLOV5_FONT" in caplog.text and "行人" in caplog.text
+@pytest.mark.parametrize("image", [(64, 64), (400, 400), (1080, 1920)])
+def test_tags_are_smaller_than_what_they_name_whatever_the_size(image):
+    heights = []
+    for side in range(4, min(image), min(image) // 20):
+        x, y = (image[1] - side) / 2, (image[0] - side) / 2 + side / 3
+        pixels, height = tag_pixels((x, y, x + side, y + side), image)
+        assert pixels <= 0.6 * side * side, side
+        heights.append(height)
+    assert heights[0] == 0 and heights[-1] > 0
+    assert all(after >= before - 1 for before, after in zip(heights, heights[1:])), "it grows with the box"
 
 
-def test_the_environment_names_a_font(no_system_fonts, monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("YOLOV5_FONT", str(tmp_path / "none.ttf"))
-    assert find_font("car") == "" and "none.ttf" in caplog.text  # an unreadable one is said and passed over
-    font = find_font("é")  # matplotlib's own
-    monkeypatch.setenv("YOLOV5_FONT", font)
-    assert find_font("car") == font
+def test_large_boxes_have_tags_in_full_size():
+    mask = module._text_mask("person 0.87", "", 12)
+    pixels, height = tag_pixels((50, 100, 350, 350), font_size=12, line_width=1)
+    margin = 2
+    assert height == mask.shape[0] + 2 - 1 and pixels == height * (mask.shape[1] + 2 * margin)
+    assert tag_size(1e6, 1000.0, 12) == 12 and tag_size(2000, 1000.0, 12) == 12
+    assert tag_size(1000, 1000.0, 12) == 8 and tag_size(880, 1000.0, 12) == 0 and tag_size(0, 1000.0, 12) == 0
+    assert tag_size(1e6, 1000.0, 5) == 5, "somebody wants it small"
 
 
-def test_system_fonts_are_found_by_their_names(monkeypatch, tmp_path, no_system_fonts):
-    for name in ("wqy-zenhei.ttc", "NotoSansCJK-Regular.ttc", "Other.ttf", "notosanscjk.txt"):
-        (tmp_path / name).touch()
-    monkeypatch.setattr(module, "_font_folders", lambda: [tmp_path])
-    found = [name.rpartition("/")[2] for name in module._system_cjk_fonts()]
-    assert found == ["NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc"]
+def test_only_what_is_in_the_image_of_a_box_counts():
+    assert tag_pixels((-80, 100, 20, 120))[0] == 0 and tag_pixels((20, 100, 120, 160))[0] > 0
+    assert tag_pixels((500, 500, 600, 600))[0] == 0
 
 
-def test_text_that_no_font_has_is_drawn_as_boxes_not_as_an_error(no_system_fonts):
-    drawing = Annotator(blank(), example="行人")
-    drawing.text((5, 5), "行人")
-    assert drawing.result().any()
+def test_crowds_of_small_boxes_are_boxes_alone():
+    rng = np.random.default_rng(0)
+    drawing, empty = Annotator(blank(1080, 1920)), Annotator(blank(1080, 1920))
+    for x, y, width, height in np.column_stack([rng.uniform(0, (1900, 1060), (500, 2)), rng.uniform(8, 20, (500, 2))]):
+        drawing.box_label((x, y, x + width, y + height), "person 0.87", colors(0))
+        empty.box_label((x, y, x + width, y + height), "", colors(0))
+    assert np.array_equal(drawing.result(), empty.result())
+
+
+@pytest.mark.parametrize("side, width", [(3, 1), (16, 2), (40, 5), (400, 21)])
+def test_lines_are_thin_around_small_boxes(side, width):
+    drawing = Annotator(blank(600, 600), line_width=21)
+    drawing.box_label((100, 100, 100 + side, 100 + side))
+    assert drawing.result()[100 + side // 2 + 1, : 100 + side // 2].any(1).sum() == width
+
+
+def test_mosaics_follow_the_same_rule(tmp_path):
+    images = np.zeros((16, 3, 320, 320), np.uint8)
+    boxes = np.array([[i, 0, 0.5, 0.5, side, side] for i in range(16) for side in ([0.04] if i else [0.6])])
+    mosaic = cv2.imread(str(plot_images(images, boxes, None, tmp_path / "m.png", ["person"])))
+    tiles = [mosaic[y : y + 320, x : x + 320].any(2)[4:300, 4:300] for x in (0, 320) for y in (0, 320)]
+    rows = [int(tile.any(1).sum()) for tile in tiles]
+    assert rows[0] > 0.6 * 320 + 8 and max(rows[1:]) <= 0.04 * 320 + 3
+
+
+def test_the_page_follows_the_same_rule():
+    if shutil.which("node") is None:
+        pytest.skip("the page's script is run by node")
+    page = (Path(module.__file__).parent / "serving/page.html").read_text(encoding="utf-8")
+    rule = page[page.index("const TAG = {") : page.index("function drawTag(")]
+    cases = [(area, letters) for area in (0, 100, 400, 900, 1600, 2500, 4000, 1e6) for letters in (1, 6, 11, 30)]
+    script = (
+        f"{rule}\nconst pen = {{ measureText: (text) => ({{ width: 7 * text.length }}) }};"
+        f"console.log(JSON.stringify({json.dumps(cases)}.map(([area, letters]) => "
+        "TAG.text * tagShrink(pen, 'x'.repeat(letters), area))));"
+    )
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    sizes = [12.5 * min(1, (0.5 * area / ((7 * letters + 10) * 19)) ** 0.5) for area, letters in cases]
+    assert json.loads(done.stdout) == pytest.approx([size if size >= 8 else 0 for size in sizes])
+    assert {round(size) for size in sizes} & {8, 9, 10, 11}, "some are between nothing and the full size"
