@@ -33,7 +33,7 @@ from utils.checkpoint import load_checkpoint, strip_optimizer
 from utils.config import check_img_size, options, write_yaml
 from utils.dataset_report import write_report
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
-from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evolve import evolve
 from utils.guard import OutOfMemory, TrainingFault
 from utils.interruption import Interrupted, Interruption, Watched
@@ -189,6 +189,7 @@ class Run:
         precision = Precision.choose(self.opt.amp, setup.device).dtype
         first, every = my_share()
         settings = EvalSettings(
+            max_det=self.opt.max_det,
             single_cls=self.opt.single_cls,
             half=half,
             autocast=None if half else precision,
@@ -251,6 +252,7 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
             LOGGER.warning(f"what is wrong with pictures and labels, one by one: {shown(report)}")
         if not setup.resumed and not opt.noautoanchor:
             check_anchors(dataset, model, setup.hyp.anchor_t, imgsz, rng=np.random.default_rng(opt.seed))
+        warn_of_crowds(map(len, val_loader.dataset.labels), opt.max_det)
         callbacks.run("on_pretrain_routine_end")
     levels = model.model[-1].nl
     model.hyp = asdict(setup.hyp.scaled(levels, model.nc, imgsz, opt.label_smoothing))

@@ -3,6 +3,7 @@
 python val.py                                          # the newest training run, on the data it was trained with
 python val.py --weights best.pt --data coco128.yaml --imgsz 640
 python val.py --weights a.pt b.pt --augment                    # an ensemble, with test-time augmentation
+python val.py --weights best.pt --annotations own.json         # scored as COCO does, by annotations in its JSON
 python val.py --task speed --weights best.pt                   # also: test, train, study
 torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batches dealt out, the same result
 """
@@ -10,6 +11,7 @@ torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batch
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +19,17 @@ import torch
 
 from models.backends import DetectMultiBackend
 from utils.callbacks import Callbacks
+from utils.coco_truth import CocoTruth, find_annotations, read_truth
 from utils.config import DataConfig, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell
-from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
+from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
-from utils.reports import Report, ReportSettings, coco_score, speed_line
+from utils.reports import Report, ReportSettings, speed_line
 from utils.runs import trained_with
 from utils.setup import meet, own_device
 from utils.shares import agreed, my_share, own_batches
@@ -68,7 +71,10 @@ class ValOptions:
     save_hybrid: bool = flag(False, "write the labels and the detections together (the metrics then say nothing)")
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
     save_json: bool = flag(
-        False, "write detections in COCO's JSON, and score them as COCO does where its annotations are there"
+        False, "write detections in COCO's JSON, and score them as COCO does where there are annotations in its JSON"
+    )
+    annotations: str = flag(
+        "", "annotations in COCO's JSON to score by, with --save-json", shown="the split's, where one is found"
     )
     project: str = flag(str(ROOT / "runs/val"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
@@ -99,15 +105,23 @@ def complete(opt: ValOptions) -> ValOptions:
     return replace(opt, data=data, imgsz=imgsz)
 
 
+def as_trained(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> ValOptions:
+    """The options with `single_cls` where the weights' one class is the one that train.py --single-cls makes."""
+    if opt.single_cls or data.nc == 1 or list(model.names) != ["item"]:
+        return opt
+    LOGGER.info(f"--single-cls (the weights were trained with it): the {data.nc} classes of {data.file} count as one")
+    return replace(opt, single_cls=True)
+
+
 def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> tuple[Path, ...]:
     """The paths of the split to score. Raises ValueError where weights and data do not go together."""
     split = opt.task if opt.task in ("train", "test") else "val"
     if not (paths := getattr(data, split)):
         raise ValueError(f"{data.file}: has no {split!r} split; add it, or choose another --task")
-    if not opt.single_cls and len(model.names) != data.nc:
+    if not opt.single_cls and (known := len(model.names)) != data.nc:
         raise ValueError(
-            f"the weights know {len(model.names)} classes, {data.file} has {data.nc}: "
-            "name the data set they were trained on by --data"
+            f"the weights know {known} class{'es' * (known != 1)}, {data.file} has {data.nc}: name the data set they "
+            f"were trained on by --data{', or give --single-cls if they were trained with it' * (known == 1)}"
         )
     if opt.conf_thres > 0.001 and opt.task not in TIMING:
         LOGGER.warning(f"--conf-thres {opt.conf_thres} leaves out weak detections: mAP comes out lower than with 0.001")
@@ -116,9 +130,34 @@ def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> t
     return paths
 
 
-def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSettings:
+def is_coco(data: DataConfig) -> bool:
+    """Whether the data set is COCO itself, whose JSON is written unasked."""
+    return bool(data.file) and data.file.name == "coco.yaml"
+
+
+def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> CocoTruth | None:
+    """The COCO annotations to score by, held against the images and classes that are scored; None without a JSON.
+
+    Raises ValueError where they fit neither.
+    """
+    if opt.task in TIMING or not (opt.save_json or opt.annotations or is_coco(data)):
+        return None
+    split = opt.task if opt.task in ("train", "test") else "val"
+    file = Path(opt.annotations) if opt.annotations else None
+    file = file or find_annotations(data.root, split, (Path(image).parent for image in images))
+    if file is None:
+        LOGGER.info(
+            f"no {data.root}/annotations/instances_{split}.json or the like: COCO's own evaluation is left out; "
+            "name a file by --annotations"
+        )
+        return None
+    LOGGER.info(f"COCO annotations: {shown(file)}")
+    return read_truth(file, images, data.names, merged=opt.single_cls)
+
+
+def report_settings(opt: ValOptions, data: DataConfig, folder: Path, truth: CocoTruth | None) -> ReportSettings:
     """What is to be written into `folder`."""
-    timing, is_coco = opt.task in TIMING, bool(data.file) and data.file.name == "coco.yaml"
+    timing = opt.task in TIMING
     rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
     return ReportSettings(
         folder,
@@ -126,8 +165,9 @@ def report_settings(opt: ValOptions, data: DataConfig, folder: Path) -> ReportSe
         plots=not timing,
         txt=opt.save_txt or opt.save_hybrid,
         confidence=opt.save_conf,
-        json=rows if (opt.save_json or is_coco) and not timing else None,
-        categories=COCO_IDS if is_coco else None,
+        json=rows if (opt.save_json or opt.annotations or is_coco(data)) and not timing else None,
+        categories=COCO_IDS if is_coco(data) else None,
+        truth=truth,
     )
 
 
@@ -151,6 +191,7 @@ def validate(
     opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
 ) -> ValResult | None:
     """Score one model on one split at one picture size; of several processes only the main one gets the result."""
+    opt = as_trained(opt, model, data)
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
     imgsz, rect = side_of(opt, model), model.shape is None and opt.task != "benchmark"
     pad = 0.0 if opt.task in TIMING else 0.5
@@ -161,11 +202,15 @@ def validate(
     loader, dataset = create_dataloader(
         paths, imgsz, opt.batch_size, stride, pad=pad, rect=rect, prefix=prefix, rank=rank(), **shared
     )
+    if is_main():
+        warn_of_crowds(map(len, dataset.labels), opt.max_det)
     share = my_share()
     loader = own_batches(loader, *share)
-    report = Report(report_settings(opt, data, new_folder(opt)), callbacks=callbacks)
-    if report.settings.txt:
-        report.name_labels(dataset.img_files)
+    images = list(dataset.img_files)
+    truth = agreed(lambda: find_truth(opt, data, images) if is_main() else None)
+    report = Report(report_settings(opt, data, new_folder(opt), truth), callbacks=callbacks)
+    if report.settings.txt or (report.settings.json and not truth):
+        report.name_images(images)
     settings = EvalSettings(
         opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
     )
@@ -179,9 +224,10 @@ def validate(
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
     if rows := report.settings.json:
-        LOGGER.info(f"{len(report.rows)} detections saved to {shown(rows)}")
-        numbered = [int(Path(file).stem) for file in dataset.img_files if Path(file).stem.isdecimal()]
-        coco_score(rows, data.root / "annotations/instances_val2017.json", numbered)
+        left_out = f" ({report.left_out} of images or classes without annotations are not)" * bool(report.left_out)
+        LOGGER.info(f"{len(report.rows)} detections saved to {shown(rows)}{left_out}")
+        if truth:
+            truth.score(report.rows)
     LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 

@@ -373,3 +373,19 @@ def test_val_study_draws_a_plot(trained: Path, tmp_path: Path, monkeypatch: pyte
         == 0
     )
     assert (tmp_path / "val/exp/study.png").exists() and len(list((tmp_path / "val/exp").glob("study_*.txt"))) == 1
+
+
+def test_detections_kept_in_validation_are_an_option(
+    squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    settings, evaluate = [], train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *given: settings.append(given[4]) or evaluate(*given))
+    label = next((tmp_path / "squares/labels/val").glob("*.txt"))
+    label.write_text(label.read_text() + "0 0.5 0.5 0.2 0.2\n0 0.3 0.3 0.2 0.2\n")
+    given = BASE | {"epochs": 1, "max_det": 2}
+    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **given)
+    assert {one.max_det for one in settings} == {2}
+    said = [line for line in capsys.readouterr().err.splitlines() if "--max-det" in line]
+    assert len(said) == 1 and "1 image has more than 2 objects (most: 3)" in said[0]
+    with pytest.raises(ValueError, match="--max-det 0"):
+        train.run(data=str(squares), **BASE | {"max_det": 0})

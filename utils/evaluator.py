@@ -241,6 +241,16 @@ def _sides(shape: torch.Size, like: Tensor) -> Tensor:
     return torch.tensor([shape[1], shape[0]] * 2, device=like.device)
 
 
+def warn_of_crowds(objects: Iterable[int], max_det: int) -> None:
+    """Say how many images have more objects than detections are kept of them; `objects` are the labels of each."""
+    if crowded := [count for count in objects if count > max_det]:
+        some = "1 image has" if len(crowded) == 1 else f"{len(crowded)} images have"
+        LOGGER.warning(
+            f"{some} more than {max_det} objects (most: {max(crowded)}), and no more detections of an image are kept: "
+            "raise --max-det"
+        )
+
+
 def log_table(result: ValResult, per_class: bool = False) -> None:
     """Log the line of all classes, on wish one per class, and AP by object size. The header is the progress bar's."""
     row, m = "%20s" + "%11i" * 2 + "%11.3g" * 4, result.metrics

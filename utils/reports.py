@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor
 
 from utils.callbacks import Callbacks
+from utils.coco_truth import CocoTruth, read_truth
 from utils.evaluator import ImageResult, Listener, ValResult
 from utils.files import file_stem
+from utils.label_formats import COCO_IDS
 from utils.log import LOGGER
 from utils.plots import output_to_target, plot_images
 from utils.plots_metrics import plot_confusion_matrix, plot_curves
 from utils.ragged import Packed, Ragged
-from utils.writers import LABELS, Output, OutputNames, coco_rows, label_lines, write_labels
+from utils.writers import LABELS, Output, OutputNames, coco_rows, label_lines, unique_names, write_labels
 
 _DRAWN_BATCHES = 3
 
@@ -36,6 +37,7 @@ class ReportSettings:
     confidence: bool = False
     json: Path | None = None  # file to write the COCO rows to
     categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
+    truth: CocoTruth | None = None  # annotations whose ids the rows take; images and classes without are left out
 
 
 class Found(NamedTuple):
@@ -58,17 +60,21 @@ class Report(Listener):
         self.settings, self.compute_loss = settings, loss
         self.callbacks = callbacks or Callbacks()
         self.rows: list[dict[str, Any]] = []
+        self.left_out = 0  # detections that the annotations have no image or class for
         self._labels: dict[str, Path] = {}
+        self._ids: dict[str, int | str] = {}
         self._paths: list[str] = []
         self._batches: list[int] = []
         self._found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
 
-    def name_labels(self, images: Sequence[str]) -> None:
-        """Give each image of the data set a label file of its own, and say which are named like others."""
+    def name_images(self, images: Sequence[str]) -> None:
+        """Give each image of the data set a label file and an id of its own, and say which are named like others."""
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
         names = OutputNames(self.settings.folder, outputs)
         names.say()
         self._labels = {path: names.label(position) for position, path in enumerate(images)}
+        ids = unique_names([str(int(stem)) if stem.isdecimal() else stem for stem in names.stems])
+        self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
 
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
         """Mean losses of one batch, zeros without a loss to compute."""
@@ -107,8 +113,14 @@ class Report(Listener):
         found.extend([parcel.rows for parcel in parcels], batches)
         values, lengths = found.pack()["detections"]
         ends = lengths.cumsum()
+        truth = self.settings.truth
+        categories = truth.category_ids if truth else self.settings.categories
         for picture, begin, end in zip(np.argsort(batches, kind="stable"), ends - lengths, ends):
-            self.rows += coco_rows(torch.from_numpy(values[begin:end]), paths[picture], self.settings.categories)
+            path = paths[picture]
+            image_id = (truth.image_ids if truth else self._ids).get(path)
+            if truth is None or image_id is not None:
+                self.rows += coco_rows(torch.from_numpy(values[begin:end]), path, categories, image_id)
+        self.left_out = len(values) - len(self.rows)
 
     def finish(self, result: ValResult | None) -> None:
         """Draw the curves and the confusion matrix, write the JSON; nothing in a process that has no result."""
@@ -124,36 +136,25 @@ class Report(Listener):
         self.callbacks.run("on_val_end")
 
 
-def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int]) -> tuple[float, float] | None:
-    """(mAP50-95, mAP50) as COCO's own evaluation counts them, None (and a line that says why) when it cannot be had.
+def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int | str] = ()) -> tuple[float, float] | None:
+    """(mAP50-95, mAP50) of a JSON of detections as COCO's own evaluation counts them; None (said) without a package.
 
-    Needs faster-coco-eval or pycocotools, and the ground truth in COCO's JSON format.
+    Rows name their images by stem, as `coco_rows` does, or by the ids of the annotations; `image_ids` are images that
+    were looked at as well, though nothing may have been found. Classes are category ids where these cannot be the
+    numbers from 0 that `coco_rows` writes for other data than COCO, which go by rising category id.
     """
     if not annotations.is_file():
         LOGGER.info(f"no {annotations}: COCO's own evaluation is left out")
         return None
-    for package, module, kind in (
-        ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
-        ("pycocotools", "pycocotools.cocoeval", "COCOeval"),
-    ):
-        try:
-            evaluation = getattr(importlib.import_module(module), kind)
-            coco = importlib.import_module(
-                "faster_coco_eval" if package == "faster_coco_eval" else "pycocotools.coco"
-            ).COCO
-        except ImportError:
-            continue
-        truth = coco(str(annotations))
-        if not json.loads(rows.read_text(encoding="utf-8")):
-            return 0.0, 0.0
-        scored = evaluation(truth, truth.loadRes(str(rows)), "bbox")
-        scored.params.imgIds = list(image_ids)
-        scored.evaluate()
-        scored.accumulate()
-        scored.summarize()
-        return float(scored.stats[0]), float(scored.stats[1])
-    LOGGER.info("pip install pycocotools (or faster-coco-eval) to have COCO's own evaluation as well")
-    return None
+    found = json.loads(rows.read_text(encoding="utf-8"))
+    images = list(dict.fromkeys([*(row["image_id"] for row in found), *image_ids]))
+    if not images:
+        return 0.0, 0.0
+    truth = read_truth(annotations, images)
+    listed = truth.category_ids
+    if tuple(listed) != COCO_IDS and all(row["category_id"] in range(len(listed)) for row in found):
+        found = [row | {"category_id": listed[row["category_id"]]} for row in found]
+    return truth.score([row | {"image_id": truth.image_ids.get(row["image_id"])} for row in found])
 
 
 def speed_line(result: ValResult, shape: tuple[int, ...]) -> str:

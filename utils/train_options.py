@@ -18,7 +18,7 @@ LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "co
 
 # what may be another when a run goes on; anything else would make it another run
 CHANGEABLE = frozenset(
-    "epochs patience device workers cache data save_minutes save_period loggers project name exist_ok resume "
+    "epochs patience device workers cache data max_det save_minutes save_period loggers project name exist_ok resume "
     "local_rank entity bbox_interval bucket upload_dataset artifact_alias".split()
 )
 
@@ -58,6 +58,7 @@ class TrainOptions:
     device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
     multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
     single_cls: bool = flag(False, "train all classes as one")
+    max_det: int = flag(300, "most detections in an image, in validation")
     optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
     sync_bn: bool = flag(False, "batch norm over all processes of a run, as if they were one")
     workers: int = flag(8, "loader processes, at most one per core (training on a CPU: the cores above two)")
@@ -119,6 +120,8 @@ def check_numbers(opt: TrainOptions) -> None:
         raise ValueError(
             "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
         )
+    if opt.max_det < 1:
+        raise ValueError(f"--max-det {opt.max_det}: choose at least 1")
     if opt.evolve is not None and opt.evolve < 1:
         raise ValueError(f"--evolve {opt.evolve}: choose at least 1 training")
     if min(opt.seed, opt.patience, *opt.freeze, opt.save_minutes) < 0:

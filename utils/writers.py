@@ -75,24 +75,27 @@ def write_labels(path: Path | str, lines: Iterable[str]) -> Path:
     return path
 
 
-def coco_rows(detections: Tensor, path: Path | str, categories: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """Rows of a COCO results JSON for one picture.
+def coco_rows(
+    detections: Tensor,
+    path: Path | str,
+    categories: Sequence[int | str | None] | None = None,
+    image_id: int | str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a COCO results JSON for one image.
 
     `detections` is (n, 6) xyxy, confidence, class in native pixels; `categories` maps a class to its category id (the
-    class itself when None). The image id is the file's stem, a number where it is one.
+    class itself when None), and classes that it maps to None are left out. The image id is the file's stem, a number
+    where it is one, unless `image_id` is given.
     """
-    stem = Path(path).stem
-    image_id = int(stem) if stem.isdecimal() else stem
+    if image_id is None:
+        stem = Path(path).stem
+        image_id = int(stem) if stem.isdecimal() else stem
     rows = []
     for x1, y1, x2, y2, confidence, number in detections.tolist():
-        rows.append(
-            {
-                "image_id": image_id,
-                "category_id": int(number) if categories is None else int(categories[int(number)]),
-                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(confidence, 5),
-            }
-        )
+        category = int(number) if categories is None else categories[int(number)]
+        if category is not None:
+            box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
+            rows.append({"image_id": image_id, "category_id": category, "bbox": box, "score": round(confidence, 5)})
     return rows
 
 

@@ -37,14 +37,17 @@ def test_label_file_and_rows(tmp_path: Path) -> None:
 
 def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     report = Report(ReportSettings(tmp_path, ["a", "b"], plots=False, txt=True))
-    report.name_labels([])
+    report.name_images([])
     images = ["x/1.jpg", "x/1.png", "y/1.jpg", "y/2.jpg"]
-    report.name_labels(images)
+    report.name_images(images)
     for count, image in enumerate(images, 1):
         report.image(result(image, detections=torch.tensor([[10.0, 20, 30, 60, 0.9, 1]] * count)))
     rows = {file.name: len(file.read_text().splitlines()) for file in (tmp_path / "labels").iterdir()}
     assert rows == {"1.txt": 1, "1-2.txt": 2, "1-3.txt": 3, "2.txt": 4}
-    (record,) = caplog.records
+    report.name_images(["x/7.jpg", "y/7.jpg", "x/007.png", "x/b.jpg"])
+    report.receive([report.parcel()])
+    assert not report.rows and list(report._ids.values()) == [7, "7-2", "7-3", "b"], "ids of the JSON"
+    record = caplog.records[0]
     assert record.getMessage().startswith("2 of 4 sources are named like others")
 
 
