@@ -135,12 +135,17 @@ def is_coco(data: DataConfig) -> bool:
     return bool(data.file) and data.file.name == "coco.yaml"
 
 
+def wants_json(opt: ValOptions, data: DataConfig) -> bool:
+    """Whether detections are written in COCO's JSON."""
+    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or is_coco(data))
+
+
 def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> CocoTruth | None:
     """The COCO annotations to score by, held against the images and classes that are scored; None without a JSON.
 
     Raises ValueError where they fit neither.
     """
-    if opt.task in TIMING or not (opt.save_json or opt.annotations or is_coco(data)):
+    if not wants_json(opt, data):
         return None
     split = opt.task if opt.task in ("train", "test") else "val"
     file = Path(opt.annotations) if opt.annotations else None
@@ -155,20 +160,35 @@ def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> Coco
     return read_truth(file, images, data.names, merged=opt.single_cls)
 
 
-def report_settings(opt: ValOptions, data: DataConfig, folder: Path, truth: CocoTruth | None) -> ReportSettings:
-    """What is to be written into `folder`."""
-    timing = opt.task in TIMING
+def open_report(opt: ValOptions, data: DataConfig, images: Sequence[str], callbacks: Callbacks | None) -> Report:
+    """What writes all that is wanted of these images into a new folder. Raises ValueError as `find_truth` does."""
+    truth = agreed(lambda: find_truth(opt, data, images) if is_main() else None)
+    folder = new_folder(opt)
     rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
-    return ReportSettings(
+    settings = ReportSettings(
         folder,
         ["item"] if opt.single_cls else data.names,
-        plots=not timing,
+        plots=opt.task not in TIMING,
         txt=opt.save_txt or opt.save_hybrid,
         confidence=opt.save_conf,
-        json=rows if (opt.save_json or opt.annotations or is_coco(data)) and not timing else None,
+        json=rows if wants_json(opt, data) else None,
         categories=COCO_IDS if is_coco(data) else None,
         truth=truth,
     )
+    report = Report(settings, callbacks=callbacks)
+    if settings.txt or (settings.json and not truth):
+        report.name_images(images)
+    return report
+
+
+def score_rows(report: Report) -> None:
+    """Say where the JSON of detections is, and score it as COCO does where there are annotations."""
+    wanted = report.settings
+    if wanted.json:
+        left_out = f" ({report.left_out} of images or classes without annotations are not)" * bool(report.left_out)
+        LOGGER.info(f"{len(report.rows)} detections saved to {shown(wanted.json)}{left_out}")
+    if wanted.truth:
+        wanted.truth.score(report.rows)
 
 
 def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
@@ -206,11 +226,7 @@ def validate(
         warn_of_crowds(map(len, dataset.labels), opt.max_det)
     share = my_share()
     loader = own_batches(loader, *share)
-    images = list(dataset.img_files)
-    truth = agreed(lambda: find_truth(opt, data, images) if is_main() else None)
-    report = Report(report_settings(opt, data, new_folder(opt), truth), callbacks=callbacks)
-    if report.settings.txt or (report.settings.json and not truth):
-        report.name_images(images)
+    report = open_report(opt, data, list(dataset.img_files), callbacks)
     settings = EvalSettings(
         opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
     )
@@ -223,11 +239,7 @@ def validate(
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
-    if rows := report.settings.json:
-        left_out = f" ({report.left_out} of images or classes without annotations are not)" * bool(report.left_out)
-        LOGGER.info(f"{len(report.rows)} detections saved to {shown(rows)}{left_out}")
-        if truth:
-            truth.score(report.rows)
+    score_rows(report)
     LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 
