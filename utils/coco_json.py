@@ -124,12 +124,11 @@ class CocoReader:
         outline = note.get("segmentation")
         if self.polygons and (row := _outline_row(outline, kind, size, self.digits)):
             return [row]
-        box = _bbox(note.get("bbox"))
-        corners = box if box and _has_area(box) else _extent(outline) or box
-        if corners is None:
+        if (box := box_of(note)) is None:
             self.tally.drop("without a bbox or an outline that can be read", where)
             return []
-        row = boxed(self.tally, kind, corners, size, where, self.digits)
+        x, y, width, height = box
+        row = boxed(self.tally, kind, (x, y, x + width, y + height), size, where, self.digits)
         if row and self.polygons:
             self.tally.remark("objects have no outline of one piece; their boxes are written", where)
         return row
@@ -190,22 +189,28 @@ def _number(value: Any) -> float | None:
         return None
 
 
+def box_of(note: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """(x, y, width, height) of an annotation: its bbox, or of its outline where that has no area; None without either.
+
+    The numbers are as they were written: sides below 0 where corners were swapped.
+    """
+    box = _bbox(note.get("bbox"))
+    if box and box[2] and box[3] and math.isfinite(sum(box)):
+        return box
+    if extent := _extent(note.get("segmentation")):
+        x1, y1, x2, y2 = extent
+        return x1, y1, x2 - x1, y2 - y1
+    return box
+
+
 def _bbox(value: Any) -> tuple[float, float, float, float] | None:
-    """x1, y1, x2, y2 of `[x, y, width, height]`, numbers or text; None where there is no such thing."""
+    """`[x, y, width, height]`, numbers or text; None where there is no such thing."""
     if isinstance(value, str):
         value = re.split(r"[\s,;]+", value.strip(" []()"))
     if not isinstance(value, list) or len(value) != 4:
         return None
-    numbers = [_number(part) for part in value]
-    if None in numbers:
-        return None
-    x, y, width, height = numbers
-    return x, y, x + width, y + height
-
-
-def _has_area(box: Sequence[float]) -> bool:
-    x1, y1, x2, y2 = box
-    return x1 != x2 and y1 != y2 and math.isfinite(x1 + y1 + x2 + y2)
+    x, y, width, height = map(_number, value)
+    return None if None in (x, y, width, height) else (x, y, width, height)
 
 
 def _pieces(outline: Any) -> Iterator[np.ndarray]:

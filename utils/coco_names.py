@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from utils.class_names import ClassNames
 
 Id = int | str
 
@@ -30,18 +31,10 @@ def without(items: Iterable[Any], others: Container[Any]) -> Iterator[Any]:
     return (item for item in items if item not in others)
 
 
-def folded(name: str) -> str:
-    """What two spellings of one name have in common: no case, width, edges, or kind of separator."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    return re.sub(r"[\s_-]+", " ", plain).strip()
-
-
 def match_names(categories: Mapping[Id, str], names: Sequence[str]) -> dict[Id, int]:
     """Category id -> class, by the name as it stands, else by what is left of it without case and spacing."""
-    exact = {text_of(name): number for number, name in reversed(list(enumerate(names)))}
-    counts = Counter(folded(name) for name in names)
-    near = {folded(name): number for number, name in enumerate(names) if counts[folded(name)] == 1}
-    kinds = {key: exact.get(name, near.get(folded(name))) for key, name in categories.items()}
+    classes = ClassNames(names)
+    kinds = {key: classes.find(name) for key, name in categories.items()}
     return {key: kind for key, kind in kinds.items() if kind is not None}
 
 

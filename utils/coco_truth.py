@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from utils.coco_json import box_of
 from utils.coco_names import Id, match_images, match_names, order, text_of, without
-from utils.files import MIB, printable, read_bytes
+from utils.files import printable
+from utils.label_formats import read_json
 from utils.log import LOGGER
 
-MAX_BYTES = 8192 * MIB  # of a file of annotations
 EVALUATORS = (  # package, module of the evaluation, its class, module of the annotations
     ("faster_coco_eval", "COCOeval_faster", "faster_coco_eval"),
     ("pycocotools.cocoeval", "COCOeval", "pycocotools.coco"),
@@ -166,10 +165,7 @@ class _Lost:
 
 def _read(file: Path) -> dict[str, list[Any]]:
     """The three lists of a file of COCO annotations. Raises ValueError, naming it, for another kind of file."""
-    try:
-        content = json.loads(read_bytes(file, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(file)}: no JSON ({printable(str(error))[:100]})") from None
+    content = read_json(file)
     for key in ("images", "categories", "annotations"):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -217,7 +213,7 @@ def _take(
             continue
         elif category not in kinds:
             lost.add("objects of categories that are no classes", [categories[category]])
-        elif (box := annotated_box(note)) is None:
+        elif (box := _upright(box_of(note))) is None:
             lost.add("objects without a box", [where])
         else:
             area = _number_in(note.get("area"))
@@ -228,25 +224,12 @@ def _take(
     return lost
 
 
-def annotated_box(note: Mapping[str, Any]) -> list[float] | None:
-    """[x, y, width, height] of an annotation: its bbox, else what its polygons fill; None without either.
-
-    Numbers may be written as text, and corners be swapped.
-    """
-    try:
-        box = np.array(note["bbox"], dtype=float)
-        if box.shape == (4,) and np.isfinite(box).all():
-            return [float(value) for value in (*np.minimum(box[:2], box[:2] + box[2:]), *np.abs(box[2:]))]
-    except (KeyError, TypeError, ValueError):
-        pass  # there may be an outline
-    try:
-        outline = note["segmentation"]
-        pieces = outline if isinstance(outline[0], list) else [outline]
-        points = np.concatenate([np.reshape(np.array(piece, dtype=float), (-1, 2)) for piece in pieces])
-        low, high = points.min(0), points.max(0)
-    except (KeyError, IndexError, TypeError, ValueError):
+def _upright(box: Sequence[float] | None) -> list[float] | None:
+    """[x, y, width, height] with sides of at least 0; None without numbers."""
+    if box is None or not math.isfinite(sum(box)):
         return None
-    return [*low.tolist(), *(high - low).tolist()] if np.isfinite(points).all() else None
+    x, y, width, height = box
+    return [x + min(width, 0), y + min(height, 0), abs(width), abs(height)]
 
 
 def _number_in(value: Any) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from utils.coco_names import folded, match_images, match_names, order
+from utils.coco_names import match_images, match_names, order
 
 
 def test_nothing_matches_nothing() -> None:
     assert match_images({}, ["a.jpg"]) == match_images({1: "a.jpg"}, []) == {}
-    assert match_names({}, ["a"]) == match_names({1: "a"}, []) == match_names({1: ""}, ["a"]) == {}
+    assert match_names({}, ["a"]) == match_names({1: ""}, ["a"]) == {}
 
 
 def test_names_match_as_they_stand_before_their_spellings() -> None:
@@ -15,7 +15,6 @@ def test_names_match_as_they_stand_before_their_spellings() -> None:
         2: 1, 3: 2,
     }, "'Hex Nut' may be either"  # fmt: skip
     assert match_names({"x": "hex-nut", "y": " hex nut"}, ["hex nut"]) == {"x": 0, "y": 0}
-    assert folded("\uff22olt  M-8_x") == "bolt m 8 x"
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all() -> None:

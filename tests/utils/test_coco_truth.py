@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from utils import coco_truth
-from utils.coco_truth import CocoTruth, annotated_box, find_annotations, read_truth
+from utils.coco_json import box_of
+from utils.coco_truth import CocoTruth, _upright, find_annotations, read_truth
 from utils.label_formats import COCO_IDS
 from utils.reports import coco_score
 from utils.writers import coco_rows
@@ -276,7 +277,7 @@ def test_one_class_for_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("", "no JSON"),
+        ("", "not valid JSON"),
         ([], "no list of images"),
         ({"images": [], "categories": []}, "no list of annotations"),
         ({"images": [3], "categories": [], "annotations": []}, "no list of images"),
@@ -312,11 +313,12 @@ def test_images_without_a_name_go_by_their_number(tmp_path: Path) -> None:
         ({"bbox": None, "segmentation": [0, 0, 4, 0, 4, 2]}, [0, 0, 4, 2]),
         ({"bbox": [5, 5, -5, -1]}, [0, 4, 5, 1]),
         ({"segmentation": {"counts": "abc", "size": [3, 3]}}, None),
+        ({"segmentation": {"counts": [7, 2, 3], "size": [4, 3]}}, [1, 0, 2, 4]),
         ({"segmentation": [[1, 2, 3]]}, None),
     ],
 )
 def test_boxes_of_annotations(note: Doc, box: list[float] | None) -> None:
-    assert annotated_box(note) == box
+    assert _upright(box_of(note)) == box
 
 
 def test_annotations_are_found_where_tools_put_them(tmp_path: Path) -> None:
