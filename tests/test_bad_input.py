@@ -255,7 +255,7 @@ OPTIONS = {
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
     "--seed -1": ["--seed", "must be at least 0"],
-    "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose bf16 or off"],
+    "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off"],
     "--label-smoothing 2": ["--label-smoothing 2.0"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }

@@ -103,6 +103,7 @@ class Keeper:
             "updates": trainer.ema.updates,
             "optimizer": trainer.optimizer.state_dict(),
             "recipe": asdict(trainer.schedule.recipe),
+            "precision": trainer.precision.name,
             "scaler": trainer.precision.scaler.state_dict(),
             "loss": trainer.loss.state_dict(),
             "split": trainer.split,
