@@ -18,6 +18,7 @@ from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.labels import read_image
 from utils.nms import non_max_suppression
+from utils.runs import USUAL_SIZE
 from utils.sources import fetch_image, is_url, readable_name
 from utils.torch_utils import time_sync
 from utils.writers import Output, OutputNames
@@ -111,6 +112,7 @@ class AutoShape(nn.Module):
                 if hasattr(holder, name):
                     setattr(self, name, getattr(holder, name))
                     break
+        self.trained = getattr(model, "trained", 0) or getattr(model, "imgsz", 0) or USUAL_SIZE
         self.model = model.eval()
         self.said = False  # that images of one name get others: once is enough
 
@@ -122,11 +124,11 @@ class AutoShape(nn.Module):
     def forward(
         self,
         imgs: Picture | Tensor | Sequence[Picture],
-        size: int = 640,
+        size: int | None = None,
         augment: bool = False,
         profile: bool = False,
     ) -> Detections | Tensor | tuple[Tensor, Any]:
-        """Detections in one picture or a list of them, letterboxed to `size` pixels.
+        """Detections in one picture or a list of them, letterboxed to `size` pixels, as in training where it is None.
 
         A batch, a tensor (B, 3, H, W) in 0..1, goes to the network as it is and gives raw predictions. `profile` prints
         the time of each layer, where the model can. Raises ValueError for what is no picture.
@@ -139,7 +141,7 @@ class AutoShape(nn.Module):
         if not items:
             raise ValueError("no picture given; give one or a list of at least one")
         pictures, names = map(list, zip(*(load_picture(item) for item in items), strict=True))
-        shape = self._common_shape([picture.shape[:2] for picture in pictures], size)
+        shape = self._common_shape([picture.shape[:2] for picture in pictures], self.trained if size is None else size)
         batch = np.stack([letterbox(picture, shape, auto=False)[0].transpose(2, 0, 1) for picture in pictures])
         tensor = torch.from_numpy(batch).to(parameter.device).type_as(parameter) / 255
         prepared = time_sync()

@@ -98,6 +98,7 @@ class Keeper:
             "position": asdict(progress.position),
             "batches": self.batches,
             "best_fitness": progress.best_fitness,
+            "imgsz": trainer.settings.imgsz,
             "model": describe_model(trainer.model),
             "ema": describe_model(trainer.ema.ema),
             "updates": trainer.ema.updates,
