@@ -133,9 +133,10 @@ def build(opt: ServeOptions) -> FastAPI:
     """Load the weights and make the application, of complete options; run its lifespan to serve, as uvicorn does."""
     from utils.serving.app import Service, build_app
 
+    limits = limits_of(opt)
     model = DetectMultiBackend(opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half).eval()
     height, width = model.picture_size(opt.imgsz)
-    limits = limits_of(replace(opt, imgsz=max(height, width)))
+    limits = replace(limits, largest=max(limits.largest, height, width))
     routed = model.pt and bool(routing_layers(model.model))
     decoder = Decoder(read_array, limits.pixels)
     detector = Detector(model, decoder, record_routes if routed else None, limits.detections)
