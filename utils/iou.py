@@ -46,8 +46,8 @@ def _box(boxes: Tensor, xywh: bool, eps: float) -> _Box:
     """Split (..., 4) boxes; heights get `eps`, so that a quotient by one is finite.
 
     Sides are those of the rounded corners, as the shared area is: an IoU above 1 would make CIoU's alpha explode. Their
-    gradient goes to w and h alone. Through the corners a tiny box's centre would be given it twice, with both signs, and
-    the rounding of such large numbers, which differs from machine to machine, would outweigh what remains.
+    gradient goes to w and h alone. Through the corners a tiny box's centre would get it twice, with both signs, and the
+    rounding of such large numbers, which differs from machine to machine, would outweigh what remains.
     """
     if not xywh:
         left, top, right, bottom = boxes.unbind(-1)
