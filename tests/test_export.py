@@ -68,6 +68,11 @@ def skip_without(name: str) -> None:
             pytest.skip(f"{FORMATS[name].title} needs {module}, which is not installed: {install.rpartition(': ')[2]}")
 
 
+def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether predictions are the same but for rounding, which random weights multiply: as exporting demands it."""
+    return compare.difference(expected, found, "").fits(compare.TOLERANCES["fp32"])
+
+
 def test_nothing_to_export(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="no --weights"):
@@ -94,7 +99,7 @@ def test_format(weights, name, capsys):
     limit = compare.TOLERANCES[reread.facts.precision]
     assert compare.difference(expected, found, "", limit).fits(limit)
     if limit.share == 1:
-        assert (expected[..., 4:] - found[..., 4:]).abs().max() < limit.score
+        assert (expected[..., 4:] - found[..., 4:]).abs().max() < 2 * limit.score  # of all candidates, not the surest
 
 
 def test_random_weights_detect_much(plain, routed):
@@ -132,7 +137,7 @@ def test_open_sizes(plain, capsys):
     assert model.shape is None and model.facts.letterbox == "dynamic"
     batch = pictures(160, 96)[:3]
     with torch.no_grad():
-        assert torch.allclose(model(batch), DetectMultiBackend(plain)(batch), atol=0.05)
+        assert agree(model(batch), DetectMultiBackend(plain)(batch))
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
@@ -145,7 +150,7 @@ def test_open_sizes_with_routing_attention(routed, name, capsys):
     for height, width in ((64, 64), (96, 160), (256, 224)):  # 2 x 2 to 8 x 7 tokens at the coarsest level
         batch = pictures(height, width)[:3]
         with torch.no_grad():
-            assert torch.allclose(model(batch), network(batch), atol=0.05)
+            assert agree(model(batch), network(batch))
 
 
 @pytest.mark.parametrize("layer", [["BiLevelRoutingAttention", ["auto"]], ["BiLevelRoutingAttention", []]])
@@ -165,7 +170,7 @@ def test_routing_attention_that_keeps_its_size(tmp_path, layer, capsys):
     assert model.shape == (SIZE, SIZE) and model.facts.batch is None
     batch = pictures(SIZE, SIZE)[:3]
     with torch.no_grad():
-        assert torch.allclose(model(batch), DetectMultiBackend(weights)(batch), atol=0.05)
+        assert agree(model(batch), DetectMultiBackend(weights)(batch))
 
 
 def test_a_file_whose_runtime_gives_up_does_not_count(plain, monkeypatch):
@@ -193,7 +198,7 @@ def test_suppression_inside(plain, name, agnostic):
         non_max_suppression(outside, agnostic=agnostic, max_det=20),
         strict=True,
     ):
-        assert len(wanted) and torch.allclose(found, wanted, atol=0.05)
+        assert len(wanted) and torch.allclose(found, wanted, rtol=1e-3, atol=0.05)  # boxes of 1000 pixels
 
 
 def test_files_tell_what_they_were_trained_at_and_moved_ones_are_used_at_it(plain, tmp_path):
