@@ -39,11 +39,8 @@ class Precision:
         Chosen is float16 on CUDA and, on CPUs, bfloat16 where the processors of all processes have instructions for it.
         `resumed` is the state of the run that goes on. Raises ValueError for unknown names and for float16 on a CPU.
         """
-        if name not in ("auto", *KINDS):
-            raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
         on_cpu = device.type == "cpu"
-        if name == "fp16" and on_cpu:
-            raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
+        _check(name, on_cpu)
         quick, why = _agreed(bfloat16_on_cpu()) if on_cpu else (True, "")
         if name != "auto":
             in_vain = name == "bf16" and not quick
@@ -83,11 +80,24 @@ def bfloat16_on_cpu() -> tuple[bool, str]:
         return False, f"oneDNN is limited to {limit.upper()}"
     if not torch.backends.mkldnn.is_available():
         return False, "this PyTorch has no oneDNN"
+    return _by_flags()
+
+
+def _by_flags() -> tuple[bool, str]:
+    """The same, as the processor and PyTorch's build of oneDNN tell it."""
     flags = torch.cpu.get_capabilities()
     found = next((name for key, name in _INSTRUCTIONS.items() if flags.get(key)), None)
     if found == _INSTRUCTIONS["bf16"] and not torch.backends.mkldnn.is_acl_available():
         return False, "this PyTorch has no Arm Compute Library"
     return (True, f"this CPU has {found}") if found else (False, "this CPU has no bfloat16 instructions")
+
+
+def _check(name: str, on_cpu: bool) -> None:
+    """Raise ValueError for a precision that is unknown or that a CPU cannot do."""
+    if name not in ("auto", *KINDS):
+        raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
+    if name == "fp16" and on_cpu:
+        raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
 
 
 def _agreed(mine: tuple[bool, str]) -> tuple[bool, str]:

@@ -75,7 +75,7 @@ class DetectMultiBackend(nn.Module):
         self.backend = chosen(files, self.device, in_half)
         self.stride: int = self.backend.stride
         self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
-        self.trained = self.facts.trained or trained_size(files)
+        self.trained = _size_of_training(self.facts, files)
 
     @property
     def model(self) -> Any:
@@ -127,6 +127,11 @@ def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]
     """The ending that all the weights share, and where they are."""
     given = [weights] if isinstance(weights, (str, Path)) else list(weights)
     return kind_of(given), [find_weights(file) for file in given]
+
+
+def _size_of_training(facts: Facts, files: Sequence[Path]) -> int:
+    """The side in pixels that the weights tell, else the run's folder that they lie in, else the usual one."""
+    return facts.trained or trained_size(files)
 
 
 def _computes_in_half(chosen: type[nn.Module], device: torch.device) -> bool:
