@@ -141,7 +141,7 @@ class AutoShape(nn.Module):
         if not items:
             raise ValueError("no picture given; give one or a list of at least one")
         pictures, names = map(list, zip(*(load_picture(item) for item in items), strict=True))
-        shape = self._common_shape([picture.shape[:2] for picture in pictures], self.trained if size is None else size)
+        shape = self._common_shape([picture.shape[:2] for picture in pictures], size)
         batch = np.stack([letterbox(picture, shape, auto=False)[0].transpose(2, 0, 1) for picture in pictures])
         tensor = torch.from_numpy(batch).to(parameter.device).type_as(parameter) / 255
         prepared = time_sync()
@@ -172,8 +172,9 @@ class AutoShape(nn.Module):
         network = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
         return network(batch, augment=augment, profile=True)
 
-    def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
+    def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
         """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
+        size = self.trained if size is None else size
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"size is the longer side in pixels, a whole number from 1, not {size!r}")
         if self.shape is not None:
