@@ -37,7 +37,6 @@ from utils.options import class_numbers
 from utils.paths import ROOT, increment_path, latest_checkpoint, shown
 from utils.routing import RoutingMap
 from utils.routing_report import choose_points, parse_points, write_routes
-from utils.runs import trained_size
 from utils.sources import Frame, open_source
 from utils.torch_utils import select_device, time_sync
 from utils.tracking import Tracker
@@ -107,7 +106,7 @@ def check(opt: DetectOptions) -> None:
 
 
 def complete(opt: DetectOptions) -> DetectOptions:
-    """Check the options, and fill in the newest weights and their picture size where none are given."""
+    """Check the options, and fill in the newest weights where none are given."""
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
@@ -115,10 +114,9 @@ def complete(opt: DetectOptions) -> DetectOptions:
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
         opt = replace(opt, weights=[str(newest)])
     check(opt)
-    imgsz = opt.imgsz or [trained_size(opt.weights)]
-    if len(imgsz) > 2:
-        raise ValueError(f"--imgsz is one side or height and width, not {len(imgsz)} numbers")
-    return replace(opt, imgsz=imgsz * 2 if len(imgsz) == 1 else imgsz)
+    if len(opt.imgsz) > 2:
+        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+    return replace(opt, imgsz=opt.imgsz * 2 if len(opt.imgsz) == 1 else opt.imgsz)
 
 
 def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -> Tracker | None:

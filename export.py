@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import find_weights
 from models.experimental import attempt_load
 from models.exporters import (
     DEFAULT_OPSET,
@@ -39,7 +38,7 @@ from utils.config import DataConfig, check_img_size, flag, options, parse
 from utils.converters import prepare
 from utils.labels import find_images, read_image
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.paths import ROOT, check_yaml, latest_checkpoint, shown
+from utils.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
 from utils.runs import trained_size, trained_with
 from utils.torch_utils import select_device
 
@@ -122,9 +121,9 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     start = time.perf_counter()
     if weights.suffix != ".pt":
         raise ValueError(f"{weights}: export starts from .pt weights")
-    wanted = opt.imgsz or [trained_size([weights])]
     device = select_device(opt.device)
     model = attempt_load(weights, device=device, fuse=True)
+    wanted = opt.imgsz or [model.imgsz or trained_size([weights])]
     model = (model.half() if opt.half and device.type != "cpu" else model).requires_grad_(False)
     height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))
     data = opt.data or str(trained_with([weights]).get("data", "shapes.yaml"))

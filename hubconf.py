@@ -22,6 +22,7 @@ import models.backends
 import models.experimental
 import models.yolo
 import utils.log
+import utils.paths
 import utils.torch_utils
 import utils.transfer
 
@@ -74,7 +75,7 @@ def _create(
     weights = None
     if pretrained:
         try:
-            weights = models.backends.find_weights(f"{name}.pt")
+            weights = utils.paths.find_weights(f"{name}.pt")
         except ValueError as error:
             raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
     if weights and channels == COLOUR_CHANNELS and classes == COCO_CLASSES:

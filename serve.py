@@ -31,7 +31,6 @@ from utils.config import flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.paths import ROOT, latest_checkpoint, shown
-from utils.runs import trained_size
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector
 from utils.serving.limits import MIB, Limits
@@ -112,7 +111,7 @@ def check(opt: ServeOptions) -> None:
 
 
 def complete(opt: ServeOptions) -> ServeOptions:
-    """The options with the newest weights and their picture size filled in; ValueError for what cannot be."""
+    """The options with the newest weights filled in; ValueError for what cannot be."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
@@ -122,7 +121,7 @@ def complete(opt: ServeOptions) -> ServeOptions:
         if newest is None:
             raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
         opt = replace(opt, weights=[str(newest)])
-    return replace(opt, imgsz=opt.imgsz or trained_size(opt.weights))
+    return opt
 
 
 def read_array(picture: Image.Image) -> np.ndarray:
@@ -137,6 +136,7 @@ def build(opt: ServeOptions) -> FastAPI:
     limits = limits_of(opt)
     model = DetectMultiBackend(opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half).eval()
     height, width = model.picture_size(opt.imgsz)
+    limits = replace(limits, largest=max(limits.largest, height, width))
     routed = model.pt and bool(routing_layers(model.model))
     decoder = Decoder(read_array, limits.pixels)
     detector = Detector(model, decoder, record_routes if routed else None, limits.detections)

@@ -45,13 +45,14 @@ from utils.metrics import fitness
 from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
 from utils.options import parse_given
 from utils.paths import shown
+from utils.precision import Precision
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
 from utils.shares import copy_from_main, my_share
 from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA, seed_everything
-from utils.trainer import EpochSettings, Precision, Trainer
+from utils.trainer import EpochSettings, Trainer
 
 
 def build_trainer(
@@ -77,7 +78,8 @@ def build_trainer(
     settings = EpochSettings(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm, opt.seed
     )
-    precision = Precision.choose(opt.amp, device)
+    precision = Precision.choose(opt.amp, device, setup.resumed)
+    LOGGER.info(str(precision))
     loss = ComputeLoss(model, shared=True)
     trainer = Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
     if setup.resumed:
@@ -186,13 +188,12 @@ class Run:
         report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss, self.callbacks)
         model.eval()
         half = setup.device.type == "cuda" and report.settings.plots
-        precision = Precision.choose(self.opt.amp, setup.device).dtype
         first, every = my_share()
         settings = EvalSettings(
             max_det=self.opt.max_det,
             single_cls=self.opt.single_cls,
             half=half,
-            autocast=None if half else precision,
+            autocast=None if half else self.trainer.precision.dtype,
             first=first,
             stride=every,
         )
@@ -238,7 +239,7 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
     setup = set_up(opt, given)
     opt = setup.opt
     check_loggers(opt.loggers)
-    Precision.choose(opt.amp, setup.device)  # raises for a type the device lacks, before there is a folder
+    Precision.choose(opt.amp, setup.device, setup.resumed)  # raises before there is a folder
     seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
     model = build_model(setup)
     stride = max(int(model.stride.max()), 32)

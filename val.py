@@ -27,7 +27,7 @@ from utils.dist import is_main, leave, loader_workers, rank, tell
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.paths import ROOT, check_yaml, increment_path, latest_checkpoint, shown
+from utils.paths import ROOT, check_yaml, find_weights, increment_path, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
 from utils.reports import Report, ReportSettings, speed_line
 from utils.runs import trained_with
@@ -84,7 +84,7 @@ class ValOptions:
 
 
 def complete(opt: ValOptions) -> ValOptions:
-    """Fill in what was not given: the newest weights, and the data and picture size that they were trained with."""
+    """Fill in what was not given: the newest weights, and the data that they were trained with."""
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
@@ -93,16 +93,13 @@ def complete(opt: ValOptions) -> ValOptions:
             )
         opt = replace(opt, weights=[str(newest)])
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
-    past = trained_with(opt.weights)
-    data = opt.data or str(past.get("data", "shapes.yaml"))
-    imgsz = opt.imgsz or past.get("imgsz", 640)
-    if not isinstance(imgsz, int):
-        raise ValueError(f"the opt.yaml of {opt.weights[0]} has imgsz {imgsz!r}, no whole number; give --imgsz")
+    opt = replace(opt, weights=[str(find_weights(file)) for file in opt.weights])
+    data = opt.data or str(trained_with(opt.weights).get("data", "shapes.yaml"))
     if opt.batch_size < 1 or opt.max_det < 1 or opt.workers < 0:
         raise ValueError("--batch-size and --max-det must be at least 1 and --workers at least 0")
     if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
         raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
-    return replace(opt, data=data, imgsz=imgsz)
+    return replace(opt, data=data)
 
 
 def as_trained(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> ValOptions:

@@ -29,8 +29,9 @@ from utils.config import Hyp
 from utils.loss import ComputeLoss
 from utils.optim import Schedule, build_optimizer, choose_recipe
 from utils.paths import check_yaml
+from utils.precision import Precision
 from utils.torch_utils import ModelEMA, copy_attr, select_device, time_sync
-from utils.trainer import EpochSettings, Precision, Trainer
+from utils.trainer import EpochSettings, Trainer
 
 PARTS = ("forward", "loss", "backward", "step")
 LAYER_NOTES = ("i", "f", "n", "np", "type", "arguments")  # what a model keeps at each of its layers

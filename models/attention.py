@@ -60,6 +60,14 @@ def join_regions(x: Tensor, grid: RegionGrid) -> Tensor:
     return x.reshape(x.shape[0], rows * height, cols * width, x.shape[-1])
 
 
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of maps (B, H, W, C) that are at least as large: (B, height, width, C)."""
+    if torch.compiler.is_exporting():  # torch 2.11 does not see it where sizes are open, and would make up new ones
+        torch._check(height <= x.shape[1])
+        torch._check(width <= x.shape[2])
+    return x[:, :height, :width]
+
+
 class TopkRouting(nn.Module):
     """Choose for every region the `topk` regions whose mean key fits its mean query best.
 
@@ -237,9 +245,9 @@ class BiLevelRoutingAttention(nn.Module):
         else:
             backend = "auto" if self.backend == "triton" and not triton_runs_on(x.device) else self.backend
             out, attention = routed_attention(*heads, routes, self.scale, backend), None
-        out = join_regions(out.flatten(-2), grid)[:, :height, :width]
+        out = crop(join_regions(out.flatten(-2), grid), height, width)
         if self.lepe is not None:
-            out = out + self._local_context(v, grid)[:, :height, :width]
+            out = out + crop(self._local_context(v, grid), height, width)
         out = self.wo(out).permute(0, 3, 1, 2)
         if self.residual:
             out = given + out

@@ -18,6 +18,7 @@ from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.labels import read_image
 from utils.nms import non_max_suppression
+from utils.runs import USUAL_SIZE
 from utils.sources import fetch_image, is_url, readable_name
 from utils.torch_utils import time_sync
 from utils.writers import Output, OutputNames
@@ -111,6 +112,7 @@ class AutoShape(nn.Module):
                 if hasattr(holder, name):
                     setattr(self, name, getattr(holder, name))
                     break
+        self.trained = getattr(model, "trained", 0) or getattr(model, "imgsz", 0) or USUAL_SIZE
         self.model = model.eval()
         self.said = False  # that images of one name get others: once is enough
 
@@ -122,11 +124,11 @@ class AutoShape(nn.Module):
     def forward(
         self,
         imgs: Picture | Tensor | Sequence[Picture],
-        size: int = 640,
+        size: int | None = None,
         augment: bool = False,
         profile: bool = False,
     ) -> Detections | Tensor | tuple[Tensor, Any]:
-        """Detections in one picture or a list of them, letterboxed to `size` pixels.
+        """Detections in one picture or a list of them, letterboxed to `size` pixels, as in training where it is None.
 
         A batch, a tensor (B, 3, H, W) in 0..1, goes to the network as it is and gives raw predictions. `profile` prints
         the time of each layer, where the model can. Raises ValueError for what is no picture.
@@ -170,8 +172,9 @@ class AutoShape(nn.Module):
         network = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
         return network(batch, augment=augment, profile=True)
 
-    def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
+    def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
         """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
+        size = self.trained if size is None else size
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"size is the longer side in pixels, a whole number from 1, not {size!r}")
         if self.shape is not None:

@@ -13,6 +13,8 @@ from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
 from utils.files import printable
+from utils.paths import find_weights
+from utils.runs import usable_size
 
 __all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]
 
@@ -42,6 +44,11 @@ class Ensemble(nn.ModuleList):
         return self[-1].nc
 
     @property
+    def imgsz(self) -> int:
+        """Side in pixels of the images that the first member was trained on, 0 where it is not known."""
+        return self[0].imgsz
+
+    @property
     def yaml(self) -> dict[str, Any]:
         """Description of the last member."""
         return self[-1].yaml
@@ -61,14 +68,14 @@ def attempt_load(
 ) -> Model | Ensemble:
     """The trained model of a checkpoint, ours or YOLOv5 6.1's, in float32 and evaluation mode.
 
-    Several files make an ensemble. `map_location` and `device` mean the same. Raises ValueError for files that cannot
-    be used, or not together.
+    Several files make an ensemble. Each is looked for as everywhere (`utils.paths.find_weights`). `map_location` and
+    `device` mean the same. Raises ValueError for files that cannot be used, or not together.
     """
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if not files:
         raise ValueError("no weights given; name at least one .pt file")
     members = []
-    for file in files:
+    for file in map(find_weights, files):
         content = load_checkpoint(file)
         try:
             model = load_model(content)
@@ -108,7 +115,13 @@ def load_model(content: Mapping[str, Any]) -> Model:
     if len(model.names) != model.nc:
         raise ValueError(f"has {len(model.names)} names for {model.nc} classes")
     model.hyp = dict(stored.get("hyp") or {})
+    model.imgsz = usable_size(content.get("imgsz")) or _size_asked_for(content.get("options"))
     return model
+
+
+def _size_asked_for(options: Any) -> int:
+    """The image size among a run's options, which checkpoints had before they said it themselves; 0 for none."""
+    return usable_size(options.get("imgsz")) if isinstance(options, Mapping) else 0
 
 
 def _check_stored(stored: Any) -> None:

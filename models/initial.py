@@ -7,7 +7,7 @@ import torch
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.log import LOGGER
-from utils.paths import check_file
+from utils.paths import find_weights
 from utils.setup import DEFAULT_CFG, Setup
 from utils.transfer import report, transfer
 
@@ -18,7 +18,7 @@ def build_model(setup: Setup) -> Model:
     if setup.resumed:
         model = load_model({"model": setup.resumed["model"]})
     else:
-        donor = attempt_load(str(check_file(opt.weights, (".pt",))), fuse=False) if opt.weights else None
+        donor = _donor(opt.weights) if opt.weights else None
         cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
         model = Model(cfg, ch=3, nc=nc, anchors=setup.hyp.anchors)
         if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
@@ -42,6 +42,14 @@ def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_a
     LOGGER.info(f"Transferred {len(found.state)}/{len(model.state_dict())} items from {source}")
     for line in report(found, model):
         LOGGER.info(f"  {line}")
+
+
+def _donor(weights: str) -> Model:
+    """The model whose weights training begins with. Raises ValueError for a file that is not there or no .pt file."""
+    file = find_weights(weights)
+    if file.suffix != ".pt":
+        raise ValueError(f"--weights {weights}: expected a file ending in .pt, as training begins with no other")
+    return attempt_load(file, fuse=False)
 
 
 def freeze(model: Model, layers: list[int]) -> None:

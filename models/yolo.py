@@ -126,8 +126,11 @@ class Model(nn.Module):
 
     `yaml` is the description as used, `save` the layers whose output a later one needs, `stride` the pixels per cell
     of each level, `layer_strides` those of each layer's output (None where it is no map), `names` the classes, `hyp`
-    what training attaches. Raises ValueError for a description that cannot be built.
+    what training attaches, `imgsz` the side in pixels of the images it was trained on (0: unknown). Raises ValueError
+    for a description that cannot be built.
     """
+
+    imgsz = 0
 
     def __init__(
         self,

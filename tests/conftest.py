@@ -19,8 +19,9 @@ cv2.setNumThreads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that a test downloads or draws may land in the user's folders."""
+    """Nothing that a test downloads or draws may land in the user's folders; every machine computes the same."""
     patch = pytest.MonkeyPatch()
+    patch.setenv("YOLOV5_CPU_BF16", "0")  # tests of --amp auto look for themselves
     patch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path_factory.getbasetemp() / "datasets"))
     yield
     patch.undo()

@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 import detect
+import export
 import hubconf
+import serve
 import train
 import val
 from tests.conftest import draw_squares
@@ -250,12 +252,12 @@ MODEL = {
 OPTIONS = {
     "--batch-size 0": ["--batch-size must be at least 1"],
     "--imgsz -32": ["--imgsz -32: the image size must be at least 1 pixel"],
-    "--weights none.pt": ["none.pt does not exist"],
+    "--weights none.pt": ["none.pt do not exist"],
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
     "--seed -1": ["--seed", "must be at least 0"],
-    "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose bf16 or off"],
+    "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off"],
     "--label-smoothing 2": ["--label-smoothing 2.0"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }
@@ -393,8 +395,13 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
     assert score(place / "none.pt", place) == 1
     assert detect.main(detect_words(place / "none.pt", place, place / "squares/images/val")) == 1
     assert all("none.pt do not exist" in line and "train some, or copy them there" in line for line in said.lines)
-    with pytest.raises(ValueError, match=r"none\.pt do not exist"):
+    assert train.main(["--weights", str(place / "none.pt"), "--data", str(place / "squares/squares.yaml")]) == 1
+    assert export.main(["--weights", str(place / "none.pt")]) == 1
+    assert serve.main(["--weights", str(place / "none.pt"), "--port", "0"]) == 1
+    assert len(said.lines) == 5 and len(set(said.lines)) == 1
+    with pytest.raises(ValueError, match=r"none\.pt do not exist") as caught:
         hubconf.custom(place / "none.pt", device="cpu")
+    assert str(caught.value) in said.lines[0]
     with pytest.raises(ValueError, match=r"yolov5n\.pt do not exist.*pretrained=False builds the model"):
         hubconf.yolov5n(device="cpu")
 

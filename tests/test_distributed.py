@@ -29,11 +29,12 @@ from utils.dist import rank, world_size
 from utils.loss import ComputeLoss
 from utils.optim import Recipe, Schedule, build_optimizer
 from utils.paths import ROOT
+from utils.precision import Precision
 from utils.samplers import EpochSampler
 from utils.setup import TrainOptions, set_up
 from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Position, Precision, Trainer
+from utils.trainer import EpochSettings, Position, Trainer
 
 ONCE = ("Model Summary", "optimizer:", "Starting training", "Results saved to", "Validating", "epochs completed")
 

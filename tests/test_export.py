@@ -23,6 +23,7 @@ from models.exporters import FORMATS, compare
 from models.exporters.job import ExportError
 from tests.lively import NAMES, pictures, write_lively
 from tests.trained import shared_folder, trained_weights
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import parse
 from utils.nms import non_max_suppression
 
@@ -67,6 +68,11 @@ def skip_without(name: str) -> None:
             pytest.skip(f"{FORMATS[name].title} needs {module}, which is not installed: {install.rpartition(': ')[2]}")
 
 
+def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether predictions are the same but for rounding, which random weights multiply: as exporting demands it."""
+    return compare.difference(expected, found, "").fits(compare.TOLERANCES["fp32"])
+
+
 def test_nothing_to_export(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="no --weights"):
@@ -91,9 +97,9 @@ def test_format(weights, name, capsys):
     with torch.no_grad():
         expected, found = network(batch), reread(batch)
     limit = compare.TOLERANCES[reread.facts.precision]
-    assert compare.difference(expected, found, "", limit.share).fits(limit)
+    assert compare.difference(expected, found, "", limit).fits(limit)
     if limit.share == 1:
-        assert (expected[..., 4:] - found[..., 4:]).abs().max() < limit.score
+        assert (expected[..., 4:] - found[..., 4:]).abs().max() < 2 * limit.score  # of all candidates, not the surest
 
 
 def test_random_weights_detect_much(plain, routed):
@@ -131,7 +137,7 @@ def test_open_sizes(plain, capsys):
     assert model.shape is None and model.facts.letterbox == "dynamic"
     batch = pictures(160, 96)[:3]
     with torch.no_grad():
-        assert torch.allclose(model(batch), DetectMultiBackend(plain)(batch), atol=0.05)
+        assert agree(model(batch), DetectMultiBackend(plain)(batch))
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
@@ -144,7 +150,7 @@ def test_open_sizes_with_routing_attention(routed, name, capsys):
     for height, width in ((64, 64), (96, 160), (256, 224)):  # 2 x 2 to 8 x 7 tokens at the coarsest level
         batch = pictures(height, width)[:3]
         with torch.no_grad():
-            assert torch.allclose(model(batch), network(batch), atol=0.05)
+            assert agree(model(batch), network(batch))
 
 
 @pytest.mark.parametrize("layer", [["BiLevelRoutingAttention", ["auto"]], ["BiLevelRoutingAttention", []]])
@@ -164,7 +170,7 @@ def test_routing_attention_that_keeps_its_size(tmp_path, layer, capsys):
     assert model.shape == (SIZE, SIZE) and model.facts.batch is None
     batch = pictures(SIZE, SIZE)[:3]
     with torch.no_grad():
-        assert torch.allclose(model(batch), DetectMultiBackend(weights)(batch), atol=0.05)
+        assert agree(model(batch), DetectMultiBackend(weights)(batch))
 
 
 def test_a_file_whose_runtime_gives_up_does_not_count(plain, monkeypatch):
@@ -192,7 +198,25 @@ def test_suppression_inside(plain, name, agnostic):
         non_max_suppression(outside, agnostic=agnostic, max_det=20),
         strict=True,
     ):
-        assert len(wanted) and torch.allclose(found, wanted, atol=0.05)
+        assert len(wanted) and torch.allclose(found, wanted, rtol=1e-3, atol=0.05)  # boxes of 1000 pixels
+
+
+def test_files_tell_what_they_were_trained_at_and_moved_ones_are_used_at_it(plain, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    save_checkpoint(plain, load_checkpoint(plain) | {"imgsz": 96})
+    for file in export.run(weights=plain, include=["torchscript", "pt2", "yolov5"], dynamic=True):
+        model = DetectMultiBackend(shutil.move(file, tmp_path / "elsewhere"))
+        assert model.trained == 96 and model.picture_size(0) == (96, 96)
+        assert model.pt or model.facts.as_dict()["trained"] == 96
+
+
+def test_a_pickled_network_says_which_classes_others_lack(plain, tmp_path, capsys):
+    export.run(weights=plain, include="yolov5", imgsz=64)
+    assert "names" not in capsys.readouterr().err
+    weights = write_lively(tmp_path / "routed.pt", CONFIGS[1])
+    export.run(weights=weights, include="yolov5", imgsz=64)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "unpickle" in line]
+    assert "routed_yolov5.pt names BiLevelRoutingAttention, KVDownsample, KVGather, PointwiseLinear, QKVLinear" in line
 
 
 @pytest.mark.parametrize("opset", [12, 17])
@@ -223,7 +247,7 @@ def test_half_where_it_is_run(trained):
         pytest.skip("this processor computes in single precision only")
     batch = pictures(64, 64)
     with torch.no_grad():
-        found = compare.difference(full(batch), half(batch), "", 0.9)
+        found = compare.difference(full(batch), half(batch), "", compare.TOLERANCES["int8"])
     assert 0 < found.box < 4 and found.score < 0.1
 
 
@@ -325,9 +349,11 @@ def test_ncnn_refuses_routing_attention(routed):
 
 def test_a_file_that_differs_does_not_count(plain, monkeypatch, capsys):
     monkeypatch.setitem(compare.TOLERANCES, "fp32", compare.Tolerance(-1.0, -1.0))
+    monkeypatch.setattr(compare, "OWN_ROUNDING", -1.0)
     with pytest.raises(ExportError, match=r"best.pt2: differs from PyTorch") as caught:
         export.run(weights=plain, include="pt2", imgsz=64)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "most in picture " in str(caught.value)
+    assert "detections would change; kept as best.pt2.failed" in str(caught.value)
     assert not plain.with_name("best.pt2").exists() and plain.with_name("best.pt2.failed").exists()
     assert export.main(["--weights", str(plain), "--include", "pt2", "--imgsz", "64"]) == 1
 

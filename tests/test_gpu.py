@@ -25,8 +25,9 @@ from utils.checkpoint import load_checkpoint
 from utils.config import Hyp
 from utils.loss import ComputeLoss
 from utils.optim import Recipe, Schedule, build_optimizer
+from utils.precision import Precision
 from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Precision, Trainer
+from utils.trainer import EpochSettings, Trainer
 from utils.writers import write_image
 
 pytestmark = [

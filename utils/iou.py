@@ -43,16 +43,22 @@ class _Box(NamedTuple):
 
 
 def _box(boxes: Tensor, xywh: bool, eps: float) -> _Box:
-    """Split (..., 4) boxes; heights get `eps`, so that a quotient by one is finite."""
-    if xywh:
-        x, y, w, h = boxes.unbind(-1)
-        half_w, half_h = w / 2, h / 2
-        left, top, right, bottom = x - half_w, y - half_h, x + half_w, y + half_h
-    else:
+    """Split (..., 4) boxes; heights get `eps`, so that a quotient by one is finite.
+
+    Sides are those of the rounded corners, as the shared area is: an IoU above 1 would make CIoU's alpha explode. Their
+    gradient goes to w and h alone. Through the corners a tiny box's centre would get it twice, with both signs, and the
+    rounding of such large numbers, which differs from machine to machine, would outweigh what remains.
+    """
+    if not xywh:
         left, top, right, bottom = boxes.unbind(-1)
         x, y = (left + right) / 2, (top + bottom) / 2
-    # sides from the rounded corners, as the shared area is: an IoU above 1 would make CIoU's alpha explode
-    return _Box(x, y, right - left, bottom - top + eps, left, top, right, bottom)
+        return _Box(x, y, right - left, bottom - top + eps, left, top, right, bottom)
+    x, y, w, h = boxes.unbind(-1)
+    half_w, half_h = w / 2, h / 2
+    width, height = (
+        (centre.detach() + half) - (centre.detach() - half) for centre, half in ((x, half_w), (y, half_h))
+    )
+    return _Box(x, y, width, height + eps, x - half_w, y - half_h, x + half_w, y + half_h)
 
 
 def _overlap(a: _Box, b: _Box, eps: float) -> tuple[Tensor, Tensor]:

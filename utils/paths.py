@@ -25,15 +25,17 @@ def datasets_root() -> Path:
 
 
 def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
-    """The file itself if it exists, else the one file of that name below data/ or models/.
+    """The file as given, seen from the current folder, else from the repository, else the one of that name below its
+    data/ or models/.
 
     Raises ValueError when it has another suffix, is not found (naming what comes close) or is found twice.
     """
     path = Path(file).expanduser()
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{file}: expected a file ending in {' or '.join(suffixes)}")
-    if path.is_file():
-        return path
+    for place in (path, ROOT / path):
+        if place.is_file():
+            return place
     if path.is_dir():
         raise ValueError(f"{file} is a folder; expected a file")
     matches, names = _named_below(path, suffixes)
@@ -52,6 +54,26 @@ def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], lis
     tail = path.parts
     matches = [file for file in below if file.parts[-len(tail) :] == tail]
     return matches, sorted({file.name for file in below if not suffixes or file.suffix in suffixes})
+
+
+def find_weights(weights: str | Path) -> Path:
+    """The weights as given, seen from the current folder, else from the repository.
+
+    Raises ValueError when they are in neither, naming both places and what comes close there or among the runs.
+    """
+    given = Path(weights).expanduser()
+    places = [given] if given.is_absolute() else [given, ROOT / given]
+    for place in places:
+        if place.exists():
+            return place
+    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    there = [file for place in places for file in sorted(place.parent.glob(f"*{_literal(given.suffix)}"))]
+    near = difflib.get_close_matches(given.name, {file.name for file in there}, n=1, cutoff=0.6)
+    found = [file for file in there if file.name in near][:1]
+    found += sorted((ROOT / "runs/train").glob(f"*/weights/{_literal(given.name)}"))[:2]
+    hint = f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
+    remedy = "train some, or copy them there (nothing is downloaded)"
+    raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; {remedy}")
 
 
 def check_yaml(file: str | Path) -> Path:

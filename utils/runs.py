@@ -9,6 +9,7 @@ from typing import Any
 from utils.config import read_yaml
 
 USUAL_SIZE = 640  # pixels, when nothing says otherwise
+LARGEST_SIZE = 8192  # pixels that a stranger's file may ask for by itself
 
 
 def trained_with(weights: Sequence[str | Path]) -> dict[str, Any]:
@@ -18,6 +19,13 @@ def trained_with(weights: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def trained_size(weights: Sequence[str | Path]) -> int:
-    """The side in pixels of the pictures that the weights were trained on, as far as that is known, else 640."""
-    size = trained_with(weights).get("imgsz")
-    return size if type(size) is int and size > 0 else USUAL_SIZE
+    """The side in pixels of the images that the weights were trained on, as their run's folder tells, else 640.
+
+    For weights that do not know it themselves, as those of earlier versions.
+    """
+    return usable_size(trained_with(weights).get("imgsz")) or USUAL_SIZE
+
+
+def usable_size(size: Any) -> int:
+    """The side in pixels that a file states, 0 for none or for what cannot be one."""
+    return size if type(size) is int and 0 < size <= LARGEST_SIZE else 0

@@ -83,7 +83,7 @@ class TrainOptions:
     deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
     amp: str = flag(
         "auto",
-        "auto is fp16 on a GPU and full precision on a CPU; bf16 suits CPUs and GPUs that have it",
+        "auto is fp16 on a GPU, bf16 on a CPU with instructions for it and full precision on others",
         choices=("auto", "off", "fp16", "bf16"),
     )
     local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")

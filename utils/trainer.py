@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,43 +19,11 @@ from utils.evaluator import BAR
 from utils.guard import OutOfMemory, StepGuard, TrainingFault, halves, out_of_memory
 from utils.log import LOGGER
 from utils.optim import Schedule
+from utils.precision import Precision
 from utils.torch_utils import seed_everything
 
 HEADER = ("%10s" * 7) % ("Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size")
 _MULTI_SCALE, _NETWORK = 7, 8  # mark random streams of a run: picture sizes, what the network itself draws
-
-
-@dataclass(slots=True)
-class Precision:
-    """Which floating-point type the network computes in, and the loss scaling that float16 needs."""
-
-    device: torch.device
-    dtype: torch.dtype | None
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-
-    @classmethod
-    def choose(cls, name: str, device: torch.device) -> Precision:
-        """`auto` is float16 on CUDA and float32 on CPU; `fp16`, `bf16` and `off` say it. Raises ValueError."""
-        kinds = {
-            "auto": torch.float16 if device.type == "cuda" else None,
-            "fp16": torch.float16,
-            "bf16": torch.bfloat16,
-            "off": None,
-        }
-        if name not in kinds:
-            raise ValueError(f"--amp {name}: choose one of {', '.join(kinds)}")
-        if name == "fp16" and device.type == "cpu":
-            raise ValueError("--amp fp16 needs a GPU; on a CPU choose bf16 or off")
-        if name == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            LOGGER.warning("--amp bf16: this CPU has no bfloat16 instructions, so it may be slower than --amp off")
-        return cls(device, kinds[name])
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context that the forward pass runs in."""
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
 
 @dataclass(slots=True)

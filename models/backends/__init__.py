@@ -18,22 +18,11 @@ from utils.config import check_img_size, read_yaml
 from utils.files import printable
 from utils.log import LOGGER
 from utils.options import nearest
-from utils.paths import ROOT, check_yaml
+from utils.paths import check_yaml, find_weights
+from utils.runs import trained_size
 from utils.torch_utils import select_device
 
 __all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
-
-
-def find_weights(weights: str | Path) -> Path:
-    """The weights as given, or below the repository; ValueError naming both places when they are in neither."""
-    given = Path(weights).expanduser()
-    places = [given] if given.is_absolute() else [given, ROOT / given]
-    for place in places:
-        if place.exists():
-            return place
-    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    remedy = "train some, or copy them there (nothing is downloaded)"
-    raise ValueError(f"weights {weights} do not exist: no {looked}; {remedy}")
 
 
 # Ending of the name -> the class that runs such files: made from the files, a device and fp16, it has `stride`, `names`
@@ -61,9 +50,10 @@ class DetectMultiBackend(nn.Module):
 
     `weights` is a file, or a list of `.pt` files to pool. Attributes: `model`, `stride`, `names` (list), `device`,
     `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every picture must have, None where any multiple of the stride
-    goes). `fp16` is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML
-    that names the classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing
-    files, unknown endings, damaged files and runtimes that are not installed.
+    goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing tells it). `fp16`
+    is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML that names the
+    classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing files, unknown
+    endings, damaged files and runtimes that are not installed.
     """
 
     def __init__(
@@ -85,6 +75,7 @@ class DetectMultiBackend(nn.Module):
         self.backend = chosen(files, self.device, in_half)
         self.stride: int = self.backend.stride
         self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
+        self.trained = _size_of_training(self.facts, files)
 
     @property
     def model(self) -> Any:
@@ -104,8 +95,10 @@ class DetectMultiBackend(nn.Module):
     def picture_size(self, imgsz: int | Sequence[int]) -> tuple[int, int]:
         """Height and width to fit pictures into for an `imgsz` asked for: the file's own, where it has one.
 
-        Others are rounded up to multiples of the stride. Raises ValueError for a side below 1.
+        0, or an empty list, asks for the size of training. Others are rounded up to multiples of the stride. Raises
+        ValueError for a side below 1.
         """
+        imgsz = self.trained if imgsz == 0 or imgsz == [] else imgsz
         if self.shape is None:
             imgsz = check_img_size(imgsz, self.stride)
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else [*imgsz, *imgsz][:2]
@@ -134,6 +127,11 @@ def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]
     """The ending that all the weights share, and where they are."""
     given = [weights] if isinstance(weights, (str, Path)) else list(weights)
     return kind_of(given), [find_weights(file) for file in given]
+
+
+def _size_of_training(facts: Facts, files: Sequence[Path]) -> int:
+    """The side in pixels that the weights tell, else the run's folder that they lie in, else the usual one."""
+    return facts.trained or trained_size(files)
 
 
 def _computes_in_half(chosen: type[nn.Module], device: torch.device) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from utils.runs import usable_size
+
 SMALLEST_STRIDE = 32  # pictures are padded to at least this, as in v6.1, even for a model that asks for less
 NOTES = "yolov5.json"  # name of the entry in formats that keep named texts
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -21,7 +23,8 @@ class Facts:
     have, None where any size goes. batch: pictures at a time, None where any number goes. letterbox: "fixed" (fit the
     picture into imgsz and pad it to that) or "dynamic" (pad it to multiples of the stride only). nms: the file returns
     detections, not candidates. precision: of its numbers. command: how it was made.
-    unit: pixels that 1 stands for in the boxes it returns.
+    unit: pixels that 1 stands for in the boxes it returns. trained: side in pixels of the images that the weights were
+    trained on, 0 where it is not known.
     """
 
     names: tuple[str, ...] = ()
@@ -32,6 +35,7 @@ class Facts:
     precision: str = "fp32"
     command: str = ""
     unit: int = 1
+    trained: int = 0
 
     @property
     def letterbox(self) -> str:
@@ -98,7 +102,7 @@ def _from_values(found: Mapping[str, Any]) -> Facts:
     facts = Facts(names, max(int(stride), SMALLEST_STRIDE), imgsz, batch)
     others = {item.name for item in fields(Facts)} - {"names", "stride", "imgsz", "batch"}
     given = {key: type(getattr(facts, key))(found[key]) for key in others if found.get(key) is not None}
-    return replace(facts, **given)
+    return replace(facts, **given | {"trained": usable_size(given.get("trained"))})
 
 
 def _sizes(found: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backends.base import ExportedBackend
-from models.backends.facts import NOTES, SMALLEST_STRIDE, read_facts
+from models.backends.facts import NOTES, SMALLEST_STRIDE, Facts, read_facts
 from models.experimental import attempt_load
 
 TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
@@ -21,14 +21,13 @@ TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
 class PyTorchBackend(nn.Module):
     """`.pt` checkpoints, ours and v6.1's; several become an ensemble that pools its candidates."""
 
-    facts = None  # pictures of any size, any number of them
-
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
         super().__init__()
         model = attempt_load([str(file) for file in files], device=device).eval()
         self.model = model.half() if fp16 else model.float()
         self.stride = max(int(torch.as_tensor(model.stride).max()), SMALLEST_STRIDE)
         self.names: list[str] = list(model.names.values() if isinstance(model.names, dict) else model.names)
+        self.facts = Facts(tuple(self.names), self.stride, trained=model.imgsz)  # any size, any number of images
 
     def forward(self, im: Tensor, augment: bool = False, visualize: Path | str | None = None) -> tuple[Tensor, Any]:
         """(B, 3, H, W) in 0..1 -> (B, M, 5 + C) cx cy w h in pixels, objectness, classes; and the raw maps or None."""

@@ -118,6 +118,7 @@ class ExportJob:
             nms=nms and settings.nms is not None,
             precision="int8" if settings.int8 else "fp16" if settings.half else "fp32",
             command=settings.command,
+            trained=self.model.imgsz,
         )
 
 

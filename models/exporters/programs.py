@@ -18,6 +18,7 @@ from models.backends.facts import NOTES
 from models.backends.pytorch import TORCHSCRIPT_NOTES
 from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
+from utils.log import LOGGER
 
 TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 
@@ -101,8 +102,18 @@ def export_yolov5(job: ExportJob) -> Path:
             module.recompute_scale_factor = None
     model = model.half() if job.settings.half else model
     content = {"epoch": -1, "best_fitness": None, "model": model, "ema": None, "updates": None, "optimizer": None}
-    torch.save({**content, "wandb_id": None, "date": None}, file)
+    torch.save({**content, "wandb_id": None, "date": None, "imgsz": model.imgsz}, file)
+    if own := sorted({type(module).__name__ for module in model.modules() if _is_ours_alone(type(module))}):
+        LOGGER.warning(
+            f"{file.name} names {', '.join(own)}, which YOLOv5 and the packages made of it do not have: only a program "
+            "with this project's models/ on its path can unpickle it; for others export to onnx"
+        )
     return file
+
+
+def _is_ours_alone(kind: type) -> bool:
+    """Whether a class is neither PyTorch's nor one that v6.1 has under the same path."""
+    return kind.__module__.split(".")[0] == "models" and kind.__module__ not in ("models.common", "models.yolo")
 
 
 def without_sizes(job: ExportJob) -> ExportJob:

@@ -1,17 +1,22 @@
 """Weights in, predictions out."""
 
 import json
+import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from models import common
+from models.autoshape import AutoShape
 from models.backends import BACKENDS, DetectMultiBackend, find_weights, kind_of
 from models.backends.base import ExportedBackend, as_candidates
 from models.backends.facts import Facts, read_facts
 from models.backends.tools import is_there, need
+from models.experimental import attempt_load
 from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.nms import non_max_suppression
 
 
@@ -45,6 +50,36 @@ def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
     assert str(tmp_path / "nowhere.pt") in str(caught.value) and "\n" not in str(caught.value)
     (tmp_path / "here.pt").touch()
     assert find_weights("here.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    "told, size",
+    [
+        ({}, 640),
+        ({"imgsz": 96}, 96),
+        ({"options": {"imgsz": 128}}, 128),  # before checkpoints said it themselves
+        ({"imgsz": 96, "options": {"imgsz": 100}}, 96),
+        ({"imgsz": 10**9}, 640),
+        ({"imgsz": "wide", "options": [1]}, 640),
+    ],
+)
+def test_weights_know_the_size_of_their_training(weights, tmp_path, told, size):
+    content = load_checkpoint(weights)
+    save_checkpoint(tmp_path / "moved.pt", content | told)
+    model = DetectMultiBackend(tmp_path / "moved.pt")
+    assert model.trained == size and model.picture_size(0) == model.picture_size([]) == (size, size)
+    assert model.picture_size(64) == (64, 64) and AutoShape(model).trained == size
+    seen = AutoShape(model)(np.zeros((10, 20, 3), np.uint8))
+    assert seen.s[-1] == size
+    both = attempt_load([tmp_path / "moved.pt", weights])
+    assert both.imgsz == (size if size != 640 else 0)
+
+
+def test_the_runs_folder_tells_the_size_of_older_weights(weights, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "opt.yaml").write_text("imgsz: 160")
+    shutil.copy(weights, tmp_path / "weights/best.pt")
+    assert DetectMultiBackend(tmp_path / "weights/best.pt").trained == 160
 
 
 def test_broken_weights_are_one_line(tmp_path):

@@ -27,8 +27,9 @@ from utils.config import Hyp
 from utils.loss import ComputeLoss
 from utils.nms import non_max_suppression
 from utils.optim import Recipe, Schedule, build_optimizer
+from utils.precision import Precision
 from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Position, Precision, Trainer
+from utils.trainer import EpochSettings, Position, Trainer
 
 BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
 

@@ -47,7 +47,7 @@ def test_no_weights_is_an_error():
 
 
 def test_a_missing_file_is_an_error_with_its_name():
-    with pytest.raises(ValueError, match=r"nowhere\.pt: there is no such checkpoint"):
+    with pytest.raises(ValueError, match=r"weights nowhere\.pt do not exist"):
         attempt_load("nowhere.pt")
 
 

@@ -1,10 +1,15 @@
 """The parts of the exporters that no whole export shows: graphs of suppression, differences, choices of formats."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
-from models.exporters import FORMATS, ExportSettings, NmsSettings, check_formats
-from models.exporters.compare import TOLERANCES, Difference, Tolerance, views
+from models.backends.facts import Facts
+from models.exporters import FORMATS, ExportSettings, NmsSettings, check_formats, compare
+from models.exporters.compare import TOLERANCES, Difference, Tolerance, changes, compare_with_pytorch, difference, views
+from models.exporters.job import ExportError, ExportJob
+from tests.lively import lively_model
 from utils.nms import non_max_suppression
 
 
@@ -33,6 +38,84 @@ def test_flags_that_do_not_concern_a_format_are_warned_of(caplog):
 def test_tolerance(box, score, fits):
     assert Difference("", 1, 1, box, score).fits(TOLERANCES["fp32"]) == fits
     assert TOLERANCES["fp32"] == Tolerance(0.05, 1e-3)
+
+
+def predictions(*rows: list[float]) -> torch.Tensor:
+    """One picture's candidates: centre, sides, objectness, two classes."""
+    return torch.tensor([rows])
+
+
+def test_no_candidates_differ_by_the_shape():
+    found = difference(predictions([10, 10, 5, 5, 1, 1, 0]), torch.zeros(1, 2, 7), "")
+    assert not found.fits(TOLERANCES["fp32"]) and found.worst == "its shape, (1, 2, 7) instead of (1, 1, 7)"
+
+
+def test_a_large_box_may_differ_in_proportion():
+    small, large = [300, 300, 40, 30, 0.9, 0.8, 0.1], [300, 300, 640, 200, 0.9, 0.8, 0.1]
+    for row, moved, fits in ((small, 0.04, True), (small, 0.06, False), (large, 0.4, True), (large, 0.6, False)):
+        other = [row[0] + moved, *row[1:]]
+        assert difference(predictions(row), predictions(other), "").fits(TOLERANCES["fp32"]) == fits
+    assert difference(predictions(large), predictions([300.4, *large[1:]]), "").box == pytest.approx(0.04, rel=1e-3)
+
+
+def test_the_worst_box_is_named():
+    rows = [[20, 30, 10, 10, 0.5, 0.5, 0], [60, 60, 20, 40, 0.9, 0.1, 0.8]]
+    other = [rows[0], [62, 60, 20, 40, 0.9, 0.1, 0.7]]
+    found = difference(predictions(*rows), predictions(*other), "")
+    box, confidence = "box 52.00 40.00 72.00 80.00 instead of 50.00 40.00 70.00 80.00", "0.63 instead of 0.72"
+    assert found.worst == f"picture 1, {box}, confidence {confidence}" and found.box == pytest.approx(2)
+    broken = torch.tensor([rows]).index_fill(2, torch.tensor([4]), float("nan"))
+    assert not difference(predictions(*rows), broken, "", TOLERANCES["int8"]).fits(TOLERANCES["int8"])
+
+
+def test_a_share_of_the_candidates_may_differ_more():
+    ours = torch.rand(1, 100, 7) * 50 + 50
+    theirs = ours.clone()
+    theirs[0, :5, 0] += 30
+    assert difference(ours, theirs, "", Tolerance(1.0, 0.02, 0.95, 64.0)).box == 0
+    assert difference(ours, theirs, "", Tolerance(1.0, 0.02, 0.96, 64.0)).box > 1
+
+
+def test_what_becomes_of_detections():
+    none, one, two = torch.zeros(0, 6), [10, 10, 50, 50, 0.9, 0], [100, 100, 300, 300, 0.5, 1]
+    both = torch.tensor([one, two])
+    assert changes([none], [none]) == "none of 0 detections would change"
+    assert changes([both], [both + torch.tensor([0.9, 0, 0, 0, -0.1, 0])]) == "none of 2 detections would change"
+    assert changes([both], [none]).startswith("of 2 detections 2 would vanish, 0 appear and 0 move")
+    assert changes([none], [both]).startswith("of 0 detections 0 would vanish, 2 appear")
+    shifted = torch.tensor([[13, 10, 53, 50, 0.9, 0], [101.5, 100, 301.5, 300, 0.5, 1]])  # a side's 7.5 and 0.75 %
+    assert changes([both], [shifted]) == "of 2 detections 0 would vanish, 0 appear and 1 move by more than 1% of a side"
+    assert "1 would vanish, 1 appear" in changes([both], [torch.tensor([one, [*two[:5], 0]])])  # another class
+
+
+class Shaken:
+    """A runtime that computes as on another machine: the network with its weights rounded otherwise, or moved."""
+
+    def __init__(self, model, by: float) -> None:
+        self.model, self.shape, self.stride, self.facts = deepcopy(model), (64, 64), 32, Facts()
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.model.parameters():
+            parameter.data *= 1 + by * torch.randn(parameter.shape, generator=generator)
+
+    def __call__(self, batch):
+        return self.model(batch)[0]
+
+
+@pytest.mark.parametrize("by, limit, fits", [(1e-8, 0.0, True), (1e-2, 0.05, False)])
+def test_rounding_that_is_the_networks_own_is_no_fault_of_the_file(tmp_path, monkeypatch, capsys, by, limit, fits):
+    """A limit of nothing at all, as a network that multiplies rounding errors makes of any."""
+    model = lively_model("yolov5n_BiFormer.yaml").fuse().requires_grad_(False)
+    job = ExportJob(model, tmp_path / "best.pt", ExportSettings(imgsz=(64, 64)))
+    file = tmp_path / "best.onnx"
+    file.touch()
+    monkeypatch.setattr(compare, "DetectMultiBackend", lambda *given, **more: Shaken(model, by))
+    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(limit, limit))
+    if fits:
+        rows = compare_with_pytorch(job, file)
+        assert all(0 < row.box <= 4 * row.rounding[0] for row in rows)
+        return
+    with pytest.raises(ExportError, match=r"most in picture \d, box .* confidence .*; of \d+ detections \d+ would"):
+        compare_with_pytorch(job, file)
 
 
 def test_views():

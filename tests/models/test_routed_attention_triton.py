@@ -32,6 +32,20 @@ LARGE = (4, 49, 36, 36, 8, 64, 4)
 gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=INTERPRETED)
+def count_loops_with_one_number(monkeypatch):
+    """Let the interpreter of Triton 3.6 (of torch 2.11) run beside NumPy 2.4, which makes no int of an array of one."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
 def on_gpu(test):
     """Marks a test as one for `pytest -m gpu`."""
     for mark in gpu:

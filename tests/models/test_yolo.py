@@ -288,3 +288,14 @@ def test_exports_see_the_same_numbers(model):
     x = torch.rand(1, 3, 64, 64)
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_a_whole_network_compiles_into_one_graph(training, mixed):
+    torch._dynamo.reset()
+    network = Model("yolov5n_BiFormer.yaml", nc=2, verbose=False).train(training)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = torch._dynamo.explain(network)(torch.rand(1, 3, 64, 64))
+    torch._dynamo.reset()
+    assert (found.graph_count, found.graph_break_count) == (1, 0), [str(cut.reason) for cut in found.break_reasons]

@@ -170,6 +170,22 @@ def test_losses_and_gradients_are_finite_at_the_worst(kind, dtype):
     assert (quality <= 1 + 1e-6).all() and not quality.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["CIoU", "EIoU", "SIoU", "WIoUv1"])
+def test_the_centre_of_a_tiny_box_is_moved_as_in_double_precision(kind):
+    """Logits far below zero make boxes thinner than their coordinates' rounding; v6.1's gradient is noise there."""
+    generator = torch.Generator().manual_seed(7)
+    sides = torch.logspace(-10, -1, 10)[torch.randint(10, (200, 2), generator=generator)]
+    predicted = torch.cat((torch.rand(200, 2, generator=generator), sides), 1)
+    target = torch.cat((torch.rand(200, 2, generator=generator), 1 + torch.rand(200, 2, generator=generator)), 1)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        boxes = predicted.detach().to(dtype).clone().requires_grad_()
+        iou_loss(boxes, target.to(dtype), kind)[0].sum().backward()
+        gradients.append(boxes.grad[:, :2].double())
+    error = (gradients[0] - gradients[1]).norm(dim=1)
+    assert (error <= 1e-3 * gradients[1].norm(dim=1) + 1e-5).all()
+
+
 def test_focal_weight_is_a_constant_for_the_gradient():
     first = tensor(FIRST).requires_grad_()
     second = first.detach().clone().requires_grad_()

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from utils.paths import ROOT, check_file, check_yaml, datasets_root, increment_path, latest_checkpoint, shown
+from utils import paths
+from utils.paths import (
+    ROOT,
+    check_file,
+    check_yaml,
+    datasets_root,
+    find_weights,
+    increment_path,
+    latest_checkpoint,
+    shown,
+)
 
 
 def test_nothing_there_yet(tmp_path: Path) -> None:
@@ -40,6 +51,42 @@ def test_check_file_finds_by_name_and_says_what_is_near(tmp_path: Path) -> None:
         check_yaml("model.pt")
     with pytest.raises(ValueError, match="is a folder"):
         check_file(tmp_path)
+
+
+def test_relative_paths_are_the_current_folders_then_the_repositorys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    for find in (find_weights, check_file):
+        (tmp_path / "repository/runs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository/runs/a.pt").touch()
+        assert find("runs/a.pt") == tmp_path / "repository/runs/a.pt"
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs/a.pt").touch()
+        assert find("runs/a.pt").resolve() == tmp_path / "runs/a.pt"
+        shutil.rmtree(tmp_path / "runs")
+
+
+def test_missing_weights_say_where_they_were_looked_for_and_what_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        find_weights("best.pt")
+    assert str(caught.value) == (
+        f"weights best.pt do not exist: no {tmp_path / 'best.pt'} or {tmp_path / 'repository/best.pt'}; train some, or "
+        "copy them there (nothing is downloaded)"
+    )
+    (tmp_path / "repository/runs/train/exp/weights").mkdir(parents=True)
+    for name in ("repository/runs/train/exp/weights/best.pt", "bset.pt", "best.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"; did you mean bset.pt or repository/runs/train/exp/weights/best.pt\?; "):
+        find_weights("best.pt")
+    with pytest.raises(ValueError, match=r"a\[1\]\.pt do not exist") as caught:
+        find_weights(tmp_path / "a[1].pt")
+    assert "\n" not in str(caught.value) and str(caught.value).count(str(tmp_path / "a[1].pt")) == 2
 
 
 def test_latest_is_by_time(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.runs import trained_size, trained_with
+from utils.runs import trained_size, trained_with, usable_size
 
 
 def test_weights_without_a_run() -> None:
@@ -19,3 +19,10 @@ def test_weights_without_a_run() -> None:
 def test_the_runs_own_size(written: str, size: int, tmp_path: Path) -> None:
     (tmp_path / "opt.yaml").write_text(written)
     assert trained_size([tmp_path / "weights/best.pt"]) == size
+
+
+@pytest.mark.parametrize(
+    "stated, size", [(None, 0), (0, 0), (-32, 0), (320, 320), (8192, 8192), (10**9, 0), (True, 0), ("320", 0), (3.0, 0)]
+)
+def test_only_a_size_that_can_be_one_is_taken_from_a_file(stated: object, size: int) -> None:
+    assert usable_size(stated) == size

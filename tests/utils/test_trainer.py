@@ -14,7 +14,8 @@ from utils.callbacks import Callbacks
 from utils.config import Hyp
 from utils.guard import TrainingFault
 from utils.optim import Recipe, Schedule, build_optimizer
-from utils.trainer import EpochSettings, Position, Precision, Trainer
+from utils.precision import Precision
+from utils.trainer import EpochSettings, Position, Trainer
 
 CPU = torch.device("cpu")
 
@@ -242,17 +243,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     one.loss = lambda predictions, targets: (_ for _ in ()).throw(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         one.epoch(loader(1), Position())
-
-
-def test_precision_names() -> None:
-    assert Precision.choose("auto", CPU).dtype is None and Precision.choose("bf16", CPU).dtype is torch.bfloat16
-    assert not Precision.choose("bf16", CPU).scaler.is_enabled()
-    with Precision.choose("bf16", CPU).autocast():
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
-    with pytest.raises(ValueError, match="needs a GPU"):
-        Precision.choose("fp16", CPU)
-    with pytest.raises(ValueError, match="choose one of"):
-        Precision.choose("int8", CPU)
 
 
 def test_bf16_trains_a_convolution() -> None:
