@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from utils import shards
-from utils.labels import Problem, Record, first_class_above, img2label_paths, read_image
+from utils.image_files import img2label_paths, label_places, misplaced_labels
+from utils.labels import Problem, Record, first_class_above, read_image
 from utils.shared_memory import ALONE, SharedArrays, share
 from utils.team import Team
 
@@ -152,7 +153,7 @@ class LabelIndex:
             "points": _joined(segments, 2),
             "point_ends": _ends(map(len, segments)),
         }
-        return cls(arrays, Counts.of(records), [record.problem for record in records if record.problem])
+        return cls(arrays, Counts.of(records), [problem for record in records for problem in record.problems])
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
@@ -251,6 +252,17 @@ class LabelIndex:
         """A picture, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
         path, span = self.path(index), self._span(index)
         return read_image(path, None if span is None else self._shards.picture(path, span))
+
+    def check_labelled(self) -> None:
+        """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""
+        if len(self.all_labels):
+            return
+        first, is_file = self.path(0), self._span(0) is None
+        looked = ", ".join(label_places(first)) if is_file else self.label_path(0)
+        raise ValueError(
+            f"no labels for any of the {len(self)} images to train on ({self.counts}): looked for {looked} and the like"
+            f"{misplaced_labels(first) if is_file else ''}; a row is `class x-centre y-centre width height`"
+        )
 
     def check_classes(self, nc: int) -> None:
         """Raise ValueError, naming file and line, for a label whose class is not below `nc`."""
