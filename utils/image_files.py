@@ -17,7 +17,7 @@ from utils.problems import Problem
 MAX_LIST_BYTES = 2048 * MIB  # some twenty million names
 SHOWN_ENDINGS = 8
 _BESIDE = frozenset(  # endings of what may lie among images and nobody takes for one
-    "txt xml json csv yaml yml md html log names data cache npz npy db ini tar zip py sh".split()
+    "txt xml json csv yaml yml md html log names data cache npz npy db ini tar zip py sh cls".split()
 )
 _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "pictures"))
 _LABEL_FOLDERS = frozenset(("labels", "label", "labels_txt", "annotations", "yolo_labels", "txt"))
@@ -32,12 +32,17 @@ def is_image(name: str | Path) -> bool:
 # ---- what is passed over ---------------------------------------------------------------------------------------------
 
 
+def may_be_image(name: str) -> bool:
+    """Whether a file that is not read may be meant as an image: labels, notes and hidden files are not."""
+    return _ending(name)[1:] not in _BESIDE and not os.path.basename(name).startswith(".")
+
+
 def _ending(name: str) -> str:
     stem, dot, ending = os.path.basename(name).rpartition(".")
     return f".{ending.lower()}" if dot and stem and len(ending) <= 8 else "without an ending"
 
 
-def _passed_over(names: list[str], place: str, what: str, line: int | None = None) -> list[Problem]:
+def passed_over(names: list[str], place: str, what: str, line: int | None = None) -> Problem:
     """One problem for all files that are left out by their names."""
     counts = Counter(map(_ending, names)).most_common()
     parts = [f"{count} {ending}" for ending, count in counts[:SHOWN_ENDINGS]]
@@ -45,7 +50,7 @@ def _passed_over(names: list[str], place: str, what: str, line: int | None = Non
         parts.append(f"{more} of other kinds")
     reason = f"{len(names)} {what} passed over ({', '.join(parts)}), the first {printable(names[0])}"
     remedy = f"if they are images, convert them to .jpg or .png; read are {' '.join(IMG_FORMATS)}"
-    return [Problem(place, line, reason, remedy, dropped=False)]
+    return Problem(place, line, reason, remedy, dropped=False)
 
 
 def _below(folder: str) -> tuple[list[str], list[Problem]]:
@@ -54,9 +59,9 @@ def _below(folder: str) -> tuple[list[str], list[Problem]]:
     for name in walk_files(folder):
         if is_image(name):
             found.append(name)
-        elif _ending(name)[1:] not in _BESIDE and not os.path.basename(name).startswith("."):
+        elif may_be_image(name):
             others.append(name)
-    return found, _passed_over(sorted(others), folder, "files") if others else []
+    return found, [passed_over(sorted(others), folder, "files")] if others else []
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -108,28 +113,32 @@ class _Places:
             self._known[head] = self._find(number, head, name)
         return os.path.join(self._known[head], name)
 
-    def _find(self, number: int, head: str, name: str) -> str:
+    def _candidates(self, head: str) -> tuple[list[str], list[str]]:
+        """Where a folder is by its name; and where else it may be: its last parts below the list's own folder."""
         beside, foreign = self.listing.parent, _DRIVE.match(head)
         if head == "." or head.startswith("./"):
             named = [str(beside / head)]
-        elif os.path.isabs(head) or foreign:
+        elif foreign or os.path.isabs(head):
             named = [head]
         else:
             named = [head, str(beside / head)]
-        for folder in named:
-            if os.path.lexists(os.path.join(folder, name)):
-                return folder
-        if there := [folder for folder in named if head and os.path.isdir(folder)]:
+        rest = head[foreign.end() :] if foreign else head
+        parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
+        return named, [str(beside.joinpath(*parts[start:])) for start in range(len(parts) + 1)]
+
+    def _find(self, number: int, head: str, name: str) -> str:
+        named, tried = self._candidates(head)
+        there = [folder for folder in named if os.path.lexists(os.path.join(folder, name))]
+        there = there or [folder for folder in named if head and os.path.isdir(folder)]
+        if there:
             return there[0]
-        parts = [part for part in head[foreign.end() if foreign else 0 :].split("/") if part not in ("", ".", "..")]
-        tried = [str(beside.joinpath(*parts[start:])) for start in range(len(parts) + 1)]
-        for folder in tried:
-            if os.path.lexists(os.path.join(folder, name)):
-                reason = f"{printable(head)} is not here, its images are taken from {printable(folder)}"
-                self._note(number, reason, "correct the list if these are others")
-                return folder
+        where = printable(head) or "this list"
+        if moved := next((folder for folder in tried if os.path.lexists(os.path.join(folder, name))), None):
+            reason = f"{where} is not here, its images are taken from {printable(moved)}"
+            self._note(number, reason, "correct the list if these are others")
+            return moved
         looked = ", ".join(dict.fromkeys(printable(os.path.abspath(folder)) for folder in (*named, *tried)))
-        reason = f"no {printable(name)} of {printable(head) or 'this list'}: looked in {looked}"
+        reason = f"no {printable(name)} of {where}: looked in {looked}"
         self._note(number, reason, "correct the list, or put the images there")
         return named[0]
 
@@ -147,7 +156,7 @@ def _listed(listing: Path) -> tuple[list[str], list[Problem]]:
             others.append((number, line))
     if others:
         names = [line for _, line in others]
-        places.problems += _passed_over(names, str(listing), "lines", others[0][0])
+        places.problems.append(passed_over(names, str(listing), "lines", others[0][0]))
     return found, places.problems
 
 
@@ -227,6 +236,7 @@ def misplaced_labels(image: str | Path) -> str:
         for folder in sorted(os.listdir(above)):
             label = (above / folder).joinpath(*parts[place + 1 :]).with_suffix(".txt")
             if folder.lower() in _LABEL_FOLDERS and label.is_file():
-                here = printable(parts[place])
-                return f"; {printable(label)} is there: rename {here} to images and {printable(folder)} to labels"
+                named = ((parts[place], "images"), (folder, "labels"))
+                renamed = " and ".join(f"{printable(old)} to {new}" for old, new in named if old != new)
+                return f"; {printable(label)} is there: rename {renamed}" if renamed else ""
     return ""

@@ -8,6 +8,7 @@ decoded.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
@@ -48,6 +49,9 @@ _PNG_ORDER = re.compile(  # the order of a PNG file's parts, without animations
     rb" IHDR(?: (?!acTL|fcTL|fdAT)[a-z][A-Za-z]{3})*(?: PLTE(?: (?!acTL|fcTL|fdAT)[a-z][A-Za-z]{3})*)?"
     rb" IDAT(?: (?!eXIf|acTL|fcTL|fdAT)[a-z][A-Za-z]{3})* IEND"
 )
+_SCAN, _EXIF = 0xDA, 0xE1  # markers of JPEG: where the image begins; what cameras note
+_NOTES = frozenset({0xFE, *range(0xE0, 0xF0)} - {_EXIF})  # a comment, and what programs note
+_SAMPLING = frozenset((0x11, 0x12, 0x14, 0x21, 0x22, 0x41))  # of a channel, across and down
 _BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 258, 281, 339, 341  # tags of TIFF
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
 
@@ -67,6 +71,16 @@ class Depth(NamedTuple):
     is_sure: bool = True  # that there are more than 8
 
 
+class _NotPlain(Exception):
+    """A header has something that OpenCV must judge."""
+
+
+def _need(*conditions: bool) -> None:
+    """Raise where not all of it is so."""
+    if not all(conditions):
+        raise _NotPlain
+
+
 def kind_of(content: bytes | memoryview) -> str:
     """What a file is by its first 16 bytes, in the words people use; nothing for what is not known here."""
     start = bytes(content[:16])
@@ -82,114 +96,124 @@ def _tiny(ending: str) -> bytes:
     return cv2.imencode(ending, np.zeros((8, 16, 3), np.uint8))[1].tobytes()
 
 
-def _is_turned(before: bytes, ending: str, place: int) -> bool | None:
-    """Whether OpenCV lays an image with this metadata on its side, by asking it; None where it refuses to decode."""
+def _is_turned(metadata: bytes, ending: str, place: int) -> bool:
+    """Whether OpenCV lays an image with these metadata on its side: it is asked, by way of a small one."""
     whole = _tiny(ending)
-    image = cv2.imdecode(np.frombuffer(whole[:place] + before + whole[place:], np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else image.shape[0] > image.shape[1]
+    image = cv2.imdecode(np.frombuffer(whole[:place] + metadata + whole[place:], np.uint8), cv2.IMREAD_COLOR)
+    _need(image is not None)
+    return image.shape[0] > image.shape[1]
+
+
+def _as_decoded(size: tuple[int, int], metadata: bytes, ending: str, place: int, deep: bool = False) -> Header:
+    """The size after OpenCV turned the image as its metadata say."""
+    return Header(size[::-1] if metadata and _is_turned(metadata, ending, place) else size, deep)
 
 
 # ---- JPEG ------------------------------------------------------------------------------------------------------------
 
 
+class _Frame(NamedTuple):
+    """What a SOF segment says."""
+
+    size: tuple[int, int]
+    tables: dict[int, int]  # number of each channel's quantiser
+    progressive: bool
+
+
 @lru_cache(4096)
-def _quantisers(body: bytes) -> frozenset[int] | None:
-    """Numbers of the tables in a DQT segment; None where they are not whole."""
+def _quantisers(body: bytes) -> frozenset[int]:
+    """Numbers of the tables in a DQT segment."""
     found, place = set(), 0
     while place < len(body):
         wide, number = divmod(body[place], 16)
         place += 65 + 64 * wide
-        if wide > 1 or number > 3 or place > len(body):
-            return None
+        _need(wide <= 1, number <= 3, place <= len(body))
         found.add(number)
     return frozenset(found)
 
 
 @lru_cache(4096)
-def _codes(body: bytes) -> frozenset[int] | None:
-    """Class (0, 16) plus number of the tables in a DHT segment; None where they are no sound Huffman codes."""
+def _codes(body: bytes) -> frozenset[int]:
+    """Class (0, 16) plus number of the tables in a DHT segment, which must be sound Huffman codes."""
     found, place = set(), 0
     while place < len(body):
-        counts = body[place + 1 : place + 17]
+        table, counts = body[place], body[place + 1 : place + 17]
         values = body[place + 17 : place + 17 + sum(counts)]
-        if len(counts) < 16 or len(values) < sum(counts) or body[place] & 0xEC or sum(counts) > 256:
-            return None
-        code, left = 0, len(values)
+        _need(not table & 0xEC, len(counts) == 16, len(values) == sum(counts) <= 256)
+        _need(table >= 16 or max(values, default=0) <= 15)  # a difference of that many bits
+        code = 0
         for length, count in enumerate(counts, start=1):
-            code, left = 2 * code + count, left - count
-            if code >= 1 << length and (count or left):  # the code of ones alone is not to be used
-                return None
-        if body[place] < 16 and any(value > 15 for value in values):  # a difference of that many bits
-            return None
-        found.add(body[place])
+            code = 2 * code + count
+            _need(code < 1 << length)  # the code of ones alone is not to be used
+        found.add(table)
         place += 17 + len(values)
     return frozenset(found)
 
 
-def _frame(body: bytes) -> tuple[tuple[int, int], dict[int, int]] | None:
-    """((width, height), quantiser of each channel) in a SOF segment of 8 bits and 1 or 3 channels, else None."""
-    if len(body) < 6 or body[0] != 8 or body[5] not in (1, 3) or len(body) != 6 + 3 * body[5]:
-        return None
+def _frame(marker: int, body: bytes) -> _Frame:
+    """The content of a SOF segment, of 8 bits and 1 or 3 channels."""
+    count = body[5]
+    _need(body[0] == 8, count in (1, 3), len(body) == 6 + 3 * count)
     height, width = struct.unpack_from(">HH", body, 1)
-    channels = {body[place]: body[place + 2] for place in range(6, len(body), 3)}
-    factors = {divmod(body[place + 1], 16) for place in range(6, len(body), 3)}
-    usual = all(high in (1, 2, 4) and low in (1, 2, 4) and high * low <= 4 for high, low in factors)
-    fits = 0 < width <= MAX_JPEG_SIDE and 0 < height <= MAX_JPEG_SIDE
-    return ((width, height), channels) if fits and usual and len(channels) == body[5] else None
+    tables = {body[place]: body[place + 2] for place in range(6, len(body), 3)}
+    _need(len(tables) == count, set(body[7::3]) <= _SAMPLING)
+    _need(0 < width <= MAX_JPEG_SIDE, 0 < height <= MAX_JPEG_SIDE)
+    return _Frame((width, height), tables, marker == 0xC2)
 
 
-def _begins_soundly(body: bytes, channels: dict[int, int], codes: set[int], progressive: bool) -> bool:
-    """Whether a SOS segment fits the frame and the tables before it."""
-    count = body[0] if body else 0
-    if not 1 <= count <= len(channels) or len(body) != 4 + 2 * count:
-        return False
+def _check_scan(body: bytes, frame: _Frame, codes: set[int]) -> None:
+    """Raise where a SOS segment does not fit the frame and the tables before it."""
+    count = body[0]
+    _need(1 <= count <= len(frame.tables), len(body) == 4 + 2 * count)
     used = {body[place]: divmod(body[place + 1], 16) for place in range(1, 1 + 2 * count, 2)}
-    first, last, shift = body[-3:]
-    bands = first == 0 and ((last == 0 and shift < 14) if progressive else (last == 63 and shift == 0))
-    needed = {dc for dc, _ in used.values()} | (set() if progressive else {16 + ac for _, ac in used.values()})
-    return bands and len(used) == count and used.keys() <= channels.keys() and needed <= codes
+    needed = {dc for dc, _ in used.values()}
+    if not frame.progressive:
+        needed |= {16 + ac for _, ac in used.values()}
+    last, most = (0, 13) if frame.progressive else (63, 0)
+    _need(len(used) == count, used.keys() <= frame.tables.keys(), needed <= codes)
+    _need(body[-3:-1] == bytes((0, last)), body[-1] <= most)
 
 
-def read_jpeg(file: BinaryIO) -> Header | None:
-    """The header of a JPEG file up to its first scan; None where it is not plain."""
-    quantisers, codes, metadata, frame = set(), set(), b"", None
-    progressive = False
+def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(marker, content) of a JPEG file's segments up to its first scan, without comments and most programs' notes."""
+    marker = 0
     file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+    while marker != _SCAN:
+        head = file.read(4)
         marker, length = head[1], (head[2] << 8 | head[3]) - 2
-        if marker == 0xFE or (0xE0 <= marker <= 0xEF and marker != 0xE1):  # a comment, or what programs note down
-            if length < 0:
-                return None
-            file.seek(length, 1)
+        _need(head[0] == 0xFF, length >= 0)
+        if marker in _NOTES:
+            file.seek(length, os.SEEK_CUR)
             continue
-        body = file.read(max(length, 0))
-        if len(body) != length:
-            return None
-        if marker == 0xE1:
-            metadata += head + body
-        elif marker == 0xDB and (tables := _quantisers(body)) is not None:
-            quantisers |= tables
-        elif marker == 0xC4 and (tables := _codes(body)) is not None:
-            codes |= tables
-        elif marker in (0xC0, 0xC1, 0xC2) and frame is None and (frame := _frame(body)) is not None:
-            progressive = marker == 0xC2
-        elif marker == 0xDA and frame is not None:
-            sound = _begins_soundly(body, frame[1], codes, progressive) and set(frame[1].values()) <= quantisers
-            return _as_decoded(frame[0], metadata, ".jpg", 2) if sound else None
-        elif marker != 0xDD or length != 2:
-            return None
-    return None
+        body = file.read(length)
+        _need(len(body) == length)
+        yield marker, body
 
 
-def _as_decoded(size: tuple[int, int], metadata: bytes, ending: str, place: int, deep: bool = False) -> Header | None:
-    """The size after OpenCV turned the image as its metadata say; None where it cannot read them."""
-    turned = _is_turned(metadata, ending, place) if metadata else False
-    return None if turned is None else Header(size[::-1] if turned else size, deep)
+def _read_jpeg(file: BinaryIO) -> Header:
+    quantisers: set[int] = set()
+    codes: set[int] = set()
+    metadata, frames, body = b"", [], b""
+    for marker, body in _segments(file):  # noqa: B007 - the last is the scan's
+        if marker == _EXIF:
+            metadata += b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+        elif marker == 0xDB:
+            quantisers |= _quantisers(body)
+        elif marker == 0xC4:
+            codes |= _codes(body)
+        elif marker in (0xC0, 0xC1, 0xC2):
+            frames.append(_frame(marker, body))
+        else:
+            _need(marker in (_SCAN, 0xDD))
+    _need(len(frames) == 1)
+    _need(set(frames[0].tables.values()) <= quantisers)
+    _check_scan(body, frames[0], codes)
+    return _as_decoded(frames[0].size, metadata, ".jpg", 2)
 
 
-def ends(file: BinaryIO) -> bool:
+def _ends(file: BinaryIO) -> bool:
     """Whether a JPEG file's last bytes are its end marker."""
-    file.seek(-2, 2)
+    file.seek(-2, os.SEEK_END)
     return file.read(2) == b"\xff\xd9"
 
 
@@ -205,53 +229,60 @@ class _Rows(NamedTuple):
     bytes: int  # of all rows, decompressed
 
 
-def _rows(body: bytes) -> _Rows | None:
-    """The content of an IHDR part; None for what is not usual."""
-    if len(body) != 13:
-        return None
+def _rows(body: bytes) -> _Rows:
+    """The content of an IHDR part; there is one way to compress and to filter, and what is interlaced is decoded."""
     width, height, bits, colour, *ways = struct.unpack(">IIBBBBB", body)
-    fits = 0 < width <= MAX_PNG_SIDE and 0 < height <= MAX_PNG_SIDE
-    if not fits or bits not in _PNG_DEPTHS.get(colour, ()) or any(ways):  # one way to compress and filter; interlaced
-        return None
+    _need(0 < width <= MAX_PNG_SIDE, 0 < height <= MAX_PNG_SIDE, bits in _PNG_DEPTHS.get(colour, ()), not any(ways))
     return _Rows((width, height), bits, colour == 3, height * (1 + -(-width * bits * _PNG_CHANNELS[colour] // 8)))
 
 
 def _parts(file: BinaryIO, length: int) -> Iterator[tuple[bytes, bytes]]:
-    """(name, content with checksum) of each part of a PNG file up to its end, or to the first that is not whole."""
+    """(name, content with checksum) of each part of a PNG file up to its end."""
     place, name = 8, b""
     file.seek(place)
-    while place + 12 <= length and name != b"IEND":
+    while name != b"IEND":
         size, name = struct.unpack(">I4s", file.read(8))
-        if size > length - place - 12:
-            return
-        body = file.read(size + 4)
-        if zlib.crc32(memoryview(body)[:size], zlib.crc32(name)) != int.from_bytes(body[size:], "big"):
-            return
-        yield name, body
         place += 12 + size
+        _need(place <= length)
+        body = file.read(size + 4)
+        _need(zlib.crc32(memoryview(body)[:size], zlib.crc32(name)) == int.from_bytes(body[size:], "big"))
+        yield name, body
 
 
-def read_png(file: BinaryIO, length: int) -> Header | None:
-    """The parts of a PNG file of this length, each held against its checksum; None where it is not plain."""
-    rows, names, data, metadata, begun = None, [b""], 0, b"", b""
+def _read_png(file: BinaryIO, length: int) -> Header:
+    names, data, begun, metadata = [b""], 0, b"", b""
+    rows = None
     for name, body in _parts(file, length):
         if name != b"IDAT" or names[-1] != name:  # the data are in many parts, one after the other
             names.append(name)
         if name == b"IDAT":
-            begun = begun or body[:-4][:2]
+            begun = begun or body[:2]
             data += len(body) - 4
         elif name == b"IHDR":
             rows = _rows(body[:-4])
-        elif name == b"PLTE" and not (len(body) % 3 == 1 and 7 <= len(body) <= 772):  # red, green, blue; a checksum
-            return None
+        elif name == b"PLTE":
+            _need(len(body) % 3 == 1, 7 <= len(body) <= 772)  # red, green, blue; a checksum
         elif name == b"eXIf":
             metadata += struct.pack(">I", len(body) - 4) + name + body
-    if not rows or not _PNG_ORDER.fullmatch(b" ".join(names)) or data * MAX_DEFLATE < rows.bytes:
-        return None
-    compressed = len(begun) == 2 and begun[0] & 15 == 8 and int.from_bytes(begun, "big") % 31 == 0
-    if not compressed or (rows.palette and b"PLTE" not in names):
-        return None
+    _need(rows is not None, _PNG_ORDER.fullmatch(b" ".join(names)) is not None)
+    _need(data * MAX_DEFLATE >= rows.bytes, begun[0] & 15 == 8, int.from_bytes(begun, "big") % 31 == 0)
+    _need(not rows.palette or b"PLTE" in names)
     return _as_decoded(rows.size, metadata, ".png", 33, rows.bits == 16)
+
+
+def plain_header(file: BinaryIO, length: int, whole: bool = True) -> Header | None:
+    """The header of a file of this length that is plain, else None; a JPEG must also end as it should if `whole`."""
+    file.seek(0)
+    kind = kind_of(file.read(16))
+    try:
+        if kind == "PNG":
+            return _read_png(file, length)
+        return _read_jpeg(file) if kind == "JPEG" and (not whole or _ends(file)) else None
+    except (_NotPlain, IndexError, struct.error):
+        return None
+
+
+# ---- more than 8 bits, several images --------------------------------------------------------------------------------
 
 
 def _png_depth(content: memoryview) -> Depth | None:
@@ -261,9 +292,6 @@ def _png_depth(content: memoryview) -> Depth | None:
     head = bytes(content[:4096])
     place = head.find(b"sBIT", 33, max(head.find(b"IDAT"), 0))
     return Depth(max(head[place + 4 : place + 5]) if place > 0 else 0)
-
-
-# ---- TIFF, and the others --------------------------------------------------------------------------------------------
 
 
 def _tiff_tags(content: memoryview) -> tuple[dict[int, int], bool]:

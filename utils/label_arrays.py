@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class LabelIndex:
     its own, and (0, 3) where all are.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
         """Raises ValueError when arrays do not fit together, KeyError when one is missing."""
         self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in ARRAYS}
         self.counts, self.problems = counts, list(problems)
@@ -153,7 +154,7 @@ class LabelIndex:
             "points": _joined(segments, 2),
             "point_ends": _ends(map(len, segments)),
         }
-        return cls(arrays, Counts.of(records), [problem for record in records for problem in record.problems])
+        return cls(arrays, Counts.of(records), chain.from_iterable(record.problems for record in records))
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:

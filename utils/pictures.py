@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from utils.files import MIB, file_size, printable, read_bytes
-from utils.image_headers import PNG, Header, depth_of, ends, has_further_images, kind_of, read_jpeg, read_png
+from utils.image_headers import PNG, depth_of, has_further_images, kind_of, plain_header
 
 _AVIF = ("avif",) if cv2.haveImageWriter(".avif") else ()  # OpenCV has both halves of it, or none
 IMG_FORMATS = (*_AVIF, "bmp", "dng", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
@@ -182,7 +182,7 @@ def _stored_size(file: BinaryIO) -> tuple[int, int]:
     start = file.read(24)
     if start.startswith(PNG):
         return struct.unpack(">II", start[16:])
-    if kind_of(start) == "JPEG" and (header := read_jpeg(file)) is not None:
+    if (header := plain_header(file, 0, whole=False)) is not None:  # of a JPEG
         return header.size
     file.seek(0)
     with _pillow_limit:
@@ -199,15 +199,6 @@ class Inspection(NamedTuple):
     size: tuple[int, int]
     is_deep: bool = False  # more than 8 bits a channel
     is_first: bool = False  # of several in the file
-
-
-def _plain_header(file: BinaryIO, length: int) -> Header | None:
-    """The header of a file that needs no decoding to be judged."""
-    file.seek(0)
-    kind = kind_of(file.read(16))
-    if kind == "PNG":
-        return read_png(file, length)
-    return read_jpeg(file) if kind == "JPEG" and ends(file) else None
 
 
 def _inspect_decoded(content: bytes) -> Inspection:
@@ -227,7 +218,7 @@ def inspect_image(path: str | Path | BinaryIO) -> Inspection:
         file_size(path, MAX_BYTES)
     with open(path, "rb") if isinstance(path, (str, Path)) else path as file:
         length = file.seek(0, os.SEEK_END)
-        if (header := _plain_header(file, length)) is not None:
+        if (header := plain_header(file, length)) is not None:
             _check_growth(*header.size, length)
             found = Inspection(*header)
         else:

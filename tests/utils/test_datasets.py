@@ -63,7 +63,7 @@ def label_box(targets: torch.Tensor, image: torch.Tensor) -> np.ndarray:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         create_dataloader(tmp_path, 64, 2, 32)
 
 

@@ -142,8 +142,8 @@ def test_two_processes_check_half_each_and_hold_one_copy(tmp_path: Path) -> None
     assert os.path.exists(tmp_path / "set/labels.cache.npz")
 
     for case, kind, words in (
-        ("none", "ValueError", "no pictures in"),
-        ("unusable", "ValueError", "none of the 3 pictures"),
+        ("none", "ValueError", "no images in"),
+        ("unusable", "ValueError", "none of the 3 images"),
         ("classes", "ValueError", "class 2, but the data set has 2 classes"),
         ("one fails", "MemoryError", "too many"),
     ):

@@ -51,7 +51,7 @@ def pair(folder: Path, text: str | None, name: str = "a") -> tuple[Path, Path]:
 
 
 def test_no_pictures_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         find_images(tmp_path)
     with pytest.raises(ValueError, match="an empty list of sources"):
         find_images([])
@@ -148,10 +148,10 @@ def test_a_picture_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
 
 BAD_PICTURES = {
     "zero bytes": (b"", "empty file"),
-    "text": (b"not a picture", "no picture, whatever its name"),
+    "text": (b"not a picture", "no image, whatever its name"),
     "one pixel": ((1, 1), "1 x 1 pixels are too few"),
     "nine pixels": ((9, 64), "9 x 64 pixels are too few"),
-    "missing": (None, "no such picture"),
+    "missing": (None, "no such image"),
 }
 
 
@@ -178,18 +178,16 @@ def test_truncated_pictures_are_unusable(tmp_path: Path, suffix: str) -> None:
     assert path.read_bytes() == whole[: len(whole) * 2 // 3], "nobody's file is repaired"
 
 
-def test_trailing_bytes_do_no_harm_and_other_formats_are_refused(tmp_path: Path) -> None:
+def test_trailing_bytes_do_no_harm(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes() + b"\0\0\0")
     assert check_pair(str(path), "none.txt").size == (64, 48)
-    picture(tmp_path / "b.gif").rename(tmp_path / "b.png")
-    assert "really a GIF" in check_pair(str(tmp_path / "b.png"), "none.txt").message
 
 
 def test_reading_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "bad.jpg").write_bytes(b"text")
-    for name, reason in (("empty.jpg", "empty file"), ("bad.jpg", "not a picture"), ("none.jpg", "cannot be read")):
+    for name, reason in (("empty.jpg", "empty file"), ("bad.jpg", "its content is no image"), ("none.jpg", "cannot be read")):
         with pytest.raises(ValueError, match=f"{name}: {reason}"):
             read_image(tmp_path / name)
 
@@ -404,9 +402,9 @@ def test_a_class_too_high_is_named_with_file_and_line(mixed: Path) -> None:
 def test_problems_are_told_in_ten_lines_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(14):
         pair(tmp_path, "0 1", f"{number:02}")
-    with pytest.raises(ValueError, match="none of the 14 pictures.*00.txt:1"):
+    with pytest.raises(ValueError, match="none of the 14 images.*00.txt:1"):
         load_index(tmp_path / "images")
-    assert caplog.text.count("(picture left out)") == 10 and "and 4 more" in caplog.text
+    assert caplog.text.count("(image left out)") == 10 and "and 4 more" in caplog.text
 
 
 def test_pictures_without_any_labels_say_where_they_were_looked_for(
@@ -442,7 +440,7 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("content", [b"a\0b.png", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "l.txt").write_bytes(content)
-    with pytest.raises(ValueError, match="l.txt: no list of pictures .it is no text.; write one path on each line"):
+    with pytest.raises(ValueError, match="l.txt: no list of images .it is no text.; write one path on each line"):
         find_images(tmp_path / "l.txt")
 
 
@@ -461,5 +459,5 @@ def test_a_list_may_have_any_names(tmp_path: Path) -> None:
 
 
 def test_names_that_are_too_long_are_only_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder or list of pictures"):
+    with pytest.raises(ValueError, match="no such folder or list of images"):
         find_images(tmp_path / ("x" * 5000))
