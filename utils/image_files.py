@@ -128,10 +128,11 @@ class _Places:
 
     def _find(self, number: int, head: str, name: str) -> str:
         named, tried = self._candidates(head)
-        there = [folder for folder in named if os.path.lexists(os.path.join(folder, name))]
-        there = there or [folder for folder in named if head and os.path.isdir(folder)]
-        if there:
-            return there[0]
+        there = next((folder for folder in named if os.path.lexists(os.path.join(folder, name))), None)
+        if there is None and head and os.path.isdir(named[-1]):  # so only this image is missing
+            there = named[-1]
+        if there is not None:
+            return there
         where = printable(head) or "this list"
         if moved := next((folder for folder in tried if os.path.lexists(os.path.join(folder, name))), None):
             reason = f"{where} is not here, its images are taken from {printable(moved)}"

@@ -237,8 +237,9 @@ def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
 @contextlib.contextmanager
 def quiet_decoder() -> Iterator[None]:
     """Keep OpenCV from writing lines of its own about damaged files, which are named by us."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4 and 5
+    level = set_level(0)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        set_level(level)

@@ -25,7 +25,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
-        where = f"{self.count} images, the first {where}" if self.count else where
+        if self.count:
+            where = f"{self.count} image{'s' * (self.count > 1)}, the first {where}"
         return f"{where}: {self.reason}; {self.remedy}{' (image left out)' if self.dropped else ''}"
 
 
