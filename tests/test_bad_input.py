@@ -322,6 +322,39 @@ def test_training_without_a_single_label_stops(place: Path, said: Said, left: st
     assert not (place / "runs").exists()
 
 
+# ---- images that are lost on the way
+def lose(monkeypatch: pytest.MonkeyPatch, images: list[Path]) -> None:
+    """From here on these cannot be read any more."""
+
+    def read(path: str, content: np.ndarray | None = None) -> np.ndarray:
+        if Path(path) in images:
+            raise ValueError(f"{path}: cannot be read (gone); check that the file exists")
+        return read_image(path, content)
+
+    monkeypatch.setattr("utils.label_arrays.read_image", read)
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", 0.1), ("train", 1), ("val", 1)])
+def test_images_that_are_lost_are_counted_and_too_many_end_a_training(
+    place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, split: str, part: float
+) -> None:
+    images = sorted((place / f"squares/images/{split}").iterdir())
+    gone = images[: max(int(part * len(images)), 1)]
+    lose(monkeypatch, gone)
+    done = train.main([word for word in train_words(place, "--epochs", "2") if word != "--noval"])
+    named = [line for line in said.lines if "a grey image stands in" in line]
+    assert len(named) == len(gone), "each is named once, whatever the number of epochs"
+    counted = said.about(f"{len(gone)} of {len(images)} images could not be read, the first {gone[0]}")
+    assert done == (part > 0.25) == ("too many to go on (more than 25%)" in counted)
+
+
+def test_a_score_of_images_that_are_lost_is_none(trained: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = trained.parents[3]
+    lose(monkeypatch, list((place / "squares/images/val").iterdir()))
+    assert score(trained, place) == 1
+    assert "4 of 4 images could not be read, the first" in said.lines[-1] and "too many to go on" in said.lines[-1]
+
+
 # ---- checkpoints
 class Harmful:
     """Leaves a file behind where unpickling runs what it says."""

@@ -48,7 +48,7 @@ def passed_over(names: list[str], place: str, what: str, line: int | None = None
     parts = [f"{count} {ending}" for ending, count in counts[:SHOWN_ENDINGS]]
     if more := sum(count for _, count in counts[SHOWN_ENDINGS:]):
         parts.append(f"{more} of other kinds")
-    reason = f"{len(names)} {what} passed over ({', '.join(parts)}), the first {printable(names[0])}"
+    reason = f"{what} passed over: {', '.join(parts)}, the first {printable(names[0])}"
     remedy = f"if they are images, convert them to .jpg or .png; read are {' '.join(IMG_FORMATS)}"
     return Problem(place, line, reason, remedy, dropped=False)
 
@@ -227,8 +227,12 @@ def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
     return chosen
 
 
-def misplaced_labels(image: str | Path) -> str:
+def misplaced_labels(images: Iterable[str]) -> str:
     """A hint at a label file that would be found if its folder had the name looked for; mostly nothing."""
+    return next(filter(None, map(_misplaced, images)), "")
+
+
+def _misplaced(image: str) -> str:
     parts = Path(image).parts
     for place in range(len(parts) - 2, -1, -1):
         above = Path(*parts[:place])

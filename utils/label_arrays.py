@@ -258,11 +258,11 @@ class LabelIndex:
         """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""
         if len(self.all_labels):
             return
-        first, is_file = self.path(0), self._span(0) is None
-        looked = ", ".join(label_places(first)) if is_file else self.label_path(0)
+        looked = ", ".join(label_places(self.path(0))) if self._span(0) is None else self.label_path(0)
+        hint = misplaced_labels(map(self.path, range(min(len(self), 20))))
         raise ValueError(
-            f"no labels for any of the {len(self)} images to train on ({self.counts}): looked for {looked} and the like"
-            f"{misplaced_labels(first) if is_file else ''}; a row is `class x-centre y-centre width height`"
+            f"no labels for any of the {len(self)} images to train on (label files: {self.counts}): looked for {looked}"
+            f" and the like{hint}; a row is `class x-centre y-centre width height`"
         )
 
     def check_classes(self, nc: int) -> None:

@@ -26,7 +26,7 @@ from utils.label_arrays import Counts, LabelIndex, pack_names, unpack_name
 from utils.labels import Problem, check_pair
 from utils.log import LOGGER
 from utils.paths import shown
-from utils.pictures import quiet_decoder
+from utils.pictures import DECODER, quiet_decoder
 from utils.problems import gathered
 from utils.shards import check_shard, find_shards, is_shard
 from utils.shared_memory import ALONE, share
@@ -38,6 +38,7 @@ __all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprin
 MAX_CACHE_BYTES = 1 << 36  # ten million pictures take some four GiB
 CACHE_VERSION = 3
 SHOWN_PROBLEMS = 10
+HINTS = 20  # images without labels for which one is looked for elsewhere
 CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
 CHUNK = 4096  # pairs whose records are Python objects at one time
 
@@ -76,7 +77,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
     try:
         content = read_arrays(path, MAX_CACHE_BYTES)
         header = json.loads(content["header"].tobytes())
-        if header["version"] != CACHE_VERSION or header["fingerprint"] != expected:
+        if header["version"] != [CACHE_VERSION, DECODER] or header["fingerprint"] != expected:
             return None
         problems = [Problem(**problem) for problem in header["problems"]]
         return LabelIndex(content, Counts(**header["counts"]), problems)
@@ -88,7 +89,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
 def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
     """Write the index beside the data, whole or not at all; a folder that cannot be written to only costs a warning."""
     header: dict[str, Any] = {
-        "version": CACHE_VERSION,
+        "version": [CACHE_VERSION, DECODER],  # another decoder may judge otherwise
         "fingerprint": stamp,
         "counts": asdict(index.counts),
         "problems": [asdict(problem) for problem in index.problems],
@@ -213,7 +214,7 @@ def _shared_labels(images: Sequence[str], labels: Sequence[str], place: str) -> 
     if not pairs:
         return []
     first, second, label = map(printable, next(iter(pairs.values())))
-    reason = f"{len(pairs)} label files belong to several images each, so {label} to {first} and {second}"
+    reason = f"label files that belong to several images: {len(pairs)}, as {label} to {first} and {second}"
     return [Problem(place, None, reason, "give every image a name of its own, whatever its ending", dropped=False)]
 
 
@@ -222,7 +223,7 @@ def _scattered_labels(images: Sequence[str], labels: Sequence[str], place: str) 
     beside = [label for image, label in zip(images, labels, strict=True) if label != label_places(image)[0]]
     if not beside or len(beside) == len(images):
         return []
-    reason = f"{len(beside)} label files lie beside their images and are used, the first {printable(beside[0])}"
+    reason = f"label files beside their images are used too: {len(beside)}, the first {printable(beside[0])}"
     remedy = f"keep them in one place, as {printable(os.path.dirname(label_places(images[0])[0]))}"
     return [Problem(place, None, reason, remedy, dropped=False)]
 
@@ -275,7 +276,7 @@ class _Search:
             what = f"the {index.counts.total} images of {name}"
             raise ValueError(f"none of {what} can be used, first: {(single or index.problems)[0]}")
         if not index.counts.found:
-            hint = misplaced_labels(self.units[0])
+            hint = misplaced_labels(self.units[:HINTS])
             looked = f"looked for {self.first_label} and its like"
             LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background{hint}")
         index.problems = [*self.notes, *index.problems]

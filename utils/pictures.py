@@ -21,6 +21,7 @@ from PIL import Image
 from utils.files import MIB, file_size, printable, read_bytes
 from utils.image_headers import PNG, depth_of, has_further_images, kind_of, plain_header
 
+DECODER = f"OpenCV {cv2.__version__}, 8 bits of more as of 2"  # what kept pixels and sizes depend on
 _AVIF = ("avif",) if cv2.haveImageWriter(".avif") else ()  # OpenCV has both halves of it, or none
 IMG_FORMATS = (*_AVIF, "bmp", "dng", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller

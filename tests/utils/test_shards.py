@@ -314,6 +314,16 @@ def test_members_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
     assert reasons(tar(tmp_path / "a.tar", GOOD | others)) == (["a.png", "b.png", "c.png"], [])
 
 
+def test_members_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    others = {"d.heic": b"x", "e.HEIC": b"x", "f.gif": b"x", "a.json": b"{}", "a.cls": b"0"}
+    index = load_index(tar(tmp_path / "a.tar", GOOD | others), cache=False)
+    (problem,) = index.problems
+    assert len(index) == 3 and problem.file == f"{tmp_path}/a.tar"
+    assert problem.reason == "files passed over: 2 .heic, 1 .gif, the first d.heic"
+    with pytest.raises(ValueError, match="no images in it .*; files passed over"):
+        load_index(tar(tmp_path / "b.tar", others), cache=False)
+
+
 def test_every_bad_pair_has_its_line(tmp_path: Path) -> None:
     bad = {
         "cut.png": (png()[:-20], "/cut.png: unusable image"),
