@@ -45,7 +45,7 @@ def _ending(name: str) -> str:
 def passed_over(names: list[str], place: str, what: str, line: int | None = None) -> Problem:
     """One problem for all files that are left out by their names."""
     counts = Counter(map(_ending, names)).most_common()
-    parts = [f"{count} {ending}" for ending, count in counts[:SHOWN_ENDINGS]]
+    parts = [f"{count} {printable(ending)}" for ending, count in counts[:SHOWN_ENDINGS]]
     if more := sum(count for _, count in counts[SHOWN_ENDINGS:]):
         parts.append(f"{more} of other kinds")
     reason = f"{what} passed over: {', '.join(parts)}, the first {printable(names[0])}"

@@ -52,8 +52,8 @@ _PNG_ORDER = re.compile(  # the order of a PNG file's parts, without animations
 _SCAN, _EXIF = 0xDA, 0xE1  # markers of JPEG: where the image begins; what cameras note
 _NOTES = frozenset({0xFE, *range(0xE0, 0xF0)} - {_EXIF})  # a comment, and what programs note
 _SAMPLING = frozenset((0x11, 0x12, 0x14, 0x21, 0x22, 0x41))  # of a channel, across and down
-_BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 258, 281, 339, 341  # tags of TIFF
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
+_WIDTH, _HEIGHT, _BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 256, 257, 258, 281, 339, 341  # tags of TIFF
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # whole numbers
 
 
 class Header(NamedTuple):
@@ -76,7 +76,6 @@ class _NotPlain(Exception):
 
 
 def _need(*conditions: bool) -> None:
-    """Raise where not all of it is so."""
     if not all(conditions):
         raise _NotPlain
 
@@ -323,6 +322,12 @@ def _tiff(content: memoryview) -> tuple[dict[int, int], bool]:
         return {}, False
 
 
+def tiff_size(content: bytes | np.ndarray) -> tuple[int, int]:
+    """(width, height) in a TIFF file's tags; KeyError where it has none."""
+    tags = _tiff(memoryview(content))[0]
+    return tags[_WIDTH], tags[_HEIGHT]
+
+
 def has_further_images(content: bytes | np.ndarray) -> bool:
     """Whether a file is a TIFF of several pages, of which OpenCV reads the first."""
     whole = memoryview(content)
@@ -338,7 +343,7 @@ def depth_of(content: bytes | np.ndarray) -> Depth | None:
     if kind != "TIFF":
         return None if kind in _EIGHT_BITS else Depth(is_sure=False)
     tags = _tiff(whole)[0]
-    bits, form = tags.get(_BITS, 1), tags.get(_FORMAT, 1)
+    bits, form = min(max(tags.get(_BITS, 1), 1), 64), tags.get(_FORMAT, 1)
     if bits <= 8 and form == 1:
         return None
     largest = tags.get(_LARGEST_SIGNED) or tags.get(_LARGEST) or (1 << bits) - 1

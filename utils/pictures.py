@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from utils.files import MIB, file_size, printable, read_bytes
-from utils.image_headers import PNG, depth_of, has_further_images, kind_of, plain_header
+from utils.image_headers import PNG, depth_of, has_further_images, kind_of, plain_header, tiff_size
 
-DECODER = f"OpenCV {cv2.__version__}, 8 bits of more as of 2"  # what kept pixels and sizes depend on
+DECODER = f"OpenCV {cv2.__version__}, scaling 2"  # what sizes and pixels that are kept depend on
 _AVIF = ("avif",) if cv2.haveImageWriter(".avif") else ()  # OpenCV has both halves of it, or none
 IMG_FORMATS = (*_AVIF, "bmp", "dng", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller
@@ -129,8 +129,8 @@ def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarra
 def _refuse_bomb(content: bytes | np.ndarray) -> None:
     """Raise ValueError for a header that promises far more pixels than its file can hold, or OpenCV decodes."""
     try:
-        size = _stored_size(io.BytesIO(content))
-    except Exception:  # noqa: BLE001 - whatever Pillow cannot make sense of, OpenCV judges
+        size = _stored_size(content)
+    except Exception:  # noqa: BLE001 - what has no header that can be read, OpenCV judges
         return
     _check_growth(*size, len(content))
 
@@ -174,16 +174,18 @@ def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
     return max(int(width * ratio), 1), max(int(height * ratio), 1)
 
 
-def _stored_size(file: BinaryIO) -> tuple[int, int]:
-    """(width, height) in a file's header; raises what Pillow raises where there is none.
+def _stored_size(content: bytes | np.ndarray) -> tuple[int, int]:
+    """(width, height) in a file's header; raises KeyError, or what Pillow raises, where there is none.
 
-    Its guess that a large image is an attack is lifted for that moment.
+    Pillow's guess that a large image is an attack is lifted for that moment.
     """
-    file.seek(0)
-    start = file.read(24)
+    start = bytes(content[:24])
     if start.startswith(PNG):
         return struct.unpack(">II", start[16:])
-    if (header := plain_header(file, 0, whole=False)) is not None:  # of a JPEG
+    if kind_of(start) == "TIFF":
+        return tiff_size(content)
+    file = io.BytesIO(content)
+    if (header := plain_header(file, len(content), whole=False)) is not None:  # of a JPEG
         return header.size
     file.seek(0)
     with _pillow_limit:

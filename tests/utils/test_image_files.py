@@ -76,6 +76,13 @@ def test_other_files_are_counted_by_ending_and_named(tmp_path: Path, caplog: pyt
     assert caplog.text.count("passed over") == 1
 
 
+def test_odd_names_stay_on_one_line(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.x\ny", "c\x1b[31m.z")
+    assert "1 .x\\ny, 1 .z, the first" in search_images(tmp_path)[1][0].reason
+    (tmp_path / "l.txt").write_bytes(b"a.jpg\nb.\xff\x0c\x1b!\n")
+    assert search_images(tmp_path / "l.txt")[1][0].reason.isprintable()
+
+
 def test_nothing_is_said_of_labels_and_notes(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "a.txt", "b.xml", "c.json", "a.cache.npz", ".hidden.heic", "readme.md")
     assert search_images(tmp_path)[1] == []

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils.image_headers import depth_of, kind_of, plain_header
+from utils.image_headers import depth_of, has_further_images, kind_of, plain_header
 from utils.labels import check_pair
 from utils.pictures import decode_image, inspect_image, quiet_decoder
 
@@ -264,6 +264,15 @@ def test_declared_bits_are_read(content: bytes, bits: int, is_odd: bool) -> None
 def test_significant_bits_of_a_png_are_read() -> None:
     head, *others = parts_of(saved(Image.fromarray(deep(np.uint16, 9)), "PNG"))
     assert depth_of(joined([head, (b"sBIT", b"\x0a"), *others])).bits == 10
+
+
+def test_tags_that_lie_cost_nothing() -> None:
+    tags = [(256, 4, 4_000_000_000), (257, 4, 4_000_000_000), (258, 4, 4_294_967_295), (339, 9, -5), (281, 4, 2**32 - 1)]
+    rows = b"".join(struct.pack("<HHIi" if kind == 9 else "<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + struct.pack("<I", 0)
+    assert depth_of(content) == (32, True, True) and not has_further_images(content)
+    with pytest.raises(ValueError, match="4000000000 x 4000000000 pixels are more than OpenCV decodes"):
+        decode_image(content, "a.tif")
 
 
 def test_eight_bits_need_no_scaling() -> None:
