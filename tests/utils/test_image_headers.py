@@ -267,7 +267,8 @@ def test_significant_bits_of_a_png_are_read() -> None:
 
 
 def test_tags_that_lie_cost_nothing() -> None:
-    tags = [(256, 4, 4_000_000_000), (257, 4, 4_000_000_000), (258, 4, 4_294_967_295), (339, 9, -5), (281, 4, 2**32 - 1)]
+    most = 2**32 - 1
+    tags = [(256, 4, 4 * 10**9), (257, 4, 4 * 10**9), (258, 4, most), (339, 9, -5), (281, 4, most)]
     rows = b"".join(struct.pack("<HHIi" if kind == 9 else "<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + struct.pack("<I", 0)
     assert depth_of(content) == (32, True, True) and not has_further_images(content)
