@@ -277,7 +277,7 @@ def plain_header(file: BinaryIO, length: int, whole: bool = True) -> Header | No
         if kind == "PNG":
             return _read_png(file, length)
         return _read_jpeg(file) if kind == "JPEG" and (not whole or _ends(file)) else None
-    except (_NotPlain, IndexError, struct.error):
+    except (_NotPlain, IndexError, struct.error, cv2.error):
         return None
 
 
