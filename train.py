@@ -49,7 +49,7 @@ from utils.precision import Precision
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
-from utils.shares import copy_from_main, my_share
+from utils.shares import agreed, copy_from_main, my_share
 from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA, seed_everything
 from utils.trainer import EpochSettings, Trainer
@@ -131,6 +131,7 @@ class Run:
                 weights = epoch_weights(self.dataset.labels, self.trainer.model.class_weights, progress.maps)
                 self.loader.sampler.set_weights(weights)
             losses = self.trainer.epoch(self.loader, position, self.after_step)
+            agreed(self.dataset.check_stand_ins)
             self.callbacks.run("on_train_epoch_end", epoch=position.epoch)
             stop = tell(self.take_stock(losses))
         self.vote.finish()
@@ -199,6 +200,7 @@ class Run:
         )
         loader = Watched(self.val_loader, self.told)
         result = evaluate(model.half() if half else model, loader, setup.names, setup.device, settings, report)
+        agreed(self.val_loader.dataset.check_stand_ins)
         report.finish(result)
         return result
 

@@ -231,6 +231,7 @@ def validate(
     result = evaluate(
         lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
     )
+    agreed(dataset.check_stand_ins)
     if result is None:
         return None
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))

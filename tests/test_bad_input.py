@@ -98,9 +98,9 @@ LABELS = {
     "0.5 .5 .5 .2 .2\n": (1, "class 0.5 is not a whole number from 0; number the classes"),
 }
 BROKEN = {
-    "empty.png": (lambda whole: b"", "unusable picture: empty file; re-save or remove it"),
-    "cut.png": (lambda whole: whole[: len(whole) // 2], "unusable picture: the file is cut off; re-save or remove it"),
-    "text.jpg": (lambda whole: b"hello", "its content is no picture, whatever its name says; re-save or remove it"),
+    "empty.png": (lambda whole: b"", "unusable image: empty file; re-save or remove it"),
+    "cut.png": (lambda whole: whole[: len(whole) // 2], "unusable image: the file is cut off; re-save or remove it"),
+    "text.jpg": (lambda whole: b"hello", "its content is no image, whatever its name says; re-save or remove it"),
 }
 
 
@@ -119,7 +119,7 @@ def test_training_goes_on_without_broken_labels_and_pictures(place: Path, said: 
     for number, (line, reason) in enumerate(LABELS.values()):
         if number < 6:  # the log shows the first ten problems
             assert f"labels/train/{number}.txt:{line}: {reason}" in listed
-    assert "and 3 more; 12 pictures are left out in all" in listed
+    assert "and 3 more; 12 images are left out in all" in listed
 
 
 @pytest.mark.parametrize("text, line, reason", [(text, *said) for text, said in LABELS.items()])
@@ -176,7 +176,8 @@ def test_unusual_pictures_are_used(place: Path, trained: Path, said: Said) -> No
     assert train.main(train_words(home)) == 0
     assert detect.main(detect_words(trained, home, images, "--save-txt", "--save-crop")) == 0
     assert len(list((home / "found/exp").glob("*.*"))) == 12
-    assert not [line for line in said.lines if "picture" in line and "AutoAnchor" not in line]
+    noted = said.about("squares/images")
+    assert "2 images, the first" in noted and "/2.png: more than 8 bits a channel; scaled to 8" in noted
 
 
 def test_detect_takes_a_single_pixel(trained: Path, tmp_path: Path) -> None:
@@ -213,9 +214,9 @@ def for_all_labels(text: str) -> Callable[[Path], Any]:
 DATA = {
     "missing pictures": (data(NAMED.replace("images/train", "nowhere")), ["squares/nowhere", "correct path, train"]),
     "missing folder": (lambda place: shutil.rmtree(place / "squares/images/val"), ["images/val", "correct path"]),
-    "empty folder": (emptied("train"), ["no pictures in", "images/train", "put some there or correct the data YAML"]),
-    "empty validation": (emptied("val"), ["no pictures in", "images/val"]),
-    "all labels broken": (for_all_labels("0 1\n"), ["none of the 12 pictures", "0.txt:1: 2 columns"]),
+    "empty folder": (emptied("train"), ["no images in", "images/train", "put some there or correct the data YAML"]),
+    "empty validation": (emptied("val"), ["no images in", "images/val"]),
+    "all labels broken": (for_all_labels("0 1\n"), ["none of the 12 images", "0.txt:1: 2 columns"]),
     "class above nc": (for_all_labels("1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n"), ["txt:2: class 2", "2 classes, 0 to 1"]),
     "unknown key": (data(NAMED + "nmaes: 3\n"), ["squares.yaml: unknown key 'nmaes', did you mean 'names'?"]),
     "names are not nc": (data(NAMED + "nc: 3\n"), ["squares.yaml: nc is 3 but there are 2 names; make them agree"]),
@@ -297,14 +298,63 @@ def test_training_refuses_in_one_line_and_writes_nothing(
     assert not (place / "runs").exists()
 
 
-def test_training_goes_on_with_unknown_keys_odd_sizes_and_no_labels(place: Path, said: Said) -> None:
+def test_training_goes_on_with_unknown_keys_and_odd_sizes(place: Path, said: Said) -> None:
     replaced("nc: 2", "nc: 2\ncolour: red")(place)
-    shutil.rmtree(place / "squares/labels")
+    shutil.rmtree(place / "squares/labels/val")
     assert train.main(train_words(place, "--imgsz", "70")) == 0
     assert "known: nc, depth_multiple" in said.about("unknown key 'colour' is ignored")
     assert "using 96" in said.about("--imgsz 70 is not a multiple")
-    assert "labels/train/0.txt and its like; all is background" in said.about("train: \033[0mno labels found")
-    assert not [line for line in said.lines if "cache" in line]
+    assert "labels/val/0.txt and its like; all is background" in said.about("val: \033[0mno labels found")
+
+
+@pytest.mark.parametrize("left", ["nothing", "empty files", "other names"])
+def test_training_without_a_single_label_stops(place: Path, said: Said, left: str) -> None:
+    labels = place / "squares/labels"
+    if left == "empty files":
+        for file in (labels / "train").iterdir():
+            file.write_text("")
+    elif left == "nothing":
+        shutil.rmtree(labels / "train")
+    else:
+        labels.rename(place / "squares/Labels")
+    assert train.main(train_words(place)) == 1
+    assert f"looked for {labels}/train/0.txt, {place}/squares/images/train/0.txt" in said.lines[-1]
+    hint = f"{place}/squares/Labels/train/0.txt is there: rename Labels to labels"
+    assert (hint in said.lines[-1]) == (left == "other names")
+    assert not (place / "runs").exists()
+
+
+# ---- images that are lost on the way
+def lose(monkeypatch: pytest.MonkeyPatch, images: list[Path]) -> None:
+    """From here on these cannot be read any more."""
+
+    def read(path: str, content: np.ndarray | None = None) -> np.ndarray:
+        if Path(path) in images:
+            raise ValueError(f"{path}: cannot be read (gone); check that the file exists")
+        return read_image(path, content)
+
+    monkeypatch.setattr("utils.label_arrays.read_image", read)
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", 0.1), ("train", 1), ("val", 1)])
+def test_images_that_are_lost_are_counted_and_too_many_end_a_training(
+    place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, split: str, part: float
+) -> None:
+    images = sorted((place / f"squares/images/{split}").iterdir())
+    gone = images[: max(int(part * len(images)), 1)]
+    lose(monkeypatch, gone)
+    done = train.main([word for word in train_words(place, "--epochs", "2") if word != "--noval"])
+    named = [line for line in said.lines if "a grey image stands in" in line]
+    assert len(named) == len(gone), "each is named once, whatever the number of epochs"
+    counted = said.about(f"{len(gone)} of {len(images)} images could not be read, the first {gone[0]}")
+    assert done == (part > 0.25) == ("too many to go on (more than 25%)" in counted)
+
+
+def test_a_score_of_images_that_are_lost_is_none(trained: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = trained.parents[3]
+    lose(monkeypatch, list((place / "squares/images/val").iterdir()))
+    assert score(trained, place) == 1
+    assert "4 of 4 images could not be read, the first" in said.lines[-1] and "too many to go on" in said.lines[-1]
 
 
 # ---- checkpoints

@@ -73,13 +73,13 @@ def broken(tmp_path: Path) -> Path:
 
 
 EXPECTED_FILES = {  # in the picture folder -> what is said of it
-    "empty.png": "unusable picture: empty file",
-    "cut.png": "unusable picture: the file is cut off",
-    "text.jpg": "unusable picture: its content is no picture, whatever its name says",
-    "bomb.png": "unusable picture: 60000 x 60000 pixels are more than OpenCV decodes",
-    "dot.png": "unusable picture: 1 x 1 pixels are too few, each side needs 10",
-    "pipe.jpg": "unusable picture: it is a pipe, not a file",
-    "gone.jpg": "no such picture",
+    "empty.png": "unusable image: empty file",
+    "cut.png": "unusable image: the file is cut off",
+    "text.jpg": "unusable image: its content is no image, whatever its name says",
+    "bomb.png": "unusable image: 60000 x 60000 pixels are more than OpenCV decodes",
+    "dot.png": "unusable image: 1 x 1 pixels are too few, each side needs 10",
+    "pipe.jpg": "unusable image: it is a pipe, not a file",
+    "gone.jpg": "no such image",
 }
 
 
@@ -116,7 +116,7 @@ def test_training_lists_what_is_broken_and_touches_nothing(broken: Path, tiny_cf
     too_large = "its 1,073,741,824 bytes are more than the 16,777,216 that are read of such a file"
     expected["train", f"{labels}/7.txt"] = ("", f"no readable label file: {too_large}", "yes")
     expected["train", f"{labels}/8.txt"] = ("", "no readable label file: it is a folder, not a file", "yes")
-    expected["val", f"{broken}/images/val/a\\nb.png"] = ("", "unusable picture: empty file", "yes")
+    expected["val", f"{broken}/images/val/a\\nb.png"] = ("", "unusable image: empty file", "yes")
     assert found == expected and len(rows) == len(found)
 
     after = state(broken)

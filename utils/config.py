@@ -109,6 +109,7 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
             raise ValueError(f"{file}: has neither 'names' nor 'nc'; add 'names: [first, second]'")
         return tuple(f"class{i}" for i in range(count))
     if isinstance(names, dict):
+        names = _numbered(file, names)
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             found = list(names)[:5]
             raise ValueError(
@@ -120,6 +121,18 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
     return tuple(_class_name(file, number, name) for number, name in enumerate(names))
+
+
+def _numbered(file: Path, names: dict[Any, Any]) -> dict[Any, Any]:
+    """The mapping with whole numbers as keys, those in quotes too."""
+    numbered: dict[Any, Any] = {}
+    for key, name in names.items():
+        is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
+        number = int(key) if is_text and len(key) < 10 else key
+        if number in numbered:
+            raise ValueError(f"{file}: names has class {number} twice, with and without quotes; remove one")
+        numbered[number] = name
+    return numbered
 
 
 def _class_name(file: Path, number: int, name: Any) -> str:
@@ -159,11 +172,22 @@ def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, 
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {shortened(value)}")
-    return tuple(root / _expanded(file, split, entry) for entry in entries)
+    return tuple(_split_path(root, _expanded(file, split, entry)) for entry in entries)
+
+
+def _split_path(root: Path, entry: Path) -> Path:
+    """Where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
+    path = root / entry
+    if entry.parts[:1] != ("..",) or os.path.exists(path):
+        return path
+    inside = root.joinpath(*[part for part in entry.parts if part != ".."])
+    return inside if os.path.exists(inside) else path
 
 
 def _expanded(file: Path, key: str, path: str) -> Path:
-    """The path with ~ written out."""
+    """The path with ~ written out, and with slashes where it was written on Windows."""
+    if "\\" in path and not os.path.exists(path):
+        path = path.replace("\\", "/")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -32,6 +32,7 @@ from utils.batches import MOSAIC_SHAPES, Batch, Item, Shapes, collate, collate_q
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.config import Hyp
 from utils.dist import world_size
+from utils.files import printable
 from utils.image_cache import open_cache
 from utils.label_arrays import LabelIndex, Pieces
 from utils.label_index import load_index
@@ -42,6 +43,7 @@ from utils.shared_memory import ALONE, share
 from utils.team import Team
 
 GREY = 114
+MAX_STAND_INS = 0.25  # part of a data set's images that may be unreadable before a result means nothing
 
 
 class DetectionDataset(Dataset):
@@ -89,7 +91,9 @@ class DetectionDataset(Dataset):
         self.effects = pixel_effects(self.hyp)
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
         # shared, so that weighted draws reach the workers; without weights every process writes the same
-        self._partners = share({"partners": np.arange(self.n)} if team.is_first else None, team)
+        arrays = {"partners": np.arange(self.n), "stand_ins": np.zeros(self.n, dtype=bool)}
+        self._shared = share(arrays if team.is_first else None, team)
+        self._lost = 0  # images that could not be read, as last said
         self._cache = open_cache(cache, index, imgsz, augment, prefix, team)
 
     # ---- what there is -----------------------------------------------------------------------------------------------
@@ -130,7 +134,7 @@ class DetectionDataset(Dataset):
     @property
     def indices(self) -> np.ndarray:
         """(n,) pictures that mosaics draw their partners from: all of them, or this epoch's weighted draw."""
-        return self._partners["partners"]
+        return self._shared["partners"]
 
     @property
     def problems(self) -> list:
@@ -153,16 +157,36 @@ class DetectionDataset(Dataset):
     def load_sample(self, position: int) -> tuple[Sample, tuple[int, int]]:
         """A fitted picture with its labels in pixels, and its own (height, width).
 
-        A picture that stopped being readable since it was checked becomes a grey one without labels, with a warning.
+        An image that stopped being readable since it was checked becomes a grey one without labels: it is named once,
+        and counted for as long as it cannot be read.
         """
+        stand_ins = self._shared["stand_ins"]
         try:
             image, original = self.load_image(position)
         except ValueError as error:
-            LOGGER.warning(f"{error} (a grey picture stands in)")
+            if not stand_ins[position]:
+                LOGGER.warning(f"{error} (a grey image stands in)")
+            stand_ins[position] = True
             image, original = np.full((self.imgsz, self.imgsz, 3), GREY, dtype=np.uint8), (self.imgsz, self.imgsz)
             return Sample(image, np.zeros((0, 5), dtype=np.float32)), original
+        if stand_ins[position]:
+            stand_ins[position] = False
         height, width = image.shape[:2]
         return self._in_pixels(position, image, (width, height), (0.0, 0.0)), original
+
+    def check_stand_ins(self) -> None:
+        """Say how many images could not be read when they were last needed, where that is news.
+
+        Raises ValueError where they are more than `MAX_STAND_INS` of all: what comes of them is no result.
+        """
+        lost = np.flatnonzero(self._shared["stand_ins"])
+        first = f", the first {printable(self.index.path(int(lost[0])))}" if len(lost) else ""
+        what = f"{len(lost)} of {self.n} images could not be read{first}"
+        if len(lost) > MAX_STAND_INS * self.n:
+            raise ValueError(f"{what}: too many to go on (more than {MAX_STAND_INS:.0%}); check the files or the disk")
+        if len(lost) not in (0, self._lost):
+            LOGGER.warning(f"{what}: grey images without labels stand in")
+        self._lost = len(lost)
 
     def _in_pixels(self, position: int, image: np.ndarray, size: Sequence[float], offset: Sequence[float]) -> Sample:
         """The picture's labels on `image`, in which it covers `size` (w, h) pixels from `offset` (x, y) on."""

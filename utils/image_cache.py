@@ -22,6 +22,7 @@ from utils.label_index import CHECKING_THREADS, CHUNK
 from utils.labels import fit_longest, fitted_size
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.pictures import DECODER
 from utils.shared_memory import ALONE, layout_of, reserve
 from utils.team import Team
 
@@ -124,8 +125,8 @@ class MemoryCache:
 class DiskCache:
     """Fitted pictures as .npy files in a folder of their own, one for each size and way of scaling.
 
-    The name of a file is a digest of the picture's full path, size and modification time, so an edited picture, or
-    another one of the same name, never finds a wrong file.
+    The name of a file is a digest of the image's full path, size and modification time and of the decoder, so an edited
+    image, another one of the same name, or other pixels of the same file never find a wrong file.
     """
 
     def __init__(self, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE) -> None:
@@ -150,7 +151,7 @@ class DiskCache:
     def _file(self, position: int) -> Path:
         path = os.path.abspath(self.index.path(position))
         status = os.stat(self.index.file(position))
-        key = os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns}".encode()
+        key = os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns} {DECODER}".encode()
         return self.folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
 
     def _fill(self, position: int) -> bool:

@@ -1,7 +1,7 @@
 """Where the images lie that other people's annotations name, and where their label files therefore belong.
 
 Annotations name images as they lay on the machine that wrote them: with folders or without, with either kind of slash,
-as addresses, with the prefix of an upload. Which label file belongs to an image on disk is `img2label_paths`' to say.
+as addresses, with the prefix of an upload. Which label file belongs to an image on disk is `image_files`' to say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from utils.files import is_one_line, printable, walk_files
-from utils.labels import img2label_paths, is_image, picture_size
+from utils.image_files import img2label_paths, label_places
+from utils.labels import is_image, picture_size
 from utils.log import LOGGER
 
 MAX_NAME = 200  # characters of an image's name, folders included
@@ -148,7 +149,7 @@ def _home(labels: Path) -> Path:
         if labels.parts[number].lower() == "labels":
             for word in ("images", "Images"):
                 folder = Path(*labels.parts[:number], word, *labels.parts[number + 1 :])
-                if folder.is_dir() and Path(img2label_paths([folder / "no image.jpg"])[0]).is_relative_to(labels):
+                if folder.is_dir() and Path(label_places(folder / "no image.jpg")[0]).is_relative_to(labels):
                     return folder
     return labels
 
@@ -190,13 +191,13 @@ class LabelPlaces:
 
     def _label_file(self, name: ImageName) -> Path:
         found = self.image(name)
-        expected = Path(img2label_paths([found])[0]) if found else None
+        expected = Path(label_places(found)[0]) if found else None
         if expected and expected.is_relative_to(self.labels):
             return expected
         if found and found.is_relative_to(self.folders[0].folder):
             return self.labels / found.relative_to(self.folders[0].folder).with_suffix(".txt")
         file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
-        return self.labels / img2label_paths([os.path.join(*name.place[:-1], file)])[0]
+        return self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
 
     def check(self, files: Mapping[ImageName, Path]) -> None:
         """Warn of label files, now that they are written, that train.py will not find, and of images not found."""

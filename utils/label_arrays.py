@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from utils import shards
-from utils.labels import Problem, Record, first_class_above, img2label_paths, read_image
+from utils.image_files import img2label_paths, label_places, misplaced_labels
+from utils.labels import Problem, Record, first_class_above, read_image
 from utils.shared_memory import ALONE, SharedArrays, share
 from utils.team import Team
 
@@ -126,7 +128,7 @@ class LabelIndex:
     its own, and (0, 3) where all are.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
         """Raises ValueError when arrays do not fit together, KeyError when one is missing."""
         self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in ARRAYS}
         self.counts, self.problems = counts, list(problems)
@@ -152,7 +154,7 @@ class LabelIndex:
             "points": _joined(segments, 2),
             "point_ends": _ends(map(len, segments)),
         }
-        return cls(arrays, Counts.of(records), [record.problem for record in records if record.problem])
+        return cls(arrays, Counts.of(records), chain.from_iterable(record.problems for record in records))
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
@@ -251,6 +253,17 @@ class LabelIndex:
         """A picture, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
         path, span = self.path(index), self._span(index)
         return read_image(path, None if span is None else self._shards.picture(path, span))
+
+    def check_labelled(self) -> None:
+        """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""
+        if len(self.all_labels):
+            return
+        looked = ", ".join(label_places(self.path(0))) if self._span(0) is None else self.label_path(0)
+        hint = misplaced_labels(map(self.path, range(min(len(self), 20))))
+        raise ValueError(
+            f"no labels for any of the {len(self)} images to train on (label files: {self.counts}): looked for {looked}"
+            f" and the like{hint}; a row is `class x-centre y-centre width height`"
+        )
 
     def check_classes(self, nc: int) -> None:
         """Raise ValueError, naming file and line, for a label whose class is not below `nc`."""

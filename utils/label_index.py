@@ -20,10 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.arrays import read_arrays
+from utils.files import printable
+from utils.image_files import img2label_paths, label_places, misplaced_labels, search_images
 from utils.label_arrays import Counts, LabelIndex, pack_names, unpack_name
-from utils.labels import Problem, check_pair, find_images, img2label_paths
+from utils.labels import Problem, check_pair
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.pictures import DECODER, quiet_decoder
+from utils.problems import gathered
 from utils.shards import check_shard, find_shards, is_shard
 from utils.shared_memory import ALONE, share
 from utils.team import Team
@@ -32,8 +36,9 @@ __all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprin
            "save_cache"]  # fmt: skip
 
 MAX_CACHE_BYTES = 1 << 36  # ten million pictures take some four GiB
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 SHOWN_PROBLEMS = 10
+HINTS = 20  # images without labels for which one is looked for elsewhere
 CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
 CHUNK = 4096  # pairs whose records are Python objects at one time
 
@@ -72,7 +77,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
     try:
         content = read_arrays(path, MAX_CACHE_BYTES)
         header = json.loads(content["header"].tobytes())
-        if header["version"] != CACHE_VERSION or header["fingerprint"] != expected:
+        if header["version"] != [CACHE_VERSION, DECODER] or header["fingerprint"] != expected:
             return None
         problems = [Problem(**problem) for problem in header["problems"]]
         return LabelIndex(content, Counts(**header["counts"]), problems)
@@ -84,7 +89,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
 def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
     """Write the index beside the data, whole or not at all; a folder that cannot be written to only costs a warning."""
     header: dict[str, Any] = {
-        "version": CACHE_VERSION,
+        "version": [CACHE_VERSION, DECODER],  # another decoder may judge otherwise
         "fingerprint": stamp,
         "counts": asdict(index.counts),
         "problems": [asdict(problem) for problem in index.problems],
@@ -121,12 +126,15 @@ class _Share:
 def _check_pictures(names: Sequence[str], numbers: np.ndarray, pool: ThreadPoolExecutor) -> _Share:
     records = list(pool.map(check_pair, names, img2label_paths(names)))
     usable = [record.size is not None for record in records]
-    remarked = [record.problem is not None for record in records]
-    return _Share(LabelIndex.pack(records), numbers[usable], numbers[remarked])
+    index = LabelIndex.pack(records)
+    belong = np.repeat(numbers, [len(record.problems) for record in records]).tolist()
+    index.problems, belong = gathered(index.problems, belong)
+    return _Share(index, numbers[usable], np.array(belong, dtype=np.int64))
 
 
 def _check_shard(name: str, number: int, pool: ThreadPoolExecutor) -> _Share:
     index = LabelIndex.pack(*check_shard(name, pool.map))
+    index.problems, _ = gathered(index.problems, range(len(index.problems)))
     return _Share(index, np.full(len(index), number), np.full(len(index.problems), number))
 
 
@@ -140,18 +148,20 @@ def _joined(shares: Sequence[_Share]) -> _Share:
     if (np.diff(units) < 0).any():
         order = np.argsort(units, kind="stable")
         index, units = index.take(order), units[order]
-    told = np.argsort(problem_units, kind="stable")
-    index.problems = [index.problems[number] for number in told]
-    return _Share(index, units, problem_units[told])
+    order = np.argsort(problem_units, kind="stable")
+    problems, belong = gathered([index.problems[number] for number in order], problem_units[order].tolist())
+    index.problems = problems
+    return _Share(index, units, np.array(belong, dtype=np.int64))
 
 
 def _check(names: Sequence[str], numbers: np.ndarray, prefix: str) -> _Share:
     """Check units called `names`, which are those of these `numbers` (n,)."""
     quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
     shares, start = [], 0
-    unit = " files" if any(map(is_shard, names)) else " pictures"
-    description = f"{prefix}checking pictures and labels"
+    unit = " files" if any(map(is_shard, names)) else " images"
+    description = f"{prefix}checking images and labels"
     with (
+        quiet_decoder(),
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
         tqdm(total=len(names), desc=description, unit=unit, disable=quiet, dynamic_ncols=True) as bar,
     ):
@@ -191,26 +201,59 @@ def _check_together(units: Sequence[str] | None, prefix: str, team: Team) -> Lab
 # ---- a whole data set ------------------------------------------------------------------------------------------------
 
 
+def _shared_labels(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:
+    """Say how many images have their label file in common with another one, as `a.jpg` and `a.png` have."""
+    digests = np.fromiter(map(hash, labels), dtype=np.int64, count=len(labels))
+    order = np.argsort(digests, kind="stable")
+    same = np.flatnonzero(np.diff(digests[order]) == 0)
+    pairs = {
+        labels[one]: (images[one], images[other], labels[one])
+        for one, other in zip(order[same].tolist(), order[same + 1].tolist(), strict=True)
+        if images[one] != images[other] and labels[one] == labels[other] and os.path.lexists(labels[one])
+    }
+    if not pairs:
+        return []
+    first, second, label = map(printable, next(iter(pairs.values())))
+    reason = f"label files that belong to several images: {len(pairs)}, as {label} to {first} and {second}"
+    return [Problem(place, None, reason, "give every image a name of its own, whatever its ending", dropped=False)]
+
+
+def _scattered_labels(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:
+    """Say how many label files lie beside their images while others lie in the folder for labels."""
+    beside = [label for image, label in zip(images, labels, strict=True) if label != label_places(image)[0]]
+    if not beside or len(beside) == len(images):
+        return []
+    reason = f"label files beside their images are used too: {len(beside)}, the first {printable(beside[0])}"
+    remedy = f"keep them in one place, as {printable(os.path.dirname(label_places(images[0])[0]))}"
+    return [Problem(place, None, reason, remedy, dropped=False)]
+
+
 @dataclass
 class _Search:
-    """What was found for the sources of a data set: units (pictures and shards), and where their cache belongs."""
+    """What was found for the sources of a data set: units (images and shards), and where their cache belongs."""
 
     sources: list[Path]
     units: list[str]
     first_label: str
     place: Path
     stamp: str
+    notes: list[Problem]
 
     @classmethod
     def of(cls, sources: list[Path]) -> _Search:
         """Raises ValueError when a source does not exist or nothing is found."""
         folders = [source for source in sources if not is_shard(source)]
-        images = [str(path) for path in find_images(folders)] if folders or not sources else []
+        found, notes = search_images(folders) if folders or not sources else ([], [])
+        images = list(map(str, found))
         tars = find_shards(source for source in sources if is_shard(source))
         labels = img2label_paths(images)
         place = cache_path(sources, tars[0] if tars else labels[0])
         stamp = fingerprint([*images, *labels, *tars])
-        return cls(sources, [*images, *tars], labels[0] if labels else f"key.txt in {tars[0]}", place, stamp)
+        if images:
+            set_of = str(folders[0])
+            notes = [*notes, *_shared_labels(images, labels, set_of), *_scattered_labels(images, labels, set_of)]
+        first = labels[0] if labels else f"key.txt in {tars[0]}"
+        return cls(sources, [*images, *tars], first, place, stamp, notes)
 
     def remember(self, index: LabelIndex) -> None:
         """Write the cache file, if there is anything to remember and a folder to keep it in."""
@@ -218,21 +261,25 @@ class _Search:
             save_cache(self.place, index, self.stamp)
 
     def report(self, index: LabelIndex, prefix: str) -> None:
-        """Say what was found and what was wrong. Raises ValueError when no picture is usable."""
+        """Say what was found and what was wrong, and add to its problems what the search noted.
+
+        Raises ValueError when no image is usable.
+        """
         name = ", ".join(map(shown, self.sources))
-        LOGGER.info(
-            f"{prefix}{name}: {len(index)} pictures, {len(index.all_labels)} labels; label files: {index.counts}"
-        )
-        for problem in index.problems[:SHOWN_PROBLEMS]:
+        LOGGER.info(f"{prefix}{name}: {len(index)} images, {len(index.all_labels)} labels; label files: {index.counts}")
+        single = [problem for problem in index.problems if not problem.count]
+        for problem in [*self.notes, *(one for one in index.problems if one.count), *single[:SHOWN_PROBLEMS]]:
             LOGGER.warning(f"{prefix}{problem}")
-        if (more := len(index.problems) - SHOWN_PROBLEMS) > 0:
-            LOGGER.warning(f"{prefix}... and {more} more; {index.counts.corrupt} pictures are left out in all")
+        if (more := len(single) - SHOWN_PROBLEMS) > 0:
+            LOGGER.warning(f"{prefix}... and {more} more; {index.counts.corrupt} images are left out in all")
         if not len(index):
-            what = f"the {index.counts.total} pictures of {name}"
-            raise ValueError(f"none of {what} can be used, first: {index.problems[0]}")
+            what = f"the {index.counts.total} images of {name}"
+            raise ValueError(f"none of {what} can be used, first: {(single or index.problems)[0]}")
         if not index.counts.found:
+            hint = misplaced_labels(self.units[:HINTS])
             looked = f"looked for {self.first_label} and its like"
-            LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background")
+            LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background{hint}")
+        index.problems = [*self.notes, *index.problems]
 
 
 def load_index(

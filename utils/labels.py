@@ -1,7 +1,7 @@
-"""Pictures and their label files: find them, read them, check each pair once.
+"""Images and their label files: read them, check each pair once.
 
 A label file has one object per line, `class x-centre y-centre width height`, or a class followed by the points of a
-polygon, everything but the class as a fraction of the picture's width or height. Files are only ever read: what is
+polygon, everything but the class as a fraction of the image's width or height. Files are only ever read: what is
 wrong with one is told (file, line, reason, remedy), never repaired on disk.
 """
 
@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from utils.config import MAX_CLASSES
-from utils.files import MIB, check_size, printable, read_bytes, walk_files
-from utils.pictures import IMG_FORMATS, LARGE_PIXELS, fit_longest, fitted_size, picture_size, read_image
+from utils.files import MIB, check_size, printable, read_bytes
+from utils.image_files import find_images, img2label_paths, is_image
+from utils.pictures import (
+    IMG_FORMATS,
+    LARGE_PIXELS,
+    Inspection,
+    fit_longest,
+    fitted_size,
+    inspect_image,
+    picture_size,
+    read_image,
+)
+from utils.problems import Problem
 
 __all__ = [
     "IMG_FORMATS", "LabelError", "Problem", "Record", "check_pair", "find_images", "first_class_above", "fit_longest",
@@ -27,11 +36,14 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
-MAX_LIST_BYTES = 2048 * MIB  # some twenty million names
+ROUNDING = 1e-4  # of a coordinate: what four digits and single precision leave, a tenth of a pixel in 1000
 NO_POINTS = np.zeros((0, 2), dtype=np.float32)
 
 _ROW_FORM = "write `class x-centre y-centre width height` on each line, or a class and at least 4 polygon points"
-_FRACTIONS = "coordinates are fractions of the picture's width and height, from 0 to 1"
+_FRACTIONS = "coordinates are fractions of the image's width and height, from 0 to 1"
+_DEEP = ("more than 8 bits a channel", "scaled to 8 by the bits they declare or use, other numbers by their range")
+_PAGES = ("several images in one file", "only the first is used; save the others as files of their own")
+_ROUNDED = (f"coordinates outside of 0 to 1 by at most {ROUNDING:g}", "taken for rounding, and clipped")
 
 
 class LabelError(ValueError):
@@ -42,23 +54,8 @@ class LabelError(ValueError):
         self.line, self.reason, self.remedy = line, reason, remedy
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong with one file of a data set, in words for the person who owns it."""
-
-    file: str
-    line: int | None
-    reason: str
-    remedy: str
-    dropped: bool = True
-
-    def __str__(self) -> str:
-        where = printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
-        return f"{where}: {self.reason}; {self.remedy}{' (picture left out)' if self.dropped else ''}"
-
-
 class Record(NamedTuple):
-    """One picture and its labels as found on disk; `size` is None when the pair cannot be used."""
+    """One image and its labels as found on disk; `size` is None when the pair cannot be used."""
 
     path: str
     label_path: str
@@ -67,77 +64,17 @@ class Record(NamedTuple):
     segments: tuple[np.ndarray, ...]  # n polygons (k, 2) in 0..1; (0, 2) where a label is only a box
     has_label_file: bool
     problem: Problem | None = None
+    notes: tuple[Problem, ...] = ()  # what is so with many images, and counted
 
     @property
     def message(self) -> str:
         """The problem in one line, or nothing."""
         return "" if self.problem is None else str(self.problem)
 
-
-# ---- finding ---------------------------------------------------------------------------------------------------------
-
-
-def is_image(name: str | Path) -> bool:
-    """Whether the name ends like a picture we read, in any case of letters."""
-    return str(name).rpartition(".")[2].lower() in IMG_FORMATS
-
-
-def _lines(listing: Path) -> list[str]:
-    """What is on the lines of a list; names need not be text. Raises ValueError for a file that cannot be a list."""
-    try:
-        content = read_bytes(listing, MAX_LIST_BYTES)
-        if b"\0" in content:
-            raise ValueError("it is no text")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{printable(listing)}: no list of pictures ({error}); write one path on each line") from error
-    lines = map(str.strip, content.decode("utf-8-sig", "surrogateescape").split("\n"))
-    return [line for line in lines if line]
-
-
-def _listed_images(listing: Path) -> list[str]:
-    """Paths named in a text file: './' means beside the list, other relative ones are tried from here, then there."""
-    lines, folder = _lines(listing), listing.parent
-    plain = [line for line in lines if not line.startswith("./") and not os.path.isabs(line)]
-    beside = plain and not os.path.exists(plain[0]) and os.path.exists(folder / plain[0])
-    base = folder if beside else Path()
-    return [str(folder / line[2:] if line.startswith("./") else base / line) for line in lines]
-
-
-def _images_of(source: Path) -> list[str]:
-    if os.path.isdir(source):  # unlike Path's method, this says no to a name that is too long
-        return list(walk_files(source))
-    if not os.path.isfile(source):
-        raise ValueError(
-            f"{printable(source.absolute())}: no such folder or list of pictures; correct the data YAML's paths"
-        )
-    return [str(source)] if is_image(source) else _listed_images(source)
-
-
-def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Every picture below folders, named in text lists, or given itself, sorted by path.
-
-    Raises ValueError when a source does not exist or no picture is found.
-    """
-    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    found = sorted(name for source in sources for name in _images_of(Path(source)) if is_image(name))
-    if not found:
-        where = ", ".join(printable(Path(source).absolute()) for source in sources) or "an empty list of sources"
-        raise ValueError(
-            f"no pictures in {where}; put some there or correct the data YAML (known: {', '.join(IMG_FORMATS)})"
-        )
-    return [Path(name) for name in found]
-
-
-def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
-    """Where each picture's label file is expected: the last `images` folder becomes `labels`, the ending `.txt`."""
-    images, labels = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
-    out = []
-    for path in map(str, img_paths):
-        rooted = path if os.path.isabs(path) else os.sep + path  # so that a leading 'images/' counts as a folder too
-        head, found, tail = rooted.rpartition(images)
-        stem = os.path.splitext(head + labels + tail if found else rooted)[0] + ".txt"
-        out.append(stem if rooted == path else stem[len(os.sep) :])
-    return out
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problem, if any, and the notes."""
+        return self.notes if self.problem is None else (self.problem, *self.notes)
 
 
 # ---- label files -----------------------------------------------------------------------------------------------------
@@ -168,7 +105,7 @@ def _check_digits(rows: Iterable[tuple[int, list[str]]]) -> None:
 
 
 def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
-    """Raise LabelError for the first row that is not finite, of no class, or outside the picture."""
+    """Raise LabelError for the first row that is not finite, of no class, or outside the image."""
     boxes = labels[:, 1:]
     finite = np.isfinite(labels).all(1)
     whole = (labels[:, 0] >= 0) & (labels[:, 0] == np.floor(labels[:, 0]))
@@ -178,7 +115,7 @@ def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
         return
     first = int(bad.argmax())
     line, label = lines[first], labels[first]
-    shown = " ".join(f"{value:g}" for value in label)
+    shown = " ".join(str(value).removesuffix(".0") for value in label)
     if not finite[first]:
         raise LabelError(line, f"a value is not finite: {shown}", "remove the row or write its numbers")
     if not whole[first]:
@@ -187,14 +124,20 @@ def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
         raise LabelError(line, f"class {label[0]:g} is too high", f"number the classes 0, 1, 2 ... below {MAX_CLASSES}")
     if not positive[first]:
         raise LabelError(line, f"negative value: {shown}", _FRACTIONS)
-    raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the picture's size")
+    raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the image's size")
 
 
-def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """Label text -> (n, 5) float32 class cx cy w h; n polygons, empty for plain boxes; n line numbers from 1.
+def _rounded_off(labels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Rows (n, 5) with coordinates that only rounding put outside of 0 to 1 on its edge; and whether there were any."""
+    boxes = labels[:, 1:]
+    near = ((boxes < 0) & (boxes >= -ROUNDING)) | ((boxes > 1) & (boxes <= 1 + ROUNDING))
+    if not near.any():
+        return labels, False
+    return np.hstack([labels[:, :1], np.where(near, boxes.clip(0, 1), boxes)]), True
 
-    Raises LabelError for the first row that cannot be used.
-    """
+
+def _parsed(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int], bool]:
+    """`parse_label_text`, and whether coordinates were rounded off."""
     rows = [(line, tokens) for line, tokens in enumerate(map(str.split, text.splitlines()), start=1) if tokens]
     polygons = any(len(tokens) > 8 for _, tokens in rows)
     if not text.isascii() or "_" in text:
@@ -203,8 +146,18 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
         parsed = [_row(line, tokens, polygons) for line, tokens in rows]
         labels = np.array([values for values, _ in parsed], dtype=np.float32).reshape(-1, 5) + 0  # so that -0 is 0
     lines = [line for line, _ in rows]
+    labels, rounded = _rounded_off(labels)
     _check_values(labels, lines)
-    return labels, [points for _, points in parsed], lines
+    return labels, [points for _, points in parsed], lines, rounded
+
+
+def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """Label text -> (n, 5) float32 class cx cy w h; n polygons, empty for plain boxes; n line numbers from 1.
+
+    Coordinates outside of 0 to 1 by no more than `ROUNDING` are clipped. Raises LabelError for the first row that
+    cannot be used.
+    """
+    return _parsed(text)[:3]
 
 
 def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
@@ -215,20 +168,20 @@ def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
 
 def read_labels(
     label_path: str | Path, content: bytes | None = None
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None]:
-    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked (repetitions).
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None, bool]:
+    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked.
 
-    Raises LabelError for a row that cannot be used, ValueError for what is no file, too large a one or not text,
-    OSError if unreadable.
+    That is the repetitions, and whether coordinates were clipped as rounded. Raises LabelError for a row that cannot be
+    used, ValueError for what is no file, too large a one or not text, OSError if unreadable.
     """
-    labels, segments, lines = parse_label_text(_label_text(label_path, content))
+    labels, segments, lines, rounded = _parsed(_label_text(label_path, content))
     _, first = np.unique(labels, axis=0, return_index=True)
     if len(first) == len(labels):
-        return labels, tuple(segments), None
+        return labels, tuple(segments), None, rounded
     repeated = sorted(set(range(len(labels))) - set(first.tolist()))
     reason = f"{len(repeated)} duplicate labels ignored"
     problem = Problem(str(label_path), lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
-    return labels[first], tuple(segments[index] for index in first), problem
+    return labels[first], tuple(segments[index] for index in first), problem, rounded
 
 
 def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | None:
@@ -241,17 +194,14 @@ def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | N
 # ---- one pair --------------------------------------------------------------------------------------------------------
 
 
-def _picture_problem(path: str, error: Exception) -> Problem:
+def _image_problem(path: str, error: Exception) -> Problem:
     if isinstance(error, FileNotFoundError):
-        return Problem(path, None, "no such picture", "correct the list that names it")
-    reason = str(error).replace(repr(path), "it") or type(error).__name__
+        return Problem(path, None, "no such image", "correct the list that names it")
+    reason, _, remedy = str(error).replace(repr(path), "it").partition("; ")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "empty file"
-    elif isinstance(error, UnidentifiedImageError):
-        reason = "its content is no picture, whatever its name says"
-    elif "truncated" in reason.lower():
-        reason = "the file is cut off"
-    return Problem(path, None, f"unusable picture: {printable(reason)}", "re-save or remove it")
+    reason = printable(reason) or type(error).__name__
+    return Problem(path, None, f"unusable image: {reason}", printable(remedy) or "re-save or remove it")
 
 
 def _label_problem(label_path: str, error: Exception) -> Problem:
@@ -263,24 +213,37 @@ def _label_problem(label_path: str, error: Exception) -> Problem:
     return Problem(label_path, None, f"no readable label file: {reason}", "replace or remove it")
 
 
+def _counted(file: str, said: tuple[str, str]) -> Problem:
+    return Problem(file, None, *said, dropped=False, count=1)
+
+
+def _remarks(path: str, found: Inspection) -> tuple[Problem | None, tuple[Problem, ...]]:
+    """What is to be said of a sound image: of itself, and counted."""
+    width, height = found.size
+    large = None
+    if width * height > LARGE_PIXELS:
+        large = Problem(path, None, f"{width} x {height} pixels are slow to read", "cut it into tiles", False)
+    said = (_DEEP,) * found.is_deep + (_PAGES,) * found.is_first
+    return large, tuple(_counted(path, words) for words in said)
+
+
 def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
-    """Check one picture and its label file, or their `content`; problems end up in the record, none is raised."""
+    """Check one image and its label file, or their `content`; problems end up in the record, none is raised."""
     empty = np.zeros((0, 5), dtype=np.float32)
-    found = os.path.isfile(label_path) if content is None else content[1] is not None
+    has_file = os.path.isfile(label_path) if content is None else content[1] is not None
     try:
-        size = picture_size(path if content is None else content[0])
-    except Exception as error:  # a damaged file can make a decoder raise anything; it is told, with its name
-        return Record(path, label_path, None, empty, (), found, _picture_problem(path, error))
-    problem = None
-    if size[0] * size[1] > LARGE_PIXELS:
-        problem = Problem(path, None, f"{size[0]} x {size[1]} pixels are slow to read", "cut it into tiles", False)
-    if not found and (content is not None or not os.path.lexists(label_path)):
-        return Record(path, label_path, size, empty, (), False, problem)
+        found = inspect_image(path if content is None else content[0])
+    except Exception as error:  # a damaged file can make a decoder raise anything; it is said, with its name
+        return Record(path, label_path, None, empty, (), has_file, _image_problem(path, error))
+    problem, notes = _remarks(path, found)
+    if not has_file and (content is not None or not os.path.lexists(label_path)):
+        return Record(path, label_path, found.size, empty, (), False, problem, notes)
     try:
-        labels, segments, remark = read_labels(label_path, content and content[1])
+        labels, segments, remark, rounded = read_labels(label_path, content and content[1])
     except (OSError, ValueError) as error:
-        return Record(path, label_path, None, empty, (), found, _label_problem(label_path, error))
-    return Record(path, label_path, size, labels, segments, True, remark or problem)
+        return Record(path, label_path, None, empty, (), has_file, _label_problem(label_path, error))
+    notes += (_counted(label_path, _ROUNDED),) * rounded
+    return Record(path, label_path, found.size, labels, segments, True, remark or problem, notes)
 
 
 def verify_image_label(args: tuple[str, str, str]) -> tuple:

@@ -14,7 +14,10 @@ VAL_BATCH = 32  # most pictures in a batch of validation, as val.py takes: its n
 
 
 def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tuple[Any, Any, Any]:
-    """(training loader, its data set, loader of this process's share of the validation split)."""
+    """(training loader, its data set, loader of this process's share of the validation split).
+
+    Raises ValueError when the training split has not a single label; a validation split without any is a warning.
+    """
     opt, data = setup.opt, setup.data
     shared = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
     rect = opt.rect and not opt.image_weights
@@ -35,6 +38,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
         shuffle=not rect,
         **shared,
     )
+    dataset.index.check_labelled()
     val, _ = create_dataloader(
         data.val,
         imgsz,

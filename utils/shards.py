@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.image_files import may_be_image, passed_over
 from utils.labels import IMG_FORMATS, Problem, Record, check_pair, parse_label_text
 
 MAX_SHARDS = 100_000  # that braces may stand for
@@ -142,13 +143,14 @@ class _Pair:
     repeated: str = ""  # name of a member that the pair has already
 
 
-def _put_with_its_kind(member: _Member, pairs: dict[str, _Pair]) -> None:
-    """Add a picture or its labels to the pair of that key; anything else is passed over."""
+def _put_with_its_kind(member: _Member, pairs: dict[str, _Pair], others: list[str]) -> None:
+    """Add an image or its labels to the pair of that key, and anything else that may be an image to the others."""
     if (match := _NAME.fullmatch(member.name)) is None:
         return
     key, ending = match[1], match[2].lower()
     field = "label" if ending == "txt" else "picture" if ending in IMG_FORMATS else None
     if field is None:
+        others += [member.name] if may_be_image(member.name) else []
         return
     pair = pairs.setdefault(key, _Pair())
     if getattr(pair, field) is None:
@@ -157,19 +159,20 @@ def _put_with_its_kind(member: _Member, pairs: dict[str, _Pair]) -> None:
         pair.repeated = member.name
 
 
-def _pairs(path: str) -> tuple[list[_Pair], str]:
-    """Pictures with their labels, in the order of the shard, and why there are no more (mostly nothing).
+def _pairs(path: str) -> tuple[list[_Pair], list[str], str]:
+    """Images with their labels, in the order of the shard; what was passed over; why there are no more, if anything.
 
     Of a shard that breaks off only pictures with labels are told: the labels of the others may be what is lost.
     """
     pairs: dict[str, _Pair] = {}
+    others: list[str] = []
     reason = ""
     try:
         for member in _members(path):
-            _put_with_its_kind(member, pairs)
+            _put_with_its_kind(member, pairs, others)
     except Exception as error:  # a hostile header can make tarfile raise anything; it is told, with the shard's name
         reason = " ".join(str(error).split()) or type(error).__name__
-    return [pair for pair in pairs.values() if pair.picture and (pair.label or not reason)], reason
+    return [pair for pair in pairs.values() if pair.picture and (pair.label or not reason)], others, reason
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ def _unusable(pair: _Pair) -> tuple[_Member, str, str] | None:
         if member.size > most:
             return member, f"{member.size >> 20} MiB in one file, {most >> 20} are allowed", _REWRITE
     if not pair.picture.size:
-        return pair.picture, "unusable picture: empty file", "re-save or remove it"
+        return pair.picture, "unusable image: empty file", "re-save or remove it"
     if pair.repeated:
         reason = f"{pair.repeated} is in it too: one name, two files"
         return pair.picture, reason, "give every picture a name of its own, up to the first dot"
@@ -285,12 +288,16 @@ def check_shard(path: str, each: Callable[..., Iterable[Record]] = map) -> tuple
 
     Every problem ends up in a record, none is raised. `each` may be the `map` of a pool of threads.
     """
-    pairs, reason = _pairs(path)
+    pairs, others, reason = _pairs(path)
     records = list(each(partial(_check, ShardReader(), path), pairs))
+    if records and others:
+        note = passed_over(others, path, "files")
+        records[0] = records[0]._replace(notes=(*records[0].notes, note))
     length = len(os.fsencode(path))
     spans = [(pair.picture.offset, pair.picture.size, length) for pair in pairs]
     if not pairs and not reason:
-        reason = "no pictures in it (a picture is called key.jpg, its labels key.txt, without further dots)"
+        passed = f"; {passed_over(others, path, 'files').reason}" if others else ""
+        reason = f"no images in it (an image is called key.jpg, its labels key.txt, without further dots){passed}"
     if reason:
         kept = f"; {len(pairs)} pictures with labels are kept" if pairs else ""
         problem = Problem(path, None, f"unusable shard: {reason}{kept}", _REWRITE, dropped=False)

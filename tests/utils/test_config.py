@@ -55,6 +55,31 @@ def test_data_in_all_forms(tmp_path: Path) -> None:
     assert four.names == ("0", "1.10", "no")
 
 
+def test_numbers_of_names_may_be_in_quotes(tmp_path: Path) -> None:
+    many = "".join(f"  '{number}': c{number}\n" for number in range(12))
+    config = DataConfig.load(data_yaml(tmp_path, f"train: a\nval: a\nnames:\n{many}  12: c12\n"))
+    assert config.names == tuple(f"c{number}" for number in range(13))
+    with pytest.raises(ValueError, match="names has class 1 twice, with and without quotes; remove one"):
+        DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnames: {0: a, 1: b, '1': c}\n"))
+    with pytest.raises(ValueError, match="without gaps"):
+        DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnames: {'0': a, '٢': b}\n"))
+
+
+def test_splits_where_other_programs_mean_them(tmp_path: Path) -> None:
+    """Roboflow writes ../train/images beside train/; Windows writes backslashes."""
+    for folder in ("set/train/images", "set/valid/images", "set/odd\\name", "outside"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = "train: ../train/images\nval: {val}\ntest: ../test/images\nnames: [x]\n"
+
+    def val(path: str) -> Path:
+        config = DataConfig.load(data_yaml(tmp_path / "set", text.format(val=path)))
+        assert config.train == (tmp_path / "set/train/images",) and config.test == (tmp_path / "set/../test/images",)
+        return config.val[0]
+
+    assert val("valid\\images") == val("..\\valid\\images") == tmp_path / "set/valid/images"
+    assert val("../outside") == tmp_path / "set/../outside", "what is there as it is written comes first"
+
+
 def test_names_that_are_too_long_for_any_file_are_only_missing(tmp_path: Path) -> None:
     config = DataConfig.load(data_yaml(tmp_path, f"path: {'x' * 5000}\ntrain: a\nval: b\nnames: [x]\n"))
     assert config.root.name == "x" * 5000

@@ -63,7 +63,7 @@ def label_box(targets: torch.Tensor, image: torch.Tensor) -> np.ndarray:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         create_dataloader(tmp_path, 64, 2, 32)
 
 
@@ -422,3 +422,44 @@ def test_pixel_effects_of_the_hyp_file_reach_the_pictures(folder: Path) -> None:
     assert not torch.equal(plain[0].image, grey[0].image)
     assert torch.equal(grey[0].image, grey[0].image), "the item's own generator decides"
     assert torch.equal(plain[0].targets, grey[0].targets)
+
+
+# ---- images that cannot be read any more -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stand_ins_are_counted_in_all_workers_and_too_many_are_an_error(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader, dataset = create_dataloader(folder, 64, 4, 32, workers=workers)
+    whole = {number: (folder / f"{number}.png").read_bytes() for number in range(10)}
+
+    def lose(*numbers: int) -> None:
+        for number, content in whole.items():
+            (folder / f"{number}.png").write_bytes(b"" if number in numbers else content)
+        list(loader)
+
+    lose()
+    dataset.check_stand_ins()
+    assert "could not be read" not in caplog.text
+    for _ in range(2):
+        lose(3, 7)
+        dataset.check_stand_ins()
+    said = f"2 of 10 images could not be read, the first {folder}/3.png: grey images without labels stand in"
+    assert caplog.text.count(said) == 1, "what was said is not said again"
+    lose(3, 7, 8)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"3 of 10 images could not be read.*too many to go on \(more than 25%\)"):
+            dataset.check_stand_ins()
+    lose(7)  # the others are back
+    dataset.check_stand_ins()
+    assert f"1 of 10 images could not be read, the first {folder}/7.png" in caplog.text
+    if workers == 0:  # loader processes speak for themselves
+        assert caplog.text.count("empty file; re-save or remove it (a grey image stands in)") == 3
+
+
+def test_a_stand_in_is_grey_and_without_labels(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64)
+    (folder / "0.png").write_bytes(b"")
+    item = dataset[0]
+    assert item.image.unique().tolist() == [114] and len(item.targets) == 0

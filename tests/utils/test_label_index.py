@@ -14,6 +14,7 @@ from tests.statements import together
 from utils import label_index
 from utils.label_arrays import ARRAYS, Counts, LabelIndex, Pieces
 from utils.label_index import load_index
+from utils.labels import Record
 from utils.shared_memory import SharedArrays
 
 POLYGON = "1 .1 .1 .6 .1 .6 .6 .1 .6"
@@ -81,6 +82,86 @@ def test_joining_parts_is_checking_them_at_once(tmp_path: Path) -> None:
     assert all(np.array_equal(joined.arrays[name], index.arrays[name]) for name in ARRAYS)
 
 
+def said_of(images: Path, caplog: pytest.LogCaptureFixture, cache: bool = False) -> tuple[LabelIndex, str]:
+    caplog.clear()
+    return load_index(images, cache=cache), caplog.text
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_what_is_so_with_many_images_is_counted_once(
+    tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = draw(tmp_path, 4)
+    for number in range(5):
+        Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(images / f"deep{number}.png")
+        (tmp_path / f"labels/deep{number}.txt").write_text("0 .5 .5 1.0000002 1")
+    monkeypatch.setattr(label_index, "CHUNK", chunk)
+    for _ in range(2):  # checked, then from the cache
+        index, text = said_of(images, caplog, cache=True)
+        deep, rounded = [problem for problem in index.problems if problem.count]
+        assert (deep.count, rounded.count) == (5, 5) and deep.file == f"{images}/deep0.png"
+        assert text.count("5 images, the first") == 2 and "more than 8 bits a channel; scaled to 8" in text
+    assert index.all_labels[:, 1:].max() == 1
+
+
+def test_images_that_share_a_label_file_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw(tmp_path, 4)
+    for name in ("001.jpg", "001.webp", "002.jpg", "000.jpg"):  # the last has no labels
+        Image.new("RGB", (20, 20)).save(images / name)
+    index, text = said_of(images, caplog)
+    (problem,) = [one for one in index.problems if "several images" in one.reason]
+    assert problem.reason.startswith(f"label files that belong to several images: 2, as {tmp_path}/labels/00")
+    assert text.count("belong to several images") == 1 and not problem.dropped
+    (tmp_path / "list.txt").write_text(f"{images}/001.png\n{images}/001.png\n")
+    assert "several" not in said_of(tmp_path / "list.txt", caplog)[1], "an image that is listed twice is one"
+
+
+def test_labels_beside_some_images_are_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw(tmp_path, 4)
+    (tmp_path / "labels/003.txt").rename(images / "003.txt")
+    index, text = said_of(images, caplog)
+    assert index.counts.found == 3 and len(index.all_labels) == 7 and index.label_path(3) == f"{images}/003.txt"
+    assert f"label files beside their images are used too: 1, the first {images}/003.txt" in text
+    for name in ("001", "002"):
+        (tmp_path / f"labels/{name}.txt").rename(images / f"{name}.txt")
+    (images / "000.txt").touch()
+    assert "beside" not in said_of(images, caplog)[1], "as long as all lie there"
+
+
+def test_what_is_passed_over_is_said_each_time_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw(tmp_path, 4)
+    assert "passed over" not in said_of(images, caplog, cache=True)[1]
+    (images / "a.heic").touch()
+    index, text = said_of(images, caplog, cache=True)  # from the cache, which knows nothing of it
+    assert text.count("files passed over: 1 .heic, the first") == 1 and "passed over" in index.problems[0].reason
+
+
+def test_no_label_at_all_says_where_was_looked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw(tmp_path, 3)
+    load_index(images, cache=False).check_labelled()
+    (tmp_path / "labels").rename(tmp_path / "Labels")
+    index, text = said_of(images, caplog)
+    hint = f"; {tmp_path}/Labels/001.txt is there: rename Labels to labels"
+    assert f"all is background{hint}" in text
+    looked = f"looked for {tmp_path}/labels/000.txt, {images}/000.txt and the like{hint}"
+    with pytest.raises(ValueError, match=f"no labels for any of the 3 images to train on .*: {looked}"):
+        index.check_labelled()
+
+
+def test_another_decoder_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, checked, check_pair = draw(tmp_path, 4), [], label_index.check_pair
+
+    def counted(*given: str) -> Record:
+        checked.append(given[0])
+        return check_pair(*given)
+
+    monkeypatch.setattr(label_index, "check_pair", counted)
+    for decoder, count in (("one", 4), ("one", 4), ("another", 8)):
+        monkeypatch.setattr(label_index, "DECODER", decoder)
+        load_index(images)
+        assert len(checked) == count
+
+
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 TOGETHER = """
@@ -142,8 +223,8 @@ def test_two_processes_check_half_each_and_hold_one_copy(tmp_path: Path) -> None
     assert os.path.exists(tmp_path / "set/labels.cache.npz")
 
     for case, kind, words in (
-        ("none", "ValueError", "no pictures in"),
-        ("unusable", "ValueError", "none of the 3 pictures"),
+        ("none", "ValueError", "no images in"),
+        ("unusable", "ValueError", "none of the 3 images"),
         ("classes", "ValueError", "class 2, but the data set has 2 classes"),
         ("one fails", "MemoryError", "too many"),
     ):

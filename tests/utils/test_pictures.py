@@ -9,12 +9,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from utils.labels import check_pair
-from utils.pictures import decode_image, picture_size, read_image
+from utils.pictures import decode_image, inspect_image, picture_size, read_image, to_eight_bits
 
 
 def part(kind: bytes, content: bytes, length: int | None = None) -> bytes:
@@ -109,3 +110,69 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be read, .*; remove it") as caught:
         read_image(f"{tmp_path}/{name}")
     assert "\0" not in str(caught.value)
+
+
+# ---- more than 8 bits ------------------------------------------------------------------------------------------------
+
+
+def test_no_pixels_have_no_range() -> None:
+    for kind in (np.uint16, np.float32, np.int32):
+        assert to_eight_bits(np.zeros((0, 4), kind)).shape == (0, 4)
+        assert not to_eight_bits(np.zeros((3, 4), kind)).any()
+
+
+@pytest.mark.parametrize(
+    ("brightest", "declared", "bits"),
+    [
+        *((200, 0, 8), (256, 0, 10), (1023, 0, 10), (4095, 0, 12), (16383, 0, 14), (16384, 0, 16), (65535, 0, 16)),
+        *((1000, 12, 12), (4095, 12, 12), (65535, 12, 16), (4095, 16, 12), (4095, 7, 12), (100, 14, 14)),
+    ],
+)
+def test_the_bits_that_matter_are_taken(brightest: int, declared: int, bits: int) -> None:
+    image = np.arange(brightest + 1, dtype=np.uint16)
+    assert to_eight_bits(image, declared).tolist() == [value >> (bits - 8) for value in range(brightest + 1)]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.int32, np.uint32])
+def test_other_numbers_are_scaled_from_their_own_range(kind: type) -> None:
+    assert to_eight_bits(np.array([100, 140, 300], kind)).tolist() == [0, 51, 255]
+    if np.issubdtype(kind, np.floating):
+        assert to_eight_bits(np.array([np.nan, np.inf, -1, 1], kind)).tolist() == [0, 0, 0, 255]
+        assert to_eight_bits(np.array([np.nan, -np.inf], kind)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_twelve_bits_in_sixteen_are_not_black(tmp_path: Path, ending: str) -> None:
+    ramp = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
+    for name, image in (("a", ramp), ("b", np.dstack([ramp] * 3))):
+        path = tmp_path / f"{name}.{ending}"
+        cv2.imwrite(str(path), image)
+        np.testing.assert_array_equal(read_image(path)[..., 0], ramp >> 4)
+        assert inspect_image(path).is_deep
+        assert check_pair(str(path), "none.txt").notes[0].reason == "more than 8 bits a channel"
+
+
+def test_all_of_sixteen_bits_stay_as_opencv_has_them(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 65536, (48, 64, 3)).astype(np.uint16)
+    for ending in ("png", "tiff", "jp2", "ppm"):
+        for image in (noise, noise[..., 0]):
+            path = tmp_path / f"a.{ending}"
+            cv2.imwrite(str(path), image)
+            np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
+
+
+def test_a_float_image_is_read(tmp_path: Path) -> None:
+    ramp = np.linspace(-3, 7, 64 * 48, dtype=np.float32).reshape(48, 64)
+    for image in (ramp, np.dstack([ramp] * 3)):
+        cv2.imwrite(str(tmp_path / "a.tiff"), image)
+        found = read_image(tmp_path / "a.tiff")
+        assert found.shape == (48, 64, 3) and found.flags["C_CONTIGUOUS"]
+        np.testing.assert_allclose(found[..., 1], (ramp + 3) * 25.5, atol=0.51)
+
+
+def test_the_first_of_several_pages_is_used_and_said(tmp_path: Path) -> None:
+    pages = [Image.new("L", size, 100) for size in ((64, 48), (90, 70))]
+    for big in (False, True):
+        pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], big_tiff=big)
+        assert inspect_image(tmp_path / "a.tif") == ((64, 48), False, True)
+    assert "several images in one file" in str(check_pair(str(tmp_path / "a.tif"), "none.txt").notes[0])

@@ -299,13 +299,13 @@ def reasons(file: Path) -> tuple[list[str], list[str]]:
 
 
 def test_nothing_in_it(tmp_path: Path) -> None:
-    assert reasons(tar(tmp_path / "a.tar", {}))[0] == [] and "no pictures in it" in reasons(tmp_path / "a.tar")[1][0]
+    assert reasons(tar(tmp_path / "a.tar", {}))[0] == [] and "no images in it" in reasons(tmp_path / "a.tar")[1][0]
     (tmp_path / "b.tar").write_bytes(b"")
     (tmp_path / "c.tar").write_bytes(b"no tar at all" * 100)
     for name in "bc":
         names, said = reasons(tmp_path / f"{name}.tar")
         assert names == [] and "unusable shard" in said[0]
-    with pytest.raises(ValueError, match="none of the 1 pictures.*a.tar: unusable shard"):
+    with pytest.raises(ValueError, match="none of the 1 images.*a.tar: unusable shard"):
         load_index(tmp_path / "a.tar")
 
 
@@ -314,11 +314,21 @@ def test_members_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
     assert reasons(tar(tmp_path / "a.tar", GOOD | others)) == (["a.png", "b.png", "c.png"], [])
 
 
+def test_members_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    others = {"d.heic": b"x", "e.HEIC": b"x", "f.gif": b"x", "a.json": b"{}", "a.cls": b"0"}
+    index = load_index(tar(tmp_path / "a.tar", GOOD | others), cache=False)
+    (problem,) = index.problems
+    assert len(index) == 3 and problem.file == f"{tmp_path}/a.tar"
+    assert problem.reason == "files passed over: 2 .heic, 1 .gif, the first d.heic"
+    with pytest.raises(ValueError, match="no images in it .*; files passed over"):
+        load_index(tar(tmp_path / "b.tar", others), cache=False)
+
+
 def test_every_bad_pair_has_its_line(tmp_path: Path) -> None:
     bad = {
-        "cut.png": (png()[:-20], "/cut.png: unusable picture"),
-        "empty.png": (b"", "/empty.png: unusable picture: empty file"),
-        "text.jpg": (b"hello", "/text.jpg: unusable picture"),
+        "cut.png": (png()[:-20], "/cut.png: unusable image"),
+        "empty.png": (b"", "/empty.png: unusable image: empty file"),
+        "text.jpg": (b"hello", "/text.jpg: unusable image"),
         "row.png": (png(), ""),
         "row.txt": (b"0 .5 .5 .1 .1\n0 1", "/row.txt:2: 2 columns"),
         "two.png": (png(), ""),
