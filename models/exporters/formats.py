@@ -43,17 +43,16 @@ def _flags(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _pip(*modules: str) -> Needs:
-    """Modules that are installed by their own names."""
-    return tuple((module, f"pip install {module}") for module in modules)
-
-
 def _by(install: str, *modules: str) -> Needs:
-    """Modules that one command installs."""
+    """Modules that one command installs, with the optional ones that it names besides."""
     return tuple((module, install) for module in modules)
 
 
-_ONNX = _pip("onnx", "onnxscript")
+def _pip(*modules: str, optional: str = "") -> Needs:
+    """Modules that are installed by their own names, in one command that names the `optional` ones too."""
+    return _by(" ".join(("pip install", *modules, *optional.split())), *modules)
+
+
 _TENSORFLOW = _by(ONNX2TF, "onnx2tf", "tensorflow", "onnxslim", "onnxscript")
 _GRAPH = _flags("half", "dynamic", "simplify", "opset", "nms", "gpu")
 _INTEL = _flags("cpu_half", "int8", "dynamic", "simplify", "opset", "nms")
@@ -64,9 +63,17 @@ FORMATS: dict[str, Format] = {
     "torchscript": Format(
         "TorchScript", ".torchscript", export_torchscript, (), _flags("half", "dynamic", "optimize", "gpu")
     ),
-    "onnx": Format("ONNX", ".onnx", export_onnx, _ONNX + _pip("onnxruntime"), _GRAPH),
-    "openvino": Format("OpenVINO", "_openvino_model", export_openvino, _ONNX + _pip("openvino"), _INTEL),
-    "engine": Format("TensorRT", ".engine", export_engine, _ONNX + _pip("tensorrt"), _NVIDIA),
+    "onnx": Format(
+        "ONNX", ".onnx", export_onnx, _pip("onnx", "onnxscript", "onnxruntime", optional="onnxslim"), _GRAPH
+    ),
+    "openvino": Format(
+        "OpenVINO",
+        "_openvino_model",
+        export_openvino,
+        _pip("onnx", "onnxscript", "openvino", optional="onnxslim 'nncf>=3.4'"),
+        _INTEL,
+    ),
+    "engine": Format("TensorRT", ".engine", export_engine, _pip("onnx", "onnxscript", "tensorrt"), _NVIDIA),
     "coreml": Format("Core ML", ".mlpackage", export_coreml, _pip("coremltools"), _flags("cpu_half"), runs=_ON_A_MAC),
     "saved_model": Format("TensorFlow SavedModel", "_saved_model", export_saved_model, _TENSORFLOW),
     "pb": Format("TensorFlow GraphDef", ".pb", export_pb, _TENSORFLOW),

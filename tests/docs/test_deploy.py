@@ -18,11 +18,23 @@ from tests.known_detector import NAMES, write_weights
 from utils.paths import ROOT
 
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+PAGES = {"en": PAGE, "zh": (ROOT / "docs/deploy.zh-CN.md").read_text(encoding="utf-8")}
 
 
 def test_every_format_is_there():
     for name in FORMATS:
         assert re.search(rf"--include ([\w ]+ )?{name}\b", PAGE), name
+
+
+@pytest.mark.parametrize("language", PAGES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_formats_row_has_the_whole_command_that_export_names(name, language):
+    """One installation does, with every module that the format needs."""
+    (row,) = re.findall(rf"^\| (?:`\w+`[,、] ?)*`{name}`.*\|$", PAGES[language], re.M)
+    commands = {install for _, install in FORMATS[name].needs}
+    assert len(commands) == bool(FORMATS[name].needs)
+    for command in commands:
+        assert re.search(r"pip install [^,]+", command)[0] in row
 
 
 def test_every_key_is_there():
