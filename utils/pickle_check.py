@@ -155,14 +155,14 @@ class _Machine:
     def extend(self, parts: list[_Value]) -> None:
         """Put more into the uppermost value, a list."""
         if self.stack[-1].kind != "list":
-            raise pickle.UnpicklingError("something is appended to what is no list")
+            raise ValueError("something is appended to what is no list")
         self.stack[-1].parts.extend(parts)
 
     def set_items(self, items: list[_Value]) -> None:
         """Keys and values in turn; PyTorch hashes a key as soon as it has it."""
         target = self.stack[-1]
         if target.kind != "dict" and (target.kind, target.plain) != ("call", _ORDERED):
-            raise pickle.UnpicklingError("items for what is no mapping")
+            raise ValueError("items for what is no mapping")
         for key in items[::2]:
             self.calls.check_key(key)
         target.parts.extend(items)

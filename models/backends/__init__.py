@@ -170,8 +170,8 @@ def _opened(
         if trust:
             return ForeignProgramBackend(files, device, in_half)
         raise ValueError(
-            f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made it, "
-            "give --trust (in Python trust=True)"
+            f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made "
+            "it, give --trust (in Python trust=True)"
         ) from error
 
 
