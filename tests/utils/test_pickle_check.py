@@ -325,6 +325,12 @@ def test_programs_that_make_no_sense(program: bytes) -> None:
         check(HEAD + program)
 
 
+@pytest.mark.parametrize("step", [b"P1\n", b"0", b"2", b"I1\n", b"S'a'\n", b"i0\na\n", b"\x8c\1a", b"\x95" + bytes(8)])
+def test_instructions_that_pytorch_does_not_know(step: bytes) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="unsupported instruction"):
+        check(HEAD + step + b".")
+
+
 def test_every_kind_of_number_is_allowed() -> None:
     for kind in (
         torch.float32,
