@@ -168,6 +168,27 @@ def _write(content: BinaryIO, target: Path, room: int) -> int:
     return written
 
 
+def _unpack(archive: Path, folder: Path, limits: Limits, top: str) -> tuple[int, int]:
+    """Unpack what is in an archive; how many files were there already, and how many are not in its folder `top`."""
+    room = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size)
+    kept = others = 0
+    for number, entry in enumerate(_entries(archive, room, limits.files), 1):
+        if number > limits.files:
+            raise ValueError(f"it has more than {limits.files:,} files and folders")
+        name = entry.name.removeprefix("./")
+        if top and not name.startswith(f"{top}/"):
+            others += name.rstrip("/") != top
+            continue
+        target = _place(folder, name.removeprefix(f"{top}/") if top else entry.name)
+        if entry.content is None:
+            target.mkdir(parents=True, exist_ok=True)
+        elif os.path.lexists(target):
+            kept += 1
+        else:
+            room -= _write(entry.content, target, room)
+    return kept, others
+
+
 def extract(archive: str | Path, folder: str | Path, limits: Limits | None = None, top: str = "") -> Path:
     """Unpack a .zip, .tar or .tar.gz into a folder; files that are there already are left as they are.
 
@@ -178,23 +199,8 @@ def extract(archive: str | Path, folder: str | Path, limits: Limits | None = Non
     archive, folder, limits = Path(archive), Path(folder), limits or Limits()
     if not archive.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{printable(archive)}: not an archive this program unpacks ({', '.join(ARCHIVES)})")
-    room = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size)
-    kept = others = 0
     try:
-        for number, entry in enumerate(_entries(archive, room, limits.files), 1):
-            if number > limits.files:
-                raise ValueError(f"it has more than {limits.files:,} files and folders")
-            name = entry.name.removeprefix("./")
-            if top and not name.startswith(f"{top}/"):
-                others += name.rstrip("/") != top
-                continue
-            target = _place(folder, name.removeprefix(f"{top}/") if top else entry.name)
-            if entry.content is None:
-                target.mkdir(parents=True, exist_ok=True)
-            elif os.path.lexists(target):
-                kept += 1
-            else:
-                room -= _write(entry.content, target, room)
+        kept, others = _unpack(archive, folder, limits, top)
     except _DAMAGE as error:
         reason = printable(str(error) or type(error).__name__)[:300]
         raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from http.client import HTTPException
@@ -124,11 +124,26 @@ def open_url(request: urllib.request.Request, timeout: float) -> Any:
     return urllib.request.build_opener(_Redirections).open(request, timeout=timeout)
 
 
-def _check_room(size: int, room: int, url: str) -> None:
-    """Raise ValueError for more bytes than are fetched."""
+class _TooLargeError(ValueError):
+    """More bytes than are fetched."""
+
+
+def _check_room(size: int, room: int) -> None:
+    """Raise _TooLargeError for more bytes than there is room for."""
     if size > room:
-        gib = f"{room / (1 << 30):.3g}"
-        raise ValueError(f"{printable(url)}: is larger than the {gib} GiB that are fetched; set {VARIABLE} to more GiB")
+        raise _TooLargeError
+
+
+def _chunks(answer: Any, room: int) -> Iterator[bytes]:
+    """What an answer sends. Raises _TooLargeError for more than `room` bytes, ConnectionError where it only drips."""
+    began, size = time.monotonic(), 0
+    while chunk := answer.read1(CHUNK):
+        size += len(chunk)
+        _check_room(size, room)
+        yield chunk
+        waited = time.monotonic() - began
+        if waited > PATIENCE and size < SLOW * waited:
+            raise ConnectionError(f"fewer than {SLOW} bytes a second")
 
 
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
@@ -138,20 +153,14 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
         start = part.stat().st_size if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isascii() and length.isdigit() else None
-        _check_room(total or start, room, url)
+        _check_room(total or start, room)
         note.write_text(_validator(answer.headers), encoding="utf-8")
         quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=printable(url2file(url)), disable=quiet)
-        began, size = time.monotonic(), start
         with bar, open(part, "ab" if resumed else "wb") as file:
-            while chunk := answer.read1(CHUNK):
-                size += len(chunk)
-                _check_room(size, room, url)
+            for chunk in _chunks(answer, room - start):
                 file.write(chunk)
                 bar.update(len(chunk))
-                waited = time.monotonic() - began
-                if waited > PATIENCE and size - start < SLOW * waited:
-                    raise ConnectionError(f"fewer than {SLOW} bytes a second")
         if total is not None and part.stat().st_size != total:
             raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
@@ -200,10 +209,15 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     try:
         _fetch_whole(url, part, note, room)
         _verify(part, checksum, url)
-    except ValueError:
+    except ValueError as error:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
-        raise
+        if not isinstance(error, _TooLargeError):
+            raise
+        gib = f"{room / (1 << 30):.3g} GiB"
+        raise ValueError(
+            f"{printable(url)}: is larger than the {gib} that are fetched; set {VARIABLE} to more GiB"
+        ) from error
     os.replace(part, target)
     note.unlink(missing_ok=True)
     return target

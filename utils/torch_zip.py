@@ -40,26 +40,31 @@ def read_records(path: Path) -> list[Record]:
     other parts.
     """
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        start, length, count = _find_directory(file, size)
-        if count > MAX_RECORDS or length > MAX_DIRECTORY:
-            raise ValueError(f"an archive of {count:,} parts")
-        file.seek(start)
-        directory = file.read(length)
-        records, place, offset = [], 0, 0
-        for _ in range(count):
-            place, offset, record = _read_entry(file, directory, place, offset)
-            records.append(record)
-        if place != length or offset != start:
-            raise ValueError("its parts overlap, or leave room between them")
-        names = [record.name for record in records]
-        if len({name.lower() for name in names}) < count or len({name.partition("/")[0] for name in names}) > 1:
-            raise ValueError("two parts have the same name, or lie in two folders")
+        records = _read_directory(file, *_find_directory(file, file.seek(0, 2)))
         for record in records:
             _check_content(file, record)
     seen = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    if [name.partition("/")[2] for name in names] != seen:
+    if [record.name.partition("/")[2] for record in records] != seen:
         raise ValueError("its directory can be read in two ways")
+    return records
+
+
+def _read_directory(file: BinaryIO, start: int, length: int, count: int) -> list[Record]:
+    """The entries of a directory, which account for all bytes before it, each under a name of its own."""
+    if count > MAX_RECORDS or length > MAX_DIRECTORY:
+        raise ValueError(f"an archive of {count:,} parts")
+    file.seek(start)
+    directory = file.read(length)
+    records, place, offset = [], 0, 0
+    for _ in range(count):
+        place, offset, record = _read_entry(file, directory, place, offset)
+        records.append(record)
+    if place != length or offset != start:
+        raise ValueError("its parts overlap, or leave room between them")
+    if len({record.name.lower() for record in records}) < count:
+        raise ValueError("two parts have the same name")
+    if len({record.name.partition("/")[0] for record in records}) > 1:
+        raise ValueError("its parts lie in several folders")
     return records
 
 
@@ -116,16 +121,27 @@ def _read_entry(file: BinaryIO, directory: bytes, place: int, offset: int) -> tu
         raise ValueError("TorchScript" if script else "its parts are compressed, which PyTorch never does")
     if flags & ~(_DESCRIPTOR | _UTF8) or comment or disk or local != offset:
         raise ValueError("its parts overlap, or leave room between them")
+    skipped = _check_header(file, offset, name, (flags, crc, size))
+    start = offset + _LOCAL.size + name_length + skipped
+    end = _after(file, start + size, crc) if flags & _DESCRIPTOR else start + size
+    return place, end, Record(_readable(name), start, size, crc)
+
+
+def _check_header(file: BinaryIO, offset: int, name: bytes, expected: tuple[int, int, int]) -> int:
+    """The bytes of padding in the header before a content, which has to say what the directory does.
+
+    Where sizes and checksum follow the content it may have none, and for more than 4 GiB no sizes.
+    """
+    flags, crc, size = expected
     file.seek(offset)
-    header = file.read(_LOCAL.size + name_length)
-    _, flags2, method2, _, _, crc2, packed2, size2, name_length2, skipped = _take(_LOCAL, header, 0, b"PK\3\4")
+    header = file.read(_LOCAL.size + len(name))
+    _, found, method, _, _, crc2, packed2, size2, name_length, skipped = _take(_LOCAL, header, 0, b"PK\3\4")
     deferred = bool(flags & _DESCRIPTOR)
     sizes = {(0, 0), (size, size), (_FULL64, _FULL64)} if deferred or size >= _FULL64 else {(size, size)}
-    agrees = (packed2, size2) in sizes and (crc2 == crc or (deferred and crc2 == 0))
-    if (flags2, method2, name_length2, header[_LOCAL.size :]) != (flags, 0, name_length, name) or not agrees:
+    agrees = (packed2, size2) in sizes and crc2 in ((crc, 0) if deferred else (crc,))
+    if (found, method, name_length, header[_LOCAL.size :]) != (flags, 0, len(name), name) or not agrees:
         raise ValueError("a part's own header says something else than the directory")
-    start = offset + _LOCAL.size + name_length + skipped
-    return place, _after(file, start + size, crc, deferred), Record(_readable(name), start, size, crc)
+    return skipped
 
 
 def _long_numbers(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, ...]:
@@ -138,10 +154,8 @@ def _long_numbers(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, ...
     return tuple(next(long) if number == _FULL64 else number for number in numbers)
 
 
-def _after(file: BinaryIO, end: int, crc: int, deferred: bool) -> int:
-    """Where a content that ends at `end` is followed by the next header, behind its sizes where these come last."""
-    if not deferred:
-        return end
+def _after(file: BinaryIO, end: int, crc: int) -> int:
+    """Where the next header begins, behind the checksum and sizes that follow a content which ends at `end`."""
     file.seek(end)
     (found,) = _take(struct.Struct("<4sI"), file.read(8), 0, b"PK\7\x08")
     if found != crc:

@@ -59,8 +59,12 @@ _DTYPES = dict(
         (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64), 1
     )
 ) | {12: torch.bool, 13: torch.bfloat16}
-_MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _STRIDED = 7
+_CONSTANTS = {
+    "as_scalar_type": _DTYPES,
+    "as_memory_format": {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format},
+    "as_layout": {_STRIDED: torch.strided},
+}
 _SYMBOLS = ("as_sym_int", "as_sym_float", "as_sym_bool")
 _AUTOCAST, _GRAD = "torch.ops.higher_order.wrap_with_autocast", "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
@@ -150,26 +154,17 @@ class Graph:
     def _argument(self, given: Mapping[str, Any]) -> Any:
         """A value, a `_Name` for one that is computed, or a list of these."""
         ((kind, value),) = given.items()
-        if kind == "as_none":
-            return None
-        if kind in ("as_tensor", *_SYMBOLS):
-            return _symbol(value)
-        if kind in ("as_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
-            return [_symbol(part) for part in value]
-        if kind == "as_optional_tensors":
-            return [self._argument(part) for part in value]
-        if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
-            return value
-        if kind in ("as_float", "as_floats"):
-            return [float(part) for part in value] if isinstance(value, list) else float(value)
         if kind == "as_device":
             return self.device
         if kind == "as_graph":
             return Graph(value["graph"], self.device)
-        constants = {"as_scalar_type": _DTYPES, "as_memory_format": _MEMORY_FORMATS, "as_layout": {7: torch.strided}}
-        if kind not in constants or value not in constants[kind]:
+        if kind == "as_optional_tensors":
+            return [self._argument(part) for part in value]
+        if kind in _CONSTANTS and value in _CONSTANTS[kind]:
+            return _CONSTANTS[kind][value]
+        if kind not in _READERS:
             raise NotListed(f"an argument of the kind {str(kind)[:40]}")
-        return constants[kind][value]
+        return _READERS[kind](value)
 
 
 class Program:
@@ -187,11 +182,7 @@ class Program:
         module = self._json("models/model.json")["graph_module"]
         state, constants = (self._tensors(kind, device) for kind in ("weights", "constants"))
         self.graph = Graph(module["graph"], device)
-        specs = [next(iter(spec.items())) for spec in module["signature"]["input_specs"]]
-        outputs = [kind for spec in module["signature"]["output_specs"] for kind in spec]
-        if [kind for kind, _ in specs].count("user_input") != 1 or set(outputs) != {"user_output"}:
-            raise NotListed("another signature than one tensor of images")
-        self.fixed = [_held(kind, spec, state, constants) for kind, spec in specs]
+        self.fixed = _inputs(module["signature"], {**constants, **state})
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the first output."""
@@ -224,15 +215,16 @@ class Program:
         return found
 
 
-def _held(kind: str, spec: Mapping[str, Any], state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Any:
-    """The tensor that is an input of the graph; None for the images."""
-    if kind == "user_input":
-        return None
-    key = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}.get(kind)
-    if key is None:
-        raise NotListed(f"an input of the kind {kind[:40]}")
-    name = spec[key]
-    return state[name] if name in state else constants[name]
+def _inputs(signature: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """The tensors that are a graph's inputs, with None in the one place of the images."""
+    specs = [next(iter(spec.items())) for spec in signature["input_specs"]]
+    outputs = {kind for spec in signature["output_specs"] for kind in spec}
+    if [kind for kind, _ in specs].count("user_input") != 1 or outputs != {"user_output"}:
+        raise NotListed("another signature than one tensor of images")
+    keys = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
+    if other := [kind for kind, _ in specs if kind != "user_input" and kind not in keys]:
+        raise NotListed(f"an input of the kind {other[0][:40]}")
+    return [None if kind == "user_input" else tensors[spec[keys[kind]]] for kind, spec in specs]
 
 
 def _symbol(value: Mapping[str, Any]) -> Any:
@@ -243,6 +235,18 @@ def _symbol(value: Mapping[str, Any]) -> Any:
     if kind not in ("as_int", "as_float", "as_bool"):
         raise NotListed(f"a number of the kind {str(kind)[:40]}")
     return content
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "as_none": lambda value: None,
+    **dict.fromkeys(("as_int", "as_bool", "as_string", "as_ints", "as_bools"), lambda value: value),
+    "as_float": float,
+    "as_floats": lambda value: [float(part) for part in value],
+    **dict.fromkeys(("as_tensor", *_SYMBOLS), _symbol),
+    **dict.fromkeys(
+        ("as_tensors", *(f"{kind}s" for kind in _SYMBOLS)), lambda value: [_symbol(part) for part in value]
+    ),
+}
 
 
 def _results(output: Mapping[str, Any]) -> Any:
