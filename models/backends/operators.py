@@ -66,6 +66,7 @@ _CONSTANTS = {
     "as_layout": {_STRIDED: torch.strided},
 }
 _SYMBOLS = ("as_sym_int", "as_sym_float", "as_sym_bool")
+_HELD = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
 _AUTOCAST, _GRAD = "torch.ops.higher_order.wrap_with_autocast", "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
 
@@ -218,13 +219,12 @@ class Program:
 def _inputs(signature: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
     """The tensors that are a graph's inputs, with None in the one place of the images."""
     specs = [next(iter(spec.items())) for spec in signature["input_specs"]]
-    outputs = {kind for spec in signature["output_specs"] for kind in spec}
-    if [kind for kind, _ in specs].count("user_input") != 1 or outputs != {"user_output"}:
+    kinds, outputs = [kind for kind, _ in specs], {kind for spec in signature["output_specs"] for kind in spec}
+    if kinds.count("user_input") != 1 or outputs != {"user_output"}:
         raise NotListed("another signature than one tensor of images")
-    keys = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
-    if other := [kind for kind, _ in specs if kind != "user_input" and kind not in keys]:
-        raise NotListed(f"an input of the kind {other[0][:40]}")
-    return [None if kind == "user_input" else tensors[spec[keys[kind]]] for kind, spec in specs]
+    if other := set(kinds) - {"user_input", *_HELD}:
+        raise NotListed(f"an input of the kind {min(other)[:40]}")
+    return [tensors[spec[_HELD[kind]]] if kind in _HELD else None for kind, spec in specs]
 
 
 def _symbol(value: Mapping[str, Any]) -> Any:
