@@ -168,6 +168,7 @@ def _opened(
         return chosen(files, device, in_half)
     except NotListed as error:
         if trust:
+            LOGGER.warning(f"{files[0].name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
             return ForeignProgramBackend(files, device, in_half)
         raise ValueError(
             f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made "

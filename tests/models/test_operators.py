@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import backends
 from models.backends import ACTS, DetectMultiBackend
 from models.backends.facts import NOTES, Facts
 from models.backends.operators import Graph, NotListed, Program
@@ -179,7 +180,7 @@ def test_nothing_is_run(saved: tuple[Path, nn.Module], tmp_path: Path, name: str
     assert not trace.exists()
 
 
-def test_trust_leaves_it_to_pytorch(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_trust_leaves_it_to_pytorch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An operator that is not on the list, in a file that PyTorch reads."""
 
     class Hyperbolic(nn.Module):
@@ -191,6 +192,7 @@ def test_trust_leaves_it_to_pytorch(saved: tuple[Path, nn.Module], tmp_path: Pat
     with pytest.raises(ValueError, match=r"the operator torch.ops.aten.atanh.default.*--trust"):
         DetectMultiBackend(tmp_path / "a.pt2")
     assert torch.equal(DetectMultiBackend(tmp_path / "a.pt2", trust=True)(batch), batch.atanh())
+    assert "a.pt2 needs the operator torch.ops.aten.atanh.default" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [*ACTS])
@@ -199,6 +201,13 @@ def test_other_kinds_ask_first(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=rf"best\{kind}: is an? .*, which .*--trust") as caught:
         DetectMultiBackend(tmp_path / f"best{kind}")
     assert "\n" not in str(caught.value)
+
+
+def test_tflite_asks_where_tensorflow_would_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tflite").write_bytes(b"")
+    monkeypatch.setattr(backends, "is_there", lambda module: module != "ai_edge_litert")
+    with pytest.raises(ValueError, match=r"a\.tflite: is .* TensorFlow would read.*--trust"):
+        DetectMultiBackend(tmp_path / "a.tflite")
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,11 @@ def test_what_pytorch_saves_is_followed(tmp_path: pathlib.Path, legacy: bool) ->
     assert torch.equal(found["tensors"][0], content["tensors"][0])
 
 
+@pytest.mark.timeout(60)
+def test_what_is_shared_is_measured_once() -> None:
+    check(HEAD + doubled(19) + b"q\1" + b"h\1" * 5000 + b".")
+
+
 def test_programs_may_not_be_endless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle_check, "MAX_STEPS", 100)
     check(HEAD + b"N" * 99 + b".")
