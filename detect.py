@@ -83,6 +83,7 @@ class DetectOptions:
     hide_labels: bool = flag(False, "draw boxes without labels")
     hide_conf: bool = flag(False, "draw labels without confidences")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
+    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
     max_frames: int | None = flag(None, "leave a video file after so many frames", shown="ten times what it promises")
@@ -261,7 +262,7 @@ def detect(opt: DetectOptions) -> Path:
 def open_model(opt: DetectOptions) -> DetectMultiBackend:
     """The weights in their runtime. ValueError where they cannot do what is wanted of them."""
     model = DetectMultiBackend(
-        opt.weights, select_device(opt.device), dnn=opt.dnn, data=opt.data or None, fp16=opt.half
+        opt.weights, select_device(opt.device), dnn=opt.dnn, data=opt.data or None, fp16=opt.half, trust=opt.trust
     )
     if not model.pt and (opt.augment or opt.visualize or opt.update):
         raise ValueError(f"--augment, --visualize and --update are for .pt weights, not {opt.weights[0]}")

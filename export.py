@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.backends import ACTS, ending_of
 from models.experimental import attempt_load
 from models.exporters import (
     DEFAULT_OPSET,
@@ -138,7 +139,8 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     LOGGER.info(f"\n{shown(weights)} exported in {seconds:.1f}s to {colorstr('bold', ' '.join(map(shown, files)))}")
     tried = [file for name, file in zip(dict.fromkeys(opt.include), files, strict=True) if FORMATS[name].runs]
     if tried:
-        LOGGER.info(f"Try it: python detect.py --weights {shown(tried[-1])}")
+        trust = " --trust" if ending_of(tried[-1]) in ACTS else ""
+        LOGGER.info(f"Try it: python detect.py --weights {shown(tried[-1])}{trust}")
     return files
 
 

@@ -87,11 +87,18 @@ def _create(
 
 
 def custom(
-    path: str | Path = "path/to/model.pt", autoshape: bool = True, verbose: bool = True, device: Device = None
+    path: str | Path = "path/to/model.pt",
+    autoshape: bool = True,
+    verbose: bool = True,
+    device: Device = None,
+    trust: bool = False,
 ) -> nn.Module:
-    """A model from a weights file of one's own; with `autoshape` it takes pictures instead of tensors."""
+    """A model from a weights file of one's own; with `autoshape` it takes pictures instead of tensors.
+
+    `trust` opens kinds of files that can run code too (docs/deploy.md).
+    """
     target = _prepare(verbose, device)
-    return _finish(models.backends.DetectMultiBackend(path, device=target), autoshape, target)
+    return _finish(models.backends.DetectMultiBackend(path, device=target, trust=trust), autoshape, target)
 
 
 def _entry(name: str, title: str) -> Callable[..., nn.Module]:

@@ -68,6 +68,7 @@ class ServeOptions:
     max_det: int = flag(1000, "most detections in a picture")
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
+    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = flag(5000, "port to listen on; 0 for any free one")
     batch_size: int = flag(16, "most pictures that go through the network together")
@@ -134,7 +135,8 @@ def build(opt: ServeOptions) -> FastAPI:
     from utils.serving.app import Service, build_app
 
     limits = limits_of(opt)
-    model = DetectMultiBackend(opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half).eval()
+    device, data = select_device(opt.device), opt.data or None
+    model = DetectMultiBackend(opt.weights, device, data=data, fp16=opt.half, trust=opt.trust).eval()
     height, width = model.picture_size(opt.imgsz)
     limits = replace(limits, largest=max(limits.largest, height, width))
     routed = model.pt and bool(routing_layers(model.model))

@@ -80,6 +80,7 @@ class ValOptions:
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
+    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
 
 
@@ -257,7 +258,7 @@ def study(opt: ValOptions, data: DataConfig, device: torch.device) -> list[ValRe
                 name=f"{folder.name}/{Path(weights).stem}_{size}",
                 exist_ok=True,
             )
-            model = DetectMultiBackend([weights], device=device, fp16=opt.half)
+            model = DetectMultiBackend([weights], device=device, fp16=opt.half, trust=opt.trust)
             if result := validate(one, model, data):
                 results.append(result)
                 rows.append(" ".join(f"{value:10.4g}" for value in (*result.summary, *result.speed)))
@@ -284,7 +285,7 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
         return study(opt, data, device)
     if opt.task == "speed":
         opt = replace(opt, conf_thres=0.25, iou_thres=0.45, save_json=False)
-    model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half)
+    model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half, trust=opt.trust)
     return validate(opt, model, data, callbacks)
 
 

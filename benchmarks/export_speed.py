@@ -48,7 +48,7 @@ def rivals(cfg: str, imgsz: int, names: list[str], folder: Path) -> dict[str, Ca
         settings = ExportSettings(imgsz=(imgsz, imgsz), int8=precision == "int8")
         (file,) = export(ExportJob(model, folder / name / "best.pt", settings, lambda: batches), [kind])
         title = " ".join([FORMATS[kind].title, *([precision] if precision else [])])
-        opened[title] = DetectMultiBackend(file, device="cpu", fp16=precision == "half")
+        opened[title] = DetectMultiBackend(file, device="cpu", fp16=precision == "half", trust=True)
     return {title: looking(backend, batches[0]) for title, backend in opened.items()}
 
 

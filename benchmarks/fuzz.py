@@ -33,10 +33,11 @@ SEEDS = 50  # inputs that Atheris begins with
 def kinds() -> dict[str, Kind]:
     """Every kind by its name."""
     from tests.fuzz.binaries import BINARIES, CACHES
+    from tests.fuzz.graphs import GRAPHS
     from tests.fuzz.pickles import PICKLES
     from tests.fuzz.texts import TEXTS
 
-    return {kind.name: kind for kind in (*TEXTS, *BINARIES, *CACHES, *PICKLES)}
+    return {kind.name: kind for kind in (*TEXTS, *BINARIES, *CACHES, *GRAPHS, *PICKLES)}
 
 
 def small_models() -> None:

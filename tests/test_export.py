@@ -88,7 +88,7 @@ def test_format(weights, name, capsys):
     told = capsys.readouterr().err
     assert file == weights.with_name(weights.stem + FORMATS[name].ending) and file.exists()
     assert "next to PyTorch" in told and f" of {SIZE} x {SIZE}" in told
-    network, reread = DetectMultiBackend(weights), DetectMultiBackend(file)
+    network, reread = DetectMultiBackend(weights), DetectMultiBackend(file, trust=name == "torchscript")
     assert reread.names == network.names and reread.stride == 32
     if name != "yolov5":
         assert reread.shape == (SIZE, SIZE) and reread.facts.letterbox == "fixed"
@@ -105,7 +105,7 @@ def test_format(weights, name, capsys):
 def test_random_weights_detect_much(plain, routed):
     for file in (plain, routed):
         with torch.no_grad():
-            assert sum(map(len, non_max_suppression(DetectMultiBackend(file)(pictures(SIZE, SIZE))))) > 30
+            assert sum(map(len, non_max_suppression(DetectMultiBackend(file, trust=True)(pictures(SIZE, SIZE))))) > 30
 
 
 def test_compiled_package(routed):
@@ -113,7 +113,7 @@ def test_compiled_package(routed):
     if shutil.which("g++") is None:
         pytest.skip("AOTInductor needs g++, which is not installed: apt install g++")
     (file,) = export.run(weights=routed, include="aoti", imgsz=64)
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert model.names == NAMES and model.shape == (64, 64)
 
 
@@ -121,7 +121,7 @@ def test_compiled_package(routed):
 def test_oblong_pictures_in_batches(routed, name):
     skip_without(name)
     (file,) = export.run(weights=routed, include=name, imgsz=[128, 192], batch_size=2)
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert model.shape == (128, 192) and model.facts.batch == 2
     with torch.no_grad():
         assert model(torch.rand(3, 3, 128, 192)).shape == (3, 3 * (16 * 24 + 8 * 12 + 4 * 6), 8)
@@ -133,7 +133,7 @@ def test_open_sizes(plain, capsys):
     skip_without("onnx")
     (file,) = export.run(weights=plain, include="onnx", imgsz=SIZE, dynamic=True)
     assert re.search(r"1 of 64 x 128|1 of 96 x 128", capsys.readouterr().err), "a rectangle is compared too"
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert model.shape is None and model.facts.letterbox == "dynamic"
     batch = pictures(160, 96)[:3]
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_open_sizes_with_routing_attention(routed, name, capsys):
     skip_without(name)
     (file,) = export.run(weights=routed, include=name, imgsz=SIZE, dynamic=True)
     assert "not their size" not in capsys.readouterr().err
-    model, network = DetectMultiBackend(file), DetectMultiBackend(routed)
+    model, network = DetectMultiBackend(file, trust=True), DetectMultiBackend(routed)
     assert model.shape is None and model.facts.batch is None
     for height, width in ((64, 64), (96, 160), (256, 224)):  # 2 x 2 to 8 x 7 tokens at the coarsest level
         batch = pictures(height, width)[:3]
@@ -188,7 +188,7 @@ def test_a_file_whose_runtime_gives_up_does_not_count(plain, monkeypatch):
 def test_suppression_inside(plain, name, agnostic):
     skip_without(name)
     (file,) = export.run(weights=plain, include=name, imgsz=SIZE, nms=True, agnostic_nms=agnostic, topk_all=20)
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     batch = pictures(SIZE, SIZE)
     with torch.no_grad():
         inside, outside = model(batch), DetectMultiBackend(plain)(batch)
@@ -240,7 +240,7 @@ def test_half_where_it_is_run(trained):
     skip_without("openvino")
     weights, _ = trained
     (file,) = export.run(weights=weights, include="openvino", imgsz=64)
-    full, half = DetectMultiBackend(file), DetectMultiBackend(file, fp16=True)
+    full, half = DetectMultiBackend(file, trust=True), DetectMultiBackend(file, fp16=True)
     kinds = [model.model.get_property("INFERENCE_PRECISION_HINT").to_string() for model in (full, half)]
     assert kinds[0] == "f32" and not half.fp16
     if kinds[1] == "f32":
@@ -271,20 +271,21 @@ def test_val_and_detect_take_it(trained, name, tmp_path):
     weights, data = trained
     (file,) = export.run(weights=weights, include=name, imgsz=64)
     shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
-    exported, _, _ = val.run(weights=file, **shared)
+    asked = {"weights": file, "trust": name == "torchscript"}
+    exported, _, _ = val.run(**asked, **shared)
     network, _, _ = val.run(weights=weights, task="benchmark", **shared)
     assert network[2] > 0.3 and np.allclose(exported[:4], network[:4], atol=1e-3)
     cv2.imwrite(str(tmp_path / "a.png"), np.full((48, 90, 3), 99, np.uint8))
-    folder = detect.run(weights=file, source=tmp_path / "a.png", imgsz=64, project=str(tmp_path), save_txt=True)
+    folder = detect.run(**asked, source=tmp_path / "a.png", imgsz=64, project=str(tmp_path), save_txt=True)
     assert (folder / "a.png").is_file()
     with pytest.raises(ValueError, match="for .pt weights"):
-        detect.run(weights=file, source=tmp_path / "a.png", visualize=True, project=str(tmp_path))
+        detect.run(**asked, source=tmp_path / "a.png", visualize=True, project=str(tmp_path))
 
 
 def test_python_takes_it(trained):
     weights, data = trained
     (file,) = export.run(weights=weights, include="torchscript", imgsz=64)
-    exported, network = (hubconf.custom(path=str(one), device="cpu") for one in (file, weights))
+    exported, network = (hubconf.custom(path=str(one), device="cpu", trust=True) for one in (file, weights))
     square = sorted((data.parent / "images/val").glob("*.png"))[:3]
     for found, wanted in zip(exported(square, size=64).xyxy, network(square, size=64).xyxy, strict=True):
         assert torch.allclose(found, wanted, atol=1e-2)

@@ -113,7 +113,7 @@ def test_runs_here_and_agrees(weights, name, capfd):
     (file,) = export.run(weights=weights, include=name, imgsz=SIZE)
     told = capfd.readouterr()
     assert "next to PyTorch" in told.err and "cpuinfo" not in told.err and "pass_level" not in told.out
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert (model.names, model.stride, model.shape, model.facts.precision) == (NAMES, 32, (SIZE, SIZE), "fp32")
     assert agrees(weights, model)
 
@@ -127,7 +127,7 @@ def test_trained_weights_agree(name, config, tmp_path, tmp_path_factory, capfd):
     best, _ = trained_weights(CONFIGS[config], shared_folder(tmp_path_factory))
     weights = Path(shutil.copy(best, tmp_path / "best.pt"))
     (file,) = export.run(weights=weights, include=name, imgsz=64)  # which compares, or raises
-    model, batch = DetectMultiBackend(file), pictures(64, 64)
+    model, batch = DetectMultiBackend(file, trust=True), pictures(64, 64)
     assert model.names == ["red", "blue"] and "next to PyTorch (at most 0.05 pixels" in capfd.readouterr().err
     with torch.no_grad():
         assert compare.difference(DetectMultiBackend(weights)(batch), model(batch), "").fits(compare.TOLERANCES["fp32"])
@@ -135,7 +135,7 @@ def test_trained_weights_agree(name, config, tmp_path, tmp_path_factory, capfd):
 
 @pytest.mark.parametrize("name", ["saved_model", "pb"])
 def test_tensorflow_agrees(weights, tensorflow_files, name):
-    model = DetectMultiBackend(tensorflow_files[name])
+    model = DetectMultiBackend(tensorflow_files[name], trust=True)
     assert (model.names, model.stride, model.shape) == (NAMES, 32, (SIZE, SIZE))
     assert agrees(weights, model)
 
@@ -179,7 +179,7 @@ def test_half(plain, name):
     skip_without(name)
     (file,) = export.run(weights=plain, include=name, imgsz=SIZE, half=True)
     parts = [file] if file.is_file() else list(file.glob("*.bin"))
-    assert DetectMultiBackend(file).facts.precision == "fp16"
+    assert DetectMultiBackend(file, trust=True).facts.precision == "fp16"
     assert sum(part.stat().st_size for part in parts) < 0.6 * plain.stat().st_size
 
 
@@ -187,7 +187,7 @@ def test_whole_numbers_in_tflite(plain, squares):
     skip_without("tflite")
     job = job_of(plain, int8=True)
     file = FORMATS["tflite"].write(job)
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert model.facts.precision == "int8" and file.stat().st_size < 0.35 * plain.stat().st_size
     batch = pictures(SIZE, SIZE)[:2]
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     job = job_of(plain, int8=True)
     file = FORMATS["edgetpu"].write(job)
-    whole = DetectMultiBackend(file.with_name("best_edgetpu_int8.tflite"))
+    whole = DetectMultiBackend(file.with_name("best_edgetpu_int8.tflite"), trust=True)
     assert (whole.facts.precision, whole.facts.unit, whole.names) == ("int8", SIZE, NAMES)
     assert notes_appended(file) == whole.facts and whole.backend.entry["dtype"] == np.uint8
     batch = pictures(SIZE, SIZE)[:2]
@@ -232,7 +232,7 @@ def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
         differences = (whole(batch) - job.model(batch)[0]).abs()
     assert differences[..., 4:].mean() < 0.1 and differences[..., :2].mean() < 0.03 * SIZE
     with pytest.raises(ValueError, match="needs an Edge TPU and its library"):
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
 
 
 def test_a_compiler_that_fails_is_quoted(plain, tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ def test_engines_need_a_gpu(plain, monkeypatch):
     file.write_bytes(b"engine")
     file.with_name("best.engine.json").write_text(Facts(("a",)).as_json())
     with pytest.raises(ValueError, match="runs on a GPU; give --device 0"):
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
 
 
 def test_what_tensorrt_is_told(gpu_job, monkeypatch):
@@ -333,11 +333,11 @@ def test_val_and_detect_take_it(name, squares, tmp_path):
     save_checkpoint(weights, {"epoch": -1, "model": describe_model(known_model()), "ema": None})
     (file,) = export.run(weights=weights, include=name, imgsz=64)
     shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
-    exported, _, _ = val.run(weights=file, **shared)
+    exported, _, _ = val.run(weights=file, trust=True, **shared)
     network, _, _ = val.run(weights=weights, **shared)
     assert np.allclose(exported[:4], network[:4], atol=1e-3)
     source = next((squares.parent / "images/val").iterdir())
-    folder = detect.run(weights=file, source=source, imgsz=64, project=str(tmp_path), save_txt=True)
+    folder = detect.run(weights=file, trust=True, source=source, imgsz=64, project=str(tmp_path), save_txt=True)
     assert (folder / "labels" / f"{source.stem}.txt").is_file()
 
 
@@ -347,7 +347,7 @@ def test_files_that_do_not_tell_what_they_are(tmp_path, name):
     file = tmp_path / name
     file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"(is missing; copy it along|does not tell its classes)") as caught:
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
@@ -359,7 +359,7 @@ def test_damaged_notes(tmp_path, name, notes):
     place = file / NOTES if file.is_dir() else file.with_name(f"{name}.json")
     place.write_bytes(notes.encode("latin-1"))
     with pytest.raises(ValueError, match="its metadata cannot be read") as caught:
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and place.name in str(caught.value)
 
 
@@ -389,7 +389,7 @@ def test_damaged_files_are_one_line(tmp_path, ending, content):
     else:
         (file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")).write_text(notes.as_json())
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
 
 
@@ -409,7 +409,7 @@ def test_truncated_files_are_one_line(tmp_path, name):
     (file,) = export.run(weights=weights, include=name, imgsz=64)
     cut(file)
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
 
 

@@ -37,7 +37,7 @@ def test_entry_points_have_v61s_parameters():
             assert entry.__name__ == f"yolov5{size}{tail}" and entry.__name__ in entry.__doc__
             names = list(inspect.signature(entry).parameters)
             assert names == ["pretrained", "channels", "classes", "autoshape", "verbose", "device"]
-    assert list(inspect.signature(hubconf.custom).parameters) == ["path", "autoshape", "verbose", "device"]
+    assert list(inspect.signature(hubconf.custom).parameters) == ["path", "autoshape", "verbose", "device", "trust"]
 
 
 def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):

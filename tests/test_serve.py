@@ -59,7 +59,7 @@ def boxes_of_detect(weights: Path, file: bytes, folder: Path) -> np.ndarray:
     (folder / "x.png").write_bytes(file)
     done = detect.run(
         weights=str(weights), source=str(folder / "x.png"), imgsz=128, save_txt=True, save_conf=True, nosave=True,
-        project=str(folder), device="cpu",
+        project=str(folder), device="cpu", trust=True,
     )  # fmt: skip
     labels = done / "labels/x.txt"
     rows = np.loadtxt(labels, ndmin=2)[::-1] if labels.exists() else np.zeros((0, 6))
@@ -111,7 +111,7 @@ def test_an_exported_file_of_one_shape(tmp_path: Path, imgsz: tuple[int, int]) -
     model = lively_model(TINY).fuse().requires_grad_(False)
     settings = ExportSettings(imgsz=imgsz)
     (file,) = export(ExportJob(model, tmp_path / "tiny.pt", settings), ["torchscript"])
-    with running(file, imgsz=128) as port:
+    with running(file, imgsz=128, trust=True) as port:
         (told,) = answer(port, get("/v1/models"))[1]["models"]
         assert (told["shape"], told["size"], told["routing"]) == (list(imgsz), 128, False)
         for number, shape in enumerate(SHAPES):

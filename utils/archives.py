@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import lzma
 import os
 import stat
@@ -25,6 +26,7 @@ CHUNK = 1 << 20
 MAX_HEADER = 1 << 22  # bytes that a tar may ask for at once: names, never content
 MAX_RATIO, MAX_UNRATED = 200, 1 << 30  # an archive may grow this many times, or to 1 GiB, whichever is more
 MAX_NAME = 1024  # characters of a path in an archive
+MIN_DIRECTORY, ENTRY = 1 << 22, 400  # bytes of a zip's directory that are always read; those for each file allowed
 
 _DAMAGE = (
     EOFError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error,
@@ -33,6 +35,13 @@ _DAMAGE = (
 _ITS_FAULT = {  # what the system says of names that no archive should have
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.ENXIO,
 }  # fmt: skip
+
+
+class Limits(NamedTuple):
+    """What an archive may unpack to: bytes, and files and folders."""
+
+    size: int = 1 << 40
+    files: int = 10_000_000
 
 
 class _Entry(NamedTuple):
@@ -75,11 +84,26 @@ class _Unrolled:
         self.file.close()
 
 
+class _Directory(io.BufferedReader):
+    """A zip of which no more is read at once than a believable directory has; its content is read in pieces."""
+
+    room = MIN_DIRECTORY
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Raises ValueError when too much is asked for."""
+        wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
+        if wanted > self.room:
+            raise ValueError(f"its directory of {wanted:,} bytes names too many files")
+        return super().read(size)
+
+
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     for info in archive.infolist():
         mode = info.external_attr >> 16
         if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ValueError(f"{info.filename!r} is a link or a device")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a measure
+            raise ValueError(f"{info.filename!r} is compressed in another way than by deflate")
         if info.is_dir():
             yield _Entry(info.filename, None)
         else:
@@ -96,11 +120,13 @@ def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
         yield _Entry(member.name, archive.extractfile(member) if member.isfile() else None)
 
 
-def _entries(archive: Path, room: int) -> Iterator[_Entry]:
+def _entries(archive: Path, room: int, files: int) -> Iterator[_Entry]:
     """What is in an archive, one after the other; content is to be read before the next is asked for."""
     if archive.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(archive) as opened:
-            yield from _zip_entries(opened)
+        with _Directory(io.FileIO(archive)) as file:
+            file.room = max(MIN_DIRECTORY, files * ENTRY)
+            with zipfile.ZipFile(file) as opened:
+                yield from _zip_entries(opened)
         return
     with archive.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -142,26 +168,39 @@ def _write(content: BinaryIO, target: Path, room: int) -> int:
     return written
 
 
-def extract(archive: str | Path, folder: str | Path) -> Path:
+def _unpack(archive: Path, folder: Path, limits: Limits, top: str) -> tuple[int, int]:
+    """Unpack what is in an archive; how many files were there already, and how many are not in its folder `top`."""
+    room = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size)
+    kept = others = 0
+    for number, entry in enumerate(_entries(archive, room, limits.files), 1):
+        if number > limits.files:
+            raise ValueError(f"it has more than {limits.files:,} files and folders")
+        name = entry.name.removeprefix("./")
+        if top and not name.startswith(f"{top}/"):
+            others += name.rstrip("/") != top
+            continue
+        target = _place(folder, name.removeprefix(f"{top}/") if top else entry.name)
+        if entry.content is None:
+            target.mkdir(parents=True, exist_ok=True)
+        elif os.path.lexists(target):
+            kept += 1
+        else:
+            room -= _write(entry.content, target, room)
+    return kept, others
+
+
+def extract(archive: str | Path, folder: str | Path, limits: Limits | None = None, top: str = "") -> Path:
     """Unpack a .zip, .tar or .tar.gz into a folder; files that are there already are left as they are.
 
-    Raises ValueError, naming the archive, for damage, links, names that lead outside, and archives that grow more than
-    200 times (and above 1 GiB): what was unpacked until then stays. OSError where the disk is full or not ours.
+    With `top`, only what lies in the archive's folder of that name, without it. Raises ValueError, naming the archive,
+    for damage, links, names that lead outside, archives that grow more than 200 times (and above 1 GiB) or beyond the
+    limits: what was unpacked until then stays. OSError where the disk is full or not ours.
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder, limits = Path(archive), Path(folder), limits or Limits()
     if not archive.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{printable(archive)}: not an archive this program unpacks ({', '.join(ARCHIVES)})")
-    room = max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED)
-    kept = 0
     try:
-        for entry in _entries(archive, room):
-            target = _place(folder, entry.name)
-            if entry.content is None:
-                target.mkdir(parents=True, exist_ok=True)
-            elif os.path.lexists(target):
-                kept += 1
-            else:
-                room -= _write(entry.content, target, room)
+        kept, others = _unpack(archive, folder, limits, top)
     except _DAMAGE as error:
         reason = printable(str(error) or type(error).__name__)[:300]
         raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error
@@ -172,4 +211,6 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
         raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error
     if kept:
         LOGGER.info(f"{shown(archive)}: {kept} files were there already and stay as they are")
+    if others:
+        LOGGER.warning(f"{shown(archive)}: {others} files that are not in {top}/ were left out")
     return folder

@@ -14,7 +14,6 @@ import os
 import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from utils.files import MIB
 from utils.log import LOGGER
 from utils.pickle_check import check_pickle
+from utils.torch_zip import read_record, read_records
 
 FORMAT = "yolov5-biformer-1"
 MAX_PICKLE = 64 * MIB  # everything but the numbers; YOLOv5's largest training checkpoint has less than one
@@ -62,7 +62,7 @@ _NUMPY = (
 )
 _UNREADABLE = (
     OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, MemoryError,
-    struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError,
+    ArithmeticError, struct.error, pickle.UnpicklingError, NotImplementedError,
 )  # fmt: skip
 
 
@@ -133,44 +133,24 @@ def _check_content(path: Path, allowed: Collection[str]) -> None:
     if size == 0:
         raise ValueError("the file is empty")
     with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if start[:2] != b"PK":  # the format before PyTorch 1.6: five pickles, then the numbers
+        if (start := file.read(2)) != b"PK":  # the format before PyTorch 1.6: five pickles, then the numbers
+            programs = io.BytesIO(start + file.read(MAX_PICKLE))
             for _ in range(5):
-                check_pickle(file, allowed, {}, size)
+                check_pickle(programs, allowed, {}, size)
             return
-    if not zipfile.is_zipfile(path):
-        raise ValueError("the file is cut off")
-    with zipfile.ZipFile(path) as archive:
-        _check_parts(archive, size)
-        program, sizes = _parts(archive)
-        check_pickle(io.BytesIO(program), allowed, sizes, 0)
+    _check_archive(path, allowed)
 
 
-def _check_parts(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError for parts of one name or larger than the file, and for damage, none of which torch minds."""
-    names = [info.filename.lower() for info in archive.infolist()]
-    if any(name.endswith("/constants.pkl") for name in names):
+def _check_archive(path: Path, allowed: Collection[str]) -> None:
+    """Raise ValueError for an archive that readers could take for two, and for a pickle in it that asks too much."""
+    records = read_records(path)
+    found = {record.name.partition("/")[2]: record for record in records}
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in found):
         raise ValueError("TorchScript")
-    if len(set(names)) < len(names):
-        raise ValueError("two parts have the same name")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise ValueError("its parts are compressed, which PyTorch never does")
-    if sum(info.file_size for info in archive.infolist()) > size:
-        raise ValueError("its parts overlap")
-    if damaged := archive.testzip():
-        raise ValueError(f"{damaged} does not match its checksum")
-
-
-def _parts(archive: zipfile.ZipFile) -> tuple[bytes, dict[str, int]]:
-    """The pickle in a checkpoint, and the bytes of each storage."""
-    folder = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
-    sizes = {info.filename: info.file_size for info in archive.infolist()}
-    if sizes.get(f"{folder}/data.pkl", MAX_PICKLE + 1) > MAX_PICKLE:
+    if "data.pkl" not in found or found["data.pkl"].size > MAX_PICKLE:
         raise ValueError(f"no pickle of at most {MAX_PICKLE >> 20} MiB in it")
-    data = f"{folder}/data/"
-    storages = {name.removeprefix(data): count for name, count in sizes.items() if name.startswith(data)}
-    return archive.read(f"{folder}/data.pkl"), storages
+    sizes = {name.removeprefix("data/"): part.size for name, part in found.items() if name.startswith("data/")}
+    check_pickle(io.BytesIO(read_record(path, found["data.pkl"])), allowed, sizes, 0)
 
 
 def _allowed(classes: Iterable[str]) -> list[tuple[type[Pickled], str]]:
@@ -189,7 +169,7 @@ def _reason(error: BaseException) -> str:
         )
     lines = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     cause = lines[0].partition(". ")[0][:120] if lines else type(error).__name__
-    if isinstance(error, (LookupError, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)):
+    if isinstance(error, (LookupError, EOFError, pickle.UnpicklingError, struct.error)):
         cause = "not in PyTorch's file format"
     if "TorchScript" in text:
         cause = "a TorchScript archive"

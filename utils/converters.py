@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from utils.archives import extract
 from utils.coco_json import CocoReader
-from utils.config import DataConfig
+from utils.config import DataConfig, read_yaml
 from utils.dataset_tools import autosplit
 from utils.dist import main_first
-from utils.downloads import Remote, fetch, url2file
+from utils.downloads import Remote, fetch, fetch_folder, url2file
+from utils.files import printable
 from utils.label_formats import (
     argoverse_rows,
     read_annotations,
@@ -28,6 +29,7 @@ from utils.label_formats import (
 from utils.labels import find_images
 from utils.log import LOGGER
 from utils.own_data import convert_coco, convert_dota, convert_voc, image_size, named_rows, write_labels
+from utils.paths import datasets_root
 from utils.synthetic import draw_dataset
 from utils.tally import Tally
 from utils.voc_xml import VocReader, read_voc, voc_size
@@ -65,6 +67,7 @@ FILES: dict[str, tuple[Remote, ...]] = {
         Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
     ),
 }
+LARGEST = 64.0  # GiB of one of these files, all of which are known
 SIZES = {
     "coco128": "7 MB",
     "coco": "27 GB",
@@ -91,18 +94,18 @@ def shapes(config: DataConfig) -> None:
 
 def coco128(config: DataConfig) -> None:
     """The first 128 pictures of COCO train2017, labels included."""
-    fetch(FILES["coco128"], config.root.parent)
+    fetch(FILES["coco128"], config.root, top="coco128")
 
 
 def coco(config: DataConfig) -> None:
     """COCO 2017: labels and lists from one archive, pictures from the three of COCO's own site."""
-    fetch(FILES["coco-labels"], config.root.parent)
-    fetch(FILES["coco"], config.root / "images", threads=3)
+    fetch(FILES["coco-labels"], config.root, top="coco")
+    fetch(FILES["coco"], config.root / "images", threads=3, limit=LARGEST)
 
 
 def voc(config: DataConfig) -> None:
     """Pascal VOC 2007 and 2012: a folder a list, difficult objects dropped."""
-    fetch(FILES["voc"], config.root / "images", threads=3)
+    fetch(FILES["voc"], config.root / "images", threads=3, limit=LARGEST)
     for year, part in ((2012, "train"), (2012, "val"), (2007, "train"), (2007, "val"), (2007, "test")):
         source = config.root / "images" / "VOCdevkit" / f"VOC{year}"
         images, labels = (config.root / kind / f"{part}{year}" for kind in ("images", "labels"))
@@ -119,7 +122,7 @@ def voc(config: DataConfig) -> None:
 
 def visdrone(config: DataConfig) -> None:
     """VisDrone 2019 detection: images from drones, regions to ignore skipped."""
-    fetch(FILES["visdrone"], config.root, threads=3)
+    fetch(FILES["visdrone"], config.root, threads=3, limit=LARGEST)
     for folder in sorted(config.root.glob("VisDrone2019-DET-*")):
         rows, tally, notes = {}, Tally(), folder / "annotations"
         for file in sorted(notes.glob("*.txt")):
@@ -131,10 +134,8 @@ def visdrone(config: DataConfig) -> None:
 
 def sku110k(config: DataConfig) -> None:
     """SKU-110K: shelves full of goods, all of one class."""
-    unpacked = config.root.parent / "SKU110K_fixed"
     if not (config.root / "annotations").is_dir():
-        fetch(FILES["sku110k"], config.root.parent)
-        _move(unpacked, config.root)
+        fetch(FILES["sku110k"], config.root, limit=LARGEST, top="SKU110K_fixed")
     for part in ("train", "val", "test"):
         table, tally, labels = config.root / "annotations" / f"annotations_{part}.csv", Tally(), config.root / "labels"
         with told(table, "a SKU-110K table"):
@@ -145,7 +146,7 @@ def sku110k(config: DataConfig) -> None:
 
 def argoverse(config: DataConfig) -> None:
     """Argoverse-HD: street scenes from a car."""
-    fetch(FILES["argoverse"], config.root)
+    fetch(FILES["argoverse"], config.root, limit=LARGEST)
     base = config.root / "Argoverse-1.1"
     _move(base / "tracking", base / "images")
     for part in ("train", "val"):
@@ -155,7 +156,7 @@ def argoverse(config: DataConfig) -> None:
 
 def globalwheat(config: DataConfig) -> None:
     """Global Wheat Head 2020: fields from above."""
-    fetch(FILES["globalwheat"], config.root)
+    fetch(FILES["globalwheat"], config.root, limit=LARGEST)
     for name in WHEAT_FOLDERS:
         _move(config.root / name, config.root / "images" / name)
         notes, labels = config.root / f"{name}.json", config.root / "labels" / name
@@ -167,10 +168,10 @@ def globalwheat(config: DataConfig) -> None:
 
 def objects365(config: DataConfig) -> None:
     """Objects365 v2: 365 classes, far more data than most disks have room for."""
-    fetch(FILES["objects365-notes"], config.root)
+    fetch(FILES["objects365-notes"], config.root, limit=LARGEST)
     for part in ("train", "val"):
         images = config.root / "images" / part
-        fetch(FILES[f"objects365-{part}"], images, threads=8)
+        fetch(FILES[f"objects365-{part}"], images, threads=8, limit=LARGEST)
         for picture in [path for path in images.rglob("*.jpg") if path.parent != images]:
             _move(picture, images / picture.name)
         notes, labels = config.root / f"zhiyuan_objv2_{part}.json", config.root / "labels" / part
@@ -231,6 +232,26 @@ def _absent(config: DataConfig) -> list[Path]:
     return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
 
 
+def _new_folder(config: DataConfig) -> Path:
+    """The folder that an archive of anybody's may become: `path` of its YAML, below that or below the data sets' root.
+
+    Raises ValueError for a path that leads elsewhere by itself or over links; `../datasets/`, with which v6.1's YAMLs
+    begin theirs, stands for the data sets' root.
+    """
+    path = str(read_yaml(config.file).get("path") or "") if config.file else str(config.root)
+    parts = PureWindowsPath(path.removeprefix("../datasets/"))
+    folder, places = config.root.resolve(), [datasets_root().resolve()]
+    if config.file:
+        places.append(config.file.resolve().parent)
+    leads_out = parts.drive or parts.root or ".." in parts.parts or path.startswith("~")
+    if leads_out or not any(place in folder.parents for place in places):
+        raise ValueError(
+            f"{config.file}: path {printable(path)[:200]!r} cannot be fetched into: with the address of an archive, "
+            f"`path` names a new folder below {places[0]} or beside the YAML, as in `path: flowers`"
+        )
+    return folder
+
+
 def _run(config: DataConfig) -> None:
     """Carry out what `download:` says. Raises ValueError if it is neither a converter's name nor an archive's URL."""
     wanted = config.download or ""
@@ -239,8 +260,11 @@ def _run(config: DataConfig) -> None:
             LOGGER.info(f"fetching {wanted} ({SIZES[wanted]}) to {config.root}")
         CONVERTERS[wanted](config)
     elif wanted.startswith(("https://", "http://")) and url2file(wanted).endswith(".zip"):
-        LOGGER.info(f"fetching {wanted} to {config.root.parent}")
-        fetch([wanted], config.root.parent)
+        folder, absent = _new_folder(config), _absent(config)
+        if outside := [path for path in absent if config.root not in path.parents or ".." in path.parts]:
+            raise ValueError(f"{config.file}: {printable(outside[0])} is not in the folder that `download:` fetches")
+        LOGGER.info(f"fetching {printable(wanted)} to {folder}")
+        fetch_folder(wanted, folder, [path.relative_to(config.root) for path in absent])
     else:
         raise ValueError(
             f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "

@@ -1,26 +1,30 @@
 """Fetch files somebody asked for, and unpack archives: resumable, checked where a checksum is known, never by a shell.
 
-Nothing here runs by itself. A file appears under its name only when it is whole.
+Nothing here runs by itself. A file or folder appears under its name only when it is whole, and takes no other's place.
+What is fetched has a largest size, MAX_GIB unless the environment variable YOLOV5_MAX_DOWNLOAD gives another number of
+GiB; an archive may unpack to four times as much, in 250,000 files a GiB.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from utils.archives import ARCHIVES, extract
+from utils.archives import ARCHIVES, Limits, extract
 from utils.files import printable
 from utils.log import LOGGER
 from utils.paths import shown
@@ -28,7 +32,11 @@ from utils.paths import shown
 CHUNK = 1 << 20
 ATTEMPTS = 3
 TIMEOUT = 30  # seconds without a byte
+SLOW, PATIENCE = 1000, 120  # bytes a second that are too few, once so many seconds have gone by
 SCHEMES = ("https", "http", "file")
+WEB = SCHEMES[:2]  # what a redirection may lead to
+MAX_GIB = 2.0
+VARIABLE = "YOLOV5_MAX_DOWNLOAD"
 
 
 class Remote(NamedTuple):
@@ -69,6 +77,20 @@ def _verify(path: Path, checksum: str | None, url: str) -> None:
         raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
 
 
+def largest(gib: float | None = None) -> float:
+    """How many GiB of one file are fetched: `gib`, else what YOLOV5_MAX_DOWNLOAD says, else MAX_GIB."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if gib is not None or not text:
+        return MAX_GIB if gib is None else gib
+    try:
+        chosen = float(text)
+    except ValueError:
+        chosen = 0.0
+    if not 0 < chosen < 1 << 30:
+        raise ValueError(f"{VARIABLE}={printable(text)[:40]}: expected a number of GiB above 0")
+    return chosen
+
+
 # ---- one file --------------------------------------------------------------------------------------------------------
 
 
@@ -87,29 +109,67 @@ def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
     return request
 
 
-def _fetch_once(url: str, part: Path, note: Path) -> None:
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Follow an answer to http and https only."""
+
+    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+        """As the base class does, which knows ftp too. Raises ValueError for it."""
+        if urllib.parse.urlsplit(given[-1]).scheme not in WEB:
+            raise ValueError(f"{printable(given[0].full_url)}: leads to {printable(given[-1])[:200]}, no web page")
+        return super().redirect_request(*given)
+
+
+def open_url(request: urllib.request.Request, timeout: float) -> Any:
+    """What answers a request, redirections followed within the web; raises as urllib does, ValueError for others."""
+    return urllib.request.build_opener(_Redirections).open(request, timeout=timeout)
+
+
+class _TooLargeError(ValueError):
+    """More bytes than are fetched."""
+
+
+def _check_room(size: int, room: int) -> None:
+    """Raise _TooLargeError for more bytes than there is room for."""
+    if size > room:
+        raise _TooLargeError
+
+
+def _chunks(answer: Any, room: int) -> Iterator[bytes]:
+    """What an answer sends. Raises _TooLargeError for more than `room` bytes, ConnectionError where it only drips."""
+    began, size = time.monotonic(), 0
+    while chunk := answer.read1(CHUNK):
+        size += len(chunk)
+        _check_room(size, room)
+        yield chunk
+        waited = time.monotonic() - began
+        if waited > PATIENCE and size < SLOW * waited:
+            raise ConnectionError(f"fewer than {SLOW} bytes a second")
+
+
+def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees. Raises OSError when the connection ends early."""
-    with urllib.request.urlopen(_request(url, part, note), timeout=TIMEOUT) as answer:  # noqa: S310 - scheme is checked
+    with open_url(_request(url, part, note), TIMEOUT) as answer:
         resumed = getattr(answer, "status", None) == 206
         start = part.stat().st_size if resumed else 0
-        note.write_text(_validator(answer.headers), encoding="utf-8")
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isascii() and length.isdigit() else None
+        _check_room(total or start, room)
+        note.write_text(_validator(answer.headers), encoding="utf-8")
         quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=url2file(url), disable=quiet)
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=printable(url2file(url)), disable=quiet)
         with bar, open(part, "ab" if resumed else "wb") as file:
-            while chunk := answer.read(CHUNK):
+            for chunk in _chunks(answer, room - start):
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and part.stat().st_size != total:
             raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
-def _fetch_whole(url: str, part: Path, note: Path) -> None:
+def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
     """Try a few times, going on where the last try ended. Raises OSError in one line when it does not work."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _fetch_once(url, part, note)
+            return _fetch_once(url, part, note, room)
         except urllib.error.HTTPError as error:
             last: Exception = error
             if error.code == 416:  # nothing left to send, or another file by now: begin again
@@ -121,35 +181,66 @@ def _fetch_whole(url: str, part: Path, note: Path) -> None:
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
-    raise OSError(f"{url} cannot be fetched ({reason}); check the address and the network, then try again") from last
+    reason = printable(str(reason))[:200]
+    raise OSError(
+        f"{printable(url)} cannot be fetched ({reason}); check the address and the network, then try again"
+    ) from last
 
 
-def download_file(url: str, target: str | Path, checksum: str | None = None) -> Path:
-    """Fetch a URL to the file `target`; an existing file is kept (if its checksum, where given, is right).
+def download_file(url: str, target: str | Path, checksum: str | None = None, limit: float | None = None) -> Path:
+    """Fetch a URL of at most `limit` GiB to the file `target`.
 
-    A broken transfer leaves `target.part` and goes on from there next time. Raises ValueError for a wrong checksum or a
-    scheme other than https, http and file, OSError when the file cannot be had.
+    An existing file is kept (if its checksum, where given, is right). A broken transfer leaves `target.part` and goes
+    on from there next time. Raises ValueError, and leaves nothing, for a wrong checksum, a scheme other than https,
+    http and file, and more bytes than `largest` allows; OSError when the file cannot be had.
     """
     target = Path(target)
     url2file(url)
     if urllib.parse.urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"{printable(url)}: only {', '.join(SCHEMES)} addresses can be fetched")
+    room = int(largest(limit) * (1 << 30))
     if target.exists():
         _verify(target, checksum, url)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
-    _fetch_whole(url, part, note)
-    _verify(part, checksum, url)
+    if part.is_symlink() or note.is_symlink():
+        raise ValueError(f"{printable(part)} is a link to another file; remove it")
+    try:
+        _fetch_whole(url, part, note, room)
+        _verify(part, checksum, url)
+    except ValueError as error:
+        part.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        if not isinstance(error, _TooLargeError):
+            raise
+        gib = f"{room / (1 << 30):.3g} GiB"
+        raise ValueError(
+            f"{printable(url)}: is larger than the {gib} that are fetched; set {VARIABLE} to more GiB"
+        ) from error
     os.replace(part, target)
     note.unlink(missing_ok=True)
     return target
 
 
-def fetch(files: Sequence[str | Remote], folder: str | Path, unpack: bool = True, threads: int = 1) -> list[Path]:
-    """Fetch several files into a folder, unpack the archives among them there and remove those archives.
+def _limits(gib: float) -> Limits:
+    """What an archive of at most so many GiB may unpack to."""
+    return Limits(int(gib * (4 << 30)), max(int(gib * 250_000), 1))
 
-    Returns the paths of what was fetched (gone, for unpacked archives). Raises as `download_file` and `extract` do.
+
+def fetch(
+    files: Sequence[str | Remote],
+    folder: str | Path,
+    unpack: bool = True,
+    threads: int = 1,
+    limit: float | None = None,
+    top: str = "",
+) -> list[Path]:
+    """Fetch several files of at most `limit` GiB into a folder, unpack the archives among them there and remove those.
+
+    With `top`, what an archive has in its folder of that name is unpacked, without that folder. An archive that was
+    there before stays. Returns the paths of what was fetched (gone, for unpacked archives). Raises as `download_file`
+    and `extract` do.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,12 +248,54 @@ def fetch(files: Sequence[str | Remote], folder: str | Path, unpack: bool = True
     def fetch_one(file: str | Remote) -> Path:
         """Fetch, and unpack, one of them."""
         remote = Remote(file) if isinstance(file, str) else file
-        path = download_file(remote.url, _target(folder, remote.url), remote.checksum)
+        target = _target(folder, remote.url)
+        was_there = target.exists()
+        path = download_file(remote.url, target, remote.checksum, limit)
         if unpack and path.name.lower().endswith(ARCHIVES):
             LOGGER.info(f"unpacking {shown(path)}")
-            extract(path, folder)
-            path.unlink()
+            extract(path, folder, _limits(largest(limit)), top)
+            if not was_there:
+                path.unlink()
         return path
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(fetch_one, files))
+
+
+def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
+    """Fetch an archive that becomes the new folder `folder`, in which the paths `wanted` have to be.
+
+    They may lie in a folder of the archive's own. Everything happens in a hidden folder beside, so that nothing that is
+    there is touched and no half of it stays; what was fetched of a broken transfer waits in it. Raises ValueError where
+    `folder` is there and not empty, and as `download_file` and `extract` do.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
+    staging = folder.with_name(f".{folder.name}.download")
+    if staging.is_symlink():
+        raise ValueError(f"{printable(staging)} is a link to another folder; remove it")
+    try:
+        archive = download_file(url, _target(staging, url))
+        with tempfile.TemporaryDirectory(dir=staging) as place:
+            LOGGER.info(f"unpacking {shown(archive)}")
+            unpacked = extract(archive, Path(place) / "all", _limits(largest()))
+            source = _wanted_part(unpacked, wanted, url)
+            if folder.is_dir():
+                folder.rmdir()
+            source.rename(folder)
+    except ValueError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging)
+
+
+def _wanted_part(unpacked: Path, wanted: Sequence[Path], url: str) -> Path:
+    """What was unpacked, or the folder in it that has everything that is wanted. Raises ValueError if none has."""
+    inside = sorted(unpacked.iterdir()) if unpacked.is_dir() else []
+    for place in (unpacked, *(path for path in inside if path.is_dir())):
+        if all((place / path).exists() for path in wanted):
+            if place != unpacked and len(inside) > 1:
+                others = ", ".join(printable(path.name)[:40] for path in inside if path != place)
+                LOGGER.warning(f"{printable(url)}: left out, beside {printable(place.name)}: {others[:200]}")
+            return place
+    raise ValueError(f"{printable(url)}: has no {' and '.join(map(str, wanted))} in it; correct train and val")

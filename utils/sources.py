@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from utils.augmentations import letterbox
+from utils.downloads import open_url
 from utils.files import MIB, file_size, file_stem, folder_name, printable
 from utils.log import LOGGER
 from utils.pictures import decode_image, read_image
@@ -60,16 +61,6 @@ class Frame:
         return f"{self.kind} {self.source + 1}/{self.sources}{frames} {printable(self.path)}: "
 
 
-class _WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server's redirections, a few, to other addresses of the web."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """The request to go on with; ValueError for one that leaves the web."""
-        if not newurl.lower().startswith(WEB_SCHEMES):
-            raise ValueError(f"it leads to {newurl}, which is no http or https address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def fetch_image(url: str) -> np.ndarray:
     """Fetch and decode the picture at an http(s) URL, (H, W, 3) uint8 BGR; nothing is written to disk.
 
@@ -81,7 +72,7 @@ def fetch_image(url: str) -> np.ndarray:
     request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
     content, until = bytearray(), time.monotonic() + WEB_LONGEST
     try:
-        with urllib.request.build_opener(_WebRedirects).open(request, timeout=WEB_TIMEOUT) as answer:
+        with open_url(request, WEB_TIMEOUT) as answer:
             while len(content) <= WEB_LARGEST and (part := answer.read1(MIB)):
                 content += part
                 if time.monotonic() > until:

@@ -11,9 +11,17 @@ from torch import Tensor, nn
 
 from models.backends.facts import Facts
 from models.backends.mobile import CoreMLBackend, ExecuTorchBackend, LiteRTBackend, NcnnBackend
-from models.backends.pytorch import PackageBackend, ProgramBackend, PyTorchBackend, TorchScriptBackend
+from models.backends.operators import NotListed
+from models.backends.pytorch import (
+    ForeignProgramBackend,
+    PackageBackend,
+    ProgramBackend,
+    PyTorchBackend,
+    TorchScriptBackend,
+)
 from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
 from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
+from models.backends.tools import is_there
 from utils.config import check_img_size, read_yaml
 from utils.files import printable
 from utils.log import LOGGER
@@ -44,6 +52,15 @@ BACKENDS: dict[str, type[nn.Module]] = {
     "_ncnn_model": NcnnBackend,
 }
 
+# Kinds of files that are opened only for those who trust who made them -> what such a file can do (docs/deploy.md).
+ACTS = {
+    ".torchscript": "a TorchScript file, which can write files",
+    ".engine": "a TensorRT engine, which is machine code",
+    "_saved_model": "a SavedModel, which can read and write files",
+    ".pb": "a TensorFlow graph, which can read and write files",
+    "_aoti.pt2": "an AOTInductor package, which is machine code",
+}
+
 
 class DetectMultiBackend(nn.Module):
     """One interface to weights of any format.
@@ -52,8 +69,9 @@ class DetectMultiBackend(nn.Module):
     `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every picture must have, None where any multiple of the stride
     goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing tells it). `fp16`
     is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML that names the
-    classes where the weights do not; `dnn` runs ONNX files in OpenCV. Raises ValueError for missing files, unknown
-    endings, damaged files and runtimes that are not installed.
+    classes where the weights do not; `dnn` runs ONNX files in OpenCV; `trust` opens files that can run code too.
+    Raises ValueError for missing files, unknown endings, damaged files, runtimes that are not installed, and files that
+    would have to be trusted.
     """
 
     def __init__(
@@ -63,6 +81,7 @@ class DetectMultiBackend(nn.Module):
         dnn: bool = False,
         data: str | Path | None = None,
         fp16: bool = False,
+        trust: bool = False,
     ) -> None:
         super().__init__()
         kind, files = _found(weights)
@@ -72,7 +91,7 @@ class DetectMultiBackend(nn.Module):
         in_half = fp16 and _computes_in_half(chosen, self.device)
         self.fp16 = in_half and self.pt
         _warn_in_vain(fp16 and not in_half, self.pt, dnn and chosen is not OpenCVBackend, files[0].name)
-        self.backend = chosen(files, self.device, in_half)
+        self.backend = _opened(chosen, kind, files, self.device, in_half, trust)
         self.stride: int = self.backend.stride
         self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
         self.trained = _size_of_training(self.facts, files)
@@ -132,6 +151,27 @@ def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]
 def _size_of_training(facts: Facts, files: Sequence[Path]) -> int:
     """The side in pixels that the weights tell, else the run's folder that they lie in, else the usual one."""
     return facts.trained or trained_size(files)
+
+
+def _opened(
+    chosen: type[nn.Module], kind: str, files: list[Path], device: torch.device, in_half: bool, trust: bool
+) -> nn.Module:
+    """The files in their runtime. Raises ValueError for those that can act, unless they are trusted."""
+    acts = ACTS.get(kind)
+    if kind == ".tflite" and not is_there("ai_edge_litert"):  # TensorFlow's reader knows all of TensorFlow's operators
+        acts = "a .tflite file that TensorFlow would read, with which it can write files (pip install ai-edge-litert)"
+    if acts and not trust:
+        raise ValueError(f"{files[0]}: is {acts}; if you trust who made it, give --trust (in Python trust=True)")
+    try:
+        return chosen(files, device, in_half)
+    except NotListed as error:
+        if trust:
+            LOGGER.warning(f"{files[0].name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
+            return ForeignProgramBackend(files, device, in_half)
+        raise ValueError(
+            f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made "
+            "it, give --trust (in Python trust=True)"
+        ) from error
 
 
 def _computes_in_half(chosen: type[nn.Module], device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -13,9 +14,15 @@ from torch import Tensor, nn
 
 from models.backends.base import ExportedBackend
 from models.backends.facts import NOTES, SMALLEST_STRIDE, Facts, read_facts
+from models.backends.operators import NotListed, Program
 from models.experimental import attempt_load
+from utils.files import printable
 
 TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
+DAMAGE = (  # what comes of a file that is not what it says
+    RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+    MemoryError, struct.error,
+)  # fmt: skip
 
 
 class PyTorchBackend(nn.Module):
@@ -56,15 +63,34 @@ class TorchScriptBackend(ExportedBackend):
 
 
 class ProgramBackend(ExportedBackend):
-    """`.pt2` files of `torch.export`."""
+    """`.pt2` files of `torch.export`, as far as they consist of numbers and of operators on a list."""
+
+    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
+        try:
+            program = Program(files[0], device)
+        except NotListed:
+            raise
+        except DAMAGE as error:
+            raise ValueError(f"{files[0]}: is no exported program, or a damaged one; export it again") from error
+        super().__init__(files[0], read_facts(program.notes or {}, files[0]), device, program)
+
+    def run(self, images: Tensor) -> Tensor:
+        """Float32 pictures (B, 3, H, W) -> predictions."""
+        try:
+            return self.model(images)
+        except DAMAGE as error:
+            reason = printable(str(error).partition("\n")[0])[:200]
+            raise ValueError(f"{self.file}: its operators cannot compute this ({reason}); export it again") from error
+
+
+class ForeignProgramBackend(ExportedBackend):
+    """The same files read by PyTorch itself, which does whatever they say."""
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
         notes = {NOTES: ""}
         try:
-            if not zipfile.is_zipfile(files[0]):  # PyTorch would log a page before it gives up
-                raise ValueError("no archive")
             program = torch.export.load(files[0], extra_files=notes)
-        except (RuntimeError, ValueError, OSError, KeyError, AssertionError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, zipfile.BadZipFile) as error:
             raise ValueError(f"{files[0]}: is no exported program, or a damaged one; export it again") from error
         facts = read_facts(notes[NOTES] or {}, files[0])
         super().__init__(files[0], facts, device, program.module().to(device))

@@ -138,6 +138,8 @@ def _instructions(program: bytes) -> list[bytes]:
 
 
 _NAMES = (
+    *("_codecs encode", "builtins set", "builtins complex", "torch device", "torch.storage UntypedStorage"),
+    *("torch FloatStorage", "torch QInt32Storage", "torch._utils _rebuild_parameter_with_state"),
     *("os system", "builtins eval", "__builtin__ bytearray", "torch FloatTensor", "torch Tensor", "torch Size"),
     *("torch._utils _rebuild_tensor_v2", "torch._tensor _rebuild_from_type_v2", "collections OrderedDict"),
     *("torch._utils _rebuild_sparse_tensor", "models.common Conv", "numpy dtype"),
@@ -204,12 +206,30 @@ def _other_program(rng: Random, program: bytes) -> bytes:
     return b"".join(parts)
 
 
+def _odd_archive(rng: Random, content: bytes) -> bytes:
+    """An archive that two readers may take for two: with another one before it, with room in it, or other headers."""
+    evil = zipped_program(rng.choice(tuple(evil_programs()))[1])
+    change = rng.randrange(4)
+    if change == 0:
+        return evil + content
+    if change == 1:
+        return evil[: evil.rfind(b"PK\5\6")] + content
+    marks = (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\7\x08")
+    place = rng.choice([content.rfind(mark) for mark in marks if mark in content])
+    if change == 2:
+        return content[:place] + rng.choice((evil, b"room", bytes(20))) + content[place:]
+    place += rng.randrange(4, 48)
+    return content[:place] + struct.pack("<H", rng.choice(NUMBERS) & 0xFFFF) + content[place + 2 :]
+
+
 def _make_checkpoint(rng: Random) -> bytes:
-    """Half of them are damaged as a whole, half are sound archives of other programs and numbers."""
+    """Some are damaged as a whole, some are odd archives, half are sound archives of other programs and numbers."""
     content = rng.choice(_seeds(False))
-    change = rng.randrange(5)
+    change = rng.randrange(6)
     if change == 0:
         return damaged(rng, content)
+    if change == 5:
+        return _odd_archive(rng, content)
     program, storages = unzipped(content)
     if change == 1 and storages:
         key = rng.choice(sorted(storages))

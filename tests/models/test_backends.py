@@ -281,7 +281,7 @@ def test_damaged_files_are_one_line(tmp_path, name):
     file = tmp_path / name
     file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
-        DetectMultiBackend(file)
+        DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value)
 
 
@@ -294,7 +294,7 @@ def test_torchscript_of_v61(tmp_path):
         torch.jit.trace(model, torch.zeros(1, 3, 64, 64), strict=False).save(
             str(tmp_path / "a.torchscript"), _extra_files=notes
         )
-    backend = DetectMultiBackend(tmp_path / "a.torchscript")
+    backend = DetectMultiBackend(tmp_path / "a.torchscript", trust=True)
     assert backend.names == NAMES and backend.shape == (64, 64) and backend.picture_size(640) == (64, 64)
     with torch.no_grad():
         assert torch.allclose(backend(torch.zeros(2, 3, 64, 64)), model(torch.zeros(2, 3, 64, 64))[0], atol=1e-3)

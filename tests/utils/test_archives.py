@@ -15,7 +15,7 @@ import pytest
 
 from tests.packed import tarred, zipped
 from utils import archives
-from utils.archives import extract
+from utils.archives import Limits, extract
 
 
 def test_empty_archives_unpack_to_nothing(tmp_path: Path) -> None:
@@ -174,3 +174,43 @@ def test_a_tar_may_be_compressed_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "y.tar").write_bytes(bz2.compress(b"1"))
     with pytest.raises(ValueError, match="y.tar: cannot be unpacked"):
         extract(tmp_path / "y.tar", tmp_path / "out")
+
+
+# ---- limits
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_limits(tmp_path: Path, suffix: str) -> None:
+    path = (zipped if suffix == ".zip" else tarred)(tmp_path / f"x{suffix}", {f"d/{n}": b"1234" for n in range(5)})
+    extract(path, tmp_path / "out", Limits(1 << 20, 5))
+    with pytest.raises(ValueError, match="more than 4 files and folders"):
+        extract(path, tmp_path / "few", Limits(1 << 20, 4))
+    with pytest.raises(ValueError, match="far more than its size"):
+        extract(path, tmp_path / "small", Limits(19, 5))
+    assert len(list((tmp_path / "out/d").iterdir())) == 5
+
+
+def test_a_directory_of_millions_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python builds an object for each entry before anything can be counted."""
+    path = zipped(tmp_path / "x.zip", {f"{n:0200}": b"" for n in range(50)})
+    monkeypatch.setattr(archives, "MIN_DIRECTORY", 10_000)
+    extract(path, tmp_path / "out", Limits(1, 50))
+    with pytest.raises(ValueError, match="its directory of .* bytes names too many files"):
+        extract(path, tmp_path / "few", Limits(1, 25))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_ways_of_compressing_that_unpack_without_a_measure(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("a", bytes(1 << 20))
+    with pytest.raises(ValueError, match="another way than by deflate"):
+        extract(tmp_path / "x.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_without_the_folder_on_top(tmp_path: Path, suffix: str, caplog) -> None:
+    files = {"coco/a": b"1", "./coco/d/b": b"2", ".bashrc": b"3", "cocoa/c": b"4"}
+    path = (zipped if suffix == ".zip" else tarred)(tmp_path / f"x{suffix}", files)
+    out = extract(path, tmp_path / "out", top="coco")
+    assert sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()) == ["a", "d/b"]
+    assert "2 files that are not in coco/ were left out" in caplog.text
+    with pytest.raises(ValueError, match="leads out"):
+        extract(zipped(tmp_path / "y.zip", {"coco/../../x": b"1"}), tmp_path / "out", top="coco")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils import converters
+from tests.packed import zipped
+from utils import converters, downloads
 from utils.config import DataConfig
 from utils.converters import CONVERTERS, FILES, prepare
 from utils.downloads import Remote
@@ -103,10 +104,83 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yaml.write_text(f"train: images/a\nval: images/b\nnames: [x]\ndownload: {json.dumps(command)}\n")
         with pytest.raises(ValueError, match="commands and code in a data YAML are not run"):
             prepare(DataConfig.load(yaml))
-    yaml.write_text("train: images/a\nval: images/b\nnames: [x]\ndownload: https://host/own.zip\n")
-    monkeypatch.setattr(converters, "fetch", lambda *_: None)
+    yaml.write_text("path: own\ntrain: images/a\nval: images/b\nnames: [x]\ndownload: https://host/own.zip\n")
+    monkeypatch.setattr(converters, "fetch_folder", lambda *_: None)
     with pytest.raises(ValueError, match="still missing after `download: https://host/own.zip`"):
         prepare(DataConfig.load(yaml))
+
+
+REFUSED = (
+    *("~/x", "~", "/tmp/x", "{tmp}/x", "..", "../x", "a/../../x", "../../datasets/x", "../datasets/../x", "a/..", "."),
+    *("", "C:/x", "C:x", "\\\\host\\x", "..\\\\x", "link/x", "../datasets", "../datasets/link/x"),
+)
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_an_archive_of_anybody_may_only_become_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "yaml/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "sets/link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "sets"))
+    monkeypatch.setattr(converters, "fetch_folder", lambda *_: pytest.fail("fetched"))
+    text = f"train: images\nval: images\nnames: [x]\ndownload: https://host/x.zip\npath: '{path}'\n"
+    (tmp_path / "yaml/e.yaml").write_text(text.replace("{tmp}", str(tmp_path)))
+    with pytest.raises(ValueError, match=r"e\.yaml: path '.*' cannot be fetched into.*new folder below") as caught:
+        prepare(DataConfig.load(tmp_path / "yaml/e.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("x", "sets/x"), ("../datasets/x", "sets/x"), ("a/x", "sets/a/x"), ("datasets/x", "sets/x"), ("./x", "sets/x")],
+)
+@pytest.mark.parametrize("top", ["", "top/"])
+def test_an_archive_ends_where_train_and_val_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, place: str, top: str
+) -> None:
+    archive = zipped(tmp_path / "x.zip", {f"{top}images/{part}/a.png": b"1" for part in ("train", "val")})
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "sets"))
+    monkeypatch.setattr(
+        converters, "fetch_folder", lambda url, *given: downloads.fetch_folder(archive.as_uri(), *given)
+    )
+    text = f"path: {path}\ntrain: images/train\nval: [images/val]\nnames: [x]\ndownload: https://host/x.zip\n"
+    (tmp_path / "e.yaml").write_text(text)
+    prepare(DataConfig.load(tmp_path / "e.yaml"))
+    assert [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("*.png"))] == [
+        f"{place}/images/{part}/a.png" for part in ("train", "val")
+    ]
+
+
+def test_data_that_is_there_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converters, "fetch_folder", lambda *_: pytest.fail("fetched"))
+    (tmp_path / "far/images").mkdir(parents=True)
+    text = f"path: {tmp_path}/far\ntrain: images\nval: images\nnames: [x]\ndownload: https://host/x.zip\n"
+    (tmp_path / "e.yaml").write_text(text)
+    prepare(DataConfig.load(tmp_path / "e.yaml"))
+
+
+@pytest.mark.parametrize("split", ["../images", "{tmp}/images", "a/../../images"])
+def test_what_lies_outside_of_the_folder_cannot_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "sets"))
+    monkeypatch.setattr(converters, "fetch_folder", lambda *_: pytest.fail("fetched"))
+    text = f"path: x\ntrain: {split}\nval: {split}\nnames: [x]\ndownload: https://host/x.zip\n"
+    (tmp_path / "e.yaml").write_text(text.replace("{tmp}", str(tmp_path)))
+    with pytest.raises(ValueError, match="is not in the folder that `download:` fetches"):
+        prepare(DataConfig.load(tmp_path / "e.yaml"))
+
+
+@pytest.mark.parametrize("address", ["file:///x.zip", "ftp://host/x.zip", "data:,x.zip", "//host/x.zip", "/x.zip"])
+def test_other_addresses_in_a_yaml(tmp_path: Path, address: str) -> None:
+    (tmp_path / "e.yaml").write_text(f"path: x\ntrain: i\nval: i\nnames: [x]\ndownload: {address}\n")
+    with pytest.raises(ValueError, match="neither the URL of a .zip file nor one of"):
+        prepare(DataConfig.load(tmp_path / "e.yaml"))
 
 
 def test_coco128(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
