@@ -1,4 +1,8 @@
-"""What decoding an image may take, counted before it is done; and the directories of tags that TIFF and EXIF share."""
+"""What decoding an image may take, counted before it is done; and the directories of tags that TIFF and EXIF share.
+
+Work is counted in pixel passes of about a nanosecond, as measured on an AMD EPYC: each constant of the `decoding_`
+files is what the slowest file of its kind took, rounded up.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MOST_PARTS = 200_000  # segments, chunks, blocks and tags of one file: counting them is work, too
+ROW_WORK, PART_WORK = 40, 2_000  # for each row of pixels, and for each part of a file
 EXIF_HEAD = b"Exif\x00\x00"
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # type -> bytes
 _CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # the types that count pixels, rows and bytes

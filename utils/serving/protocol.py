@@ -59,7 +59,6 @@ class BoundedConnection(h11.Connection):
         return self._received - len(self.trailing_data[0])
 
     def _check_head(self, request: h11.Request, size: int) -> None:
-        self.in_body, self._head_end, self._content = True, self._taken(), 0
         names = [name for name, _ in request.headers]
         self._chunked = b"transfer-encoding" in names
         if size > MOST_HEAD or len(names) > MOST_HEADERS:
@@ -69,6 +68,7 @@ class BoundedConnection(h11.Connection):
             raise h11.RemoteProtocolError("send Content-Length or Transfer-Encoding, not both")
         if self._chunked and request.http_version < b"1.1":
             raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding; send Content-Length")
+        self.in_body, self._head_end, self._content = True, self._taken(), 0
 
     def _check_framing(self) -> None:
         if self._taken() - self._head_end - self._content > MOST_HEAD + self._content // FRAMING_SHARE:

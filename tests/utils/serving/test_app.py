@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient  # noqa: E402 - only where it is insta
 from utils.serving.app import POLICY, Service, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
 from utils.serving.limits import Limits, Refusal  # noqa: E402
+from utils.serving.pictures import Cost  # noqa: E402
 from utils.serving.settings import Settings  # noqa: E402
 
 LIMITS = Limits(upload=10_000, files=3, requests=4)
@@ -32,6 +33,9 @@ class Lengths:
     names = ["one", "two"]
     model = SimpleNamespace(shape=None)
     record = None
+
+    def measure(self, data: bytes, name: str) -> Cost:
+        return Cost(len(data), len(data))
 
     def prepare(self, data: bytes, settings: Settings, name: str) -> Any:
         if data == b"bad":

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from utils.serving.limits import Refusal
-from utils.serving.pictures import FORMATS, Decoder, Room, check_size, webp_size
+from utils.serving.pictures import FORMATS, Decoder, check_size
 
 
 def read(picture: Image.Image) -> np.ndarray:
@@ -88,48 +86,9 @@ def test_any_damage_gives_a_picture_or_one_line(kind: str, place: int, junk: byt
         assert found.dtype == np.uint8 and 0 < found.size <= 30_000
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_webp_tells_its_size(mode: str, lossless: bool) -> None:
-    assert webp_size(file_of(Image.new(mode, (37, 91), 99), "WEBP", lossless=lossless)) == (37, 91)
-
-
-def test_webp_size_of_others() -> None:
-    assert webp_size(b"") is None and webp_size(file_of(Image.new("L", (50, 50)), "PNG")) is None
-
-
 @pytest.mark.parametrize("size, status", [((0, 5), 400), ((5, -1), 400), ((11, 10), 413)])
 def test_sizes_that_cannot_be(size: tuple[int, int], status: int) -> None:
     with pytest.raises(Refusal) as refused:
         check_size(size, 100, "it")
     assert refused.value.status == status
     check_size((10, 10), 100, "it")
-
-
-def test_there_is_room_for_so_many_pixels() -> None:
-    """Pictures of 60, 60, 30 and 500 pixels in a room for 100: never more than that, and all get in."""
-    room, inside, seen = Room(100), [0], []
-    lock = threading.Lock()
-
-    def decode(pixels: int) -> None:
-        with room.take(pixels):
-            with lock:
-                inside[0] += min(pixels, 100)
-                seen.append(inside[0])
-            time.sleep(0.02)
-            with lock:
-                inside[0] -= min(pixels, 100)
-
-    threads = [threading.Thread(target=decode, args=(pixels,)) for pixels in (60, 60, 30, 500)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
-    assert len(seen) == 4 and max(seen) <= 100 and room.free == 100
-
-
-def test_room_is_given_back_after_a_failure() -> None:
-    room = Room(10)
-    with pytest.raises(KeyError), room.take(7):
-        raise KeyError
-    assert room.free == 10
