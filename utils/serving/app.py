@@ -26,7 +26,7 @@ from utils.serving.hosts import Hosts, OnlyOurs
 from utils.serving.lanes import Lanes
 from utils.serving.limits import Gate, Limits, Refusal
 from utils.serving.metrics import CONTENT_TYPE, Metrics
-from utils.serving.pictures import MOST_PASSES, Cost
+from utils.serving.pictures import Cost, most_work
 from utils.serving.schema import DETECT, DETECT_BATCH, ROUTES
 from utils.serving.settings import Settings, read_settings
 from utils.serving.uploads import Body, read_files
@@ -74,7 +74,7 @@ class Service:
     def __init__(self, detector: Detector, batcher: Batcher, usual: Settings, limits: Limits, name: str) -> None:
         self.detector, self.batcher, self.usual, self.limits, self.name = detector, batcher, usual, limits, name
         self.gate = Gate(limits.requests, limits.memory)
-        self.most_work = MOST_PASSES * limits.pixels
+        self.most_work = most_work(limits.pixels)
         self.lanes = Lanes(min(os.cpu_count() or 1, 4), self.most_work, PLAIN_MEMORY * limits.pixels)
         self.readers = ThreadPoolExecutor(1, "reader")
         self.stopping = False

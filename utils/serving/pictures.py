@@ -17,7 +17,7 @@ from utils.serving.limits import MIB, Refusal
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 KNOWN = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 MOST_PASSES = 80  # work that an image may take, in pixel passes for each pixel that it might have had
-SLACK = 64 * MIB  # memory that an image may take, however few pixels are taken
+SLACK_WORK, SLACK_MEMORY = 400_000_000, 64 * MIB  # and what it may take beside that, however few pixels are taken
 Reader = Callable[[Image.Image], np.ndarray]
 
 
@@ -28,6 +28,11 @@ def check_size(size: tuple[int, int], pixels: int, name: str) -> None:
         raise Refusal(400, f"{name} is {width} x {height} pixels: it has none")
     if width * height > pixels:
         raise Refusal(413, f"{name} is {width} x {height} pixels; at most {pixels:,} are taken: make it smaller")
+
+
+def most_work(pixels: int) -> int:
+    """Pixel passes that decoding one image may take where images of so many pixels are taken."""
+    return MOST_PASSES * pixels + SLACK_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Decoder:
 
     def __init__(self, read: Reader, pixels: int) -> None:
         self.read, self.pixels = read, pixels
-        self.most_work, self.most_memory = MOST_PASSES * pixels, 2 * PLAIN_MEMORY * pixels + SLACK
+        self.most_work, self.most_memory = most_work(pixels), 2 * PLAIN_MEMORY * pixels + SLACK_MEMORY
 
     def measure(self, data: bytes, name: str = "the picture") -> Cost:
         """What decoding a file's content will take, from its headers; nothing is decoded.
