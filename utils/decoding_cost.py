@@ -119,7 +119,7 @@ def _count_webp(data: bytes, tally: Tally) -> None:
 
 
 # ---- BMP
-_RLE_PIXEL_WORK, _RLE_BYTE_WORK = 100, 200  # Pillow unpacks these in Python
+_RLE_PIXEL_WORK, _RLE_BYTE_WORK = 150, 300  # Pillow unpacks these in Python, and other threads wait for it
 
 
 def _count_bmp(data: bytes, tally: Tally) -> None:
