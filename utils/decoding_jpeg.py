@@ -21,11 +21,11 @@ _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A JPEG's size in pixels, and its components' sampling factors (across, down) by their number."""
+    """A JPEG's size in pixels, and its components: number, and sampling factors across and down."""
 
     width: int
     height: int
-    sampling: dict[int, tuple[int, int]]
+    components: list[tuple[int, int, int]]
 
     @classmethod
     def read(cls, part: bytes) -> Frame:
@@ -34,22 +34,27 @@ class Frame:
             raise ValueError("its frame header is cut off")
         height, width, count = struct.unpack_from(">HHB", part, 1)
         rows = [part[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-        sampling = {row[0]: (row[1] >> 4, row[1] & 15) for row in rows}
-        sides = [side for pair in sampling.values() for side in pair]
-        if len(sampling) != count or not count or not all(1 <= side <= 4 for side in sides):
+        components = [(row[0], row[1] >> 4, row[1] & 15) for row in rows]
+        if not count or not all(1 <= side <= 4 for _, *sides in components for side in sides):
             raise ValueError("its frame header has components that cannot be")
-        return cls(width, height, sampling)
+        return cls(width, height, components)
 
-    def samples(self, numbers: list[int]) -> int:
-        """How many samples a scan of these components goes through, whole blocks of 64."""
-        across = max(pair[0] for pair in self.sampling.values())
-        down = max(pair[1] for pair in self.sampling.values())
-        pairs = [self.sampling[number] for number in numbers if number in self.sampling]
-        if len(pairs) == 1:
-            wide, tall = -(-self.width * pairs[0][0] // across), -(-self.height * pairs[0][1] // down)
+    def samples(self, numbers: list[int] | None = None) -> int:
+        """How many samples a scan of the components with these numbers goes through, whole blocks of 64; None: all."""
+        most_across = max(across for _, across, _ in self.components)
+        most_down = max(down for *_, down in self.components)
+        left, chosen = list(self.components), []
+        for number in [one for one, *_ in left] if numbers is None else numbers:
+            found = next((one for one in left if one[0] == number), None)
+            if found is not None:  # some programs give all components the same number
+                left.remove(found)
+                chosen.append(found)
+        if len(chosen) == 1:
+            _, across, down = chosen[0]
+            wide, tall = -(-self.width * across // most_across), -(-self.height * down // most_down)
             return 64 * -(-wide // 8) * -(-tall // 8)
-        units = -(-self.width // (8 * across)) * -(-self.height // (8 * down))
-        return 64 * units * sum(wide * tall for wide, tall in pairs)
+        units = -(-self.width // (8 * most_across)) * -(-self.height // (8 * most_down))
+        return 64 * units * sum(across * down for _, across, down in chosen)
 
 
 class _Segments:
@@ -82,7 +87,7 @@ class _Segments:
             raise ValueError("it has two frames")
         self.frame = Frame.read(part)
         self.tally.image(self.frame.width, self.frame.height)
-        self.tally.spend(_SAMPLE_WORK * self.frame.samples([*self.frame.sampling]), "its size")
+        self.tally.spend(_SAMPLE_WORK * self.frame.samples(), "its size")
 
     def _take_scan(self, part: bytes) -> None:
         if self.frame is None:

@@ -43,6 +43,12 @@ def test_samples_of_a_scan(size: tuple[int, int], factors: tuple[int, ...], numb
 ONE = b"\x08\0\x08\0\x08\x01\x01"  # 8 x 8 pixels, one component, up to its factors
 
 
+def test_components_of_one_number_are_taken_in_turn() -> None:
+    rows = bytes([1, 0x22, 0, 1, 0x11, 0, 1, 0x11, 0])
+    found = Frame.read(struct.pack(">BHHB", 8, 16, 16, 3) + rows)
+    assert found.samples([1, 1, 1]) == found.samples() == 6 * 64 and found.samples([1]) == 4 * 64
+
+
 @pytest.mark.parametrize("part", [b"", bytes(6), ONE, ONE + b"\x15\0", ONE + b"\x01\0", ONE[:5] + b"\x03\x01\x11\0"])
 def test_frames_that_cannot_be(part: bytes) -> None:
     with pytest.raises(ValueError):

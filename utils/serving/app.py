@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -76,7 +75,7 @@ class Service:
         self.gate = Gate(limits.requests, limits.memory)
         self.most_work = most_work(limits.pixels)
         self.lanes = Lanes(min(os.cpu_count() or 1, 4), self.most_work, PLAIN_MEMORY * limits.pixels)
-        self.readers = ThreadPoolExecutor(1, "reader")
+        self.readers = Lanes(1, limits.upload, limits.memory)  # of headers: short files pass long ones
         self.stopping = False
         self.finished = self.given_up = 0  # requests since then: answered, turned away
         self._deadlines: set[asyncio.Timeout] = set()
@@ -150,7 +149,7 @@ class Service:
     def close(self) -> None:
         """Begin nothing more in threads."""
         self.lanes.close()
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        self.readers.close()
 
     async def _look(self, request: Request, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
         """Results for the request's pictures; raises Refusal, after the rest of the body went by."""
@@ -202,11 +201,11 @@ class Service:
 
     async def _prepare(self, files: list[bytes], settings: Settings) -> list[Prepared]:
         """Decode in threads, all files of a request side by side; all or none."""
-        loop = asyncio.get_running_loop()
         names = ["the picture"] if len(files) == 1 else [f"picture {number}" for number in range(1, len(files) + 1)]
         costs: list[Cost] = []
         for data, name in zip(files, names, strict=True):
-            costs.append(await loop.run_in_executor(self.readers, self.detector.measure, data, name))
+            measure = partial(self.detector.measure, data, name)
+            costs.append(await self.readers.run(len(data), len(data), measure))
             if sum(cost.work for cost in costs) > MOST_AT_ONCE * self.most_work:
                 raise Refusal(413, f"the {len(files)} pictures would take too long to decode: send fewer at once")
         tasks = []
