@@ -107,7 +107,7 @@ def _count_webp(data: bytes, tally: Tally) -> None:
     tally.hold(4 * width * height, "its size")  # libwebp keeps two canvases beside the image
     if b"VP8L" in data or b"ALPH" in data:
         groups = min(1 << 16, -(-width // 4) * -(-height // 4), len(data) * 8 // 20)
-        tally.memory += groups * _GROUP_BYTES  # nothing to refuse: how many there are is known only in decoding
+        tally.concede(groups * _GROUP_BYTES)  # how many there really are is known only in decoding
         tally.spend(groups * _GROUP_WORK, "its codes")
     place = 12
     while place + 8 <= len(data):

@@ -60,6 +60,11 @@ class Tally:
         if self.memory > self.most_memory:
             raise TooCostly(reason)
 
+    def concede(self, memory: int) -> None:
+        """Note bytes that a format may need whatever the image, and that are no reason to refuse it."""
+        self.memory += memory
+        self.most_memory += memory
+
     def part(self, work: int, what: str) -> None:
         """Note one more part of the file, named in the plural, and what reading it takes."""
         self.parts += 1

@@ -64,7 +64,7 @@ def count_tiff(data: bytes, tally: Tally) -> None:
     if kind not in _KINDS:
         raise Unbounded(f"is a TIFF of compression {kind}: save it with LZW or Deflate")
     if kind == _ZSTANDARD:
-        tally.memory += _WINDOW
+        tally.concede(_WINDOW)
     _count_strips(reader, _Layout.read(reader, tags, tally.size), kind, tally)
     count_linked(reader, tags)
 

@@ -31,6 +31,15 @@ def test_a_tally_says_what_was_too_much() -> None:
         tally.hold(1, "its weight")
 
 
+def test_what_is_conceded_is_held_and_refuses_nothing() -> None:
+    tally = Tally(100, 50)
+    tally.concede(1000)
+    tally.hold(50, "its size")
+    assert tally.memory == 1050
+    with pytest.raises(TooCostly):
+        tally.hold(1, "its size")
+
+
 def test_parts_are_counted_even_where_they_cost_nothing() -> None:
     tally = roomy()
     for _ in range(MOST_PARTS):

@@ -15,6 +15,8 @@ from ipaddress import ip_address
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from utils.files import printable
+
 EVERY = "*"
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@\s]+))(?::\d{0,5})?", re.ASCII)
 _LOOPBACK = "localhost"
@@ -84,8 +86,7 @@ class OnlyOurs:
                 refused = JSONResponse({"error": "send one Host header"}, 400, {"Connection": "close"})
                 return await refused(scope, receive, send)
             if found and not self.hosts.takes(found[0]):
-                shown = "".join(letter if letter.isprintable() else "?" for letter in found[0][:80])
-                message = f"this server is not {shown!r}; start it with --hosts and its name to have it answer"
+                message = f"this server is not {printable(found[0][:80])}; start it with --hosts and its name to have it answer"
                 refused = JSONResponse({"error": message}, 421, {"Connection": "close"})
                 return await refused(scope, receive, send)
         return await self.app(scope, receive, send)

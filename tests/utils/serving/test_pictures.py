@@ -112,6 +112,14 @@ def test_a_webp_is_turned_upright() -> None:
     assert SERVER(file_of(Image.new("RGB", (40, 30)), "WEBP", exif=exif)).shape == (40, 30, 3)
 
 
+def test_small_limits_refuse_no_format() -> None:
+    """What a format needs whatever the image, tables for instance, is no reason."""
+    few = Decoder(read_array, 4_000_000)
+    for name, (size, make) in USUAL.items():
+        if size[0] * size[1] <= 4_000_000:
+            assert few.measure(make()).work <= few.most_work, name
+
+
 def test_memory_that_a_header_asks_for_is_refused_however_few_the_pixels() -> None:
     with pytest.raises(Refusal, match="1 tiles of 32,000 x 60,000 pixels") as refused:
         SERVER.measure(COSTLY["tiff_of_one_huge_tile"][1]())
