@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -39,13 +42,12 @@ from utils.serving.settings import Settings
 from utils.torch_utils import select_device
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
+    from utils.serving.app import Service
+    from utils.serving.stopping import StoppableServer
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
 IDLE_SECONDS = 5  # for which a connection may stay open between two requests
 BACKLOG = 1024  # connections that the system holds until they are looked at
-STOP_SECONDS = 10  # for which requests may be finished when the server is told to stop
 RANGES = (  # of the flags: names, least, most
     (("conf_thres", "iou_thres"), 0, 1),
     (("port",), 0, 65535),
@@ -53,6 +55,7 @@ RANGES = (  # of the flags: names, least, most
     (("max_det", "batch_size", "queue", "clients", "max_files", "max_size"), 1, math.inf),
     (("max_upload", "max_pixels", "max_memory", "timeout", "upload_timeout"), 1e-6, sys.maxsize),
     (("window",), 0, 10_000),
+    (("grace",), 0, 3600),
 )
 
 
@@ -82,6 +85,8 @@ class ServeOptions:
     max_size: int = flag(1280, "largest size that a request may ask for")
     timeout: float = flag(30.0, "seconds for a request as a whole")
     upload_timeout: float = flag(10.0, "seconds for its arrival")
+    grace: float = flag(8.0, "seconds for requests to be finished when the server is stopped")
+    hosts: list[str] = flag([], "names that it answers to, * for any", shown="its address, this machine's names")
 
 
 def limits_of(opt: ServeOptions) -> Limits:
@@ -130,9 +135,9 @@ def read_array(picture: Image.Image) -> np.ndarray:
     return load_picture(picture)[0]
 
 
-def build(opt: ServeOptions) -> FastAPI:
-    """Load the weights and make the application, of complete options; run its lifespan to serve, as uvicorn does."""
-    from utils.serving.app import Service, build_app
+def build(opt: ServeOptions) -> Service:
+    """Load the weights and make what answers requests, of complete options."""
+    from utils.serving.app import Service
 
     limits = limits_of(opt)
     device, data = select_device(opt.device), opt.data or None
@@ -146,15 +151,20 @@ def build(opt: ServeOptions) -> FastAPI:
         non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
     batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
     usual = Settings(opt.conf_thres, opt.iou_thres, None, max(height, width))
-    return build_app(Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem))
+    return Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem)
 
 
-def make_server(opt: ServeOptions) -> uvicorn.Server:
+def make_server(opt: ServeOptions) -> StoppableServer:
     """Everything but the socket to listen on, of complete options. ValueError for what cannot be served."""
-    app = build(opt)
     import uvicorn
 
-    from utils.serving.protocol import MOST_HEAD, patient_protocol
+    from utils.serving.app import build_app
+    from utils.serving.hosts import hosts_of
+    from utils.serving.protocol import patient_protocol
+    from utils.serving.stopping import StoppableServer
+
+    hosts = hosts_of(opt.host, opt.hosts)
+    service = build(opt)
 
     # A stranger's mistake is an answer and a number, not a line here: of these packages errors are enough
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -170,10 +180,8 @@ def make_server(opt: ServeOptions) -> uvicorn.Server:
         "server_header": False,
         "limit_concurrency": 2 * opt.clients + 64,  # connections, idle ones too: a wall behind the gate
         "timeout_keep_alive": IDLE_SECONDS,
-        "timeout_graceful_shutdown": STOP_SECONDS,
-        "h11_max_incomplete_event_size": MOST_HEAD,
     }
-    return uvicorn.Server(uvicorn.Config(app, **settings))
+    return StoppableServer(uvicorn.Config(build_app(service, hosts), **settings), service, opt.grace)
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -189,13 +197,15 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 
 
 def serve(opt: ServeOptions) -> None:
-    """Serve until interrupted. ValueError for what cannot be served, and where nobody can listen."""
+    """Serve until stopped by SIGTERM, or by SIGINT (KeyboardInterrupt). ValueError for what cannot be served."""
     opt = complete(opt)
     listener, address = listen(opt.host, opt.port)  # first: a port that is taken is known before the weights are read
     with listener:
         server = make_server(opt)
         LOGGER.info(f"Serving {shown(Path(opt.weights[0]))} at {colorstr(address)}")
         server.run(sockets=[listener])
+    if server.asked == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def run(**given: object) -> None:
@@ -220,5 +230,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def leave(status: int) -> None:
+    """End the process, at once where a thread still computes: nobody waits for what it does."""
+    logging.shutdown()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -286,6 +286,8 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, weights: Pa
         ("--queue 4", "--max-files"),
         ("--timeout nan", "--timeout"),
         ("--window -1", "--window"),
+        ("--grace -1", "--grace"),
+        ("--hosts http://x.example", "--hosts"),
         ("--host no.such.host.invalid", "cannot listen"),
     ],
 )
@@ -314,6 +316,6 @@ def test_limits_are_the_flags() -> None:
 def test_the_manual_tells_the_defaults(page: str) -> None:
     text = (serve.ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `--([a-z-]+)` \| ([\d.]+) \|", text, re.MULTILINE)
-    assert len(rows) == 12
+    assert len(rows) == 13
     for flag, told in rows:
         assert getattr(ServeOptions(), flag.replace("-", "_")) == float(told), flag

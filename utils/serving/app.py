@@ -6,9 +6,9 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,23 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from utils.decoding_cost import PLAIN_MEMORY
 from utils.log import LOGGER
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector, Prepared
+from utils.serving.hosts import Hosts, OnlyOurs
+from utils.serving.lanes import Lanes
 from utils.serving.limits import Gate, Limits, Refusal
 from utils.serving.metrics import CONTENT_TYPE, Metrics
+from utils.serving.pictures import Cost, most_work
 from utils.serving.schema import DETECT, DETECT_BATCH, ROUTES
 from utils.serving.settings import Settings, read_settings
 from utils.serving.uploads import Body, read_files
 
 PAGE = Path(__file__).with_name("page.html")
+MOST_AT_ONCE = 4  # of the work that one image may take: as much as all images of a request may
+RETRY_SECONDS = 5  # after which another server may be there
+STOPPING = "the server is being stopped; try again later"
 MODEL_NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; "
@@ -66,10 +73,16 @@ class Service:
     def __init__(self, detector: Detector, batcher: Batcher, usual: Settings, limits: Limits, name: str) -> None:
         self.detector, self.batcher, self.usual, self.limits, self.name = detector, batcher, usual, limits, name
         self.gate = Gate(limits.requests, limits.memory)
-        self.decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, 4), "decoder")
+        self.most_work = most_work(limits.pixels)
+        self.lanes = Lanes(min(os.cpu_count() or 1, 4), self.most_work, PLAIN_MEMORY * limits.pixels)
+        self.readers = Lanes(1, limits.upload, limits.memory)  # of headers: short files pass long ones
+        self.stopping = False
+        self.finished = self.given_up = 0  # requests since then: answered, turned away
+        self._deadlines: set[asyncio.Timeout] = set()
         self.metrics = Metrics(
             {
                 "yolov5_queue_length": ("Pictures that wait for the network.", lambda: len(batcher)),
+                "yolov5_decoding_queue_length": ("Pictures that wait to be decoded.", lambda: len(self.lanes)),
                 "yolov5_requests_in_progress": ("Requests being read or answered.", lambda: self.gate.inside),
                 "yolov5_upload_bytes": ("Bytes of uploads that are held in memory.", lambda: self.gate.held),
             }
@@ -125,19 +138,50 @@ class Service:
         headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
 
+    def stop(self, seconds: float) -> None:
+        """Give the requests that are being answered so many seconds; no other is begun."""
+        self.stopping = True
+        end = asyncio.get_running_loop().time() + seconds
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(min(deadline.when() or end, end))
+
+    def close(self) -> None:
+        """Begin nothing more in threads."""
+        self.lanes.close()
+        self.readers.close()
+
     async def _look(self, request: Request, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
         """Results for the request's pictures; raises Refusal, after the rest of the body went by."""
         body = Body(request, self.limits)
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                return await self._answer(body, model, wanted, fields, most)
+            if self.stopping:
+                raise self._no_more()
+            async with asyncio.timeout(self.limits.seconds) as deadline:
+                with self._noted(deadline):
+                    return await self._answer(body, model, wanted, fields, most)
         except TimeoutError:
+            if self.stopping:
+                raise self._no_more(close=not body.ended) from None
             message = f"no answer within {self.limits.seconds:g} s; try again later"
             raise Refusal(503, message, retry_after=1, close=not body.ended) from None
         except Refusal as refusal:
             if not refusal.close:  # else nobody would get to read the answer
                 refusal.close = not await body.drained()
             raise
+
+    def _no_more(self, close: bool = False) -> Refusal:
+        self.given_up += 1
+        return Refusal(503, STOPPING, retry_after=RETRY_SECONDS, close=close)
+
+    @contextmanager
+    def _noted(self, deadline: asyncio.Timeout) -> Iterator[None]:
+        self._deadlines.add(deadline)
+        try:
+            yield
+            self.finished += self.stopping
+        finally:
+            self._deadlines.discard(deadline)
 
     async def _answer(self, body: Body, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
         if not MODEL_NAME.fullmatch(model):
@@ -149,27 +193,43 @@ class Service:
         settings = read_settings(query, self.usual, self.detector.names, self.limits, fixed)
         with self.gate.let_in() as admission:
             files = await read_files(body, admission, fields, most)
-            pictures = await self._prepare(files, settings)
-            return await self.batcher.submit([((wanted, item.pixels.shape), item) for item in pictures])
+            return await body.unless_gone(self._results(files, settings, wanted))
+
+    async def _results(self, files: list[bytes], settings: Settings, wanted: str) -> list[Any]:
+        pictures = await self._prepare(files, settings)
+        return await self.batcher.submit([((wanted, item.pixels.shape), item) for item in pictures])
 
     async def _prepare(self, files: list[bytes], settings: Settings) -> list[Prepared]:
-        """Decode in threads, all files of a request side by side."""
-        loop = asyncio.get_running_loop()
-        jobs = []
-        for number, data in enumerate(files, 1):
-            name = "the picture" if len(files) == 1 else f"picture {number}"
-            jobs.append(loop.run_in_executor(self.decoders, self.detector.prepare, data, settings, name))
-        return await asyncio.gather(*jobs)
+        """Decode in threads, all files of a request side by side; all or none."""
+        names = ["the picture"] if len(files) == 1 else [f"picture {number}" for number in range(1, len(files) + 1)]
+        costs: list[Cost] = []
+        for data, name in zip(files, names, strict=True):
+            measure = partial(self.detector.measure, data, name)
+            costs.append(await self.readers.run(len(data), len(data), measure))
+            if sum(cost.work for cost in costs) > MOST_AT_ONCE * self.most_work:
+                raise Refusal(413, f"the {len(files)} pictures would take too long to decode: send fewer at once")
+        tasks = []
+        for data, name, cost in zip(files, names, costs, strict=True):
+            job = partial(self.detector.prepare, data, settings, name)
+            tasks.append(asyncio.ensure_future(self.lanes.run(cost.work, cost.memory, job)))
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # where one is damaged, nobody waits for the others
+            for task in tasks:
+                task.cancel()
 
 
-def build_app(service: Service) -> FastAPI:
-    """The application: every address, every answer in JSON but the page and the metrics, every mistake in one line."""
+def build_app(service: Service, hosts: Hosts | None = None) -> FastAPI:
+    """The application: every address, every answer in JSON but the page and the metrics, every mistake in one line.
+
+    hosts: the names that it answers to; None for any.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with service.batcher:
             yield
-        service.decoders.shutdown(wait=False, cancel_futures=True)
+        service.close()
 
     # FastAPI's pages of documentation load scripts from elsewhere; docs/serving.md and /openapi.json do without
     app = FastAPI(title="YOLOv5-BiFormer", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -185,6 +245,8 @@ def build_app(service: Service) -> FastAPI:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _broken)
+    if hosts is not None:
+        app.add_middleware(OnlyOurs, hosts=hosts)
     app.add_middleware(Watch, metrics=service.metrics)
     return app
 

@@ -15,7 +15,7 @@ from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.nms import non_max_suppression
 from utils.routing import RoutingMap
-from utils.serving.pictures import Decoder
+from utils.serving.pictures import Cost, Decoder
 from utils.serving.settings import Settings
 
 Recorder = Callable[[Any], AbstractContextManager[list[RoutingMap]]]
@@ -45,6 +45,10 @@ class Detector:
     def __init__(self, model: Any, decode: Decoder, record: Recorder | None = None, detections: int = 1000) -> None:
         self.model, self.decode, self.record, self.detections = model, decode, record, detections
         self.names: list[str] = list(model.names)
+
+    def measure(self, data: bytes, name: str = "the picture") -> Cost:
+        """What decoding a file's content will take; raises Refusal for what is not taken."""
+        return self.decode.measure(data, name)
 
     def prepare(self, data: bytes, settings: Settings, name: str = "the picture") -> Prepared:
         """Decode a file's content and letterbox it as detect.py does; raises Refusal for what is no picture."""

@@ -1,41 +1,24 @@
-"""Pictures from strangers: known by what is in them, measured by their header, decoded only then."""
+"""Images from strangers: known by what is in them, their cost counted from their headers, decoded only then."""
 
 from __future__ import annotations
 
-import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
+from utils.decoding_cost import PLAIN_MEMORY, count_cost
+from utils.decoding_limits import Tally, TooCostly, Unbounded, count_exif
 from utils.log import LOGGER
-from utils.serving.limits import Refusal
+from utils.serving.limits import MIB, Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # how a file begins, how each of its scans does
-MOST_SCANS = 100  # progressive pictures have about ten; each costs a pass over all pixels, and hardly a byte
 KNOWN = "JPEG, PNG, WebP, BMP, GIF or TIFF"
+MOST_PASSES = 80  # work that an image may take, in pixel passes for each pixel that it might have had
+SLACK_WORK, SLACK_MEMORY = 400_000_000, 64 * MIB  # and what it may take beside that, however few pixels are taken
 Reader = Callable[[Image.Image], np.ndarray]
-
-
-def webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that a WebP file's header claims, None for what is no WebP file.
-
-    Pillow makes room for a whole WebP picture as soon as it is opened, so this is asked beforehand.
-    """
-    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
 
 
 def check_size(size: tuple[int, int], pixels: int, name: str) -> None:
@@ -47,46 +30,59 @@ def check_size(size: tuple[int, int], pixels: int, name: str) -> None:
         raise Refusal(413, f"{name} is {width} x {height} pixels; at most {pixels:,} are taken: make it smaller")
 
 
-class Room:
-    """At most so many pixels are being decoded at once, whoever asks: memory for them is bounded. For threads."""
+def most_work(pixels: int) -> int:
+    """Pixel passes that decoding one image may take where images of so many pixels are taken."""
+    return MOST_PASSES * pixels + SLACK_WORK
 
-    def __init__(self, pixels: int) -> None:
-        self.pixels = self.free = pixels
-        self._changed = threading.Condition()
 
-    @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for `pixels`, and occupy it while the block runs; more than all is all."""
-        wanted = min(pixels, self.pixels)
-        with self._changed:
-            self._changed.wait_for(lambda: self.free >= wanted)
-            self.free -= wanted
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.free += wanted
-                self._changed.notify_all()
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an image will take: work in pixel passes of about a nanosecond, memory in bytes."""
+
+    work: int
+    memory: int
 
 
 class Decoder:
-    """Turns the content of files into pictures of at most `pixels`; `read` makes the array of a Pillow picture."""
+    """Turns the content of files into images of at most `pixels`; `read` makes the array of a Pillow image.
+
+    most_work, most_memory: what one image may take, in pixel passes and bytes.
+    """
 
     def __init__(self, read: Reader, pixels: int) -> None:
-        self.read, self.pixels, self.room = read, pixels, Room(pixels)
+        self.read, self.pixels = read, pixels
+        self.most_work, self.most_memory = most_work(pixels), 2 * PLAIN_MEMORY * pixels + SLACK_MEMORY
 
-    def __call__(self, data: bytes, name: str = "the picture") -> np.ndarray:
-        """The picture (H, W, 3) uint8 RGB in a file's content; of an animation the first.
+    def measure(self, data: bytes, name: str = "the picture") -> Cost:
+        """What decoding a file's content will take, from its headers; nothing is decoded.
 
-        Raises Refusal: 400 for an empty or damaged file, 413 for more than `pixels`, which the header tells before
-        anything is decoded, 415 for another format, whatever its name was.
+        Raises Refusal: 400 for an empty or damaged file, 413 for more pixels, work or memory than are taken, 415 for
+        another format, whatever its name was.
         """
         if not data:
             raise Refusal(400, f"{name} is an empty file")
+        tally = self._tally(name)
+        try:
+            kind = count_cost(data, tally)
+        except TooCostly as error:
+            raise _costly(name, error) from None
+        except Unbounded as error:
+            raise Refusal(415, f"{name} {error}") from None
+        except ValueError as error:
+            raise Refusal(400, f"{name} is damaged: {_reason(error)}") from None
+        if kind is None:
+            raise Refusal(415, f"{name} is no {KNOWN} file, or a damaged one")
+        return Cost(tally.work, tally.memory)
+
+    def __call__(self, data: bytes, name: str = "the picture") -> np.ndarray:
+        """The image (H, W, 3) uint8 RGB in a file's content; of an animation the first. Raises what `measure` does."""
+        self.measure(data, name)
         try:
             return self._decode(data, name)
         except Refusal:
             raise
+        except TooCostly as error:
+            raise _costly(name, error) from None
         except Image.UnidentifiedImageError:
             raise Refusal(415, f"{name} is no {KNOWN} file, or a damaged one") from None
         except Image.DecompressionBombError:
@@ -98,15 +94,22 @@ class Decoder:
             raise Refusal(400, f"{name} is damaged: {_reason(error)}") from error
 
     def _decode(self, data: bytes, name: str) -> np.ndarray:
-        if data[:2] == JPEG and data.count(SCAN) > MOST_SCANS:
-            raise Refusal(400, f"{name} is a JPEG of more than {MOST_SCANS} scans: save it as a usual one")
-        claimed = webp_size(data)
-        if claimed is not None:
-            check_size(claimed, self.pixels, name)
         picture = Image.open(BytesIO(data), formats=FORMATS)
         check_size(picture.size, self.pixels, name)
-        with self.room.take(picture.width * picture.height):
-            return self.read(picture)
+        picture.load()
+        # Some programs keep EXIF in a PNG's texts, which are compressed: it is seen only here
+        raw = "".join(str(picture.info.get("Raw profile type exif", "")).split("\n")[3:])
+        count_exif(bytes.fromhex(raw), self._tally(name))
+        if picture.format == "WEBP":  # its decoder would keep its canvases as long as the picture is there
+            picture = picture.copy()
+        return self.read(picture)
+
+    def _tally(self, name: str) -> Tally:
+        return Tally(self.most_work, self.most_memory, lambda *size: check_size(size, self.pixels, name))
+
+
+def _costly(name: str, error: TooCostly) -> Refusal:
+    return Refusal(413, f"{name} would take too long or too much memory to decode ({error}): save it in the usual way")
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -11,6 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from utils.serving.limits import MIB, Admission, Limits, Refusal
 
+Answer = TypeVar("Answer")
+GONE = 499  # a status for the counts: nobody is there to read it
 LINGER = 1.0  # seconds for which the rest of a refused body is awaited, so that the client sees the answer
 MOST_FIELDS = 4
 
@@ -64,6 +67,23 @@ class Body:
         except (TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: the stream was given up half read
             return False
         return True
+
+    async def unless_gone(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """The result of `work`, which is dropped as soon as the client is gone: Refusal(499), for nobody to read."""
+        answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        answer.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at, even if nobody waits
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise Refusal(GONE, "the client is gone", close=True)
+        finally:
+            answer.cancel()
+            gone.cancel()
+
+    async def _gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
 
     def _too_large(self, found: str) -> Refusal:
         return Refusal(413, f"the upload has {found} bytes; at most {self.limits.upload / MIB:g} MiB are taken")

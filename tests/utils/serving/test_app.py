@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ from fastapi.testclient import TestClient  # noqa: E402 - only where it is insta
 
 from utils.serving.app import POLICY, Service, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
+from utils.serving.hosts import Hosts  # noqa: E402
 from utils.serving.limits import Limits, Refusal  # noqa: E402
+from utils.serving.pictures import Cost  # noqa: E402
 from utils.serving.settings import Settings  # noqa: E402
 
 LIMITS = Limits(upload=10_000, files=3, requests=4)
@@ -33,7 +36,16 @@ class Lengths:
     model = SimpleNamespace(shape=None)
     record = None
 
+    def __init__(self) -> None:
+        self.prepared: list[bytes] = []
+
+    def measure(self, data: bytes, name: str) -> Cost:
+        if data == b"costly":
+            raise Refusal(413, f"{name} is costly")
+        return Cost(10**9 if data == b"heavy" else len(data), len(data))
+
     def prepare(self, data: bytes, settings: Settings, name: str) -> Any:
+        self.prepared.append(data)
         if data == b"bad":
             raise Refusal(400, f"{name} is bad")
         return SimpleNamespace(pixels=SimpleNamespace(shape=()), data=data, settings=settings)
@@ -47,10 +59,11 @@ class Lengths:
 
 
 @contextmanager
-def client_of(limits: Limits = LIMITS) -> Iterator[TestClient]:
+def client_of(limits: Limits = LIMITS, hosts: Hosts | None = None) -> Iterator[TestClient]:
     detector = Lengths()
     service = Service(detector, Batcher(detector.work, 2), Settings(), limits, "name")
-    with TestClient(build_app(service), raise_server_exceptions=False) as client:
+    with TestClient(build_app(service, hosts), raise_server_exceptions=False) as client:
+        client.service = service
         yield client
 
 
@@ -109,6 +122,48 @@ def test_no_answer_in_time() -> None:
         assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
         time.sleep(0.5)
         assert "yolov5_requests_in_progress 0" in client.get("/metrics").text
+
+
+def test_nothing_is_decoded_where_one_costs_too_much(client: TestClient) -> None:
+    batch = "/v1/object-detection/x/batch"
+    answer = send(client, b"abc", b"costly", address=batch, field="images")
+    assert (answer.status_code, answer.json()) == (413, {"error": "picture 2 is costly"})
+    assert client.service.detector.prepared == []
+
+
+def test_what_a_request_may_cost_together() -> None:
+    batch = "/v1/object-detection/x/batch"
+    with client_of(replace(LIMITS, files=9, pixels=10_000_000)) as client:  # an image may cost 1.2e9, a request 4.8e9
+        assert send(client, *[b"heavy"] * 4, address=batch, field="images").status_code == 200
+        answer = send(client, *[b"heavy"] * 5, address=batch, field="images")
+        assert answer.status_code == 413 and "the 5 pictures" in answer.json()["error"]
+
+
+def test_a_stop_turns_new_requests_away(client: TestClient) -> None:
+    client.portal.call(client.service.stop, 5.0)
+    answer = send(client, b"abc")
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "5" and "stopped" in answer.json()["error"]
+    assert (client.service.finished, client.service.given_up) == (0, 1)
+
+
+@pytest.mark.parametrize("grace, status", [(0.1, 503), (20.0, 200)])
+def test_a_stop_gives_requests_a_time(client: TestClient, grace: float, status: int) -> None:
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(send, client, b"slow")
+        while not client.service.gate.inside:
+            time.sleep(0.01)
+        client.portal.call(client.service.stop, grace)
+    assert answer.result().status_code == status
+    assert (client.service.finished, client.service.given_up) == ((1, 0) if status == 200 else (0, 1))
+
+
+def test_other_hosts_reach_nothing() -> None:
+    with client_of(hosts=Hosts()) as client:
+        for path in ("/", "/health", "/metrics", "/openapi.json", "/nowhere"):
+            answer = client.get(path, headers={"Host": "evil.example"})
+            assert answer.status_code == 421 and "evil.example" in answer.json()["error"]
+            assert client.get(path).status_code == (404 if path == "/nowhere" else 200)
+        assert 'path="other",status="421"} 5' in client.get("/metrics").text
 
 
 def test_routes_where_there_are_none(client: TestClient) -> None:

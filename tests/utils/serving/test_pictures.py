@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 
 import numpy as np
@@ -10,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from serve import read_array
+from tests.hostile import COSTLY, USUAL, file_of, many_scans
 from utils.serving.limits import Refusal
-from utils.serving.pictures import FORMATS, Decoder, Room, check_size, webp_size
+from utils.serving.pictures import FORMATS, Decoder, check_size
 
 
 def read(picture: Image.Image) -> np.ndarray:
@@ -19,12 +20,6 @@ def read(picture: Image.Image) -> np.ndarray:
 
 
 DECODE = Decoder(read, 10_000)
-
-
-def file_of(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 def test_an_empty_file() -> None:
@@ -68,11 +63,67 @@ def test_what_the_reader_stumbles_over_is_one_printable_line() -> None:
 
 
 def test_progressive_pictures_are_taken_endless_ones_not() -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
-    usual = file_of(noise, "JPEG", progressive=True, quality=100)
-    assert DECODE(usual).shape == (90, 90, 3)
-    with pytest.raises(Refusal, match="scans"):
-        DECODE(usual[:-2] + b"\xff\xda" * 100 + usual[-2:])
+    assert DECODE(many_scans(90, 99)).shape == (90, 90, 3)
+    with pytest.raises(Refusal, match="more than 100 scans"):
+        DECODE(many_scans(90, 101))
+
+
+SERVER = Decoder(read_array, 50_000_000)  # as serve.py has it
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_pictures_are_refused_before_they_cost_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow's help: its newer versions refuse some of these themselves."""
+    kind, make = COSTLY[name]
+    if name == "png_with_greedy_exif_in_a_text":  # it is seen when the texts are unpacked
+        refuse, data = SERVER, make()
+    else:
+        monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("was opened"))
+        refuse, data = SERVER.measure, make()
+    start = time.process_time()
+    with pytest.raises(Refusal) as refused:
+        refuse(data)
+    assert time.process_time() - start < 2
+    assert refused.value.status in (400, 413, 415) and refused.value.message.isprintable()
+    assert len(refused.value.message) < 200, kind
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_unusual_pictures_are_taken(name: str) -> None:
+    size, make = USUAL[name]
+    data = make()
+    assert SERVER.measure(data).work <= SERVER.most_work
+    if size[0] * size[1] < 10_000_000:  # the others take their time
+        assert SERVER(data).shape == (size[1], size[0], 3)
+
+
+SAME = ["jpeg_with_exif_and_comment", "mpo_of_two", "tiff_lzw", "webp_lossless", "bmp_of_runs"]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_pictures_are_what_pillow_makes_of_them(name: str) -> None:
+    data = USUAL[name][1]()
+    assert (SERVER(data) == np.array(Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+def test_a_webp_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert SERVER(file_of(Image.new("RGB", (40, 30)), "WEBP", exif=exif)).shape == (40, 30, 3)
+
+
+def test_small_limits_refuse_no_format() -> None:
+    """What a format needs whatever the image, tables for instance, is no reason."""
+    few = Decoder(read_array, 4_000_000)
+    for name, (size, make) in USUAL.items():
+        if size[0] * size[1] <= 4_000_000:
+            assert few.measure(make()).work <= few.most_work, name
+
+
+def test_memory_that_a_header_asks_for_is_refused_however_few_the_pixels() -> None:
+    with pytest.raises(Refusal, match="1 tiles of 32,000 x 60,000 pixels") as refused:
+        SERVER.measure(COSTLY["tiff_of_one_huge_tile"][1]())
+    assert refused.value.status == 413
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,48 +139,9 @@ def test_any_damage_gives_a_picture_or_one_line(kind: str, place: int, junk: byt
         assert found.dtype == np.uint8 and 0 < found.size <= 30_000
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_webp_tells_its_size(mode: str, lossless: bool) -> None:
-    assert webp_size(file_of(Image.new(mode, (37, 91), 99), "WEBP", lossless=lossless)) == (37, 91)
-
-
-def test_webp_size_of_others() -> None:
-    assert webp_size(b"") is None and webp_size(file_of(Image.new("L", (50, 50)), "PNG")) is None
-
-
 @pytest.mark.parametrize("size, status", [((0, 5), 400), ((5, -1), 400), ((11, 10), 413)])
 def test_sizes_that_cannot_be(size: tuple[int, int], status: int) -> None:
     with pytest.raises(Refusal) as refused:
         check_size(size, 100, "it")
     assert refused.value.status == status
     check_size((10, 10), 100, "it")
-
-
-def test_there_is_room_for_so_many_pixels() -> None:
-    """Pictures of 60, 60, 30 and 500 pixels in a room for 100: never more than that, and all get in."""
-    room, inside, seen = Room(100), [0], []
-    lock = threading.Lock()
-
-    def decode(pixels: int) -> None:
-        with room.take(pixels):
-            with lock:
-                inside[0] += min(pixels, 100)
-                seen.append(inside[0])
-            time.sleep(0.02)
-            with lock:
-                inside[0] -= min(pixels, 100)
-
-    threads = [threading.Thread(target=decode, args=(pixels,)) for pixels in (60, 60, 30, 500)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
-    assert len(seen) == 4 and max(seen) <= 100 and room.free == 100
-
-
-def test_room_is_given_back_after_a_failure() -> None:
-    room = Room(10)
-    with pytest.raises(KeyError), room.take(7):
-        raise KeyError
-    assert room.free == 10

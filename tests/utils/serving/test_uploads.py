@@ -13,7 +13,7 @@ need_server()
 from starlette.requests import Request  # noqa: E402 - only where it is installed
 
 from utils.serving.limits import Gate, Limits, Refusal  # noqa: E402
-from utils.serving.uploads import Body, read_files  # noqa: E402
+from utils.serving.uploads import GONE, Body, read_files  # noqa: E402
 
 LIMITS = Limits(upload=3_000_000, upload_seconds=0.2)
 MULTIPART = f"multipart/form-data; boundary={EDGE}"
@@ -124,3 +124,48 @@ def test_the_rest_goes_by() -> None:
 
     assert asyncio.run(whole(body_of([b"x"] * 50, content_type="text/plain")))
     assert not asyncio.run(whole(body_of([b"x"] * 500, pause=0.01, content_type="text/plain")))
+
+
+async def _slow(log: list[str]) -> str:
+    try:
+        await asyncio.sleep(0.05)
+        log.append("done")
+        return "answer"
+    except asyncio.CancelledError:
+        log.append("dropped")
+        raise
+
+
+def test_work_for_a_client_that_stays() -> None:
+    async def whole() -> str:
+        waiting = asyncio.Event()
+        body = Body(Request({"type": "http", "method": "POST", "headers": []}, waiting.wait), LIMITS)
+        return await body.unless_gone(_slow([]))
+
+    assert asyncio.run(whole()) == "answer"
+
+
+def test_work_for_a_client_that_is_gone_is_dropped() -> None:
+    log: list[str] = []
+
+    async def whole() -> None:
+        body = body_of([form([b"x"])])
+        with pytest.raises(Refusal) as refused:
+            await body.unless_gone(_slow(log))
+        assert refused.value.status == GONE
+        await asyncio.sleep(0)
+
+    asyncio.run(whole())
+    assert log == ["dropped"]
+
+
+def test_what_goes_wrong_in_the_work_is_raised_here() -> None:
+    async def fail() -> None:
+        raise KeyError("x")
+
+    async def whole() -> None:
+        body = Body(Request({"type": "http", "method": "POST", "headers": []}, asyncio.Event().wait), LIMITS)
+        with pytest.raises(KeyError):
+            await body.unless_gone(fail())
+
+    asyncio.run(whole())

@@ -1,0 +1,331 @@
+"""The server's manners on the wire: smuggled, endless and foreign requests; and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from serve import ROOT
+from tests.hostile import many_scans
+from tests.lively import write_lively
+from tests.served import TINY, exchange, form, get, need_server, picture, post, running
+
+need_server()
+
+ADDRESS = "/v1/object-detection/any"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lively(tmp_path_factory.mktemp("served") / "tiny.pt", TINY)
+
+
+@pytest.fixture(scope="module")
+def port(weights: Path) -> Iterator[int]:
+    with running(weights) as number:
+        yield number
+
+
+def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send the parts over one connection and read until the server closes it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        got = b""
+        try:
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause)
+        except OSError:  # refused, and closed
+            pass
+        try:
+            while chunk := client.recv(65536):
+                got += chunk
+        except ConnectionError:
+            pass
+    return got
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(one) for one in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
+
+
+# ---- smuggling
+def test_nothing_sent(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    assert exchange(port, get("/health"))[0] == 200
+
+
+@pytest.mark.parametrize("first", ["length", "encoding"])
+@pytest.mark.parametrize("length", ["0", "3", "1000"])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_length_and_chunks_together_close_the_connection(port: int, first: str, length: str, pause: float) -> None:
+    """Whatever a proxy before this server took for the body: what follows is answered by nobody."""
+    pair = [f"Content-Length: {length}", "Transfer-Encoding: chunked"]
+    lines = "\r\n".join(pair if first == "length" else pair[::-1])
+    head = f"POST {ADDRESS} HTTP/1.1\r\nHost: here\r\n{lines}\r\n\r\n".encode()
+    answer = talk(port, head, b"0\r\n\r\n" + HEALTH, pause=pause)
+    assert statuses(answer) == [400] and b"not both" in answer and b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Content-Length: 3, 4",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: \x0bchunked",
+        "Transfer-Encoding : chunked",
+        "Content-Length: +3",
+        "Content-Length: 0x3",
+    ],
+)
+def test_other_ways_to_say_two_lengths(port: int, lines: str) -> None:
+    answer = talk(port, f"POST {ADDRESS} HTTP/1.1\r\nHost: here\r\n{lines}\r\n\r\n0\r\n\r\n".encode() + HEALTH)
+    assert len(statuses(answer)) == 1 and statuses(answer)[0] in (400, 501), answer
+
+
+def test_chunks_of_http_1_0(port: int) -> None:
+    head = f"POST {ADDRESS} HTTP/1.0\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    assert statuses(talk(port, head + b"0\r\n\r\n" + HEALTH)) == [400]
+
+
+def test_one_request_after_the_other_is_fine(port: int) -> None:
+    chunked = post(ADDRESS, b"", Content_Length="", Transfer_Encoding="chunked").replace(b"Connection: close\r\n", b"")
+    body = form([picture()])
+    pieces = [body[i : i + 5000] for i in range(0, len(body), 5000)]
+    chunked += b"".join(b"%x;name=value\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nX: y\r\n\r\n"
+    assert statuses(talk(port, HEALTH + chunked + HEALTH, get("/health"))) == [200] * 4
+
+
+# ---- long heads, however they arrive
+def head_of(lines: bytes) -> bytes:
+    return b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: close\r\n" + lines + b"\r\n"
+
+
+LONG = {
+    "one": b"X: " + b"x" * 20_000 + b"\r\n",
+    "many": b"X: y\r\n" * 101,
+    "many long": b"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 400,
+    "folded": b"X: y\r\n" + b" \r\n" * 9_000,
+    "folded long": b"X: y\r\n" + (b"\t" + b"y" * 60 + b"\r\n") * 400,
+    "blank": b"X:" + b" " * 20_000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("size", [10**6, 1400, 16_000])
+@pytest.mark.parametrize("kind", LONG)
+def test_long_heads(port: int, kind: str, size: int) -> None:
+    whole = head_of(LONG[kind])
+    answer = talk(port, *[whole[i : i + size] for i in range(0, len(whole), size)], pause=0.002)
+    assert statuses(answer) == [431], answer[:200]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_long_head_behind_a_short_one(port: int) -> None:
+    assert statuses(talk(port, HEALTH + head_of(LONG["folded"]))) == [200, 431]
+
+
+@pytest.mark.parametrize("size", [10**6, 700])
+def test_heads_that_are_just_long_enough(port: int, size: int) -> None:
+    whole = head_of(b"X: " + b"x" * 15_000 + b"\r\n" + b"Y: z\r\n" * 90)
+    assert statuses(talk(port, *[whole[i : i + size] for i in range(0, len(whole), size)])) == [200]
+
+
+ENDLESS = {
+    "extensions": (b"1;" + b"x" * 2000 + b"\r\na\r\n") * 50,
+    "one extension": b"1;" + b"x" * 30_000 + b"\r\na\r\n",
+    "trailers": b"0\r\n" + b"X: y\r\n" * 4_000 + b"\r\n",
+    "one trailer": b"0\r\nX: " + b"y" * 30_000 + b"\r\n\r\n",
+    "tiny chunks": b"1\r\na\r\n" * 50_000,
+    "zeros": (b"0" * 19 + b"1\r\na\r\n") * 20_000,
+}
+
+
+@pytest.mark.parametrize("size", [10**6, 1400])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_chunks_that_are_mostly_not_content(port: int, kind: str, size: int) -> None:
+    head = post(ADDRESS, b"", Content_Length="", Transfer_Encoding="chunked")
+    content = ENDLESS[kind]
+    answer = talk(port, head, *[content[i : i + size] for i in range(0, len(content), size)])
+    assert len(statuses(answer)) == 1 and 400 <= statuses(answer)[0] < 500, answer[:200]
+
+
+# ---- hosts
+def asked(host: str | None, path: str = "/health", version: str = "1.1") -> bytes:
+    line = "" if host is None else f"Host: {host}\r\n"
+    return f"GET {path} HTTP/{version}\r\n{line}Connection: close\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/metrics", "/v1/models", "/nowhere"])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "127.0.0.1.evil.example", "198.51.100.1"])
+def test_hosts_that_are_not_ours(port: int, host: str, path: str) -> None:
+    status, body = exchange(port, asked(host, path))
+    assert status == 421 and "start it with --hosts" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.1:80", "[::1]:80", "detector"])
+def test_hosts_that_are_ours(port: int, host: str) -> None:
+    assert exchange(port, asked(host))[0] == 200
+
+
+def test_no_host_and_two(port: int) -> None:
+    assert exchange(port, asked(None))[0] == 400
+    assert exchange(port, asked(None, version="1.0"))[0] == 400
+    assert exchange(port, asked("localhost\r\nHost: localhost"))[0] == 400
+    assert exchange(port, asked(""))[0] in (400, 421)
+
+
+def test_an_upload_for_another_host_is_not_read(port: int) -> None:
+    request = post(ADDRESS, form([picture()])).replace(b"Host: here", b"Host: evil.example")
+    assert exchange(port, request)[0] == 421
+
+
+@pytest.mark.parametrize("hosts, taken", [(["detector.example.com"], False), (["evil.example"], True), (["*"], True)])
+def test_the_list_of_hosts(weights: Path, hosts: list[str], taken: bool) -> None:
+    with running(weights, hosts=hosts) as port:
+        assert exchange(port, asked("evil.example"))[0] == (200 if taken else 421)
+        assert exchange(port, asked("127.0.0.1:5000"))[0] == 200, "the container's own question for its health"
+
+
+# ---- stopping
+@contextmanager
+def process(weights: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """serve.py as people start it, ready to answer, and its port."""
+    command = [sys.executable, "serve.py", "--weights", str(weights), *"--imgsz 128 --port 0 --device cpu".split()]
+    environment = os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        try:
+            assert running.stderr is not None
+            for line in running.stderr:
+                if found := re.search(r"Serving .* at http://127\.0\.0\.1:(\d+)", line):
+                    break
+            port = int(found[1])
+            until(lambda: exchange(port, get("/health"))[0] == 200)
+            yield running, port
+        finally:
+            running.kill()
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("it did not come true")
+
+
+def ended(running: subprocess.Popen[str], seconds: float) -> tuple[int, str, float]:
+    """Exit status, what was said since, and how long it took."""
+    start = time.monotonic()
+    said = running.communicate(timeout=seconds)[1]
+    return running.returncode, said, time.monotonic() - start
+
+
+def half_sent(port: int, request: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client.sendall(request)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    got = b""
+    with client:
+        try:
+            while chunk := client.recv(65536):
+                got += chunk
+        except ConnectionError:
+            pass
+    return got
+
+
+@pytest.mark.parametrize("sign, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_with_nothing_to_do(weights: Path, sign: int, status: int) -> None:
+    with process(weights) as (running, port):
+        idle = half_sent(port, HEALTH)
+        until(lambda: idle.recv(1, socket.MSG_PEEK))
+        running.send_signal(sign)
+        code, said, seconds = ended(running, 30)
+    assert code == status and seconds < 10
+    assert said.splitlines() == [f"Stopped by {sign.name}: 0 requests finished, 0 turned away with 503"]
+    assert statuses(rest(idle)) == [200]
+
+
+def test_a_stop_lets_requests_finish_and_turns_the_others_away(weights: Path) -> None:
+    """One upload goes on after the signal, one never ends, one has half a head, and one comes new."""
+    whole = post(ADDRESS, form([picture()]))
+    with process(weights, "--grace", "2") as (running, port):
+        goes_on, never_ends = half_sent(port, whole[:-50]), half_sent(port, whole[:-50])
+        half_head = half_sent(port, whole[:60])
+        until(lambda: b"yolov5_requests_in_progress 2" in exchange(port, get("/metrics"))[1])
+        running.send_signal(signal.SIGTERM)
+        until(lambda: refused(port))
+        goes_on.sendall(whole[-50:])
+        answers = {}
+        readers = [
+            threading.Thread(target=lambda name=name, one=one: answers.update({name: rest(one)}))
+            for name, one in (("goes on", goes_on), ("never ends", never_ends), ("half a head", half_head))
+        ]
+        for reader in readers:
+            reader.start()
+        code, said, seconds = ended(running, 30)
+        for reader in readers:
+            reader.join(20)
+    assert statuses(answers["goes on"]) == [200]
+    for name in ("never ends", "half a head"):
+        assert statuses(answers[name]) == [503], (name, answers[name])
+        assert b"retry-after: 5" in answers[name].lower()
+        assert "being stopped" in json.loads(answers[name].partition(b"\r\n\r\n")[2])["error"]
+    assert code == 0 and seconds < 12
+    assert said.splitlines() == ["Stopped by SIGTERM: 1 requests finished, 1 turned away with 503"]
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_second_signal_ends_the_grace(weights: Path) -> None:
+    whole = post(ADDRESS, form([picture()]))
+    with process(weights, "--grace", "60", "--upload-timeout", "90", "--timeout", "90") as (running, port):
+        never_ends = half_sent(port, whole[:-50])
+        until(lambda: b"yolov5_requests_in_progress 1" in exchange(port, get("/metrics"))[1])
+        running.send_signal(signal.SIGINT)
+        until(lambda: refused(port))
+        running.send_signal(signal.SIGINT)
+        code, said, seconds = ended(running, 40)
+    assert code == 130 and seconds < 20
+    assert statuses(rest(never_ends)) == [503]
+    assert len(said.splitlines()) == 1 and "Traceback" not in said
+
+
+def test_an_impatient_stop_waits_for_no_thread(weights: Path) -> None:
+    """An image that is being decoded for seconds: its client is told within the grace, and the process ends."""
+    with process(weights, "--grace", "0.2") as (running, port):
+        slow = half_sent(port, post(ADDRESS, form([many_scans(7000, 38)])))
+        until(lambda: b"yolov5_requests_in_progress 1" in exchange(port, get("/metrics"))[1])
+        time.sleep(0.3)
+        running.send_signal(signal.SIGTERM)
+        code, said, seconds = ended(running, 40)
+    assert statuses(rest(slow)) in ([503], [200])
+    assert code == 0 and len(said.splitlines()) == 1 and seconds < 10
