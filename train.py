@@ -15,7 +15,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from utils.dataset_report import write_report
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table
 from utils.evolve import evolve
-from utils.guard import OutOfMemory, TrainingFault
+from utils.guard import OutOfMemory, TrainingFault, WorkerFault
 from utils.interruption import Interrupted, Interruption, Watched
 from utils.loaders import build_loaders
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
@@ -45,6 +45,7 @@ from utils.metrics import fitness
 from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
 from utils.options import parse_given
 from utils.paths import shown
+from utils.progress import epoch_line, is_terminal, memory_in_use, memory_name
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
@@ -93,7 +94,7 @@ class Run:
         self.loader, self.dataset, self.val_loader = loaders
         self.progress = Progress.begin(len(setup.names), self.opt.patience, setup.resumed, len(self.loader))
         self.keeper = Keeper(setup, trainer, self.progress, len(self.loader))
-        self.vote, self.told = Vote(), Interruption()
+        self.vote, self.told, self.epoch_began = Vote(), Interruption(), 0.0
 
     def whole(self) -> tuple[float, ...]:
         """All epochs and what comes after them; returns (P, R, mAP50, mAP50-95, box, obj, cls) of the best checkpoint.
@@ -109,6 +110,13 @@ class Run:
                     self.keeper.save()
                     LOGGER.warning(f"stopped and saved; go on with --resume {shown(self.keeper.last)}")
                 raise
+            except WorkerFault as fault:
+                self.trainer.take_back()
+                if is_main():
+                    self.keeper.save()
+                if self.told.number:  # whoever told this process told its loader processes too
+                    raise Interrupted(self.told.number) from None
+                raise WorkerFault(f"{fault}; saved, go on with --resume {shown(self.keeper.last)}") from None
             except OutOfMemory as fault:
                 remember_pieces(self.setup.weights, fault.pieces)
                 raise
@@ -122,6 +130,7 @@ class Run:
             self.keeper.save()
         stop = progress.stopper.exhausted(progress.last_epoch)
         while position.epoch < opt.epochs and not stop:
+            self.epoch_began = time.monotonic()
             self.callbacks.run("on_train_epoch_start")
             plain = position.epoch >= opt.epochs - self.setup.hyp.close_mosaic
             self.loader.sampler.set_epoch(position.epoch, plain, position.batch)
@@ -155,14 +164,24 @@ class Run:
             return False
         if scored and progress.result:
             progress.maps = progress.result.metrics.maps
-            log_table(progress.result)
+            if is_terminal():
+                log_table(progress.result)
             self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
+        if not is_terminal():
+            LOGGER.info(self.line(epoch, losses, progress.summary[:4] if scored else ()))
         values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
         progress.history.append([epoch, *values])
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
         self.keep(values, score, final, final or stop or not opt.nosave)
         return stop
+
+    def line(self, epoch: int, losses: list[float], scores: Sequence[float]) -> str:
+        """What a log that is no terminal gets of an epoch."""
+        trainer, device = self.trainer, self.setup.device
+        rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - self.epoch_began:.1f} s"]
+        left = f"{trainer.pace.left(epoch + 1)} left" if trainer.pace else ""
+        return epoch_line(f"{epoch}/{self.opt.epochs - 1}", losses, scores, [*rest, left])
 
     def keep(self, values: list[float], score: float, final: bool, save: bool) -> None:
         """Enter an epoch's row of results and its fitness, and save what they belong to."""
@@ -184,6 +203,7 @@ class Run:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
         setup = self.setup
         report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss, self.callbacks)
+        report.progress = is_terminal()
         model.eval()
         half = setup.device.type == "cuda" and report.settings.plots
         precision = Precision.choose(self.opt.amp, setup.device).dtype
@@ -233,8 +253,13 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
     Raises ValueError, before anything is written, for options, files or data that cannot work; Interrupted after SIGINT
     or SIGTERM, with the state saved; TrainingFault for a run that cannot go on.
     """
-    callbacks = callbacks or Callbacks()
     setup = set_up(opt, given)
+    with setup.hold:
+        return train_in(setup, callbacks or Callbacks())
+
+
+def train_in(setup: Setup, callbacks: Callbacks) -> tuple[float, ...]:
+    """The story from the model on, in a folder that nobody else trains in."""
     opt = setup.opt
     check_loggers(opt.loggers)
     Precision.choose(opt.amp, setup.device)  # raises for a type the device lacks, before there is a folder
@@ -289,8 +314,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging(is_main())
     given = parse_given(TrainOptions, argv, __doc__)
-    opt = options(TrainOptions, given)
     try:
+        opt = options(TrainOptions, given)
         train(opt, given=given) if opt.evolve is None else evolve(opt, train)
     except (ValueError, OSError, TrainingFault) as error:
         LOGGER.error(one_line(error))

@@ -248,21 +248,21 @@ MODEL = {
     "broken YAML": (rewritten("tiny.yaml", "nc: [2"), ["tiny.yaml, line 1: is not valid YAML"]),
 }
 OPTIONS = {
-    "--batch-size 0": ["--batch-size must be at least 1"],
-    "--imgsz -32": ["--imgsz -32: the image size must be at least 1 pixel"],
+    "--batch-size 0": ["--batch-size 0: must be from 1 to 1000000, or -1"],
+    "--imgsz -32": ["--imgsz -32: must be from 1 to 32736, or 0"],
     "--weights none.pt": ["none.pt does not exist"],
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
-    "--seed -1": ["--seed", "must be at least 0"],
+    "--seed -1": ["--seed -1: must be from 0"],
     "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose bf16 or off"],
-    "--label-smoothing 2": ["--label-smoothing 2.0"],
+    "--label-smoothing 2": ["--label-smoothing 2: must be from 0 to 0.99"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }
 HYP = {
     "lr00: 3\n": ["hyp.yaml: unknown hyper-parameter 'lr00', did you mean 'lr0'?"],
     "lr0: fast\n": ["hyp.yaml: lr0 must be a number, not 'fast'"],
-    "mosaic: 2\n": ["hyp.yaml: mosaic is a probability between 0 and 1"],
+    "mosaic: 2\n": ["hyp.yaml: mosaic must be from 0 to 1, not 2"],
     "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
     "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
 }

@@ -18,12 +18,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from utils.archives import ARCHIVES, extract
 from utils.files import printable
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.progress import progress
 
 CHUNK = 1 << 20
 ATTEMPTS = 3
@@ -95,8 +94,7 @@ def _fetch_once(url: str, part: Path, note: Path) -> None:
         note.write_text(_validator(answer.headers), encoding="utf-8")
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isascii() and length.isdigit() else None
-        quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=url2file(url), disable=quiet)
+        bar = progress(None, url2file(url), total, "B", initial=start)
         with bar, open(part, "ab" if resumed else "wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.arrays import read_arrays
 from utils.label_arrays import Counts, LabelIndex, pack_names, unpack_name
 from utils.labels import Problem, check_pair, find_images, img2label_paths
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.progress import progress
 from utils.shards import check_shard, find_shards, is_shard
 from utils.shared_memory import ALONE, share
 from utils.team import Team
@@ -147,13 +147,12 @@ def _joined(shares: Sequence[_Share]) -> _Share:
 
 def _check(names: Sequence[str], numbers: np.ndarray, prefix: str) -> _Share:
     """Check units called `names`, which are those of these `numbers` (n,)."""
-    quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
     shares, start = [], 0
     unit = " files" if any(map(is_shard, names)) else " pictures"
     description = f"{prefix}checking pictures and labels"
     with (
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        tqdm(total=len(names), desc=description, unit=unit, disable=quiet, dynamic_ncols=True) as bar,
+        progress(None, description, len(names), unit) as bar,
     ):
         while start < len(names):
             if is_shard(names[start]):

@@ -120,7 +120,7 @@ def test_hyp_reads_numbers_written_as_text() -> None:
     [
         ({"lr": 1}, "unknown hyper-parameter"),
         ({"lr0": "x"}, "a number"),
-        ({"mosaic": 2}, "probability"),
+        ({"mosaic": 2}, "mosaic must be from 0 to 1, not 2"),
         ({"box_iou": 3}, "text"),
         ({"lr0": float("nan")}, "a number"),
         ({"anchor_t": 1}, "above 1"),

@@ -53,11 +53,15 @@ def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized() and own_device("cpu") == torch.device("cpu")
 
 
-def test_set_up_finds_everything_and_writes_nothing(squares: Path, tmp_path: Path) -> None:
+def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: Path) -> None:
     setup = set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), device="cpu"))
-    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp" and not setup.folder.exists()
+    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp"
+    assert [path.name for path in setup.folder.iterdir()] == ["run.lock"]
     assert setup.hyp.pooled == 1 and setup.opt.data == str(squares.resolve())
     assert replace(setup, opt=replace(setup.opt, single_cls=True)).names == ["item"]
+    with pytest.raises(ValueError, match="later"), setup.hold:
+        raise ValueError("later")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
