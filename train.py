@@ -180,8 +180,9 @@ class Run:
         """What a log that is no terminal gets of an epoch."""
         trainer, device = self.trainer, self.setup.device
         rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - self.epoch_began:.1f} s"]
-        left = f"{trainer.pace.left(epoch + 1)} left" if trainer.pace else ""
-        return epoch_line(f"{epoch}/{self.opt.epochs - 1}", losses, scores, [*rest, left])
+        if trainer.pace and epoch + 1 < self.opt.epochs:
+            rest.append(f"{trainer.pace.left(epoch + 1)} left")
+        return epoch_line(f"{epoch}/{self.opt.epochs - 1}", losses, scores, rest)
 
     def keep(self, values: list[float], score: float, final: bool, save: bool) -> None:
         """Enter an epoch's row of results and its fitness, and save what they belong to."""

@@ -22,7 +22,7 @@ LIMIT = 10  # refused steps in a row that end the run
 SHOWN_PATHS = 4
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.DOTALL)  # torch's words
-_FAILED = re.compile(r"Caught \w+ in (?:DataLoader worker process|pin memory thread)")
+_FAILED = re.compile(r"Caught (\w+) in (?:DataLoader worker process|pin memory thread)")
 _BY_SIGNAL = "is killed by signal: "
 _LESS_MEMORY = "train with fewer --workers, a smaller --batch-size or without --cache"
 
@@ -172,7 +172,8 @@ def _worker_words(error: Exception) -> str | None:
         said = handler.said.pop(int(found[1]), found[2]) if isinstance(handler, _Calm) else found[2]
         return f"the loader process {found[1]} {_end_words(said)}"
     if found := _FAILED.match(text):
-        reason = " ".join(re.split(r"\n {2,}.*\n(?! )", f"\n{text}")[-1].split())  # what follows the traceback
+        named = [one.start() for one in re.finditer(rf"^(?:[\w.]+\.)?{found[1]}\b", text, re.MULTILINE)]
+        reason = " ".join(text[named[-1] if named else 0 :].split())  # what follows the traceback
         return f"a loader process failed with {reason}{_remedy(reason)}"
     if isinstance(error, (ConnectionError, EOFError)):  # its end of the line is gone
         return f"a loader process died; most likely memory ran out: {_LESS_MEMORY}"
@@ -203,7 +204,7 @@ def _remedy(reason: str) -> str:
             size = f" ({shutil.disk_usage('/dev/shm').total >> 20} MiB)"
         except OSError:
             size = ""
-        return f": /dev/shm{size} is full; enlarge it (docker run --shm-size 8g), or {_LESS_MEMORY}"
+        return f": /dev/shm{size} is full, most likely; enlarge it (docker run --shm-size 8g), or {_LESS_MEMORY}"
     if re.search(r"MemoryError|[Cc]annot allocate|bad_alloc|[Oo]ut of memory|[Ii]nsufficient memory", reason):
         return f": {_LESS_MEMORY}"
     return ""

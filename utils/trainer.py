@@ -134,7 +134,7 @@ class Trainer:
         self.net.train()
         epoch, total = position.epoch, len(loader)
         mean = torch.tensor(position.losses, device=self.device)
-        self.pace = self.pace or Pace(self.settings.epochs, epoch + position.batch / total)
+        self.pace = self.pace or Pace(self.settings.epochs, epoch + position.batch / max(total, 1))
         quiet = not is_main() or not is_terminal()  # where there is no terminal an epoch has one line, at its end
         if not quiet:
             columns = ("Epoch", memory_name(self.device), "box", "obj", "cls", "labels", "img_size")
