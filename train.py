@@ -15,7 +15,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ from utils.metrics import fitness
 from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
 from utils.options import parse_given
 from utils.paths import shown
-from utils.progress import epoch_line, is_terminal, memory_in_use, memory_name
+from utils.progress import is_terminal
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
@@ -94,7 +94,7 @@ class Run:
         self.loader, self.dataset, self.val_loader = loaders
         self.progress = Progress.begin(len(setup.names), self.opt.patience, setup.resumed, len(self.loader))
         self.keeper = Keeper(setup, trainer, self.progress, len(self.loader))
-        self.vote, self.told, self.epoch_began = Vote(), Interruption(), 0.0
+        self.vote, self.told = Vote(), Interruption()
 
     def whole(self) -> tuple[float, ...]:
         """All epochs and what comes after them; returns (P, R, mAP50, mAP50-95, box, obj, cls) of the best checkpoint.
@@ -130,7 +130,6 @@ class Run:
             self.keeper.save()
         stop = progress.stopper.exhausted(progress.last_epoch)
         while position.epoch < opt.epochs and not stop:
-            self.epoch_began = time.monotonic()
             self.callbacks.run("on_train_epoch_start")
             plain = position.epoch >= opt.epochs - self.setup.hyp.close_mosaic
             self.loader.sampler.set_epoch(position.epoch, plain, position.batch)
@@ -164,25 +163,21 @@ class Run:
             return False
         if scored and progress.result:
             progress.maps = progress.result.metrics.maps
-            if is_terminal():
-                log_table(progress.result)
             self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
-        if not is_terminal():
-            LOGGER.info(self.line(epoch, losses, progress.summary[:4] if scored else ()))
-        values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
+        self.log_epoch(losses, progress.result if scored else None)
+        values = [*losses, *progress.summary, *trainer.step_sizes]
         progress.history.append([epoch, *values])
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
         self.keep(values, score, final, final or stop or not opt.nosave)
         return stop
 
-    def line(self, epoch: int, losses: list[float], scores: Sequence[float]) -> str:
-        """What a log that is no terminal gets of an epoch."""
-        trainer, device = self.trainer, self.setup.device
-        rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - self.epoch_began:.1f} s"]
-        if trainer.pace and epoch + 1 < self.opt.epochs:
-            rest.append(f"{trainer.pace.left(epoch + 1)} left")
-        return epoch_line(f"{epoch}/{self.opt.epochs - 1}", losses, scores, rest)
+    def log_epoch(self, losses: list[float], result: ValResult | None) -> None:
+        """On a terminal the rows of the table that its bars began, elsewhere one line."""
+        if not is_terminal():
+            LOGGER.info(self.trainer.line(self.progress.last_epoch, losses, result.summary[:4] if result else ()))
+        elif result:
+            log_table(result)
 
     def keep(self, values: list[float], score: float, final: bool, save: bool) -> None:
         """Enter an epoch's row of results and its fitness, and save what they belong to."""

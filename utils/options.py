@@ -14,10 +14,12 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from utils.files import printable
 from utils.paths import shown as shown_path
@@ -95,7 +97,7 @@ def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description:
     for item in fields(kind):
         extra = dict(item.metadata.get("extra", {}))
         names = ["--" + item.name.replace("_", "-"), *item.metadata.get("aliases", ())]
-        default = item.default if item.default is not MISSING else item.default_factory()
+        default = _default(item)
         inner, many = inner_type(hints[item.name])
         if inner is bool and "nargs" not in extra:
             extra["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
@@ -107,6 +109,11 @@ def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description:
         text = _help(item.metadata, default)
         parser.add_argument(*names, dest=item.name, default=argparse.SUPPRESS, help=text, **extra)
     return vars(parser.parse_args(argv))
+
+
+def _default(item: Field[Any]) -> Any:
+    """What an option is where it is not given."""
+    return item.default if item.default is not MISSING else item.default_factory()
 
 
 def _help(metadata: Mapping[str, Any], default: Any) -> str:
@@ -154,51 +161,72 @@ def check_bounds(opt: Any) -> None:
 def _checked(item: Field[Any], hint: Any, value: Any) -> Any:
     """A keyword argument as its option has it; ValueError for what the option cannot be."""
     extra, name = item.metadata["extra"], f"--{item.name.replace('_', '-')}"
-    default = item.default if item.default is not MISSING else item.default_factory()
+    default = _default(item)
     inner, many = inner_type(hint)
-    value = value.tolist() if hasattr(value, "tolist") else value  # arrays, and their single numbers
     if value is None and not default:
         return default
     if isinstance(value, bool) and extra.get("nargs") == "?":
         return extra["const"] if value else default
-    parts = list(value) if many and isinstance(value, (list, tuple, range, set, frozenset)) else [value]
+    parts = _parts(value) if many else [value]
     if not parts and default:
         raise ValueError(f"{name}: is empty; give {WANTED[inner]}, or leave it out")
-    try:
-        found = [_value(extra.get("type", inner), part) for part in parts]
-    except ValueError as error:
-        raise ValueError(f"{name} {_briefly(value)}: must be {error}") from None
-    for part in found:
-        if part not in (choices := extra.get("choices") or [part]):
-            raise ValueError(f"{name} {_briefly(part)}: choose one of {', '.join(choices)}{nearest(part, choices)}")
+    found = [_checked_part(name, extra.get("type", inner), extra.get("choices"), part) for part in parts]
     return found if many else found[0]
 
 
-def _value(kind: type[Any], value: Any) -> Any:
-    """`value` as a bool, int, float or text. Raises ValueError with what is wanted."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _parts(value: Any) -> list[Any]:
+    """The values of an option that may have several."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # arrays
+    return list(value) if isinstance(value, (list, tuple, range, set, frozenset)) else [value]
+
+
+def _checked_part(name: str, kind: type[Any], choices: Sequence[Any] | None, value: Any) -> Any:
+    """One value of the option `name`."""
     try:
-        if kind is bool and isinstance(value, (bool, int)) and value in (0, 1):
-            return bool(value)
-        if kind is str and (isinstance(value, (str, os.PathLike)) or is_number or type(value).__name__ == "device"):
-            return str(value)
-        if kind in (int, float) and (is_number or isinstance(value, str)):
-            number = kind(value)
-            if (isinstance(value, str) or number == value) and not (kind is int and abs(number) > MOST_WHOLE):
-                return number
+        found = _READ[kind](value.item() if hasattr(value, "item") else value)  # single numbers of arrays
     except (ValueError, OverflowError):
-        pass
-    raise ValueError(WANTED[kind])
+        raise ValueError(f"{name} {_briefly(value)}: must be {WANTED[kind]}") from None
+    if choices and found not in choices:
+        raise ValueError(f"{name} {_briefly(found)}: choose one of {', '.join(choices)}{nearest(found, choices)}")
+    return found
+
+
+def _as_switch(value: Any) -> bool:
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise ValueError
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike, torch.device)):
+        raise ValueError
+    return str(value)
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    return float(value)
+
+
+def _as_whole(value: Any) -> int:
+    number = int(value) if isinstance(value, (int, str)) else int(_as_number(value))
+    if isinstance(value, bool) or abs(number) > MOST_WHOLE or (isinstance(value, float) and number != value):
+        raise ValueError
+    return number
+
+
+_READ: dict[type[Any], Callable[[Any], Any]] = {bool: _as_switch, str: _as_text, float: _as_number, int: _as_whole}
 
 
 def _reader(kind: type[Any]) -> Any:
-    """`_value` for the words of a command line."""
+    """What reads the words of a command line as `kind`."""
 
     def read(word: str) -> Any:
         try:
-            return _value(kind, word)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be {error}, not {_briefly(word)}") from None
+            return _READ[kind](word)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"must be {WANTED[kind]}, not {_briefly(word)}") from None
 
     return read
 

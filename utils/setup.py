@@ -78,7 +78,7 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
 def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup:
     last, resumed = find_run(opt), None
     if last:
-        _claim(last.parent.parent, True, hold)
+        _claim(opt, last, hold)
         if found := load_run(last, opt, given):
             opt, resumed = found
             check_options(opt)
@@ -90,8 +90,7 @@ def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup
     opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
     if resumed:
         _check_classes(resumed, data, opt)
-    same = opt.exist_ok or opt.resume == "auto"
-    folder = last.parent.parent if last else _claim(Path(opt.project) / opt.name, same, hold)
+    folder = last.parent.parent if last else _claim(opt, None, hold)
     if opt.resume == "auto" and not last and find_run(opt):  # another began it, and ended, since we looked
         hold.close()
         return _set_up(opt, given, hold)
@@ -99,11 +98,12 @@ def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup
     return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
 
 
-def _claim(path: Path, exist_ok: bool, hold: ExitStack) -> Path:
-    """The folder of a run, claimed and locked by the main process, in every process."""
+def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
+    """The folder of a run, a new one or that of `last`, claimed and locked by the main process, in every process."""
+    path = last.parent.parent if last else Path(opt.project) / opt.name
 
     def take() -> str:
-        folder = hold.enter_context(claimed(path, exist_ok))
+        folder = hold.enter_context(claimed(path, bool(last) or opt.exist_ok or opt.resume == "auto"))
         hold.callback(RunLock(folder, patient=_restarts() > 0).release)
         return str(folder)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from utils.dist import is_joined, is_main, mean_over_ranks, rank, world_size
 from utils.guard import OutOfMemory, StepGuard, TrainingFault, batches_of, halves, out_of_memory
 from utils.log import LOGGER
 from utils.optim import Schedule
-from utils.progress import BAR, Pace, is_terminal, memory_in_use, memory_name, progress
+from utils.progress import BAR, Pace, epoch_line, is_terminal, memory_in_use, memory_name, progress
 from utils.torch_utils import seed_everything
 
 _MULTI_SCALE, _NETWORK = 7, 8  # mark random streams of a run: picture sizes, what the network itself draws
@@ -121,6 +122,7 @@ class Trainer:
         self._finite = True
         self._loss_state: dict[str, Any] = {}  # after the last step; a loss may be a plain function
         self.pace: Pace | None = None  # of the run, in epochs
+        self._began = time.monotonic()  # of the epoch
 
     def epoch(self, loader: Any, position: Position, after_step: Callable[[], None] = lambda: None) -> list[float]:
         """Train on every batch of `position.epoch` from `position.batch` on; returns the mean (box, obj, cls) losses.
@@ -132,6 +134,7 @@ class Trainer:
         Raises TrainingFault when the loss stays infinite, or when a single picture does not fit into memory.
         """
         self.net.train()
+        self._began = time.monotonic()
         epoch, total = position.epoch, len(loader)
         mean = torch.tensor(position.losses, device=self.device)
         self.pace = self.pace or Pace(self.settings.epochs, epoch + position.batch / max(total, 1))
@@ -271,6 +274,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._waiting.clear()
         self._finite = True
+
+    @property
+    def step_sizes(self) -> list[float]:
+        """The learning rate of each group of parameters."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def line(self, epoch: int, losses: Sequence[float], scores: Sequence[float]) -> str:
+        """What a log that is no terminal gets of an epoch; (P, R, mAP50, mAP50-95) if it was validated."""
+        rest = [f"{memory_name(self.device)} {memory_in_use(self.device)}", f"{time.monotonic() - self._began:.1f} s"]
+        if self.pace and epoch + 1 < self.settings.epochs:
+            rest.append(f"{self.pace.left(epoch + 1)} left")
+        return epoch_line(f"{epoch}/{self.settings.epochs - 1}", losses, scores, rest)
 
     def _line(self, epoch: int, mean: Tensor, labels: int, size: int) -> str:
         return ("%10s" * 2 + "%10.4g" * 5) % (
