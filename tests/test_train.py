@@ -96,7 +96,13 @@ def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg:
 def test_a_log_that_is_no_terminal_has_one_line_an_epoch(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
     lines = {}
     for epochs in (2, 4):
-        given = BASE | {"data": squares, "cfg": tiny_cfg, "project": tmp_path / "runs", "name": epochs, "epochs": epochs}
+        given = BASE | {
+            "data": squares,
+            "cfg": tiny_cfg,
+            "project": tmp_path / "runs",
+            "name": epochs,
+            "epochs": epochs,
+        }
         words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         with open(tmp_path / "log", "wb") as log:
             subprocess.run([sys.executable, "train.py", *words, "--cache"], cwd=ROOT, stderr=log, check=True)
