@@ -30,7 +30,7 @@ from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
-from utils.config import SIDE, flag, options, parse
+from utils.config import SIDES, flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
 from utils.options import SHARE, Range, check_bounds, class_numbers
@@ -58,7 +58,7 @@ class DetectOptions:
         [],
         "side, or height and width, in pixels; as the weights were trained if not given",
         ("--img", "--img-size"),
-        bounds=SIDE,
+        bounds=SIDES,
     )
     conf_thres: float = flag(0.25, "lowest confidence of a detection", bounds=SHARE)
     iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes", bounds=SHARE)

@@ -35,7 +35,7 @@ from models.exporters import (
 from models.exporters.compare import as_batch
 from models.exporters.engines import MOST_CALIBRATION
 from utils.augmentations import letterbox
-from utils.config import SIDE, DataConfig, check_img_size, flag, options, parse
+from utils.config import SIDES, DataConfig, check_img_size, flag, options, parse
 from utils.converters import prepare
 from utils.labels import find_images, read_image
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
@@ -55,7 +55,7 @@ class ExportOptions:
         [],
         "side, or height and width, in pixels; as the weights were trained if left out",
         aliases=("--img", "--img-size"),
-        bounds=SIDE,
+        bounds=SIDES,
     )
     batch_size: int = flag(1, "pictures at a time", bounds=Range(1, 1_000_000))
     device: str = flag("cpu", "'cpu' or '0'")

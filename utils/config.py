@@ -24,7 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_CLASSES = 100_000
-SIDE = Range(1, 32_736, also=(0,))  # pixels, the largest multiple of 32 that OpenCV maps; 0: as is usual
+SIDES = Range(1, 32_736)  # pixels, the largest multiple of 32 that OpenCV maps
+SIDE = Range(SIDES.least, SIDES.most, also=(0,))  # 0: as is usual
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
