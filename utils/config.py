@@ -97,8 +97,8 @@ class DataConfig:
                     f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
                 )
         download, imgsz = content.get("download"), content.get("imgsz")
-        if imgsz is not None and (type(imgsz) is not int or imgsz < 1):
-            raise ValueError(f"{file}: imgsz must be a whole number of pixels, not {shortened(imgsz)}")
+        if imgsz is not None and (type(imgsz) is not int or imgsz not in SIDES):
+            raise ValueError(f"{file}: imgsz must be whole pixels {SIDES}, not {shortened(imgsz)}")
         download = None if download is None else str(download).strip()
         return cls(file, root, **splits, names=names, download=download, imgsz=imgsz)
 

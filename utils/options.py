@@ -92,7 +92,7 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "
 
 def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description: str = "") -> dict[str, Any]:
     """Read a command line as `parse` does: only the options that stand there, by field name."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         extra = dict(item.metadata.get("extra", {}))
@@ -237,7 +237,7 @@ def _briefly(value: Any) -> str:
     return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}...")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with `_` and `-` alike in flag names, and an error that names the nearest flag."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:

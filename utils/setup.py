@@ -99,15 +99,23 @@ def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup
 
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
-    """The folder of a run, a new one or that of `last`, claimed and locked by the main process, in every process."""
-    path = last.parent.parent if last else Path(opt.project) / opt.name
+    """The folder of a run, claimed and locked by the main process, in every process."""
+    return Path(tell(agreed(lambda: _take(opt, last, hold) if is_main() else None)))
 
-    def take() -> str:
-        folder = hold.enter_context(claimed(path, bool(last) or opt.exist_ok or opt.resume == "auto"))
-        hold.callback(RunLock(folder, patient=_restarts() > 0).release)
-        return str(folder)
 
-    return Path(tell(agreed(lambda: take() if is_main() else None)))
+def _take(opt: TrainOptions, last: Path | None, hold: ExitStack) -> str:
+    """A new folder, or that of `last`, and its lock; `hold` gives both back."""
+    path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
+    if last:
+        path, same = last.parent.parent, True
+        if last.parent.name != "weights":
+            _read_run(last, False)  # which says what else it may be
+            raise ValueError(
+                f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
+            )
+    folder = hold.enter_context(claimed(path, same))
+    hold.callback(RunLock(folder, patient=_restarts() > 0).release)
+    return str(folder)
 
 
 def meet() -> None:

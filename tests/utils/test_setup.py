@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.setup import TrainOptions, check_options, find_run, meet, own_device, set_up
+from utils.checkpoint import save_checkpoint
+from utils.setup import STATE, TrainOptions, check_options, find_run, meet, own_device, set_up
 from utils.train_options import warn_of_idle_flags
 
 
@@ -67,3 +68,12 @@ def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no .*last.pt below"):
         find_run(TrainOptions(resume=True, project=str(tmp_path)))
+
+
+def test_a_checkpoint_out_of_its_run_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for content, says in (({"x": 1}, "holds no training run"), (dict.fromkeys(STATE, 1), "a run's folder weights")):
+        save_checkpoint(tmp_path / "a/last.pt", content)
+        with pytest.raises(ValueError, match=says):
+            set_up(TrainOptions(resume=str(tmp_path / "a/last.pt")))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "last.pt"]
