@@ -298,6 +298,8 @@ def finish(opt: DetectOptions, results: Results) -> None:
 def run(**given: object) -> Path:
     """`detect.run(weights="best.pt", source="photos")`: the command line as keyword arguments; returns the folder."""
     set_up_logging()
+    if isinstance(points := given.get("query"), (list, tuple)):  # (x, y) as well as "x,y"
+        given["query"] = [",".join(map(str, point)) if isinstance(point, tuple) else point for point in points]
     return detect(options(DetectOptions, given))
 
 

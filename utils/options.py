@@ -232,8 +232,9 @@ def _reader(kind: type[Any]) -> Any:
 
 
 def _briefly(value: Any) -> str:
-    """A wrong value in a message: on one line, and not endless."""
-    text = repr(value) if isinstance(value, str) else " ".join(str(value).split()) or type(value).__name__
+    """A wrong value in a message: on one line, and not endless; in quotes where it is not a plain word."""
+    is_word = not isinstance(value, str) or re.fullmatch(r"[\w.,/+-]+", value)
+    text = " ".join(str(value).split()) if is_word else repr(value)
     return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}...")
 
 
