@@ -30,11 +30,11 @@ from models.routing_maps import record_routes, routing_layers
 from utils.annotator import Annotator, colors, drawable_names
 from utils.boxes import scale_boxes
 from utils.checkpoint import strip_optimizer
-from utils.config import flag, options, parse
+from utils.config import SIDES, flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
-from utils.options import class_numbers
-from utils.paths import ROOT, increment_path, latest_checkpoint, shown
+from utils.options import SHARE, Range, check_bounds, class_numbers
+from utils.paths import ROOT, claimed, latest_checkpoint, shown
 from utils.routing import RoutingMap
 from utils.routing_report import choose_points, parse_points, write_routes
 from utils.sources import Frame, open_source
@@ -54,11 +54,14 @@ class DetectOptions:
     source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
     imgsz: list[int] = flag(
-        [], "side, or height and width, in pixels; as the weights were trained if not given", ("--img", "--img-size")
+        [],
+        "side, or height and width, in pixels; as the weights were trained if not given",
+        ("--img", "--img-size"),
+        bounds=SIDES,
     )
-    conf_thres: float = flag(0.25, "lowest confidence of a detection")
-    iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes")
-    max_det: int = flag(1000, "most detections in a picture")
+    conf_thres: float = flag(0.25, "lowest confidence of a detection", bounds=SHARE)
+    iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes", bounds=SHARE)
+    max_det: int = flag(1000, "most detections in a picture", bounds=Range(1))
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     view_img: bool = flag(False, "show the results in a window (q ends)")
     save_txt: bool = flag(False, "write labels/*.txt")
@@ -79,27 +82,26 @@ class DetectOptions:
     project: str = flag(str(ROOT / "runs/detect"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
-    line_thickness: int = flag(3, "width of the boxes' lines in pixels")
+    line_thickness: int = flag(3, "width of the boxes' lines in pixels", bounds=Range(1, 1000))
     hide_labels: bool = flag(False, "draw boxes without labels")
     hide_conf: bool = flag(False, "draw labels without confidences")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
-    vid_stride: int = flag(1, "look at every n-th frame of videos and streams")
-    max_frames: int | None = flag(None, "leave a video file after so many frames", shown="ten times what it promises")
+    vid_stride: int = flag(1, "look at every n-th frame of videos and streams", bounds=Range(1))
+    max_frames: int | None = flag(
+        None, "leave a video file after so many frames", shown="ten times what it promises", bounds=Range(1)
+    )
     tracking: bool = flag(False, "number the objects of each video and stream, the same from frame to frame")
-    track_low: float = flag(0.1, "lowest confidence of a detection that continues a track; --conf-thres begins one")
-    track_buffer: int = flag(30, "frames for which a lost object keeps its number")
+    track_low: float = flag(
+        0.1, "lowest confidence of a detection that continues a track; --conf-thres begins one", bounds=SHARE
+    )
+    track_buffer: int = flag(30, "frames for which a lost object keeps its number", bounds=Range(0))
 
 
 def check(opt: DetectOptions) -> None:
     """ValueError for numbers out of their range and for flags that do not go together."""
-    if not all(0 <= value <= 1 for value in (opt.conf_thres, opt.iou_thres, opt.track_low)):
-        raise ValueError("--conf-thres, --iou-thres and --track-low lie between 0 and 1")
-    counts = (opt.max_det, opt.line_thickness, opt.vid_stride, 1 if opt.max_frames is None else opt.max_frames)
-    if min(*counts, opt.track_buffer + 1) < 1:
-        flags = "--max-det, --line-thickness, --vid-stride and --max-frames"
-        raise ValueError(f"{flags} must be at least 1, --track-buffer at least 0")
+    check_bounds(opt)
     if opt.visualize not in (False, True, "routes"):
         raise ValueError(f"--visualize {opt.visualize}: is 'routes', or stands alone")
     if opt.query and not opt.visualize:
@@ -239,11 +241,14 @@ def detect(opt: DetectOptions) -> Path:
     height, width = model.picture_size(opt.imgsz)
     is_free = model.shape is None
     source = open_source(opt.source, (height, width), model.stride, is_free, opt.vid_stride, opt.max_frames)
-    folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
-    model.warmup((1, 3, height, width))
-    non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
     clock, trackers = Clock(), {}
-    with torch.inference_mode(), Results(folder, opt, model.names, source.outputs()) as results:
+    with (
+        claimed(Path(opt.project) / opt.name, opt.exist_ok) as folder,
+        torch.inference_mode(),
+        Results(folder, opt, model.names, source.outputs()) as results,
+    ):
+        model.warmup((1, 3, height, width))
+        non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
         for frame in source:
             features = results.features(frame)
             detections, routes = look(frame, model, opt, classes, features, clock, tracker_of(frame, trackers, opt))
@@ -252,8 +257,8 @@ def detect(opt: DetectOptions) -> Path:
                 results.pages.append(write_routes(features, frame, routes, choose_points(frame, wanted, detections)))
             if results.stopped:
                 break
-    if not clock.frames:
-        raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
+        if not clock.frames:
+            raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
     finish(opt, results)
     return folder
@@ -292,18 +297,16 @@ def finish(opt: DetectOptions, results: Results) -> None:
 def run(**given: object) -> Path:
     """`detect.run(weights="best.pt", source="photos")`: the command line as keyword arguments; returns the folder."""
     set_up_logging()
-    for name in ("weights", "imgsz", "classes", "query"):
-        if isinstance(value := given.get(name), (str, Path, int)):
-            given[name] = [value]
+    if isinstance(points := given.get("query"), (list, tuple)):  # (x, y) as well as "x,y"
+        given["query"] = [",".join(map(str, point)) if isinstance(point, tuple) else point for point in points]
     return detect(options(DetectOptions, given))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging()
-    opt = parse(DetectOptions, argv, __doc__)
     try:
-        detect(opt)
+        detect(parse(DetectOptions, argv, __doc__))
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1

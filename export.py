@@ -35,10 +35,11 @@ from models.exporters import (
 from models.exporters.compare import as_batch
 from models.exporters.engines import MOST_CALIBRATION
 from utils.augmentations import letterbox
-from utils.config import DataConfig, check_img_size, flag, options, parse
+from utils.config import SIDES, DataConfig, check_img_size, flag, options, parse
 from utils.converters import prepare
 from utils.labels import find_images, read_image
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.options import SHARE, Range, check_bounds
 from utils.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
 from utils.runs import trained_size, trained_with
 from utils.torch_utils import select_device
@@ -54,8 +55,9 @@ class ExportOptions:
         [],
         "side, or height and width, in pixels; as the weights were trained if left out",
         aliases=("--img", "--img-size"),
+        bounds=SIDES,
     )
-    batch_size: int = flag(1, "pictures at a time")
+    batch_size: int = flag(1, "pictures at a time", bounds=Range(1, 1_000_000))
     device: str = flag("cpu", "'cpu' or '0'")
     half: bool = flag(False, "float16: openvino, coreml, tflite, ncnn and yolov5 anywhere, others on a GPU")
     inplace: bool = flag(False, "accepted for v6.1's scripts: the head writes nothing in place")
@@ -64,15 +66,15 @@ class ExportOptions:
     int8: bool = flag(False, "openvino, tflite, edgetpu: whole numbers, calibrated on --data")
     dynamic: bool = flag(False, "leave the number and the size of pictures open, where a format can")
     simplify: bool = flag(False, "ONNX: slim the graph with onnxslim")
-    opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more")
+    opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more", bounds=Range(1, 1000))
     verbose: bool = flag(False, "let the converters print, too")
-    workspace: float = flag(4.0, "TensorRT: memory to build in, GB")
+    workspace: float = flag(4.0, "TensorRT: memory to build in, GB", bounds=Range(0, 1e6, above=True))
     nms: bool = flag(False, "onnx, openvino: suppression inside the file, which then returns detections")
     agnostic_nms: bool = flag(False, "with --nms: boxes of different classes suppress each other too")
-    topk_per_class: int = flag(100, "with --nms: most detections of a class in a picture")
-    topk_all: int = flag(100, "with --nms: most detections in a picture")
-    iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes")
-    conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection")
+    topk_per_class: int = flag(100, "with --nms: most detections of a class in a picture", bounds=Range(1))
+    topk_all: int = flag(100, "with --nms: most detections in a picture", bounds=Range(1))
+    iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes", bounds=SHARE)
+    conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection", bounds=SHARE)
     include: list[str] = flag(["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}")
 
 
@@ -90,10 +92,7 @@ def check(opt: ExportOptions) -> None:
         raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
     if opt.half and opt.int8:
         raise ValueError("--half and --int8 exclude each other; choose one")
-    if opt.batch_size < 1 or opt.topk_per_class < 1 or opt.topk_all < 1 or opt.workspace <= 0:
-        raise ValueError("--batch-size, --topk-per-class, --topk-all and --workspace must be at least 1")
-    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
-        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
+    check_bounds(opt)
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
 
@@ -160,12 +159,6 @@ def convert(opt: ExportOptions, command: str = "") -> list[Path]:
 def run(**given: object) -> list[Path]:
     """`export.run(weights="best.pt", include=["onnx"])`: the command line as keyword arguments; returns the files."""
     set_up_logging()
-    for name in ("weights", "imgsz", "include"):
-        value = given.get(name)
-        if isinstance(value, (str, Path, int)):
-            given[name] = [value]
-        elif isinstance(value, tuple):
-            given[name] = list(value)
     words = [f"{name}={value!r}" for name, value in given.items()]
     return convert(options(ExportOptions, given), f"export.run({', '.join(words)})")
 
@@ -174,9 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1, as is a file that differs from PyTorch."""
     set_up_logging()
     words = sys.argv[1:] if argv is None else argv
-    opt = parse(ExportOptions, argv, __doc__)
     try:
-        convert(opt, shlex.join(["export.py", *words]))
+        convert(parse(ExportOptions, argv, __doc__), shlex.join(["export.py", *words]))
     except (ValueError, OSError, ExportError) as error:
         LOGGER.error(one_line(error))
         return 1

@@ -11,7 +11,6 @@ docs/serving.md has every address, the limits, and containers.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -30,9 +29,10 @@ from PIL import Image
 from models.autoshape import load_picture
 from models.backends import DetectMultiBackend
 from models.routing_maps import record_routes, routing_layers
-from utils.config import flag, options, parse
+from utils.config import SIDE, flag, options, parse
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.nms import non_max_suppression
+from utils.options import SHARE, Range, check_bounds
 from utils.paths import ROOT, latest_checkpoint, shown
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector
@@ -48,15 +48,7 @@ if TYPE_CHECKING:
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
 IDLE_SECONDS = 5  # for which a connection may stay open between two requests
 BACKLOG = 1024  # connections that the system holds until they are looked at
-RANGES = (  # of the flags: names, least, most
-    (("conf_thres", "iou_thres"), 0, 1),
-    (("port",), 0, 65535),
-    (("imgsz",), 0, math.inf),  # 0: as trained
-    (("max_det", "batch_size", "queue", "clients", "max_files", "max_size"), 1, math.inf),
-    (("max_upload", "max_pixels", "max_memory", "timeout", "upload_timeout"), 1e-6, sys.maxsize),
-    (("window",), 0, 10_000),
-    (("grace",), 0, 3600),
-)
+ONE_OR_MORE, SOME = Range(1), Range(1e-6, 1e12)
 
 
 @dataclass(slots=True)
@@ -65,27 +57,31 @@ class ServeOptions:
 
     weights: list[str] = flag([], "weights, as for detect.py; empty: newest runs/train/*/weights/best.pt")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
-    imgsz: int = flag(0, "longer side of the network's input", shown="as trained", aliases=("--img", "--img-size"))
-    conf_thres: float = flag(0.25, "lowest confidence, where a request does not say")
-    iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes, where a request does not say")
-    max_det: int = flag(1000, "most detections in a picture")
+    imgsz: int = flag(
+        0, "longer side of the network's input", shown="as trained", aliases=("--img", "--img-size"), bounds=SIDE
+    )
+    conf_thres: float = flag(0.25, "lowest confidence, where a request does not say", bounds=SHARE)
+    iou_thres: float = flag(
+        0.45, "overlap from which the weaker of two detections goes, where a request does not say", bounds=SHARE
+    )
+    max_det: int = flag(1000, "most detections in a picture", bounds=ONE_OR_MORE)
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
-    port: int = flag(5000, "port to listen on; 0 for any free one")
-    batch_size: int = flag(16, "most pictures that go through the network together")
-    window: float = flag(3.0, "milliseconds to wait for more of them when the network is free")
-    queue: int = flag(256, "most pictures that wait; more are told to come back later")
-    clients: int = flag(256, "most requests looked after at once")
-    max_upload: float = flag(16.0, "MiB of one request")
-    max_files: int = flag(32, "pictures in one batch request")
-    max_pixels: float = flag(50.0, "megapixels of one picture")
-    max_memory: float = flag(512.0, "MiB of all requests' uploads together")
-    max_size: int = flag(1280, "largest size that a request may ask for")
-    timeout: float = flag(30.0, "seconds for a request as a whole")
-    upload_timeout: float = flag(10.0, "seconds for its arrival")
-    grace: float = flag(8.0, "seconds for requests to be finished when the server is stopped")
+    port: int = flag(5000, "port to listen on; 0 for any free one", bounds=Range(0, 65535))
+    batch_size: int = flag(16, "most pictures that go through the network together", bounds=ONE_OR_MORE)
+    window: float = flag(3.0, "milliseconds to wait for more of them when the network is free", bounds=Range(0, 10_000))
+    queue: int = flag(256, "most pictures that wait; more are told to come back later", bounds=ONE_OR_MORE)
+    clients: int = flag(256, "most requests looked after at once", bounds=ONE_OR_MORE)
+    max_upload: float = flag(16.0, "MiB of one request", bounds=SOME)
+    max_files: int = flag(32, "pictures in one batch request", bounds=ONE_OR_MORE)
+    max_pixels: float = flag(50.0, "megapixels of one picture", bounds=SOME)
+    max_memory: float = flag(512.0, "MiB of all requests' uploads together", bounds=SOME)
+    max_size: int = flag(1280, "largest size that a request may ask for", bounds=ONE_OR_MORE)
+    timeout: float = flag(30.0, "seconds for a request as a whole", bounds=SOME)
+    upload_timeout: float = flag(10.0, "seconds for its arrival", bounds=SOME)
+    grace: float = flag(8.0, "seconds for requests to be finished when the server is stopped", bounds=Range(0, 3600))
     hosts: list[str] = flag([], "names that it answers to, * for any", shown="its address, this machine's names")
 
 
@@ -106,22 +102,12 @@ def limits_of(opt: ServeOptions) -> Limits:
     )
 
 
-def check(opt: ServeOptions) -> None:
-    """ValueError for numbers out of their range."""
-    for names, least, most in RANGES:
-        for name in names:
-            value = getattr(opt, name)
-            if not least <= value <= most:
-                bounds = f"from {least:g}" + (f" to {most:g}" if most <= 65535 else "")
-                raise ValueError(f"--{name.replace('_', '-')} {value:g}: give a number {bounds}")
-
-
 def complete(opt: ServeOptions) -> ServeOptions:
     """The options with the newest weights filled in; ValueError for what cannot be."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
-    check(opt)
+    check_bounds(opt)
     if not opt.weights:
         newest = latest_checkpoint(ROOT / "runs/train")
         if newest is None:
@@ -211,17 +197,14 @@ def serve(opt: ServeOptions) -> None:
 def run(**given: object) -> None:
     """`serve.run(weights="best.pt", port=8080)`: the command line as keyword arguments; serves until interrupted."""
     set_up_logging()
-    if isinstance(value := given.get("weights"), (str, Path)):
-        given["weights"] = [value]
     serve(options(ServeOptions, given))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging()
-    opt = parse(ServeOptions, argv, __doc__)
     try:
-        serve(opt)
+        serve(parse(ServeOptions, argv, __doc__))
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1

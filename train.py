@@ -35,7 +35,7 @@ from utils.dataset_report import write_report
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evolve import evolve
-from utils.guard import OutOfMemory, TrainingFault
+from utils.guard import OutOfMemory, TrainingFault, WorkerFault
 from utils.interruption import Interrupted, Interruption, Watched
 from utils.loaders import build_loaders
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
@@ -46,6 +46,7 @@ from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
 from utils.options import parse_given
 from utils.paths import shown
 from utils.precision import Precision
+from utils.progress import is_terminal
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
 from utils.setup import Setup, TrainOptions, launch_id, set_up
@@ -111,6 +112,13 @@ class Run:
                     self.keeper.save()
                     LOGGER.warning(f"stopped and saved; go on with --resume {shown(self.keeper.last)}")
                 raise
+            except WorkerFault as fault:
+                self.trainer.take_back()
+                if is_main():
+                    self.keeper.save()
+                if self.told.number:  # whoever told this process told its loader processes too
+                    raise Interrupted(self.told.number) from None
+                raise WorkerFault(f"{fault}; saved, go on with --resume {shown(self.keeper.last)}") from None
             except OutOfMemory as fault:
                 remember_pieces(self.setup.weights, fault.pieces)
                 raise
@@ -158,14 +166,21 @@ class Run:
             return False
         if scored and progress.result:
             progress.maps = progress.result.metrics.maps
-            log_table(progress.result)
             self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
-        values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
+        self.log_epoch(losses, progress.result if scored else None)
+        values = [*losses, *progress.summary, *trainer.step_sizes]
         progress.history.append([epoch, *values])
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
         self.keep(values, score, final, final or stop or not opt.nosave)
         return stop
+
+    def log_epoch(self, losses: list[float], result: ValResult | None) -> None:
+        """On a terminal the rows of the table that its bars began, elsewhere one line."""
+        if not is_terminal():
+            LOGGER.info(self.trainer.line(self.progress.last_epoch, losses, result.summary[:4] if result else ()))
+        elif result:
+            log_table(result)
 
     def keep(self, values: list[float], score: float, final: bool, save: bool) -> None:
         """Enter an epoch's row of results and its fitness, and save what they belong to."""
@@ -187,6 +202,7 @@ class Run:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
         setup = self.setup
         report = report or Report(ReportSettings(setup.folder, setup.names, plots=False), loss, self.callbacks)
+        report.progress = is_terminal()
         model.eval()
         half = setup.device.type == "cuda" and report.settings.plots
         first, every = my_share()
@@ -237,8 +253,13 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
     Raises ValueError, before anything is written, for options, files or data that cannot work; Interrupted after SIGINT
     or SIGTERM, with the state saved; TrainingFault for a run that cannot go on.
     """
-    callbacks = callbacks or Callbacks()
     setup = set_up(opt, given)
+    with setup.hold:
+        return train_in(setup, callbacks or Callbacks())
+
+
+def train_in(setup: Setup, callbacks: Callbacks) -> tuple[float, ...]:
+    """The story from the model on, in a folder that nobody else trains in."""
     opt = setup.opt
     check_loggers(opt.loggers)
     Precision.choose(opt.amp, setup.device, setup.resumed)  # raises before there is a folder
@@ -294,8 +315,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging(is_main())
     given = parse_given(TrainOptions, argv, __doc__)
-    opt = options(TrainOptions, given)
     try:
+        opt = options(TrainOptions, given)
         train(opt, given=given) if opt.evolve is None else evolve(opt, train)
     except (ValueError, OSError, TrainingFault) as error:
         LOGGER.error(one_line(error))

@@ -11,7 +11,8 @@ torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batch
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +21,16 @@ import torch
 from models.backends import DetectMultiBackend
 from utils.callbacks import Callbacks
 from utils.coco_truth import CocoTruth, find_annotations, read_truth
-from utils.config import DataConfig, flag, options, parse
+from utils.config import SIDE, DataConfig, flag, options, parse
 from utils.converters import prepare
 from utils.datasets import create_dataloader
 from utils.dist import is_main, leave, loader_workers, rank, tell
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
+from utils.guard import WorkerFault
 from utils.label_formats import COCO_IDS
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.paths import ROOT, check_yaml, find_weights, increment_path, latest_checkpoint, shown
+from utils.options import SHARE, Range, check_bounds
+from utils.paths import ROOT, check_yaml, claimed, find_weights, latest_checkpoint, shown
 from utils.plots_metrics import plot_val_study
 from utils.reports import Report, ReportSettings, speed_line
 from utils.runs import trained_with
@@ -47,23 +50,28 @@ class ValOptions:
     weights: list[str] = flag(
         [], "weights of any format, several .pt make an ensemble; empty for the newest runs/train/*/weights/best.pt"
     )
-    batch_size: int = flag(32, "pictures per batch (of each process, where there are several)")
+    batch_size: int = flag(
+        32, "pictures per batch (of each process, where there are several)", bounds=Range(1, 1_000_000)
+    )
     imgsz: int = flag(
         0,
         "side of the pictures in pixels",
         aliases=("--img", "--img-size"),
         shown="what the weights were trained with",
+        bounds=SIDE,
     )
-    conf_thres: float = flag(0.001, "lowest confidence of a detection")
-    iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes")
-    max_det: int = flag(300, "most detections in a picture")
+    conf_thres: float = flag(0.001, "lowest confidence of a detection", bounds=SHARE)
+    iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes", bounds=SHARE)
+    max_det: int = flag(300, "most detections in a picture", bounds=Range(1))
     task: str = flag(
         "val",
         "the split to score, or speed, study (accuracy and speed over picture sizes), benchmark (all pictures square)",
         choices=TASKS,
     )
     device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
-    workers: int = flag(8, "loader processes, at most one per core (on a CPU: the cores above two)")
+    workers: int = flag(
+        8, "loader processes, at most one per core (on a CPU: the cores above two)", bounds=Range(0, 10_000)
+    )
     single_cls: bool = flag(False, "score all classes as one")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
     verbose: bool = flag(False, "a line for each class however many there are")
@@ -96,10 +104,7 @@ def complete(opt: ValOptions) -> ValOptions:
         LOGGER.info(f"--weights {shown(newest)} (the newest)")
     opt = replace(opt, weights=[str(find_weights(file)) for file in opt.weights])
     data = opt.data or str(trained_with(opt.weights).get("data", "shapes.yaml"))
-    if opt.batch_size < 1 or opt.max_det < 1 or opt.workers < 0:
-        raise ValueError("--batch-size and --max-det must be at least 1 and --workers at least 0")
-    if not 0 <= opt.conf_thres <= 1 or not 0 <= opt.iou_thres <= 1:
-        raise ValueError("--conf-thres and --iou-thres lie between 0 and 1")
+    check_bounds(opt)
     return replace(opt, data=data)
 
 
@@ -158,10 +163,11 @@ def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> Coco
     return read_truth(file, images, data.names, merged=opt.single_cls)
 
 
-def open_report(opt: ValOptions, data: DataConfig, images: Sequence[str], callbacks: Callbacks | None) -> Report:
-    """What writes all that is wanted of these images into a new folder. Raises ValueError as `find_truth` does."""
+def open_report(
+    opt: ValOptions, data: DataConfig, images: Sequence[str], folder: Path, callbacks: Callbacks | None
+) -> Report:
+    """What writes all that is wanted of these images into a folder. Raises ValueError as `find_truth` does."""
     truth = agreed(lambda: find_truth(opt, data, images) if is_main() else None)
-    folder = new_folder(opt)
     rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
     settings = ReportSettings(
         folder,
@@ -199,16 +205,26 @@ def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
     return height
 
 
-def new_folder(opt: ValOptions) -> Path:
-    """A new numbered folder for the results, the same one in every process."""
+@contextmanager
+def new_folder(opt: ValOptions) -> Iterator[Path]:
+    """A new numbered folder for the results, the same one in every process; gone again if nothing comes of it."""
     path = Path(opt.project) / opt.name
-    return tell(agreed(lambda: increment_path(path, opt.exist_ok, mkdir=True) if is_main() else None))
+    with ExitStack() as stack:
+        yield tell(agreed(lambda: stack.enter_context(claimed(path, opt.exist_ok)) if is_main() else None))
 
 
 def validate(
     opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
 ) -> ValResult | None:
     """Score one model on one split at one picture size; of several processes only the main one gets the result."""
+    with new_folder(opt) as folder:
+        return validate_into(folder, opt, model, data, callbacks)
+
+
+def validate_into(
+    folder: Path, opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None
+) -> ValResult | None:
+    """`validate`, with the folder that its results go to."""
     opt = as_trained(opt, model, data)
     paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
     imgsz, rect = side_of(opt, model), model.shape is None and opt.task != "benchmark"
@@ -224,7 +240,7 @@ def validate(
         warn_of_crowds(map(len, dataset.labels), opt.max_det)
     share = my_share()
     loader = own_batches(loader, *share)
-    report = open_report(opt, data, list(dataset.img_files), callbacks)
+    report = open_report(opt, data, list(dataset.img_files), folder, callbacks)
     settings = EvalSettings(
         opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
     )
@@ -243,9 +259,9 @@ def validate(
     return result
 
 
-def study(opt: ValOptions, data: DataConfig, device: torch.device) -> list[ValResult]:
+def study(opt: ValOptions, data: DataConfig, device: torch.device, folder: Path) -> list[ValResult]:
     """Accuracy and speed of each weights file over a range of picture sizes, as text tables and a plot."""
-    results, folder = [], new_folder(opt)
+    results = []
     for weights in opt.weights:
         rows = []
         for size in STUDY_SIZES:
@@ -282,7 +298,8 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)
     if opt.task == "study":
-        return study(opt, data, device)
+        with new_folder(opt) as folder:
+            return study(opt, data, device, folder)
     if opt.task == "speed":
         opt = replace(opt, conf_thres=0.25, iou_thres=0.45, save_json=False)
     model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half, trust=opt.trust)
@@ -296,8 +313,6 @@ def run(
 
     Under torchrun every process must call it, and every one gets the same.
     """
-    if isinstance(given.get("weights"), (str, Path)):
-        given["weights"] = [str(given["weights"])]
     opt = options(ValOptions, given)
     if opt.task == "study":
         raise ValueError("val.run scores one model at one size; use the command line for --task study")
@@ -313,10 +328,9 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging(is_main())
-    opt = parse(ValOptions, argv, __doc__)
     try:
-        score(opt)
-    except (ValueError, OSError) as error:
+        score(parse(ValOptions, argv, __doc__))
+    except (ValueError, OSError, WorkerFault) as error:
         LOGGER.error(one_line(error))
         return 1
     finally:

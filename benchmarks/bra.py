@@ -29,6 +29,7 @@ from benchmarks.bra_compare import Case, Wanted, compare, model_cases
 from benchmarks.report import FORMATS, machine, save
 from benchmarks.rivals import NAMES, Setting, Shape, build
 from models.routed_attention import BACKENDS
+from utils.options import Parser
 
 __all__ = ["SHAPES", "build", "main"]
 
@@ -68,7 +69,7 @@ def _at_least_one(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """All flags; what belongs to one command has None as default, so that it is noticed elsewhere."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.bra", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     choice = {"choices": SIZES, "metavar": "SIZE"}

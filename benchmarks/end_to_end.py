@@ -27,6 +27,7 @@ import torch
 from benchmarks.report import ROOT, Table, machine, save
 from utils.config import DataConfig
 from utils.converters import prepare
+from utils.options import Parser
 from utils.paths import check_yaml
 from utils.yaml_files import write_yaml
 
@@ -111,7 +112,7 @@ def rows(contest: Contest, tasks: list[str], cfgs: list[str]) -> dict[str, tuple
 
 def main(argv: list[str] | None = None) -> None:
     """Print, and save on request, a row for each task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", required=True, help="the interpreter that has ultralytics")
     parser.add_argument("--peer-model", default="yolo26n.yaml")
     parser.add_argument("--cfg", nargs="+", default=["yolov5n_BiFormer.yaml", "yolov5n.yaml"])

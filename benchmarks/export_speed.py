@@ -28,6 +28,7 @@ from models.yolo import Model
 from utils.augmentations import letterbox
 from utils.checkpoint import describe_model, save_checkpoint
 from utils.log import set_up_logging
+from utils.options import Parser
 
 EAGER = "PyTorch"
 
@@ -64,7 +65,7 @@ def looking(backend: DetectMultiBackend, picture: torch.Tensor) -> Callable[[], 
 
 def main(argv: list[str] | None = None) -> None:
     """Print, and save on request, a row for each format."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="yolov5s_BiFormer.yaml")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--threads", type=int, default=2)

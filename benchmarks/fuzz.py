@@ -23,6 +23,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from utils.log import LOGGER
+from utils.options import Parser
 
 if TYPE_CHECKING:  # the kinds bring all that is fuzzed, which Atheris wants to see imported
     from tests.fuzz.guard import Kind
@@ -119,7 +120,7 @@ def by_coverage(name: str, seconds: float, seed: int, keep: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", help="its name, or all")
     parser.add_argument("--seconds", type=float, default=60, help="for each kind")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the same one gives the same inputs")

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from utils.checkpoint import load_checkpoint
+from utils.options import Parser
 from utils.paths import ROOT
 from utils.synthetic import draw_dataset
 
@@ -210,7 +211,7 @@ def _written(file: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tally; exit status 1 when anything differed or could not be read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how many (20)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
     parser.add_argument("--epochs", type=int, default=4, help="length of a run (4)")

@@ -35,6 +35,7 @@ from utils.datasets import DetectionDataset, create_dataloader
 from utils.dist import gather, join, leave, rank, wait_for_all
 from utils.label_arrays import LabelIndex
 from utils.labels import NO_POINTS, Record
+from utils.options import Parser
 
 MIB = 1 << 20
 LABELS = 7  # a picture: about as many as COCO has
@@ -205,7 +206,7 @@ def one_copy(options: argparse.Namespace) -> bool:
 
 def main(arguments: Iterable[str] | None = None) -> int:
     """The command line; exit status 1 where memory is not as it should be."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader_memory", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.loader_memory", description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=int, default=0, help="records (100000, with --cache 3000)")
     parser.add_argument("--workers", type=int, default=0, help="of each process (4, with --cache 2)")
     parser.add_argument("--epochs", type=int, default=3)

@@ -29,6 +29,7 @@ from utils.config import DataConfig, Hyp
 from utils.datasets import DetectionDataset, SampleKey
 from utils.label_arrays import LabelIndex
 from utils.label_index import load_index
+from utils.options import Parser
 from utils.paths import check_yaml
 from utils.synthetic import draw_dataset
 from utils.write_shards import write_shards
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main(arguments: Iterable[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader_speed", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.loader_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="", help="data set YAML; drawn pictures where it is not given")
     parser.add_argument("--pictures", type=int, default=200, help="how many of them are used")
     parser.add_argument("--imgsz", type=int, default=640)

@@ -23,6 +23,7 @@ from benchmarks.pairing import high_water
 from benchmarks.report import Table, machine, save
 from benchmarks.train_step import TrainingStep, batch_of
 from models.yolo import Model
+from utils.options import Parser
 
 
 class Cost(NamedTuple):
@@ -65,7 +66,7 @@ def _median(run: Callable[[], object], rounds: int) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Print, and save on request, a row for each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="yolov5{size}_BiFormer.yaml", help="with {size} where the letter goes")
     parser.add_argument("--sizes", nargs="+", default=list("nsmlx"))
     parser.add_argument("--imgsz", type=int, default=640)

@@ -18,6 +18,7 @@ import optuna
 
 from benchmarks.report import Table
 from utils.config import Hyp
+from utils.options import Parser
 from utils.paths import check_yaml
 from utils.search_samplers import SAMPLERS, Turn, build_sampler, distributions
 from utils.search_space import LIMITS, SearchSpace
@@ -65,7 +66,7 @@ def search(kind: str, space: SearchSpace, worth: Callable[[Proposal], float], tr
 
 def main() -> None:
     """Print a row for each number of trials."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[30, 100, 300])
     parser.add_argument("--functions", type=int, default=6)
     options = parser.parse_args()

@@ -30,6 +30,7 @@ import torch
 from benchmarks.report import Table, machine, save
 from models.yolo import Model
 from utils.checkpoint import describe_model, save_checkpoint
+from utils.options import Parser
 from utils.serving.metrics import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,7 +211,7 @@ def batching(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> T
 
 def main() -> None:
     """Print, and save on request, one of the two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["load", "batching"])
     parser.add_argument("--weights", type=Path, help="what to serve, in any format")
     parser.add_argument("--cfg", default="yolov5n_BiFormer.yaml", help="without --weights: a network of this kind")

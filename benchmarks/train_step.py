@@ -28,6 +28,7 @@ from utils.callbacks import Callbacks
 from utils.config import Hyp
 from utils.loss import ComputeLoss
 from utils.optim import Schedule, build_optimizer, choose_recipe
+from utils.options import Parser
 from utils.paths import check_yaml
 from utils.precision import Precision
 from utils.torch_utils import ModelEMA, copy_attr, select_device, time_sync
@@ -208,7 +209,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.train_step", description=__doc__.split("\n")[0])
     parser.add_argument("--cfg", default="yolov5n_BiFormer.yaml", help="model with BRA")
     parser.add_argument("--plain", default="yolov5n.yaml", help="the model without")
     parser.add_argument("--reference", type=Path, help="Python file with the BiLevelRoutingAttention to compare with")

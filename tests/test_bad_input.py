@@ -251,21 +251,21 @@ MODEL = {
     "broken YAML": (rewritten("tiny.yaml", "nc: [2"), ["tiny.yaml, line 1: is not valid YAML"]),
 }
 OPTIONS = {
-    "--batch-size 0": ["--batch-size must be at least 1"],
-    "--imgsz -32": ["--imgsz -32: the image size must be at least 1 pixel"],
+    "--batch-size 0": ["--batch-size 0: must be from 1 to 1000000, or -1"],
+    "--imgsz -32": ["--imgsz -32: must be from 1 to 32736, or 0"],
     "--weights none.pt": ["none.pt do not exist"],
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
-    "--seed -1": ["--seed", "must be at least 0"],
+    "--seed -1": ["--seed -1: must be from 0"],
     "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off"],
-    "--label-smoothing 2": ["--label-smoothing 2.0"],
+    "--label-smoothing 2": ["--label-smoothing 2: must be from 0 to 0.99"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }
 HYP = {
     "lr00: 3\n": ["hyp.yaml: unknown hyper-parameter 'lr00', did you mean 'lr0'?"],
     "lr0: fast\n": ["hyp.yaml: lr0 must be a number, not 'fast'"],
-    "mosaic: 2\n": ["hyp.yaml: mosaic is a probability between 0 and 1"],
+    "mosaic: 2\n": ["hyp.yaml: mosaic must be from 0 to 1, not 2"],
     "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
     "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
 }
@@ -460,12 +460,12 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("--batch-size 0", "--batch-size and --max-det must be at least 1"),
+        ("--batch-size 0", "--batch-size 0: must be from 1"),
         ("--task test", "squares.yaml: has no 'test' split; add it, or choose another --task"),
-        ("--imgsz -1", "--imgsz -1: the image size must be at least 1"),
+        ("--imgsz -1", "--imgsz -1: must be from 1"),
         ("--data none.yaml", "none.yaml does not exist"),
-        ("--max-det 0", "--max-det must be at least 1 and"),
-        ("--conf-thres 2", "--conf-thres and --iou-thres lie between 0 and 1"),
+        ("--max-det 0", "--max-det 0: must be at least 1"),
+        ("--conf-thres 2", "--conf-thres 2: must be from 0 to 1"),
     ],
 )
 def test_val_refuses_in_one_line(trained: Path, said: Said, words: str, says: str) -> None:
@@ -516,7 +516,7 @@ def test_detect_goes_on_after_broken_files_in_a_list(trained: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "words, says", [("--imgsz 0", "at least 1 pixel"), ("--classes rad", "did you mean 'red'"), ("--classes 9", "red")]
+    "words, says", [("--imgsz 0", "from 1 to 32736"), ("--classes rad", "did you mean 'red'"), ("--classes 9", "red")]
 )
 def test_detect_refuses_in_one_line(trained: Path, tmp_path: Path, said: Said, words: str, says: str) -> None:
     assert detect.main(detect_words(trained, tmp_path, trained.parents[3] / "squares/images/val", *words.split())) == 1

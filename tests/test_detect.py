@@ -87,7 +87,7 @@ def test_every_flag_of_v61_parses():
         ({"iou_thres": -0.1}, "--iou-thres"),
         ({"max_det": 0}, "--max-det"),
         ({"imgsz": [1, 2, 3]}, "--imgsz"),
-        ({"imgsz": 0}, "at least 1"),
+        ({"imgsz": 0}, "--imgsz 0: must be from 1 to 32736"),
         ({"classes": ["cat"]}, "did you mean|--classes cat"),
         ({"classes": [3]}, "--classes 3"),
         ({"source": "nowhere"}, "nowhere"),

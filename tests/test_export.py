@@ -306,7 +306,7 @@ def test_python_takes_it(trained):
         ({"batch_size": 0}, "--batch-size"),
         ({"conf_thres": 2.0}, "--conf-thres"),
         ({"imgsz": [64, 64, 64]}, "one side or height and width"),
-        ({"imgsz": 0}, "at least 1 pixel"),
+        ({"imgsz": 0}, "--imgsz 0: must be from 1 to 32736"),
         ({"weights": "nowhere.pt"}, "do not exist"),
         ({"wieghts": "best.pt"}, "did you mean 'weights'"),
         ({"opset": 3, "include": ["onnx"]}, "too old"),

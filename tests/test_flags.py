@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+import detect
+import export
+import serve
 import train
 import val
 from detect import DetectOptions
@@ -196,19 +199,37 @@ def test_flags_whose_value_may_be_left_out(flag: str, meaning: Any) -> None:
 @pytest.mark.parametrize(
     "words", ["--cache tape", "--optimizer Lion", "--task train2", "--epochs many", "--freeze", "--epoch-s 3", "stray"]
 )
-def test_what_no_flag_allows_ends_with_usage(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_flag_allows_ends_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = ValOptions if words.startswith("--task") else TrainOptions
     with pytest.raises(SystemExit) as ended:
         parse(kind, words.split())
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert "usage:" in error and words.split()[0] in error
+    assert "usage:" not in error and words.split()[0] in error and len(error.splitlines()) == 1
 
 
 def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(TrainOptions, ["--epohcs", "3"])
     assert "'--epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [train, val, detect, export, serve])
+def test_every_script_helps_in_one_line(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--weihgts", "a.pt"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and "did you mean '--weights'?" in error
+
+
+@pytest.mark.parametrize("script", [train, val, detect, export, serve])
+@pytest.mark.parametrize("value", ["abc", -5, 1.5, True, 10**9])
+def test_every_script_checks_what_python_gives(script: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="^--(imgsz|batch-size) .{,90}$"):
+        script.run(imgsz=value)
+    if script is not detect:
+        with pytest.raises(ValueError, match="^--batch-size .{,90}$"):
+            script.run(batch_size="many")
 
 
 @pytest.mark.parametrize("script, given", [(train, {"epohcs": 1}), (val, {"wieghts": "a.pt"})])

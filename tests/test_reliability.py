@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ import train
 from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import options
-from utils.guard import OutOfMemory
+from utils.datasets import DetectionDataset
+from utils.guard import OutOfMemory, WorkerFault
+from utils.paths import ROOT
+from utils.run_lock import Busy
 from utils.setup import PIECES, STATE, TrainOptions, set_up
 from utils.trainer import Trainer
 
@@ -219,3 +225,122 @@ def test_one_of_several_out_of_memory_is_remembered(job: dict[str, Any], monkeyp
     monkeypatch.setattr(Trainer, "_learn", lambda self, *given: seen.append(self.split) or learned(self, *given))
     train.run(resume=str(weights / "last.pt"))
     assert set(seen) == {2} and not (weights / PIECES).exists()
+
+
+# ---- one folder, one run
+def words_of(job: dict[str, Any]) -> list[str]:
+    """A job as a command line."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in job.items()}
+    return [word for key, value in lists.items() for word in (f"--{key.replace('_', '-')}", *map(str, value))]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_runs_of_one_name_that_start_together_get_a_folder_each(job: dict[str, Any]) -> None:
+    runs = [start(words_of(job | {"epochs": 1, "name": "night"})) for _ in range(2)]
+    said = [run.communicate(timeout=240)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    folders = sorted(Path(job["project"]).iterdir())
+    assert [folder.name for folder in folders] == ["night", "night2"]
+    assert all((folder / "weights/resume.pt").is_file() and not (folder / "run.lock").exists() for folder in folders)
+
+
+def test_of_two_that_resume_one_run_the_second_is_refused_and_the_state_stays(job: dict[str, Any]) -> None:
+    train.run(**job | {"epochs": 1})
+    folder = Path(job["project"]) / "exp"
+    size = (folder / "weights/resume.pt").stat().st_size
+    both = [start(["--resume", str(folder / "weights/last.pt"), "--epochs", "4"]) for _ in range(2)]
+    said = [run.communicate(timeout=240)[1] for run in both]
+    assert sorted(run.returncode for run in both) == [0, 1], said
+    refused = next(text for run, text in zip(both, said, strict=True) if run.returncode)
+    assert len(refused.splitlines()) == 1 and "trains in this folder; stop it, or choose another --name" in refused
+    assert any(f"process {run.pid} on " in refused for run in both if not run.returncode)
+    assert (folder / "weights/resume.pt").stat().st_size >= size
+    train.run(resume=str(folder / "weights/last.pt"), epochs=5)
+    assert len((folder / "results.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("asked", [{"exist_ok": True}, {"resume": "auto"}, {"resume": True}])
+def test_nobody_trains_where_another_run_does(job: dict[str, Any], asked: dict[str, Any]) -> None:
+    refused: list[BaseException] = []
+
+    def begin_another(epoch: int, **named: Any) -> None:
+        def other() -> None:
+            with pytest.raises(Busy) as caught:
+                train.run(**job | asked)
+            refused.append(caught.value)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    listened(job | {"epochs": 1}, on_train_epoch_end=begin_another)
+    assert f"process {os.getpid()} on" in str(refused[0])
+    assert [path.name for path in Path(job["project"]).iterdir()] == ["exp"]
+    assert load_checkpoint(Path(job["project"]) / "exp/weights/resume.pt")["optimizer"]
+
+
+def test_a_stripped_file_never_replaces_the_full_state(job: dict[str, Any]) -> None:
+    def strip(*given: Any) -> None:  # as detect.py --update, or a copy from elsewhere
+        if len(stripped) < 1 and (last := Path(job["project"]) / "exp/weights/last.pt").exists():
+            stripped.append(train.strip_optimizer(last))
+
+    train.run(**job | {"epochs": 1})
+    before, stripped = (Path(job["project"]) / "exp/weights/resume.pt").read_bytes(), list[Any]()
+    finish = train.Keeper.finish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Keeper, "finish", lambda self: (strip(), finish(self)))
+        train.run(resume=str(Path(job["project"]) / "exp/weights/last.pt"), epochs=2)
+    assert stripped and (Path(job["project"]) / "exp/weights/resume.pt").read_bytes() == before
+
+
+# ---- loader processes
+def dies(how: Callable[[], Any], epoch: int) -> Callable[[DetectionDataset, Any], Any]:
+    """A data set whose loader processes end in this epoch, once it is past its first pictures."""
+    get = DetectionDataset.__getitem__
+
+    def item(self: DetectionDataset, key: Any) -> Any:
+        if self.augment and getattr(key, "epoch", 0) == epoch and torch.utils.data.get_worker_info().id == 1:
+            how()
+        return get(self, key)
+
+    return item
+
+
+def fail() -> None:
+    raise ValueError("bad\n  luck")
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"process \d+ was killed \(SIGKILL\).*fewer --workers"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"process \d+ was ended by SIGBUS: /dev/shm.*--shm-size"),
+        (lambda: os._exit(7), r"process \d+ ended without a word"),
+        (fail, "a loader process failed with ValueError: bad luck"),
+    ],
+    ids=["killed", "bus", "exit", "raised"],
+)
+def test_a_dead_loader_is_one_line_and_nothing_is_lost(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, how: Callable[[], Any], says: str
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    job |= {"epochs": 2, "workers": 2}
+    with monkeypatch.context() as patch, pytest.raises(WorkerFault, match=says) as fault:
+        patch.setattr(DetectionDataset, "__getitem__", dies(how, epoch=1))
+        train.run(**job | {"name": "cut"})
+    last = Path(job["project"]) / "cut/weights/last.pt"
+    assert str(fault.value).endswith(f"saved, go on with --resume {last}") and "\n" not in str(fault.value)
+    if "SIGKILL" not in says:
+        return
+    train.run(resume=str(last))
+    train.run(**job | {"name": "whole"})
+    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))

@@ -282,7 +282,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, weights: Pa
         ("--weights nothing.pt", "nothing.pt"),
         ("--conf-thres 2", "--conf-thres"),
         ("--port 99999", "--port"),
-        ("--batch-size 0", "--batch-size 0: give a number from 1"),
+        ("--batch-size 0", "--batch-size 0: must be at least 1"),
         ("--queue 4", "--max-files"),
         ("--timeout nan", "--timeout"),
         ("--window -1", "--window"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -90,6 +91,31 @@ def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg:
     first, second, other = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in "abc")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_log_that_is_no_terminal_has_one_line_an_epoch(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+    lines = {}
+    for epochs in (2, 4):
+        given = BASE | {
+            "data": squares,
+            "cfg": tiny_cfg,
+            "project": tmp_path / "runs",
+            "name": epochs,
+            "epochs": epochs,
+        }
+        words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        with open(tmp_path / "log", "wb") as log:
+            subprocess.run([sys.executable, "train.py", *words, "--cache"], cwd=ROOT, stderr=log, check=True)
+        text = (tmp_path / "log").read_bytes()
+        assert b"\r" not in text and b"\x1b" not in text and b"%|" not in text and len(text) < 6000
+        lines[epochs] = text.decode().splitlines()
+    told = [line for line in lines[4] if line.startswith("epoch ")]
+    number = r"[\d.e+-]+"
+    wanted = "".join(rf"{name} {number}, " for name in ("box", "obj", "cls", "P", "R", "mAP50", "mAP50-95"))
+    for epoch, line in enumerate(told):
+        left = r", \d+:\d\d left" if epoch < 3 else ""
+        assert re.fullmatch(rf"epoch {epoch}/3: {wanted}RSS {number}G, {number} s{left}", line), line
+    assert len(told) == 4 and len(lines[4]) == len(lines[2]) + 2
 
 
 class Torn(Exception):

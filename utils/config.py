@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.files import is_one_line
 from utils.log import LOGGER
-from utils.options import flag, inner_type, nearest, options, parse
+from utils.options import SHARE, Range, flag, inner_type, nearest, options, parse
 from utils.paths import ROOT, datasets_root
 from utils.yaml_files import read_yaml, shortened, write_yaml
 
@@ -24,6 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_CLASSES = 100_000
+SIDES = Range(1, 32_736)  # pixels, the largest multiple of 32 that OpenCV maps
+SIDE = Range(SIDES.least, SIDES.most, also=(0,))  # 0: as is usual
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -95,8 +97,8 @@ class DataConfig:
                     f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
                 )
         download, imgsz = content.get("download"), content.get("imgsz")
-        if imgsz is not None and (type(imgsz) is not int or imgsz < 1):
-            raise ValueError(f"{file}: imgsz must be a whole number of pixels, not {shortened(imgsz)}")
+        if imgsz is not None and (type(imgsz) is not int or imgsz not in SIDES):
+            raise ValueError(f"{file}: imgsz must be whole pixels {SIDES}, not {shortened(imgsz)}")
         download = None if download is None else str(download).strip()
         return cls(file, root, **splits, names=names, download=download, imgsz=imgsz)
 
@@ -195,6 +197,42 @@ def _expanded(file: Path, key: str, path: str) -> Path:
 
 
 # -------------------------------------------------------------------------------------------------- hyper-parameters
+HYP_BOUNDS: dict[str, Range] = {  # what a training can work with; the limits of a search lie inside
+    "lr0": Range(0, 10, above=True),
+    "lrf": Range(0, 10),
+    "momentum": Range(0, 0.9999, above=True),  # Nesterov's, or Adam's first beta
+    "weight_decay": Range(0, 1),
+    "warmup_epochs": Range(0, 1000),
+    "warmup_momentum": Range(0, 0.9999),
+    "warmup_bias_lr": Range(0, 10),
+    "box": Range(0, 1000),
+    "cls": Range(0, 1000),
+    "cls_pw": Range(0, 1000),
+    "obj": Range(0, 1000),
+    "obj_pw": Range(0, 1000),
+    "iou_t": SHARE,
+    "anchor_t": Range(1, 1000, above=True),
+    "anchors": Range(0, 100),
+    "fl_gamma": Range(0, 10),
+    "hsv_h": SHARE,
+    "hsv_s": SHARE,
+    "hsv_v": SHARE,
+    "degrees": Range(0, 180),
+    "translate": SHARE,
+    "scale": Range(0, 0.99),
+    "shear": Range(0, 80),
+    "perspective": Range(0, 0.01),
+    **dict.fromkeys(("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "mosaic9", "albumentations"), SHARE),
+    "label_smoothing": Range(0, 0.99),
+    "pooled": SHARE,
+    "close_mosaic": Range(0, 1_000_000),
+    "ema_tau": Range(0, 1e9, above=True),
+    "warmup_floor": Range(0, 1_000_000_000),
+    "clip_norm": Range(0, 1e9),
+    "nominal_batch": Range(1, 1_000_000),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Hyp:
     """Hyper-parameters of a training run, as in YOLOv5's hyp YAML files, and ours below them.
@@ -253,14 +291,8 @@ class Hyp:
                 raise ValueError(
                     f"{name}: unknown hyper-parameter {shortened(key)}{nearest(key, hints)}; known: {', '.join(hints)}"
                 )
-            content[key] = _number(name, key, value, inner_type(hints[key])[0])
-        hyp = cls(**content)
-        for key in ("mosaic", "mosaic9", "mixup", "copy_paste", "flipud", "fliplr", "albumentations"):
-            if not 0 <= getattr(hyp, key) <= 1:
-                raise ValueError(f"{name}: {key} is a probability between 0 and 1, not {getattr(hyp, key)}")
-        if hyp.anchor_t <= 1 or hyp.nominal_batch < 1 or hyp.lr0 <= 0 or hyp.ema_tau <= 0:
-            raise ValueError(f"{name}: anchor_t must be above 1, nominal_batch at least 1, lr0 and ema_tau above 0")
-        return hyp
+            content[key] = _hyp_value(name, key, value, inner_type(hints[key])[0])
+        return cls(**content)
 
     def scaled(self, levels: int, nc: int, imgsz: int, label_smoothing: float = 0.0) -> Hyp:
         """Loss gains for this many detection levels, classes and pixels (YOLOv5's reference is 3, 80 and 640)."""
@@ -273,8 +305,9 @@ class Hyp:
         )
 
 
-def _number(name: str, key: str, value: Any, kind: type) -> Any:
-    """`value` as `kind`; YAML 1.1 reads 1e-2 as text, so text that is a number counts as one."""
+def _hyp_value(name: str, key: str, value: Any, kind: type) -> Any:
+    """`value` as `kind`, inside its bounds; YAML 1.1 reads 1e-2 as text, so text that is a number counts as one."""
+    bounds = HYP_BOUNDS.get(key)
     if kind is str:
         if isinstance(value, str):
             return value
@@ -286,6 +319,8 @@ def _number(name: str, key: str, value: Any, kind: type) -> Any:
             fits = math.isfinite(number) and number == float(value)
         except (TypeError, ValueError, OverflowError):
             fits = False
+        if fits and number not in bounds:
+            raise ValueError(f"{name}: {key} must be {bounds}, not {shortened(value)}")
         if fits:
             return number
     wanted = {str: "text", int: "a whole number", float: "a number"}[kind]

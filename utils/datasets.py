@@ -7,6 +7,7 @@ before: one seed gives the same batches with any number of workers.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -260,7 +261,8 @@ def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: boo
 
 
 def _start_worker(_: int) -> None:
-    """One thread a worker: the workers are the parallelism."""
+    """One thread a worker: the workers are the parallelism. Ctrl+C is for the main process, which still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -22,12 +22,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from utils.archives import ARCHIVES, Limits, extract
 from utils.files import printable
 from utils.log import LOGGER
 from utils.paths import shown
+from utils.progress import progress
 
 CHUNK = 1 << 20
 ATTEMPTS = 3
@@ -155,8 +154,7 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
         total = start + int(length) if length and length.isascii() and length.isdigit() else None
         _check_room(total or start, room)
         note.write_text(_validator(answer.headers), encoding="utf-8")
-        quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=printable(url2file(url)), disable=quiet)
+        bar = progress(None, printable(url2file(url)), total, "B", initial=start)
         with bar, open(part, "ab" if resumed else "wb") as file:
             for chunk in _chunks(answer, room - start):
                 file.write(chunk)

@@ -7,7 +7,7 @@ single process with the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.boxes import scale_boxes, xywh2xyxy
 from utils.dist import gather_to_main, is_main
+from utils.guard import batches_of
 from utils.log import LOGGER
 from utils.metrics import DetectionMetrics, DetectionResult
 from utils.nms import non_max_suppression
+from utils.progress import BAR, is_terminal, progress
 from utils.shares import agreed
 from utils.torch_utils import time_sync
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
-BAR = "{l_bar}{bar:10}{r_bar}{bar:-10b}"
 Forward = Callable[[Tensor], tuple[Tensor, Any]]
 
 
@@ -125,7 +125,9 @@ def _score_share(
     numbers: list[int] = []
     pictures: list[int] = []
     losses: list[Tensor] = []
-    for batch in tqdm(loader, desc=HEADER, bar_format=BAR, disable=not (listener.progress and is_main())):
+    title, quiet = HEADER if is_terminal() else "validating", not (listener.progress and is_main())
+    total = len(loader) if isinstance(loader, Sized) else None
+    for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=quiet, bar_format=BAR):
         start = time_sync()
         images = batch.images.to(device, non_blocking=True)
         images = (images.half() if settings.half else images.float()) / 255
@@ -252,8 +254,12 @@ def warn_of_crowds(objects: Iterable[int], max_det: int) -> None:
 
 
 def log_table(result: ValResult, per_class: bool = False) -> None:
-    """Log the line of all classes, on wish one per class, and AP by object size. The header is the progress bar's."""
+    """Log the line of all classes, on wish one per class, and AP by object size. On a terminal the header is the
+    progress bar's.
+    """
     row, m = "%20s" + "%11i" * 2 + "%11.3g" * 4, result.metrics
+    if not is_terminal():
+        LOGGER.info(HEADER)
     LOGGER.info(row % ("all", m.images, m.labels, m.precision, m.recall, m.map50, m.map))
     if per_class:
         for c in m.per_class:

@@ -19,10 +19,12 @@ import numpy as np
 from utils.callbacks import Callbacks
 from utils.config import DataConfig, Hyp, write_yaml
 from utils.dist import world_size
+from utils.guard import WorkerFault
 from utils.log import LOGGER, one_line
 from utils.metrics import fitness
 from utils.paths import check_yaml
 from utils.plots_evolve import plot_evolve
+from utils.run_lock import Busy
 from utils.search_samplers import Turn, build_pruner, build_sampler, check_sampler, distributions
 from utils.search_space import SearchSpace
 from utils.search_storage import (
@@ -37,7 +39,7 @@ from utils.search_storage import (
     sign,
 )  # fmt: skip
 from utils.search_tables import METRICS, best_of, summary, write_tables
-from utils.search_trials import DRAWN, Claim, Ledger, Pulse
+from utils.search_trials import BEAT, DRAWN, Claim, Ledger, Pulse
 from utils.setup import TrainOptions, check_options
 
 if TYPE_CHECKING:
@@ -153,6 +155,14 @@ class Worker:
             with Pulse(self.ledger, claim, lost=referee.stop):
                 results = self.train(options, callbacks)
             self.breakdowns = 0
+        except Busy as error:  # whoever lost this trial, and not yet noticed
+            self.ledger.drop(claim)
+            LOGGER.warning(f"trial {claim.number}: {one_line(error)}; trying again in {BEAT:.0f} s")
+            time.sleep(BEAT)
+            return
+        except WorkerFault:  # the machine's fault, not that of the hyper-parameters
+            self.ledger.drop(claim)
+            raise
         except FAULTS as error:
             results, reason = self.blame(claim, error), one_line(error)
         except BaseException:

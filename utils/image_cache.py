@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.arrays import read_array
 from utils.label_arrays import LabelIndex
@@ -23,6 +22,7 @@ from utils.labels import fit_longest, fitted_size
 from utils.log import LOGGER
 from utils.paths import shown
 from utils.pictures import DECODER
+from utils.progress import progress
 from utils.shared_memory import ALONE, layout_of, reserve
 from utils.team import Team
 
@@ -48,11 +48,10 @@ def _free_memory() -> int | None:
 
 def _for_each(positions: Sequence[int], work: Callable[[int], bool], description: str) -> int:
     """Run `work` on these positions in threads with a progress bar; how often it said yes."""
-    quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
     done = 0
     with (
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        tqdm(total=len(positions), desc=description, unit=" pictures", disable=quiet, dynamic_ncols=True) as bar,
+        progress(None, description, len(positions), " pictures") as bar,
     ):
         for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work as it is handed in
             for result in pool.map(work, positions[start : start + CHUNK]):

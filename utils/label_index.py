@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.arrays import read_arrays
 from utils.files import printable
@@ -28,6 +27,7 @@ from utils.log import LOGGER
 from utils.paths import shown
 from utils.pictures import DECODER, quiet_decoder
 from utils.problems import gathered
+from utils.progress import progress
 from utils.shards import check_shard, find_shards, is_shard
 from utils.shared_memory import ALONE, share
 from utils.team import Team
@@ -156,14 +156,13 @@ def _joined(shares: Sequence[_Share]) -> _Share:
 
 def _check(names: Sequence[str], numbers: np.ndarray, prefix: str) -> _Share:
     """Check units called `names`, which are those of these `numbers` (n,)."""
-    quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
     shares, start = [], 0
     unit = " files" if any(map(is_shard, names)) else " images"
     description = f"{prefix}checking images and labels"
     with (
         quiet_decoder(),
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        tqdm(total=len(names), desc=description, unit=unit, disable=quiet, dynamic_ncols=True) as bar,
+        progress(None, description, len(names), unit) as bar,
     ):
         while start < len(names):
             if is_shard(names[start]):

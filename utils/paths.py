@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.files import printable
@@ -84,17 +86,49 @@ def check_yaml(file: str | Path) -> Path:
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
     """`runs/exp` if it is free, else `runs/exp2`, `runs/exp3` ...: one above the highest number there is.
 
-    A file keeps its suffix (`a.txt` -> `a2.txt`). With `exist_ok` the path is taken as it is.
+    A file keeps its suffix (`a.txt` -> `a2.txt`). With `exist_ok` the path is taken as it is. With `mkdir` the folder
+    is made, and, unless `exist_ok`, by this call and no other: of several that ask at once each gets one of its own.
     """
     path = Path(path)
-    if path.exists() and not exist_ok:
-        stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
-        numbered = re.compile(re.escape(stem + sep) + r"(\d+)")
-        taken = [int(m[1]) for sibling in path.parent.glob(f"{_literal(stem)}*") if (m := numbered.match(sibling.name))]
-        path = path.with_name(f"{stem}{sep}{max([1, *taken]) + 1}{suffix}")
-    if mkdir:
+    if not mkdir:
+        return path if exist_ok or not os.path.lexists(path) else _next_name(path, sep)
+    if exist_ok:
         path.mkdir(parents=True, exist_ok=True)
-    return path
+        return path
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chosen = _next_name(path, sep) if os.path.lexists(path) else path
+        # between looking and making another may have been faster, or a parent that was empty gone again
+        with suppress(FileExistsError, FileNotFoundError):
+            chosen.mkdir()
+            return chosen
+
+
+def _next_name(path: Path, sep: str) -> Path:
+    """The path with one above the highest number that its numbered sisters have."""
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+    numbered = re.compile(re.escape(stem + sep) + r"(\d+)")
+    taken = [int(m[1]) for sister in path.parent.glob(f"{_literal(stem)}*") if (m := numbered.match(sister.name))]
+    return path.with_name(f"{stem}{sep}{max([1, *taken]) + 1}{suffix}")
+
+
+@contextmanager
+def claimed(path: str | Path, exist_ok: bool = False) -> Iterator[Path]:
+    """A folder of one's own by `increment_path`, taken away again when the block fails before anything is in it.
+
+    So are the folders above it that were made for it. With `exist_ok` it may be there already, and then stays.
+    """
+    path = Path(path)
+    missing = [folder for folder in path.parents if not folder.exists()]
+    is_new = not exist_ok or not path.exists()
+    folder = increment_path(path, exist_ok, mkdir=True)
+    try:
+        yield folder
+    except BaseException:
+        for made in [folder, *missing] if is_new else ():
+            with suppress(OSError):  # what is not empty stays
+                made.rmdir()
+        raise
 
 
 def latest_checkpoint(folder: str | Path, name: str = "best.pt") -> Path | None:

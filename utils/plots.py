@@ -157,6 +157,7 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     for axis, name in zip(axes, panels, strict=False):
         for number, (stem, table) in enumerate(tables.items()):
             _draw_result(axis, table, name, series_colour(number), stem)
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)  # there is no half epoch
         title(axis, name.removeprefix("metrics/"), "epoch" if axis.get_subplotspec().is_last_row() else "")
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

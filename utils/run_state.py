@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.checkpoint import describe_model, save_checkpoint, strip_optimizer
+from utils.checkpoint import describe_model, load_checkpoint, save_checkpoint, strip_optimizer
 from utils.dist import is_main
 from utils.evaluator import ValResult
 from utils.guard import TrainingFault
@@ -146,6 +146,8 @@ class Keeper:
         """Strip last.pt to what inference needs; all of it stays in resume.pt, for a run that is to be extended."""
         if self._is_stripped or not self.last.exists():
             return  # a finished run that was resumed and had nothing to do
+        if load_checkpoint(self.last).get("optimizer") is None:
+            return  # somebody stripped it meanwhile: resume.pt, if there is one, has more
         if not self.setup.opt.nosave:
             beside = self.last.with_name(f".{FULL_STATE}.tmp")
             beside.unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def find_place(opt: TrainOptions) -> Place:
         found = [path.parent for path in project.glob(f"*/{JOURNAL}")]
         folder = max(found, key=lambda path: (path / JOURNAL).stat().st_mtime, default=None)
     if folder is None:
-        folder = _make_folder(project / opt.name, bool(opt.resume or opt.exist_ok))
+        folder = increment_path(project / opt.name, exist_ok=bool(opt.resume or opt.exist_ok), mkdir=True)
     return Place(folder, storage or str(folder.resolve() / JOURNAL), study)
 
 
@@ -97,17 +97,6 @@ def _known_folder(project: Path, name: str, storage: str) -> Path | None:
         if content.get("storage") == without_password(storage) and content.get("study") in (name, STUDY):
             return about.parent
     return None
-
-
-def _make_folder(path: Path, join: bool) -> Path:
-    """`path` itself for those who join, else one of its numbered sisters that nobody else has made."""
-    while True:
-        folder = increment_path(path, exist_ok=join)
-        try:
-            folder.mkdir(parents=True, exist_ok=join)
-        except FileExistsError:
-            continue
-        return folder
 
 
 def sign(place: Place, opt: TrainOptions) -> None:

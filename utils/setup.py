@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from utils.converters import prepare
 from utils.dist import is_main, join, local_rank, tell, world_size
 from utils.iou import check_loss_name
 from utils.log import LOGGER
-from utils.paths import check_file, check_yaml, increment_path, latest_checkpoint, shown
+from utils.paths import check_file, check_yaml, claimed, latest_checkpoint, shown
+from utils.run_lock import RunLock
 from utils.runs import USUAL_SIZE
+from utils.shares import agreed
 from utils.torch_utils import gpu_indices, select_device
 from utils.train_options import DEFAULT_CFG, TrainOptions, check_options, continued
 
@@ -34,7 +37,10 @@ PIECES = "pieces.txt"  # left by a process that ran out of memory: how finely ba
 
 @dataclass(slots=True)
 class Setup:
-    """Everything that is decided before the first picture is read."""
+    """Everything that is decided before the first picture is read.
+
+    `hold` has the lock of the folder; closed with an error it takes a folder away again that is still empty.
+    """
 
     opt: TrainOptions
     hyp: Hyp
@@ -42,6 +48,7 @@ class Setup:
     device: torch.device
     folder: Path
     resumed: dict[str, Any] | None = None
+    hold: ExitStack = field(default_factory=ExitStack)
 
     @property
     def names(self) -> list[str]:
@@ -56,16 +63,25 @@ class Setup:
 
 
 def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
-    """Read the YAML files and check the options; nothing is written before all of it is known to be right.
+    """Read the YAML files, check the options, and claim the run's folder: a new one of its own, or the lock of one
+    that is there. Nothing else is written, and no folder made, before all of it is known to be right.
 
-    `given` are the names of the options that were really asked for; a run that is resumed keeps all others.
+    `given` are the names of the options that were really asked for; a run that is resumed keeps all others. Raises
+    ValueError for what cannot work, and Busy when another process trains in the folder.
     """
     check_options(opt)
     meet()
+    with ExitStack() as hold:
+        return _set_up(opt, given, hold)
+
+
+def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup:
     last, resumed = find_run(opt), None
-    if last and (found := load_run(last, opt, given)):
-        opt, resumed = found
-        check_options(opt)
+    if last:
+        _claim(opt, last, hold)
+        if found := load_run(last, opt, given):
+            opt, resumed = found
+            check_options(opt)
     device = own_device(opt.device, opt.batch_size)
     hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
     check_loss_name(hyp.box_iou)
@@ -74,14 +90,32 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
     opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
     if resumed:
         _check_classes(resumed, data, opt)
+    folder = last.parent.parent if last else _claim(opt, None, hold)
+    if opt.resume == "auto" and not last and find_run(opt):  # another began it, and ended, since we looked
+        hold.close()
+        return _set_up(opt, given, hold)
     prepare(data)
-    return Setup(opt, hyp, data, device, last.parent.parent if last and resumed else _new_folder(opt), resumed)
+    return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
 
 
-def _new_folder(opt: TrainOptions) -> Path:
-    """Where a run that begins goes to; the main process decides, as the others might look when it is there already."""
-    same = opt.exist_ok or opt.resume == "auto"
-    return Path(tell(str(increment_path(Path(opt.project) / opt.name, exist_ok=same))))
+def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
+    """The folder of a run, claimed and locked by the main process, in every process."""
+    return Path(tell(agreed(lambda: _take(opt, last, hold) if is_main() else None)))
+
+
+def _take(opt: TrainOptions, last: Path | None, hold: ExitStack) -> str:
+    """A new folder, or that of `last`, and its lock; `hold` gives both back."""
+    path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
+    if last:
+        path, same = last.parent.parent, True
+        if last.parent.name != "weights":
+            _read_run(last, False)  # which says what else it may be
+            raise ValueError(
+                f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
+            )
+    folder = hold.enter_context(claimed(path, same))
+    hold.callback(RunLock(folder, patient=_restarts() > 0).release)
+    return str(folder)
 
 
 def meet() -> None:
@@ -110,6 +144,11 @@ def launch_id() -> str | None:
     return run
 
 
+def _restarts() -> int:
+    """How often torchrun has begun anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def find_run(opt: TrainOptions) -> Path | None:
     """The last.pt to go on from, as the main process finds it; None where a run is to begin.
 
@@ -127,7 +166,7 @@ def find_run(opt: TrainOptions) -> Path | None:
             raise ValueError(
                 f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
             )
-    elif int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+    elif _restarts() > 0:
         last = _begun_by(launch_id(), opt)
     told = tell(str(last) if last else None)
     return Path(told) if told else None

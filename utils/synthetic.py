@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator
-from tqdm import tqdm
 
 from utils.boxes import xyxy2xywhn
 from utils.log import LOGGER
+from utils.progress import progress
 
 CLASSES = ("disc", "ring", "square", "triangle", "cross", "star")
 RECIPE = 1  # raise it when the drawing changes: sets of another recipe are drawn anew
@@ -312,7 +312,7 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
         for folder in ("images/train", "images/val", "labels/train", "labels/val"):
             (beside / folder).mkdir(parents=True)
         scenes = [(0, f"train/{i:04d}", i) for i in range(train)] + [(1, f"val/{i:04d}", i) for i in range(val)]
-        for split, name, index in tqdm(scenes, desc="drawing", unit="scene"):
+        for split, name, index in progress(scenes, "drawing", unit=" scenes"):
             _write_scene(beside, name, np.random.default_rng([seed, split, index]), size)
         (beside / MARKER).write_text(json.dumps(wanted), encoding="utf-8")
         _move_into_place(beside, root, wanted)

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from utils.config import flag
+from utils.config import SIDE, flag
 from utils.dist import world_size
 from utils.log import LOGGER
+from utils.options import Range, check_bounds
 from utils.paths import ROOT
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
@@ -31,10 +32,18 @@ class TrainOptions:
     cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
     data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
     hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
-    epochs: int = flag(300, "how often every picture is seen")
-    batch_size: int = flag(16, "pictures per batch over all processes, -1 for the largest that fits")
+    epochs: int = flag(300, "how often every picture is seen", bounds=Range(1, 1_000_000))
+    batch_size: int = flag(
+        16,
+        "pictures per batch over all processes, -1 for the largest that fits",
+        bounds=Range(1, 1_000_000, also=(-1,)),
+    )
     imgsz: int = flag(
-        0, "side of the pictures in pixels", aliases=("--img", "--img-size"), shown="the data YAML's imgsz, else 640"
+        0,
+        "side of the pictures in pixels",
+        aliases=("--img", "--img-size"),
+        shown="the data YAML's imgsz, else 640",
+        bounds=SIDE,
     )
     rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
     resume: Any = flag(
@@ -58,28 +67,35 @@ class TrainOptions:
     device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
     multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
     single_cls: bool = flag(False, "train all classes as one")
-    max_det: int = flag(300, "most detections in an image, in validation")
+    max_det: int = flag(300, "most detections in an image, in validation", bounds=Range(1))
     optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
     sync_bn: bool = flag(False, "batch norm over all processes of a run, as if they were one")
-    workers: int = flag(8, "loader processes, at most one per core (training on a CPU: the cores above two)")
+    workers: int = flag(
+        8, "loader processes, at most one per core (training on a CPU: the cores above two)", bounds=Range(0, 10_000)
+    )
     project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
     quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
     cos_lr: bool = flag(False, "cosine instead of linear schedule")
-    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1")
-    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never")
+    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1", bounds=Range(0, 0.99))
+    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never", bounds=Range(0))
     freeze: list[int] = flag(
-        [0], "freeze the first N layers (10: the backbone), or exactly these when several are given", shown="none"
+        [0],
+        "freeze the first N layers (10: the backbone), or exactly these when several are given",
+        shown="none",
+        bounds=Range(0),
     )
-    save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never")
-    save_minutes: float = flag(10.0, "also save last.pt every so many minutes inside an epoch, 0 for never")
+    save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never", bounds=Range(-1))
+    save_minutes: float = flag(
+        10.0, "also save last.pt every so many minutes inside an epoch, 0 for never", bounds=Range(0, 1e6)
+    )
     loggers: list[str] = flag(
         ["auto"],
         "who is told besides results.csv and the pictures: auto is TensorBoard where it is installed",
         choices=LOGGER_NAMES,
     )
-    seed: int = flag(0, "the same seed gives the same run")
+    seed: int = flag(0, "the same seed gives the same run", bounds=Range(0, 2**62))
     deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
     amp: str = flag(
         "auto",
@@ -87,7 +103,9 @@ class TrainOptions:
         choices=("auto", "off", "fp16", "bf16"),
     )
     local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")
-    evolve: int | None = flag(None, "search hyper-parameters over so many trainings (300)", nargs="?", const=300)
+    evolve: int | None = flag(
+        None, "search hyper-parameters over so many trainings (300)", nargs="?", const=300, bounds=Range(1, 1_000_000)
+    )
     evolve_sampler: str = flag("genetic", "who proposes the next ones", choices=("genetic", "tpe", "cmaes", "random"))
     evolve_pruner: str = flag(
         "none", "who gives up hopeless trainings early", choices=("none", "median", "halving", "hyperband")
@@ -100,34 +118,20 @@ class TrainOptions:
     bucket: str = flag("", "read for compatibility, without effect")
     entity: str | None = flag(None, "W&B's user or team (--loggers wandb)")
     upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
-    bbox_interval: int = flag(-1, "send drawn detections to W&B every so many epochs", shown="only at the end")
+    bbox_interval: int = flag(
+        -1, "send drawn detections to W&B every so many epochs", shown="only at the end", bounds=Range(-1)
+    )
     artifact_alias: str = flag("latest", "read for compatibility, without effect", shown="")
 
 
 def check_options(opt: TrainOptions) -> None:
     """Raise ValueError for numbers and combinations that cannot work."""
-    check_numbers(opt)
+    check_bounds(opt)
     if opt.batch_size % world_size() and opt.batch_size > 0:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.evolve is not None):
         raise ValueError("--image-weights and --evolve work in a single process only")
     warn_of_idle_flags(opt)
-
-
-def check_numbers(opt: TrainOptions) -> None:
-    """Raise ValueError for an option whose number is out of its range."""
-    if opt.epochs < 1 or opt.batch_size == 0 or opt.batch_size < -1 or opt.workers < 0:
-        raise ValueError(
-            "--epochs and --batch-size must be at least 1 (--batch-size -1 finds the largest), --workers at least 0"
-        )
-    if opt.max_det < 1:
-        raise ValueError(f"--max-det {opt.max_det}: choose at least 1")
-    if opt.evolve is not None and opt.evolve < 1:
-        raise ValueError(f"--evolve {opt.evolve}: choose at least 1 training")
-    if min(opt.seed, opt.patience, *opt.freeze, opt.save_minutes) < 0:
-        raise ValueError("--seed, --patience, --freeze and --save-minutes must be at least 0")
-    if not 0 <= opt.label_smoothing < 1:
-        raise ValueError(f"--label-smoothing {opt.label_smoothing}: choose at least 0 and below 1")
 
 
 def warn_of_idle_flags(opt: TrainOptions) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from utils.callbacks import Callbacks
 from utils.dist import is_joined, is_main, mean_over_ranks, rank, world_size
-from utils.evaluator import BAR
-from utils.guard import OutOfMemory, StepGuard, TrainingFault, halves, out_of_memory
+from utils.guard import OutOfMemory, StepGuard, TrainingFault, batches_of, halves, out_of_memory
 from utils.log import LOGGER
 from utils.optim import Schedule
 from utils.precision import Precision
+from utils.progress import BAR, Pace, epoch_line, is_terminal, memory_in_use, memory_name, progress
 from utils.torch_utils import seed_everything
 
-HEADER = ("%10s" * 7) % ("Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size")
 _MULTI_SCALE, _NETWORK = 7, 8  # mark random streams of a run: picture sizes, what the network itself draws
 
 
@@ -88,6 +87,9 @@ class Trainer:
         self.guard, self.split = StepGuard(model), 1
         self._waiting: list[tuple[int, Any]] = []  # batches, with their numbers, whose gradients wait for a step
         self._finite = True
+        self._loss_state: dict[str, Any] = {}  # after the last step; a loss may be a plain function
+        self.pace: Pace | None = None  # of the run, in epochs
+        self._began = time.monotonic()  # of the epoch
 
     def epoch(self, loader: Any, position: Position, after_step: Callable[[], None] = lambda: None) -> list[float]:
         """Train on every batch of `position.epoch` from `position.batch` on; returns the mean (box, obj, cls) losses.
@@ -99,16 +101,21 @@ class Trainer:
         Raises TrainingFault when the loss stays infinite, or when a single picture does not fit into memory.
         """
         self.net.train()
+        self._began = time.monotonic()
         epoch, total = position.epoch, len(loader)
         mean = torch.tensor(position.losses, device=self.device)
-        if is_main():
-            LOGGER.info("\n" + HEADER)
-        bar = tqdm(loader, bar_format=BAR, disable=not is_main(), total=total, initial=position.batch)
+        self.pace = self.pace or Pace(self.settings.epochs, epoch + position.batch / max(total, 1))
+        quiet = not is_main() or not is_terminal()  # where there is no terminal an epoch has one line, at its end
+        if not quiet:
+            columns = ("Epoch", memory_name(self.device), "box", "obj", "cls", "labels", "img_size")
+            LOGGER.info("\n" + "%10s" * 7 % columns)
+        bar = progress(batches_of(loader), total=total, quiet=quiet, bar_format=BAR, initial=position.batch)
         self._drop()
         for index, batch in enumerate(bar, start=position.batch):
             accumulate = self.schedule.apply(self.optimizer, epoch * total + index)
             items, images = self._learn(epoch, index, batch)
             mean = (mean * index + items) / (index + 1) if self._finite else mean
+            bar.set_postfix_str(f"run {self.pace.left(epoch + (index + 1) / total)} left", refresh=False)
             bar.set_description(self._line(epoch, mean, len(batch.targets), images.shape[-1]))
             seen = (epoch * total + index, self.model, images, batch.targets, batch.paths, True, False)
             self.callbacks.run("on_train_batch_end", *seen)
@@ -221,17 +228,36 @@ class Trainer:
         if self.ema and is_main():  # the others are given it when they need it
             self.ema.update(self.model)
 
+    def take_back(self) -> None:
+        """Forget what batches since the last step have moved, so that the state is whole again."""
+        self.guard.undo()
+        if self._loss_state:
+            self.loss.load_state_dict(self._loss_state)
+        self._drop()
+
     def _drop(self) -> None:
         """Forget the gradients that wait."""
+        self._loss_state = self.loss.state_dict() if hasattr(self.loss, "state_dict") else {}
         self.optimizer.zero_grad(set_to_none=True)
         self._waiting.clear()
         self._finite = True
 
+    @property
+    def step_sizes(self) -> list[float]:
+        """The learning rate of each group of parameters."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def line(self, epoch: int, losses: Sequence[float], scores: Sequence[float]) -> str:
+        """What a log that is no terminal gets of an epoch; (P, R, mAP50, mAP50-95) if it was validated."""
+        rest = [f"{memory_name(self.device)} {memory_in_use(self.device)}", f"{time.monotonic() - self._began:.1f} s"]
+        if self.pace and epoch + 1 < self.settings.epochs:
+            rest.append(f"{self.pace.left(epoch + 1)} left")
+        return epoch_line(f"{epoch}/{self.settings.epochs - 1}", losses, scores, rest)
+
     def _line(self, epoch: int, mean: Tensor, labels: int, size: int) -> str:
-        memory = f"{torch.cuda.memory_reserved(self.device) / 1e9:.3g}G" if self.device.type == "cuda" else "0G"
         return ("%10s" * 2 + "%10.4g" * 5) % (
             f"{epoch}/{self.settings.epochs - 1}",
-            memory,
+            memory_in_use(self.device),
             *mean.tolist(),
             labels,
             size,

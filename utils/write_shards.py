@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.config import DataConfig, flag, parse
 from utils.labels import find_images, img2label_paths
 from utils.log import LOGGER, one_line, set_up_logging
 from utils.paths import check_yaml, shown
+from utils.progress import progress
 
 DIGITS = 6  # of a shard's number
 
@@ -90,8 +90,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     if old := next(folder.glob("shard-*.tar"), None):
         raise ValueError(f"{shown(old)}: there are shards already; remove them or choose another folder")
-    quiet = not LOGGER.isEnabledFor(20) or not LOGGER.hasHandlers()
-    for number in tqdm(range(count), "writing shards", unit=" shards", disable=quiet, dynamic_ncols=True):
+    for number in progress(range(count), "writing shards", unit=" shards"):
         _write(folder / f"shard-{number:0{DIGITS}}.tar", pairs[number * per_shard : (number + 1) * per_shard])
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
     LOGGER.info(f"{len(pairs)} pictures in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from utils import config, options
-from utils.config import DataConfig, Hyp, check_img_size, make_divisible, read_yaml, write_yaml
+from utils.config import HYP_BOUNDS, DataConfig, Hyp, check_img_size, make_divisible, read_yaml, write_yaml
 from utils.paths import ROOT
+from utils.search_space import LIMITS
 
 
 def test_command_lines_are_here_too() -> None:
@@ -145,7 +148,7 @@ def test_hyp_reads_numbers_written_as_text() -> None:
     [
         ({"lr": 1}, "unknown hyper-parameter"),
         ({"lr0": "x"}, "a number"),
-        ({"mosaic": 2}, "probability"),
+        ({"mosaic": 2}, "mosaic must be from 0 to 1, not 2"),
         ({"box_iou": 3}, "text"),
         ({"lr0": float("nan")}, "a number"),
         ({"anchor_t": 1}, "above 1"),
@@ -188,3 +191,30 @@ def test_image_size_fits_the_stride(caplog: pytest.LogCaptureFixture) -> None:
     assert check_img_size(10, 32, floor=64) == 64 and make_divisible(65, 32) == 96
     with pytest.raises(ValueError, match="at least 1"):
         check_img_size(0)
+
+
+NUMBERS = [item.name for item in fields(Hyp) if item.type != "str"]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_hyper_parameter_has_a_range_and_keeps_to_it(key: str) -> None:
+    bounds = HYP_BOUNDS[key]
+    assert -math.inf < bounds.least < bounds.most < math.inf
+    for value in (bounds.least - 1, bounds.most + 1, 1e308, -1e308, "1000000000000"):
+        with pytest.raises(ValueError, match=rf"hyp: {key} must be (from|above) {bounds.least:.10g} "):
+            Hyp.load({key: value})
+    for value in (math.inf, -math.inf, math.nan, ".nan"):
+        with pytest.raises(ValueError, match=f"{key} must be a"):
+            Hyp.load({key: value})
+    ends = (bounds.most, bounds.least + 1e-9 * bounds.above) if isinstance(getattr(Hyp(), key), float) else ()
+    assert all(getattr(Hyp.load({key: value}), key) == value for value in ends)
+
+
+def test_every_known_hyper_parameter_file_and_every_search_keeps_to_the_ranges() -> None:
+    files = sorted((ROOT / "data/hyps").glob("*.yaml"))
+    assert len(files) >= 6 and all(Hyp.load(file) for file in files)
+    for key, (_, least, most) in LIMITS.items():
+        assert least in HYP_BOUNDS[key] and most in HYP_BOUNDS[key]
+    evolved = {"lr0": 0.00258, "lrf": 0.17, "warmup_epochs": 1.33, "warmup_momentum": 0.86, "anchor_t": 3.44}
+    evolved |= {"scale": 0.75544, "cls_pw": 0.631, "obj_pw": 0.911, "anchors": 3.2, "shear": 0.602}  # of v6.1's files
+    assert Hyp.load(evolved).scale == 0.75544

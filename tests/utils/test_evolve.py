@@ -15,7 +15,9 @@ from utils import evolve as module
 from utils.callbacks import Callbacks
 from utils.config import Hyp, read_yaml
 from utils.evolve import evolve
+from utils.guard import WorkerFault
 from utils.paths import check_yaml
+from utils.run_lock import Busy
 from utils.search_space import LIMITS
 from utils.search_storage import open_storage
 from utils.search_tables import METRICS
@@ -155,7 +157,10 @@ def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(
     assert len(table(folder)) == 4 and mended.hyps[0] == first.hyps[-1]  # the last was given back, the others count
 
 
-@pytest.mark.parametrize("error", [ValueError("no labels"), KeyboardInterrupt(), TypeError("a bug")])
+ERRORS = [ValueError("no labels"), KeyboardInterrupt(), TypeError("a bug"), WorkerFault("killed")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
 def test_an_error_that_is_nobody_s_fault_gives_the_trial_back(opt: TrainOptions, error: BaseException) -> None:
     first = FakeTraining({2: error}.get)
     with pytest.raises(type(error)):
@@ -164,6 +169,17 @@ def test_an_error_that_is_nobody_s_fault_gives_the_trial_back(opt: TrainOptions,
     folder = evolve(replace(opt, resume=True), second)
     assert [int(given.name) for given in second.given] == [2, 3] and second.hyps[0] == first.hyps[2]
     assert len(table(folder)) == 4
+
+
+def test_a_trial_whose_former_worker_still_trains_is_tried_again(
+    opt: TrainOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    busy = [Busy("process 7 on elsewhere trains in this folder")]
+    train = FakeTraining(lambda number: busy.pop() if number == 2 and busy else None)
+    folder = evolve(opt, train)
+    assert [int(given.name) for given in train.given] == [0, 1, 2, 2, 3] and len(table(folder)) == 4
+    assert "trial 2: process 7 on elsewhere trains in this folder; trying again" in caplog.text
 
 
 def test_another_s_outcome_counts_when_the_trial_was_taken(opt: TrainOptions, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,4 +43,4 @@ def test_two_real_trainings(squares: Path, tiny_cfg: Path, tmp_path: Path) -> No
 
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert train.main(["--evolve", "0", "--project", str(tmp_path / "runs")]) == 1
-    assert "--evolve 0: the number of trials" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "--evolve 0: must be from 1" in capsys.readouterr().err and not (tmp_path / "runs").exists()

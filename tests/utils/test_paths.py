@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.processes import together
 from utils import paths
 from utils.paths import (
     ROOT,
     check_file,
     check_yaml,
+    claimed,
     datasets_root,
     find_weights,
     increment_path,
@@ -40,6 +45,60 @@ def test_runs_are_numbered(tmp_path: Path, present: list[str], then: str) -> Non
 def test_files_keep_their_suffix_and_odd_names_work(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").touch()
     assert increment_path(tmp_path / "a[1].txt").name == "a[1]2.txt"
+
+
+def claim_some(path: str, start: float) -> list[str]:
+    """In a process of several: claim folders from one moment on."""
+    time.sleep(max(0.0, start - time.time()))
+    return [str(increment_path(path, mkdir=True)) for _ in range(10)]
+
+
+def test_of_processes_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "runs/train/exp"
+    lists = together(claim_some, tmp_path, str(path), time.time() + 4, world=4, meet=False)
+    names = {name for one in lists for name in one}
+    assert len(names) == 40 and names == {str(folder) for folder in path.parent.iterdir()} and str(path) in names
+
+
+def test_of_threads_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: increment_path(tmp_path / "a/exp", mkdir=True), range(64)))
+    assert found == {tmp_path / "a/exp", *(tmp_path / f"a/exp{number}" for number in range(2, 65))}
+
+
+def test_what_is_in_the_way_is_passed_by(tmp_path: Path) -> None:
+    (tmp_path / "exp").symlink_to(tmp_path / "gone")  # there, though nothing is behind it
+    assert increment_path(tmp_path / "exp", mkdir=True) == tmp_path / "exp2"
+    (tmp_path / "file").touch()
+    assert increment_path(tmp_path / "file", mkdir=True) == tmp_path / "file2"
+    with pytest.raises(FileExistsError):
+        increment_path(tmp_path / "file", exist_ok=True, mkdir=True)
+    with pytest.raises(OSError):
+        increment_path(tmp_path / "file/exp", mkdir=True)
+
+
+def nothing(folder: Path) -> None: ...
+
+
+@pytest.mark.parametrize("write, stays", [(nothing, False), (lambda folder: (folder / "a.txt").touch(), True)])
+def test_a_claimed_folder_goes_when_nothing_came_of_it(
+    tmp_path: Path, write: Callable[[Path], None], stays: bool
+) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "runs/train/exp") as folder:
+        write(folder)
+        raise KeyboardInterrupt
+    assert folder.exists() == stays == (tmp_path / "runs").exists()
+    with claimed(tmp_path / "runs/train/new") as folder:
+        pass
+    assert folder.is_dir()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), claimed(tmp_path, exist_ok=True):
+        raise ValueError
+    with pytest.raises(ValueError), claimed(tmp_path / "new", exist_ok=True):
+        raise ValueError
+    assert tmp_path.is_dir() and not (tmp_path / "new").exists()
 
 
 def test_check_file_finds_by_name_and_says_what_is_near(tmp_path: Path) -> None:

@@ -149,3 +149,13 @@ def test_global_state_stays(tmp_path):
     before = state()
     plot_labels(np.array([[0, 0.5, 0.5, 0.1, 0.1]]), ["a"], tmp_path)
     assert state() == before
+
+
+@pytest.mark.parametrize("epochs, ticks", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2])])
+def test_epochs_are_whole_numbers(tmp_path, monkeypatch, epochs, ticks):
+    figures = []
+    monkeypatch.setattr("utils.plots.save_figure", lambda figure, path: figures.append(figure) or path)
+    plot_results(write_table(tmp_path / "results.csv", [[epoch, *[0.5] * 13] for epoch in range(epochs)]))
+    for axis in figures[0].axes:
+        least, most = axis.get_xlim()
+        assert [tick for tick in axis.get_xticks() if least <= tick <= most] == ticks

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.setup import TrainOptions, check_options, find_run, meet, own_device, set_up
+from utils.checkpoint import save_checkpoint
+from utils.setup import STATE, TrainOptions, check_options, find_run, meet, own_device, set_up
 from utils.train_options import warn_of_idle_flags
 
 
@@ -53,13 +54,26 @@ def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized() and own_device("cpu") == torch.device("cpu")
 
 
-def test_set_up_finds_everything_and_writes_nothing(squares: Path, tmp_path: Path) -> None:
+def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: Path) -> None:
     setup = set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), device="cpu"))
-    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp" and not setup.folder.exists()
+    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp"
+    assert [path.name for path in setup.folder.iterdir()] == ["run.lock"]
     assert setup.hyp.pooled == 1 and setup.opt.data == str(squares.resolve())
     assert replace(setup, opt=replace(setup.opt, single_cls=True)).names == ["item"]
+    with pytest.raises(ValueError, match="later"), setup.hold:
+        raise ValueError("later")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no .*last.pt below"):
         find_run(TrainOptions(resume=True, project=str(tmp_path)))
+
+
+def test_a_checkpoint_out_of_its_run_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for content, says in (({"x": 1}, "holds no training run"), (dict.fromkeys(STATE, 1), "a run's folder weights")):
+        save_checkpoint(tmp_path / "a/last.pt", content)
+        with pytest.raises(ValueError, match=says):
+            set_up(TrainOptions(resume=str(tmp_path / "a/last.pt")))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "last.pt"]

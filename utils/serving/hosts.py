@@ -86,7 +86,8 @@ class OnlyOurs:
                 refused = JSONResponse({"error": "send one Host header"}, 400, {"Connection": "close"})
                 return await refused(scope, receive, send)
             if found and not self.hosts.takes(found[0]):
-                message = f"this server is not {printable(found[0][:80])}; start it with --hosts and its name to have it answer"
+                asked = printable(found[0][:80])
+                message = f"this server is not {asked}; start it with --hosts and its name to have it answer"
                 refused = JSONResponse({"error": message}, 421, {"Connection": "close"})
                 return await refused(scope, receive, send)
         return await self.app(scope, receive, send)
