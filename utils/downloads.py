@@ -96,7 +96,8 @@ def largest(gib: float | None = None) -> float:
 def _validator(headers: Message) -> str:
     """What tells one version of a remote file from the next; nothing if the server does not say."""
     etag = headers.get("ETag", "")
-    return headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    found = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    return found if found.isascii() and found.isprintable() else ""
 
 
 def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
@@ -114,7 +115,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *given: Any) -> urllib.request.Request | None:
         """As the base class does, which knows ftp too. Raises ValueError for it."""
         if urllib.parse.urlsplit(given[-1]).scheme not in WEB:
-            raise ValueError(f"{printable(given[0].full_url)}: leads to {printable(given[-1])[:200]}, no web page")
+            raise ValueError(f"it leads to {given[-1][:200]}, which is no http or https address")
         return super().redirect_request(*given)
 
 
@@ -151,7 +152,7 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
         resumed = getattr(answer, "status", None) == 206
         start = part.stat().st_size if resumed else 0
         length = answer.headers.get("Content-Length")
-        total = start + int(length) if length and length.isascii() and length.isdigit() else None
+        total = start + int(length[:19]) if length and length.isascii() and length.isdigit() else None
         _check_room(total or start, room)
         note.write_text(_validator(answer.headers), encoding="utf-8")
         bar = progress(None, printable(url2file(url)), total, "B", initial=start)
@@ -210,12 +211,10 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     except ValueError as error:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
-        if not isinstance(error, _TooLargeError):
-            raise
-        gib = f"{room / (1 << 30):.3g} GiB"
-        raise ValueError(
-            f"{printable(url)}: is larger than the {gib} that are fetched; set {VARIABLE} to more GiB"
-        ) from error
+        reason = str(error).removeprefix(f"{url}: ")
+        if isinstance(error, _TooLargeError):
+            reason = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
+        raise ValueError(f"{printable(url)}: {printable(reason)[:500]}") from error
     os.replace(part, target)
     note.unlink(missing_ok=True)
     return target

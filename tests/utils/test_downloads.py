@@ -211,6 +211,27 @@ def test_a_server_leads_to_the_web_only(server: str, tmp_path: Path, address: st
     assert not files_below(tmp_path)
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:port/", "http://127.0.0.1/\x1b[2Ja"])
+def test_addresses_that_make_no_sense_are_one_line(server: str, tmp_path: Path, address: str) -> None:
+    Server.to = [address] * 3
+    with pytest.raises((ValueError, OSError), match="127.0.0.1") as caught:
+        download_file(server, tmp_path / "a.bin")
+    assert str(caught.value).isprintable() and not files_below(tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_headers_that_make_no_sense(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = Server.send_header
+
+    def send(self: Server, name: str, value: str) -> None:
+        sent(self, name, "9" * 5000 if name == "Content-Length" else value)
+
+    monkeypatch.setattr(Server, "send_header", send)
+    with pytest.raises(ValueError, match="larger than the 2 GiB"):
+        download_file(server, tmp_path / "a.bin")
+    assert not files_below(tmp_path)
+
+
 def test_redirections_are_followed(server: str, tmp_path: Path) -> None:
     Server.to = [server, "/elsewhere"]
     assert download_file(server, tmp_path / "a.bin").read_bytes() == CONTENT
