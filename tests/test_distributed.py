@@ -77,8 +77,6 @@ def test_two_processes_train_as_one(squares: Path, tiny_cfg: Path, tmp_path: Pat
     # each epoch has one line, of the main process
     assert sum(count for line, count in lines.items() if line.startswith("epoch ")) == 2
     assert sum(count for line, count in lines.items() if "--imgsz 65" in line) == 1
-    # 12 pictures in batches of 4 over both processes: 3 steps, which only one process shows
-    assert any("| 3/3 " in line and line.startswith("1/1") for line in map(str.strip, text.splitlines()))
 
     last, best = (load_checkpoint(runs / "exp/weights" / name) for name in ("last.pt", "best.pt"))
     assert last["epoch"] == best["epoch"] == -1 and last["model"]["names"] == ["red", "blue"]
