@@ -74,11 +74,9 @@ def test_two_processes_train_as_one(squares: Path, tiny_cfg: Path, tmp_path: Pat
     lines = said(text)
     for words in ONCE:
         assert sum(count for line, count in lines.items() if words in line) == 1, words
-    # the head of the losses stands once over each epoch
-    assert sum(count for line, count in lines.items() if "gpu_mem" in line) == 2
+    # each epoch has one line, of the main process
+    assert sum(count for line, count in lines.items() if line.startswith("epoch ")) == 2
     assert sum(count for line, count in lines.items() if "--imgsz 65" in line) == 1
-    # 12 pictures in batches of 4 over both processes: 3 steps, which only one process shows
-    assert any("| 3/3 " in line and line.startswith("1/1") for line in map(str.strip, text.splitlines()))
 
     last, best = (load_checkpoint(runs / "exp/weights" / name) for name in ("last.pt", "best.pt"))
     assert last["epoch"] == best["epoch"] == -1 and last["model"]["names"] == ["red", "blue"]
