@@ -30,7 +30,7 @@ from utils.autobatch import check_train_batch_size
 from utils.balance import epoch_weights, labels_to_class_weights
 from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint, strip_optimizer
-from utils.config import check_img_size, options, write_yaml
+from utils.config import check_img_size, options
 from utils.dataset_report import write_report
 from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
 from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
@@ -39,7 +39,7 @@ from utils.guard import OutOfMemory, TrainingFault, WorkerFault
 from utils.interruption import Interrupted, Interruption, Watched
 from utils.loaders import build_loaders
 from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.loggers import RunInfo, check_loggers, subscribe_loggers
+from utils.loggers import check_loggers
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
 from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
@@ -49,7 +49,7 @@ from utils.precision import Precision
 from utils.progress import is_terminal
 from utils.reports import Report, ReportSettings
 from utils.run_state import Keeper, Progress, remember_pieces, restore
-from utils.setup import Setup, TrainOptions, launch_id, set_up
+from utils.setup import Setup, TrainOptions, open_folder, set_up
 from utils.shares import agreed, copy_from_main, my_share
 from utils.sync_bn import convert_sync_batchnorm
 from utils.torch_utils import ModelEMA, seed_everything
@@ -271,7 +271,7 @@ def train_in(setup: Setup, callbacks: Callbacks) -> tuple[float, ...]:
         setup.opt = opt = replace(opt, batch_size=min(gather(check_train_batch_size(model, imgsz))) * world_size())
     loader, dataset, val_loader = loaders = build_loaders(setup, imgsz, stride, opt.batch_size)
     if is_main():
-        open_folder(setup, dataset, callbacks)
+        open_folder(setup, dataset.index.all_labels, callbacks)
         if report := write_report(setup.folder, {"train": dataset.problems, "val": val_loader.dataset.problems}):
             LOGGER.warning(f"what is wrong with pictures and labels, one by one: {shown(report)}")
         if not setup.resumed and not opt.noautoanchor:
@@ -290,17 +290,6 @@ def train_in(setup: Setup, callbacks: Callbacks) -> tuple[float, ...]:
         return Run(setup, trainer, loaders, callbacks).whole()
     finally:
         callbacks.run("teardown")
-
-
-def open_folder(setup: Setup, dataset: Any, callbacks: Callbacks) -> None:
-    """Make the run's folder, write down what the run was begun with, let the loggers in."""
-    setup.weights.mkdir(parents=True, exist_ok=True)
-    launch = {"launch": launch_id()} if launch_id() else {}
-    write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
-    write_yaml(setup.folder / "opt.yaml", asdict(setup.opt) | {"save_dir": str(setup.folder)} | launch)
-    history = setup.resumed["history"] if setup.resumed else ()
-    told = RunInfo(setup.folder, setup.names, dataset.index.all_labels, asdict(setup.opt), asdict(setup.hyp), history)
-    subscribe_loggers(callbacks, told)
 
 
 def run(**given: Any) -> TrainOptions:

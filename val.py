@@ -133,14 +133,9 @@ def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> t
     return paths
 
 
-def is_coco(data: DataConfig) -> bool:
-    """Whether the data set is COCO itself, whose JSON is written unasked."""
-    return bool(data.file) and data.file.name == "coco.yaml"
-
-
 def wants_json(opt: ValOptions, data: DataConfig) -> bool:
     """Whether detections are written in COCO's JSON."""
-    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or is_coco(data))
+    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or data.is_coco)
 
 
 def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> CocoTruth | None:
@@ -176,23 +171,13 @@ def open_report(
         txt=opt.save_txt or opt.save_hybrid,
         confidence=opt.save_conf,
         json=rows if wants_json(opt, data) else None,
-        categories=COCO_IDS if is_coco(data) else None,
+        categories=COCO_IDS if data.is_coco else None,
         truth=truth,
     )
     report = Report(settings, callbacks=callbacks)
     if settings.txt or (settings.json and not truth):
         report.name_images(images)
     return report
-
-
-def score_rows(report: Report) -> None:
-    """Say where the JSON of detections is, and score it as COCO does where there are annotations."""
-    wanted = report.settings
-    if wanted.json:
-        left_out = f" ({report.left_out} of images or classes without annotations are not)" * bool(report.left_out)
-        LOGGER.info(f"{len(report.rows)} detections saved to {shown(wanted.json)}{left_out}")
-    if wanted.truth:
-        wanted.truth.score(report.rows)
 
 
 def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
@@ -254,7 +239,7 @@ def validate_into(
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
-    score_rows(report)
+    report.score()
     LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 

@@ -135,6 +135,14 @@ class Report(Listener):
             wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
         self.callbacks.run("on_val_end")
 
+    def score(self) -> None:
+        """Say where the JSON of detections is, and score it as COCO does where there are annotations."""
+        if rows := self.settings.json:
+            left_out = f" ({self.left_out} of images or classes without annotations are not)" * bool(self.left_out)
+            LOGGER.info(f"{len(self.rows)} detections saved to {shown(rows)}{left_out}")
+        if self.settings.truth:
+            self.settings.truth.score(self.rows)
+
 
 def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int | str] = ()) -> tuple[float, float] | None:
     """(mAP50-95, mAP50) of a JSON of detections as COCO's own evaluation counts them; None (said) without a package.

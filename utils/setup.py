@@ -6,18 +6,21 @@ import os
 import platform
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from utils.callbacks import Callbacks
 from utils.checkpoint import load_checkpoint
-from utils.config import DataConfig, Hyp, options, read_yaml
+from utils.config import DataConfig, Hyp, options, read_yaml, write_yaml
 from utils.converters import prepare
 from utils.dist import is_main, join, local_rank, tell, world_size
 from utils.iou import check_loss_name
 from utils.log import LOGGER
+from utils.loggers import RunInfo, subscribe_loggers
 from utils.paths import check_file, check_yaml, claimed, latest_checkpoint, shown
 from utils.run_lock import RunLock
 from utils.runs import USUAL_SIZE
@@ -25,7 +28,7 @@ from utils.shares import agreed
 from utils.torch_utils import gpu_indices, select_device
 from utils.train_options import DEFAULT_CFG, TrainOptions, check_options, continued
 
-__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "meet", "own_device", "set_up"]
+__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "meet", "open_folder", "own_device", "set_up"]
 
 STATE = frozenset(  # what a checkpoint must have for its run to go on
     "batches best_fitness ema history hyp loss maps model optimizer options position recipe scaler skipped split "
@@ -133,6 +136,17 @@ def own_device(asked: str, batch_size: int = 0) -> torch.device:
     index = chosen[local_rank()] if len(chosen) >= world_size() else local_rank()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def open_folder(setup: Setup, labels: np.ndarray, callbacks: Callbacks) -> None:
+    """Write down what a run was begun with, and let the loggers in; `labels` (N, 5) are those of its training set."""
+    setup.weights.mkdir(parents=True, exist_ok=True)
+    launch = {"launch": launch_id()} if launch_id() else {}
+    write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
+    write_yaml(setup.folder / "opt.yaml", asdict(setup.opt) | {"save_dir": str(setup.folder)} | launch)
+    history = setup.resumed["history"] if setup.resumed else ()
+    run = RunInfo(setup.folder, setup.names, labels, asdict(setup.opt), asdict(setup.hyp), history)
+    subscribe_loggers(callbacks, run)
 
 
 # ------------------------------------------------------------------------------------------------- a run that goes on
