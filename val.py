@@ -133,9 +133,14 @@ def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> t
     return paths
 
 
+def is_coco(data: DataConfig) -> bool:
+    """Whether the data set is COCO itself, whose JSON is written unasked."""
+    return bool(data.file) and data.file.name == "coco.yaml"
+
+
 def wants_json(opt: ValOptions, data: DataConfig) -> bool:
     """Whether detections are written in COCO's JSON."""
-    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or data.is_coco)
+    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or is_coco(data))
 
 
 def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> CocoTruth | None:
@@ -146,16 +151,8 @@ def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> Coco
     if not wants_json(opt, data):
         return None
     split = opt.task if opt.task in ("train", "test") else "val"
-    file = Path(opt.annotations) if opt.annotations else None
-    file = file or find_annotations(data.root, split, (Path(image).parent for image in images))
-    if file is None:
-        LOGGER.info(
-            f"no {data.root}/annotations/instances_{split}.json or the like: COCO's own evaluation is left out; "
-            "name a file by --annotations"
-        )
-        return None
-    LOGGER.info(f"COCO annotations: {shown(file)}")
-    return read_truth(file, images, data.names, merged=opt.single_cls)
+    file = opt.annotations or find_annotations(data.root, split, (Path(image).parent for image in images))
+    return read_truth(Path(file), images, data.names, merged=opt.single_cls) if file else None
 
 
 def open_report(
@@ -171,7 +168,7 @@ def open_report(
         txt=opt.save_txt or opt.save_hybrid,
         confidence=opt.save_conf,
         json=rows if wants_json(opt, data) else None,
-        categories=COCO_IDS if data.is_coco else None,
+        categories=COCO_IDS if is_coco(data) else None,
         truth=truth,
     )
     report = Report(settings, callbacks=callbacks)
@@ -239,7 +236,6 @@ def validate_into(
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
-    report.score()
     LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 

@@ -73,11 +73,6 @@ class DataConfig:
         """Number of classes."""
         return len(self.names)
 
-    @property
-    def is_coco(self) -> bool:
-        """Whether the data set is COCO itself, whose detections are written as JSON unasked."""
-        return self.file is not None and self.file.name == "coco.yaml"
-
     @classmethod
     def load(cls, file: str | Path) -> DataConfig:
         """Read a data set YAML in any of YOLOv5's forms; the data itself is not touched.
