@@ -151,16 +151,8 @@ def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> Coco
     if not wants_json(opt, data):
         return None
     split = opt.task if opt.task in ("train", "test") else "val"
-    file = Path(opt.annotations) if opt.annotations else None
-    file = file or find_annotations(data.root, split, (Path(image).parent for image in images))
-    if file is None:
-        LOGGER.info(
-            f"no {data.root}/annotations/instances_{split}.json or the like: COCO's own evaluation is left out; "
-            "name a file by --annotations"
-        )
-        return None
-    LOGGER.info(f"COCO annotations: {shown(file)}")
-    return read_truth(file, images, data.names, merged=opt.single_cls)
+    file = opt.annotations or find_annotations(data.root, split, (Path(image).parent for image in images))
+    return read_truth(Path(file), images, data.names, merged=opt.single_cls) if file else None
 
 
 def open_report(
@@ -183,16 +175,6 @@ def open_report(
     if settings.txt or (settings.json and not truth):
         report.name_images(images)
     return report
-
-
-def score_rows(report: Report) -> None:
-    """Say where the JSON of detections is, and score it as COCO does where there are annotations."""
-    wanted = report.settings
-    if wanted.json:
-        left_out = f" ({report.left_out} of images or classes without annotations are not)" * bool(report.left_out)
-        LOGGER.info(f"{len(report.rows)} detections saved to {shown(wanted.json)}{left_out}")
-    if wanted.truth:
-        wanted.truth.score(report.rows)
 
 
 def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
@@ -254,7 +236,6 @@ def validate_into(
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
     LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
     report.finish(result)
-    score_rows(report)
     LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
     return result
 

@@ -18,6 +18,7 @@ from utils.evaluator import ImageResult, Listener, ValResult
 from utils.files import file_stem
 from utils.label_formats import COCO_IDS
 from utils.log import LOGGER
+from utils.paths import shown
 from utils.plots import output_to_target, plot_images
 from utils.plots_metrics import plot_confusion_matrix, plot_curves
 from utils.ragged import Packed, Ragged
@@ -123,7 +124,7 @@ class Report(Listener):
         self.left_out = len(values) - len(self.rows)
 
     def finish(self, result: ValResult | None) -> None:
-        """Draw the curves and the confusion matrix, write the JSON; nothing in a process that has no result."""
+        """Draw the curves and the confusion matrix, write and score the JSON; nothing without a result."""
         if result is None:
             return
         wanted, metrics = self.settings, result.metrics
@@ -133,6 +134,10 @@ class Report(Listener):
             plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
         if wanted.json:
             wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
+            lost = f" ({self.left_out} of images or classes without annotations are not)" * bool(self.left_out)
+            LOGGER.info(f"{len(self.rows)} detections saved to {shown(wanted.json)}{lost}")
+        if wanted.truth:
+            wanted.truth.score(self.rows)
         self.callbacks.run("on_val_end")
 
 
