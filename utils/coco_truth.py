@@ -19,6 +19,7 @@ from utils.coco_names import Id, match_images, match_names, order, text_of, with
 from utils.files import printable
 from utils.label_formats import read_json
 from utils.log import LOGGER
+from utils.paths import shown
 
 EVALUATORS = (  # package, module of the evaluation, its class, module of the annotations
     ("faster_coco_eval", "COCOeval_faster", "faster_coco_eval"),
@@ -87,15 +88,18 @@ def find_annotations(root: Path, split: str, folders: Iterable[Path]) -> Path | 
     """The file of COCO annotations that belongs to a split: where COCO, CVAT, Roboflow and others put it.
 
     That is annotations/instances_val2017.json, annotations/val.json and the like below the data set's `root`, or beside
-    the split's `folders` of images. None where there is no such file.
+    the split's `folders` of images. None, which is said, where there is no such file.
     """
     folders = list(dict.fromkeys(folders))
-    words = [split, *(folder.name for folder in folders), "val2017" if split == "val" else split]
+    words = [split, *(folder.name for folder in folders), {"val": "val2017"}.get(split, split)]
     names = [name for word in words for name in (f"instances_{word}.json", f"{word}.json")]
     roots = [root, *(above for folder in folders for above in folder.parents[:2])]
     places = [above / "annotations" / name for above in roots for name in (*names, "instances_default.json")]
     places += [place / "_annotations.coco.json" for folder in folders for place in (folder, folder.parent)]
-    return next(filter(Path.is_file, dict.fromkeys(places)), None)
+    file = next(filter(Path.is_file, dict.fromkeys(places)), None)
+    none = f"no {shown(places[0])} or the like: COCO's own evaluation is left out; name a file by --annotations"
+    LOGGER.info(f"COCO annotations: {shown(file)}" if file else none)
+    return file
 
 
 def read_truth(
