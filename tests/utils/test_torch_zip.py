@@ -112,6 +112,11 @@ HEADER, ENTRY = 30, 46  # bytes before a name
         (lambda b, d, n: joined(b, d, n - 1), "overlap, or leave room"),
         (lambda b, d, n: joined(b, d, n + 1), "follow each other"),
         (lambda b, d, n: joined(b, d + d, 2 * n), "overlap, or leave room"),
+        (lambda b, d, n: joined(b, d + b"room", n), "overlap, or leave room"),
+        (lambda b, d, n: joined(b, d[:-20], n), "follow each other"),
+        (lambda b, d, n: joined(b, changed(d, len(d) - 55 + 32, b"\4\0"), n), "overlap, or leave room"),  # comment
+        (lambda b, d, n: joined(changed(b, 18, bytes(8)), d, n), "own header"),
+        (lambda b, d, n: bytes(12) + b"PK\5\6\0", "cut off"),
         (lambda b, d, n: joined(b, changed(d, 8, b"\1\0"), n), "overlap, or leave room"),  # encrypted
         (lambda b, d, n: joined(b, changed(d, 10, b"\x08\0"), n), "compressed"),
         (lambda b, d, n: joined(b, changed(d, 20, b"\2\0"), n), "compressed"),  # sizes that differ
