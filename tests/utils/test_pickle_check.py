@@ -201,6 +201,7 @@ ALLOWED = {
     "the last number": HEAD + tensor(sides(1), sides(1), b"K\x09") + b".",
     "a tensor of one number": HEAD + tensor(b")", b")") + b".",
     "an empty tensor": HEAD + tensor(sides(0, 99), sides(99, 1), b"K\x0a") + b".",
+    "an empty tensor of many rows": HEAD + tensor(sides(99, 0), sides(1, 1)) + b".",
     "an older tensor": HEAD + called("torch._utils._rebuild_tensor", TEN, b"K\0", sides(10), sides(1)) + b".",
     "a parameter": HEAD
     + called("torch._utils._rebuild_parameter", tensor(sides(1), sides(1)), b"\x88", HOOKS)
