@@ -169,6 +169,13 @@ REFUSED = {
     "a count that says yes": HEAD + storage(b"FloatStorage", text("0"), b"\x88") + b".",
     "a view of numbers": HEAD + storage(b"FloatStorage", text("0"), b"K\1", view=b")") + b".",
     "numbers with two views": HEAD + storage(b"FloatStorage", text("0"), b"K\1", view=b"NN") + b".",
+    "a text with a state": HEAD + text("collections.OrderedDict") + b"}b.",
+    "a text that is called": HEAD + text("collections.OrderedDict") + b")R.",
+    "one complex part": HEAD + called("builtins.complex", b"G" + bytes(8)) + b".",
+    "three complex parts": HEAD + called("builtins.complex", *[b"G" + bytes(8)] * 3) + b".",
+    "bytes of a name": HEAD + called("_codecs.encode", b"ctorch\nfloat32\n", text("latin1")) + b".",
+    "a device of a type": HEAD + called("torch.device", b"ctorch\nfloat32\n") + b".",
+    "a tensor that begins at yes": HEAD + tensor(sides(1), sides(1), b"\x88") + b".",
     "itself": HEAD + b"]q\x01h\x01a.",
     "without end": HEAD + b"]" * (MAX_LEVELS + 1) + b"a" * MAX_LEVELS + b".",
     "more numbers than the file": HEAD + storage(b"FloatStorage", b"X\x01\0\0\x000", b"J\xff\xff\xff\x7f") + b".",
@@ -186,6 +193,7 @@ def test_what_is_refused(case: str) -> None:
 
 
 ALLOWED = {
+    "as many tuples as there may be": HEAD + b"}(" + b"".join(number(n) + b"\x85N" for n in range(1000)) + b"u.",
     "a few huge keys": HEAD + b"}" + b"".join(number((n << 61) - n) + b"Ns" for n in range(2, 900)) + b".",
     "many texts and numbers as keys": HEAD + b"}(" + b"".join(number(n) + b"N" for n in range(5000)) + b"u.",
     "largest plain keys": HEAD + b"}(" + b"".join(number((1 << 61) - 2 - n) + b"N" for n in range(1500)) + b"u.",
@@ -201,6 +209,7 @@ ALLOWED = {
     "the last number": HEAD + tensor(sides(1), sides(1), b"K\x09") + b".",
     "a tensor of one number": HEAD + tensor(b")", b")") + b".",
     "an empty tensor": HEAD + tensor(sides(0, 99), sides(99, 1), b"K\x0a") + b".",
+    "an empty tensor of many rows": HEAD + tensor(sides(99, 0), sides(1, 1)) + b".",
     "an older tensor": HEAD + called("torch._utils._rebuild_tensor", TEN, b"K\0", sides(10), sides(1)) + b".",
     "a parameter": HEAD
     + called("torch._utils._rebuild_parameter", tensor(sides(1), sides(1)), b"\x88", HOOKS)
@@ -220,12 +229,14 @@ def test_the_callers_own_classes_take_anything() -> None:
     check(program.replace(b"(K\1](K\2eetR", b"(K\1tR"), allowed={"a.B"})
     with pytest.raises(pickle.UnpicklingError, match="GLOBAL a.B"):
         check(program)
+    with pytest.raises(ValueError, match="no class of a module"):
+        check(HEAD + text("a.B") + b")\x81.", allowed={"a.B"})
 
 
 @pytest.mark.parametrize(
     ("limit", "programs"),
     [
-        ("MAX_BYTES", [called("_codecs.encode", text("a" * 60), text("latin1"))] * 2),
+        ("MAX_BYTES", [called("_codecs.encode", text("a" * 100), text("latin1"))] * 2),
         ("MAX_VALUES", [called("builtins.set", b"](" + b"N" * 60 + b"e")] * 2),
         ("MAX_ODD_KEYS", [b"}(" + b"".join(number(n) + b"\x85N" for n in range(60)) + b"u"] * 2),
     ],

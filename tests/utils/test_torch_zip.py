@@ -82,6 +82,19 @@ def test_64_bit_fields() -> None:
         torch_zip._long_numbers(extra, (5, 5, 7))
 
 
+@pytest.mark.parametrize("size", [5, 0xFFFFFFFF])
+def test_headers_of_more_than_4_gib(size: int) -> None:
+    """No sizes before the content, and 64 bits of each behind it."""
+    head = struct.pack("<4s5H3I2H", b"PK\3\4", 0, 0, 0, 0, 0, 7, 0xFFFFFFFF, 0xFFFFFFFF, 1, 3) + b"x"
+    if size == 5:
+        with pytest.raises(ValueError, match="own header"):
+            torch_zip._check_header(io.BytesIO(head), 0, b"x", (0, 7, size))
+    else:
+        assert torch_zip._check_header(io.BytesIO(head), 0, b"x", (0, 7, size)) == 3
+    behind = struct.pack("<4sI2Q", b"PK\7\x08", 7, size, size) + b"PK\1\2"
+    assert torch_zip._after(io.BytesIO(b"12" + behind), 2, 7) == 2 + 24
+
+
 def test_two_directories(tmp_path: Path) -> None:
     """Python's zipfile looks for the directory before the end record, PyTorch where the end record says."""
     evil, good = zip_of({"a/data.pkl": b"evil", "a/version": b"3\n"}), zip_of(SMALL)
@@ -112,6 +125,12 @@ HEADER, ENTRY = 30, 46  # bytes before a name
         (lambda b, d, n: joined(b, d, n - 1), "overlap, or leave room"),
         (lambda b, d, n: joined(b, d, n + 1), "follow each other"),
         (lambda b, d, n: joined(b, d + d, 2 * n), "overlap, or leave room"),
+        (lambda b, d, n: joined(b, d + b"room", n), "overlap, or leave room"),
+        (lambda b, d, n: joined(b, d[:-20], n), "follow each other"),
+        (lambda b, d, n: joined(b, changed(d, len(d) - 55 + 32, b"\4\0"), n), "overlap, or leave room"),  # comment
+        (lambda b, d, n: joined(changed(b, 18, bytes(8)), d, n), "own header"),
+        (lambda b, d, n: joined(changed(b, 14, bytes(4)), d, n), "own header"),
+        (lambda b, d, n: bytes(12) + b"PK\5\6\0", "cut off"),
         (lambda b, d, n: joined(b, changed(d, 8, b"\1\0"), n), "overlap, or leave room"),  # encrypted
         (lambda b, d, n: joined(b, changed(d, 10, b"\x08\0"), n), "compressed"),
         (lambda b, d, n: joined(b, changed(d, 20, b"\2\0"), n), "compressed"),  # sizes that differ
@@ -140,7 +159,10 @@ def test_two_end_records_that_differ(tmp_path: Path, field: str) -> None:
     refused(tmp_path, changed(content, place, bytes([content[place] ^ 1])), "two end records")
     long = len(content) - END - 20 - 56 + {"count": 24, "length": 40, "start": 48}[field]
     refused(tmp_path, changed(content, long, bytes([content[long] ^ 1])), "two end records")
-    refused(tmp_path, changed(content, len(content) - END - 20 + 8, b"\1"), "two end records")
+    for locator in (4, 8, 16):
+        refused(tmp_path, changed(content, len(content) - END - 20 + locator, b"\7"), "two end records")
+    for record in (4, 16, 20):
+        refused(tmp_path, changed(content, len(content) - END - 20 - 56 + record, b"\7"), "two end records")
 
 
 @pytest.mark.parametrize("names", [("a/x", "a/x"), ("a/x", "A/X"), ("a/x", "b/x"), ("a/x", "a/X")])
@@ -168,6 +190,9 @@ def test_a_checksum_behind_the_content(tmp_path: Path) -> None:
 
 
 def test_no_more_parts_than_checkpoints_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_zip, "MAX_RECORDS", 2)
+    (tmp_path / "b.pt").write_bytes(zip_of(SMALL))
+    assert len(read_records(tmp_path / "b.pt")) == 2
     monkeypatch.setattr(torch_zip, "MAX_RECORDS", 1)
     refused(tmp_path, zip_of(SMALL), "an archive of 2 parts")
     monkeypatch.undo()
