@@ -239,9 +239,8 @@ def compare(opt: FormatOptions, tools: Tools) -> tuple[list[Outcome], Path]:
 def main(argv: list[str] | None = None, tools: Tools | None = None) -> int:
     """The command line: status 1 for a mistake in one line, and where a format fails that should have worked."""
     set_up_logging()
-    opt = parse(FormatOptions, argv, __doc__)
     try:
-        outcomes, folder = compare(opt, tools or our_tools())
+        outcomes, folder = compare(parse(FormatOptions, argv, __doc__), tools or our_tools())
     except (ValueError, OSError) as error:
         LOGGER.error(one_line(error))
         return 1

@@ -21,6 +21,7 @@ import numpy as np
 from utils.config import DataConfig, flag, parse
 from utils.labels import find_images, img2label_paths
 from utils.log import LOGGER, one_line, set_up_logging
+from utils.options import Range
 from utils.paths import check_yaml, shown
 from utils.progress import progress
 
@@ -34,8 +35,8 @@ class ShardOptions:
     data: str = flag("", help="the data set's YAML", shown="")
     split: str = flag("train", help="which of its parts", choices=["train", "val", "test"])
     out: str = flag("", help="folder for the shards, made if need be", shown="")
-    per_shard: int = flag(1000, help="pictures in a shard")
-    seed: int = flag(0, help="of the order; -1 keeps that of the paths")
+    per_shard: int = flag(1000, help="pictures in a shard", bounds=Range(1))
+    seed: int = flag(0, help="of the order; -1 keeps that of the paths", bounds=Range(-1))
 
 
 def _keys(images: Sequence[Path]) -> Iterator[str]:
@@ -100,8 +101,8 @@ def write_shards(
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
     set_up_logging()
-    options = parse(ShardOptions, argv, __doc__)
     try:
+        options = parse(ShardOptions, argv, __doc__)
         if not options.data or not options.out:
             raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
         sources = getattr(DataConfig.load(check_yaml(options.data)), options.split)
