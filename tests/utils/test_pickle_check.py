@@ -194,6 +194,9 @@ def test_what_is_refused(case: str) -> None:
 
 ALLOWED = {
     "as many tuples as there may be": HEAD + b"}(" + b"".join(number(n) + b"\x85N" for n in range(1000)) + b"u.",
+    "a tuple of 16 as a key": HEAD + b"}(" + b"N" * 16 + b"tNs.",
+    "no numbers": HEAD + storage(b"FloatStorage", text("0"), b"K\0") + b".",
+    "a device of 32 letters": HEAD + called("torch.device", text("x" * 32)) + b".",
     "a few huge keys": HEAD + b"}" + b"".join(number((n << 61) - n) + b"Ns" for n in range(2, 900)) + b".",
     "many texts and numbers as keys": HEAD + b"}(" + b"".join(number(n) + b"N" for n in range(5000)) + b"u.",
     "largest plain keys": HEAD + b"}(" + b"".join(number((1 << 61) - 2 - n) + b"N" for n in range(1500)) + b"u.",
