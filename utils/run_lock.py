@@ -28,7 +28,7 @@ else:
     import fcntl
 
 NAME = "run.lock"
-PATIENCE, SHORT_PATIENCE, PAUSE = 30.0, 2.0, 0.05  # seconds: for a holder that is dying, for one unseen; between looks
+PATIENCE, SHORT_PATIENCE, PAUSE = 30.0, 2.0, 0.05  # seconds: for a holder that is dying, for any; between looks
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 _FAR = 1 << 30  # byte that is locked where locks keep others from reading
 _open_files: weakref.WeakSet[IO[str]] = weakref.WeakSet()
@@ -42,7 +42,8 @@ class RunLock:
     """Held from the start to `release`, or until this process dies or nobody refers to it any more.
 
     Raises Busy, naming the holder, when another process, or another run of this one, holds it. One that is dying is
-    waited for; `patient` waits for any. Where the file system has no locks that is said, and the run goes on without.
+    waited for, and any for a moment, as it may have been killed just now; `patient` waits longer. Where the file system
+    has no locks that is said, and the run goes on without.
     """
 
     def __init__(self, folder: Path, patient: bool = False) -> None:
@@ -52,7 +53,7 @@ class RunLock:
         while not self._take(me):
             holder, waited = self._holder(), time.monotonic() - began
             alive = seen_alive(holder, me) if holder else None
-            limit = PATIENCE if patient or alive is False else SHORT_PATIENCE if alive is None else 0.0
+            limit = PATIENCE if patient or alive is False else SHORT_PATIENCE
             if waited >= limit:
                 raise Busy(
                     f"{shown(folder)}: {_words(holder)} trains in this folder; stop it, or choose another --name"

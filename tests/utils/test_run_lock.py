@@ -63,7 +63,7 @@ def test_the_holder_is_named_and_its_death_frees(tmp_path: Path, more: tuple[str
     try:
         with pytest.raises(Busy, match=f"process {holder.pid} on"):
             RunLock(tmp_path)
-        assert time.monotonic() - began < 20, "who lives is not waited for"
+        assert time.monotonic() - began < 20, "who lives is not waited for long"
     finally:
         holder.send_signal(signal.SIGKILL)
     RunLock(tmp_path).release()  # at once, the dead process not even waited for
