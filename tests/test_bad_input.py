@@ -401,7 +401,7 @@ FOREIGN = {
     "text": "no checkpoint, or a damaged one (not in PyTorch's file format)",
     "empty": "the file is empty",
     "cut": "the file is cut off",
-    "damaged": "does not match its checksum",
+    "damaged": "no checkpoint, or a damaged one",
     "code": ".mkdir, which is not on the list of allowed classes and could run code",
     "state": "holds no model description; expected a checkpoint of this project",
     "list": "holds list, not a checkpoint",

@@ -77,7 +77,7 @@ def test_nothing_to_export(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="no --weights"):
         export.run()
-    with pytest.raises(ValueError, match="names no format"):
+    with pytest.raises(ValueError, match="--include"):
         export.run(weights=write_lively(tmp_path / "a.pt", CONFIGS[0]), include=[])
 
 

@@ -236,7 +236,7 @@ def test_resume_repeats_what_the_network_and_the_trainer_draw(
     tiny_cfg.write_text(stage)
     given = {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path), "multi_scale": True, "noval": True}
     given |= BASE | {"epochs": 3}
-    monkeypatch.setattr(train, "subscribe_loggers", lambda *args: None)
+    monkeypatch.setattr("utils.setup.subscribe_loggers", lambda *args: None)
     monkeypatch.setattr(train.Run, "finish", lambda self: ())
 
     def watch(watcher: Watcher, **options_given: object) -> None:

@@ -105,7 +105,8 @@ def test_nothing_to_replace(words: list[str], tmp_path: Path) -> None:
 def test_mistakes(words: list[str], extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_step.main([*words, *extra])
-    assert extra[0] in capsys.readouterr().err or extra[1] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert extra[0] in said or extra[1] in said
 
 
 def test_the_batch_is_the_same_every_time_and_inside_the_pictures() -> None:

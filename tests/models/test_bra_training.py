@@ -141,7 +141,7 @@ def test_a_resumed_run_ends_where_a_whole_one_does(
     cfg = tmp_path / "cfg.yaml"
     cfg.write_text(yaml.safe_dump(described([{"n_win": 3, "num_heads": 2, "topk": 2, **listed(MODES[mode])}])))
     given = {"data": str(squares), "cfg": str(cfg), "project": str(tmp_path / "runs"), **BASE}
-    monkeypatch.setattr(train, "subscribe_loggers", lambda *args: None)
+    monkeypatch.setattr("utils.setup.subscribe_loggers", lambda *args: None)
     monkeypatch.setattr(train.Run, "finish", lambda self: ())
     train.run(name="whole", **given)
     saved = train.Keeper.save
