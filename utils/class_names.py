@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.config import DataConfig
-from utils.files import MIB, printable, read_bytes
+from utils.files import MIB, decoded, printable, read_bytes
 
 # a list, a mapping from 0, 1, 2 ... to name, a data YAML, or a text file with one name a line (classes.txt, obj.names)
 Names = Sequence[str] | Mapping[int, str] | Mapping[str, str] | str | Path
@@ -35,7 +35,7 @@ def _from_file(file: Path) -> tuple[str, ...]:
     if file.suffix.lower() in (".yaml", ".yml"):
         return DataConfig.load(file).names
     try:
-        text = read_bytes(file, MIB).decode("utf-8-sig")
+        text = decoded(read_bytes(file, MIB))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"names: {printable(file)} is no list, data YAML or text file ({reason})") from None

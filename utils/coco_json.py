@@ -14,11 +14,12 @@ import numpy as np
 
 from utils.class_names import ClassNames, Names
 from utils.files import printable
-from utils.label_formats import NONSENSE, Rows, Size, boxed, is_size, polygon_row, read_json, told
+from utils.label_formats import NONSENSE, Rows, Size, boxed, check_size, is_size, polygon_row, read_json, told
 from utils.log import LOGGER
 from utils.tally import Tally
 
 FORM = "a COCO detection file"
+_REMEDY = "; export as COCO with images, categories and annotations"
 
 
 def no_size(_: str) -> Size | None:
@@ -32,7 +33,7 @@ class CocoReader:
 
     Categories become classes by name, or by the order of their ids when `names` is None. `polygons` writes the outline
     of objects made of one piece; `crowds` keeps those marked iscrowd. `size_of` gives the (w, h) of an image by its
-    file_name where the file does not say.
+    file_name: taken where the file does not say, compared where it does.
     """
 
     names: Names | None = None
@@ -54,6 +55,8 @@ class CocoReader:
         with told(path, FORM):
             images, categories, notes = (_list(content, key) for key in ("images", "categories", "annotations"))
             names, sizes = self._images(images)
+            for name, size in sizes.items():
+                check_size(self.tally, size, self.size_of(name), name)
             kinds = self._kinds(categories, notes)
             rows: Rows = {name: [] for name in names.values()}
             unknown = set()
@@ -77,9 +80,9 @@ class CocoReader:
         names: dict[str, str] = {}
         sizes: dict[str, Size | None] = {}
         for image in images:
-            key, name = _id(image["id"]), image["file_name"]
+            key, name = _id(image.get("id")), image.get("file_name")
             if not key or not isinstance(name, str):
-                raise TypeError(f"an image has the id {image['id']!r:.40} and the file_name {name!r:.40}")
+                raise ValueError(f"an image has the id {image.get('id')!r:.40} and the file_name {name!r:.40}; add it")
             if names.setdefault(key, name) != name:
                 raise ValueError(f"id {key} belongs to two images, {names[key]!r:.80} and {name!r:.80}; renumber one")
             if name in sizes:
@@ -136,9 +139,9 @@ class CocoReader:
 
 def _list(content: Any, key: str) -> Sequence[Any]:
     if not isinstance(content, Mapping):
-        raise ValueError("it is no mapping; export as COCO with images, categories and annotations")
+        raise ValueError(f"it is no mapping{_REMEDY}")
     if not isinstance(content.get(key), list):
-        raise ValueError(f"it has no list of {key}")
+        raise ValueError(f"it has no list of {key}{_REMEDY}")
     return content[key]
 
 
@@ -243,9 +246,9 @@ def _extent(outline: Any) -> tuple[float, float, float, float] | None:
 
 def _mask_extent(mask: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
     """x1, y1, x2, y2 of a mask `{"size": [h, w], "counts": runs}`: column after column, runs of 0 and 1 in turn."""
-    counts, height = mask["counts"], float(mask["size"][0])
+    counts, (height, width) = mask["counts"], map(float, mask["size"])
     runs = np.asarray(_unpacked(counts) if isinstance(counts, str) else counts, dtype=float)
-    if not height >= 1 or not (runs >= 0).all() or not runs.sum() < 1 << 53:
+    if not height >= 1 or not (runs >= 0).all() or not runs.sum() <= min(height * width, 1 << 53):
         return None
     ends = np.cumsum(runs)
     filled = runs[1::2] > 0

@@ -122,7 +122,12 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {shortened(names)}")
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
-    return tuple(_class_name(file, number, name) for number, name in enumerate(names))
+    found = tuple(_class_name(file, number, name) for number, name in enumerate(names))
+    first = {name: number for number, name in reversed(list(enumerate(found)))}
+    if again := [number for number, name in enumerate(found) if first[name] != number]:
+        name = found[again[0]]
+        LOGGER.warning(f"{file}: classes {first[name]} and {again[0]} have one name, {name!r}; correct names if not meant")
+    return found
 
 
 def _numbered(file: Path, names: dict[Any, Any]) -> dict[Any, Any]:

@@ -6,6 +6,7 @@ lead back to where it lies.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -98,6 +99,21 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
             length += len(part)
             check_size(length, limit)  # it may have grown, or lie where sizes mean nothing
     return b"".join(parts)
+
+
+def decoded(content: bytes, errors: str = "strict") -> str:
+    """The text of a file: UTF-8, or the UTF-16 that Windows marks and writes. UnicodeError says what to do."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16") if wide else content.decode("utf-8-sig", errors)
+    except UnicodeError as error:
+        raise UnicodeError("it is not text in UTF-8; save it as UTF-8") from error
+
+
+def is_hidden(path: str, folder: str | Path) -> bool:
+    """Whether a path below a folder is hidden there: `.name`, or what macOS and notebooks leave, as `__MACOSX`."""
+    parts = os.path.relpath(path, folder).split(os.sep)
+    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in parts)
 
 
 def walk_files(folder: str | Path) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.files import MIB, printable, read_bytes, walk_files
+from utils.files import MIB, decoded, is_hidden, printable, read_bytes, walk_files
 from utils.log import LOGGER
 from utils.pictures import IMG_FORMATS
 from utils.problems import Problem
@@ -54,14 +53,18 @@ def passed_over(names: list[str], place: str, what: str, line: int | None = None
 
 
 def _below(folder: str) -> tuple[list[str], list[Problem]]:
-    """Images below a folder, and what else there may be meant as one."""
-    found, others = [], []
+    """Images below a folder, and what else there may be meant as one. Hidden ones are copies that programs leave."""
+    found, hidden, others = [], [], []
     for name in walk_files(folder):
         if is_image(name):
-            found.append(name)
+            (hidden if is_hidden(name, folder) else found).append(name)
         elif may_be_image(name):
             others.append(name)
-    return found, [passed_over(sorted(others), folder, "files")] if others else []
+    problems = [passed_over(sorted(others), folder, "files")] if others else []
+    if hidden:
+        reason = f"hidden images passed over: {len(hidden)}, the first {printable(min(hidden))}"
+        problems.append(Problem(folder, None, reason, "rename them if they belong to the data set", dropped=False))
+    return found, problems
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -69,11 +72,10 @@ def _below(folder: str) -> tuple[list[str], list[Problem]]:
 
 def _text(content: bytes) -> str:
     """The text of a list; names need not be text, and Windows writes UTF-16. Raises ValueError."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    if b"\0" in content:
+    text = decoded(content, "surrogateescape")
+    if "\0" in text:
         raise ValueError("it is no text")
-    return content.decode("utf-8-sig", "surrogateescape")
+    return text
 
 
 def _lines(listing: Path) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from utils.files import is_one_line, printable, walk_files
+from utils.files import is_hidden, is_one_line, printable, walk_files
 from utils.image_files import img2label_paths, label_places
 from utils.labels import is_image, picture_size
 from utils.log import LOGGER
@@ -98,7 +98,7 @@ class ImageFolder:
         names: dict[str, list[Parts]] = defaultdict(list)
         stems: dict[str, list[Parts]] = defaultdict(list)
         files = walk_files(self.folder) if self.deep else map(str, self.folder.glob("*"))
-        for path in filter(is_image, sorted(files)):
+        for path in sorted(file for file in files if is_image(file) and not is_hidden(file, self.folder)):
             parts = Path(path).parts[len(self.folder.parts) :]
             names[parts[-1]].append(parts)
             stems[os.path.splitext(parts[-1])[0]].append(parts)

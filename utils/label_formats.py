@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from utils.class_names import ClassNames, Names
-from utils.files import MIB, printable, read_bytes
+from utils.files import MIB, decoded, printable, read_bytes
 from utils.tally import Tally
 
 MAX_JSON_BYTES = 8192 * MIB  # Objects365 has five
@@ -50,6 +50,15 @@ VISDRONE_OBJECTS = range(1, 11)  # 0 is a region to ignore, 11 "others"
 def is_size(size: Sequence[float | None] | None) -> bool:
     """Whether these are a width and a height that an image can have."""
     return size is not None and all(side is not None and 0 < side < math.inf for side in size)
+
+
+def check_size(tally: Tally, written: Size, found: Size | None, where: str) -> None:
+    """Remark that an image on disk has other proportions than its annotations say: its boxes may be out of place."""
+    if found is None or abs(written[0] * found[1] - written[1] * found[0]) <= 0.02 * written[0] * found[1]:
+        return
+    sides = f"{where}: {written[0]:g} x {written[1]:g} written, {found[0]} x {found[1]} on disk"
+    what = "images have other proportions than written, so boxes may be out of place; were they turned (EXIF) or cut"
+    tally.remark(f"{what} after annotating?", sides)
 
 
 def box_row(kind: int, corners: Sequence[float], size: Size, digits: int = 6) -> str | None:
@@ -133,13 +142,16 @@ def told(path: str | Path, form: str) -> Iterator[None]:
 def read_annotations(path: str | Path) -> str:
     """The text of a file of annotations. Raises ValueError, naming it, where it is none or too large."""
     with told(path, "a file of annotations"):
-        return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+        return decoded(read_bytes(path, MAX_TEXT_BYTES))
 
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file says, in UTF-8, -16 or -32. Raises ValueError, naming it, where it is none or too large."""
     with told(path, "valid JSON"):
-        return json.loads(read_bytes(path, MAX_JSON_BYTES))
+        try:
+            return json.loads(read_bytes(path, MAX_JSON_BYTES))
+        except UnicodeError as error:
+            raise ValueError("it is not text in UTF-8; save it as UTF-8") from error
 
 
 def visdrone_rows(text: str, size: Size, tally: Tally | None = None, where: str = "VisDrone file") -> list[str]:
@@ -179,11 +191,13 @@ class DotaReader:
                 continue
             if len(fields) < 9:
                 self.tally.drop("line without four corners and a kind", place)
-            elif (kind := self.classes.find(fields[8])) is None:
-                self.tally.drop(self.classes.unlisted(fields[8]), place)
+                continue
+            words = fields[8:-1] if fields[-1].isdecimal() and fields[9:] else fields[8:]  # a name may have spaces
+            if (kind := self.classes.find(name := " ".join(words))) is None:
+                self.tally.drop(self.classes.unlisted(name), place)
             else:
                 rows += self._row(kind, fields[:8], size, place)
-                if fields[9:10] not in ([], ["0"]):
+                if len(words) < len(fields[8:]) and int(fields[-1]):
                     self.tally.remark("objects are marked difficult; they are kept", place)
         return rows
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from utils.config import MAX_CLASSES
-from utils.files import MIB, check_size, printable, read_bytes
+from utils.files import MIB, check_size, decoded, printable, read_bytes
 from utils.image_files import find_images, img2label_paths, is_image
 from utils.pictures import (
     IMG_FORMATS,
@@ -163,7 +163,7 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
 def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
     content = read_bytes(label_path, MAX_LABEL_BYTES) if content is None else content
     check_size(len(content), MAX_LABEL_BYTES)
-    return content.decode("utf-8-sig")
+    return decoded(content)
 
 
 def read_labels(

@@ -7,17 +7,18 @@ how many boxes they kept, and raise ValueError, with nothing written, where ther
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
 from utils.class_names import Names
 from utils.coco_json import CocoReader
-from utils.files import printable, walk_files
+from utils.files import is_hidden, printable, walk_files
 from utils.image_places import ImageFolder, ImageName, LabelPlaces
-from utils.label_formats import DotaReader, Rows, read_annotations, told, write_rows
+from utils.label_formats import DotaReader, Rows, check_size, read_annotations, told, write_rows
 from utils.labels import find_images, picture_size
 from utils.tally import Tally
-from utils.voc_xml import VocReader, image_name, read_voc, voc_size
+from utils.voc_xml import VocReader, image_name, read_voc, voc_size, written_name
 
 
 def convert_coco(
@@ -72,9 +73,11 @@ def convert_voc(
         root = read_voc(file)
         place = file.relative_to(folder)
         with told(file, "an annotation of a data set"):
-            name, whole = image_name(root, place.stem)
-            image = ImageName.read((place.parent / name).as_posix(), whole)
-        lines = reader.rows(root, voc_size(root) or places.size(image), place.as_posix())
+            image = _voc_image(root, place, places)
+        found_size, written = places.size(image), voc_size(root)
+        if written:
+            check_size(reader.tally, written, found_size, place.as_posix())
+        lines = reader.rows(root, written or found_size, place.as_posix())
         if lines is not None:
             _put(rows, image, lines, file)
     label_files = places.label_files(rows)
@@ -82,6 +85,16 @@ def convert_voc(
     kept = write_labels(found, reader.tally, (folder, labels), overwrite)
     places.check(label_files)
     return kept
+
+
+def _voc_image(root: ElementTree.Element, place: Path, places: LabelPlaces) -> ImageName:
+    """The image of an annotation: the one of its own name; the one that it names where only that is there."""
+    name, whole = image_name(root, place.stem)
+    image, written = ImageName.read((place.parent / name).as_posix(), whole), written_name(root)
+    if whole or not written or places.image(image):
+        return image
+    other = ImageName.read((place.parent / written).as_posix())
+    return other if places.image(other) else image
 
 
 def convert_dota(
@@ -180,7 +193,7 @@ def _ends(path: str, ending: str) -> bool:
 
 
 def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:
-    """Files of an ending (in any case), sorted, but not those of a folder of `labels` that lies inside.
+    """Files of an ending (in any case), sorted, but no hidden ones, nor those of a folder of `labels` that lies inside.
 
     Raises ValueError where there is no such folder, or no such file in it.
     """
@@ -188,7 +201,7 @@ def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[
     if not folder.is_dir():
         raise ValueError(f"{printable(full)}: no such folder; name the folder of the annotations")
     inside = labels is not None and labels != full and labels.is_relative_to(full)
-    found = sorted(Path(path) for path in walk_files(folder) if _ends(path, ending))
+    found = sorted(Path(path) for path in walk_files(folder) if _ends(path, ending) and not is_hidden(path, folder))
     files = [file for file in found if not (inside and Path(os.path.abspath(file)).is_relative_to(labels))]
     if not files:
         raise ValueError(f"{printable(full)}: no {ending} file in it; name the folder of the annotations")

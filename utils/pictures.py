@@ -79,6 +79,8 @@ def _pixels(content: bytes | np.ndarray) -> tuple[np.ndarray | None, bool]:
     """(H, W, 3) uint8 BGR, None where OpenCV decodes nothing; and whether it was scaled to 8 bits."""
     data, depth = np.frombuffer(content, dtype=np.uint8), depth_of(content)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if image is not None and kind_of(memoryview(content)[:16]) == "AVIF":
+        image = turned_avif(image, content)
     if depth is None:
         return image, False
     if image is not None and not depth.is_odd and image.max() >= DIM:
@@ -90,6 +92,31 @@ def _pixels(content: bytes | np.ndarray) -> tuple[np.ndarray | None, bool]:
         return image, False
     grey_or_colour = np.atleast_3d(to_eight_bits(deep, depth.bits))
     return np.ascontiguousarray(np.broadcast_to(grey_or_colour, (*deep.shape[:2], 3))), True
+
+
+def turned_avif(image: np.ndarray, content: bytes | np.ndarray) -> np.ndarray:
+    """A decoded AVIF image turned and mirrored as its file says, which OpenCV leaves to others."""
+    whole = memoryview(content)
+    inside = [part for kind, part in _boxes(whole) if kind == b"meta"]
+    for name, skipped in ((b"iprp", 4), (b"ipco", 0)):
+        inside = [part for outer in inside for kind, part in _boxes(outer[skipped:]) if kind == name]
+    said = {kind: part[0] for outer in reversed(inside) for kind, part in _boxes(outer) if len(part)}
+    image = np.rot90(image, said.get(b"irot", 0) & 3)  # anticlockwise, before the mirror
+    if b"imir" in said:
+        image = np.flip(image, said[b"imir"] & 1)  # 0: upside down, 1: left to right
+    return np.ascontiguousarray(image)
+
+
+def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """(kind, content) of the boxes of an ISO media file, as far as they are sound."""
+    place = 0
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        length = length or len(content) - place  # 0: the rest of the file
+        if length < 8:  # longer than 4 GiB, or damaged
+            return
+        yield kind, content[place + 8 : place + length]
+        place += length
 
 
 def to_eight_bits(image: np.ndarray, bits: int = 0) -> np.ndarray:

@@ -5,7 +5,6 @@ What is passed over on the way is counted and said.
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import glob
 import logging
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from utils.files import MIB, printable, read_bytes, walk_files
+from utils.files import MIB, decoded, is_hidden, printable, read_bytes, walk_files
 from utils.log import LOGGER
 from utils.pictures import IMG_FORMATS
 from utils.video_files import VID_FORMATS, suffix_of
@@ -80,7 +79,7 @@ def _local_files(source: str) -> list[str]:
 def _candidates(source: str) -> list[str]:
     """What is in a folder, or what a glob stands for, in order."""
     if os.path.isdir(source):
-        return sorted(os.path.join(source, name) for name in os.listdir(source))
+        return sorted(os.path.join(source, name) for name in os.listdir(source) if not is_hidden(name, "."))
     if glob.has_magic(source):
         return sorted(_matches(source))
     parent = printable(Path(source).absolute().parent)
@@ -140,9 +139,7 @@ def _listed(listing: Path) -> tuple[list[str], list[str]]:
     """
     name = printable(listing)
     try:
-        content = read_bytes(listing, LONGEST_LIST)
-        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
+        lines = decoded(read_bytes(listing, LONGEST_LIST)).splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"list of sources {name} cannot be read: {printable(str(error))}") from error
     entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}

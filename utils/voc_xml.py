@@ -69,13 +69,19 @@ def _known_encoding(declared: str) -> str:
     return "gb18030" if name in ("gb2312", "gbk") else name  # which contains them
 
 
+def written_name(root: ElementTree.Element) -> str:
+    """The image's name by `filename`, without folders; nothing where that is none."""
+    written = re.split(r"[\\/]", (root.findtext("filename") or "").strip())[-1]
+    return written if has_ending(written) else ""
+
+
 def image_name(root: ElementTree.Element, stem: str) -> tuple[str, bool]:
     """What the image is called, and whether that includes its ending.
 
     The annotation's own name without `.xml` counts; its `filename` tells the ending where the two agree.
     """
-    written = re.split(r"[\\/]", (root.findtext("filename") or "").strip())[-1]
-    if has_ending(written) and stem in (written, os.path.splitext(written)[0]):
+    written = written_name(root)
+    if written and stem in (written, os.path.splitext(written)[0]):
         return written, True
     return stem, False
 

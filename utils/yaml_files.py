@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from utils.files import MIB, printable, read_bytes
+from utils.files import MIB, decoded, printable, read_bytes
 
 MAX_BYTES = MIB  # the names of 20,000 classes take half of it
 MAX_NODES = 200_000  # keys and values, aliases written out
@@ -26,11 +26,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
     name = printable(path)
     try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        text = decoded(read_bytes(path, MAX_BYTES))
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: is not a text file in UTF-8") from None
+    except UnicodeError:
+        raise ValueError(f"{name}: is not a text file in UTF-8; save it as UTF-8") from None
     except ValueError as error:
         raise ValueError(f"{name}: cannot be read ({error})") from None
     try:

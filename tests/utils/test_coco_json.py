@@ -320,3 +320,32 @@ def test_json_in_every_encoding_of_its_own(tmp_path: Path, encoding: str) -> Non
     (tmp_path / "a.json").write_bytes(text.encode("gbk"))
     with pytest.raises(ValueError, match="a.json: not valid JSON"):
         CocoReader().rows(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("size", [[8, 9], [0, 9], [80], None], ids=str)
+def test_a_mask_that_does_not_fit_its_size_is_none(read, size: Any) -> None:
+    mask = {"size": size, "counts": [60, 20]}
+    note = {key: value for key, value in BOX.items() if key != "bbox"} | {"segmentation": mask}
+    rows, reader = read(note)
+    assert rows == [] and dropped(reader) == ["without a bbox or an outline that can be read"]
+
+
+def test_an_image_without_a_name_and_json_in_another_coding(read, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the file_name None; add it"):
+        read(BOX, changes={"images": [{"id": 1, "width": 5, "height": 5}]})
+    (tmp_path / "b.json").write_bytes('{"images": ["螺栓"]}'.encode("gbk"))
+    with pytest.raises(ValueError, match="b.json: not valid JSON .it is not text in UTF-8; save it as UTF-8"):
+        CocoReader(["a"]).rows(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text('{"shapes": [], "imagePath": "a.jpg"}')  # LabelMe's
+    with pytest.raises(ValueError, match="it has no list of images; export as COCO"):
+        CocoReader(["a"]).rows(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("size, said", [((40, 20), 0), ((80, 40), 0), ((20, 40), 1), ((40, 30), 1), (None, 0)])
+def test_other_proportions_on_disk_are_said(read, size: tuple[int, int] | None, said: int) -> None:
+    _, reader = read(BOX, changes={"images": [{**IMAGE, "width": 40, "height": 20}]}, size_of=lambda _: size)
+    assert len(reader.tally.remarks) == said
+    if said:
+        ((what, (count, first)),) = reader.tally.remarks.items()
+        assert "other proportions" in what and count == 1
+        assert first == f"train/a.jpg: 40 x 20 written, {size[0]} x {size[1]} on disk"

@@ -218,3 +218,18 @@ def test_every_known_hyper_parameter_file_and_every_search_keeps_to_the_ranges()
     evolved = {"lr0": 0.00258, "lrf": 0.17, "warmup_epochs": 1.33, "warmup_momentum": 0.86, "anchor_t": 3.44}
     evolved |= {"scale": 0.75544, "cls_pw": 0.631, "obj_pw": 0.911, "anchors": 3.2, "shear": 0.602}  # of v6.1's files
     assert Hyp.load(evolved).scale == 0.75544
+
+
+def test_two_classes_of_one_name_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = DataConfig.load(data_yaml(tmp_path, "train: a\nval: a\nnames: [bolt, nut, bolt]"))
+    assert data.names == ("bolt", "nut", "bolt")
+    assert "classes 0 and 2 have one name, 'bolt'" in caplog.text
+
+
+def test_a_yaml_in_another_coding(tmp_path: Path) -> None:
+    text = "train: a\nval: a\nnames: [螺栓]\n"
+    (file := tmp_path / "x.yaml").write_bytes(text.encode("utf-16"))
+    assert DataConfig.load(file).names == ("螺栓",)
+    file.write_bytes(text.encode("gbk"))
+    with pytest.raises(ValueError, match="x.yaml: is not a text file in UTF-8; save it as UTF-8"):
+        DataConfig.load(file)

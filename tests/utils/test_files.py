@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from utils.files import (
     LONGEST_NAME,
     check_size,
+    decoded,
     file_size,
     file_stem,
     folder_name,
+    is_hidden,
     is_one_line,
     printable,
     read_bytes,
@@ -162,3 +164,22 @@ def test_folders_linked_to_each_other_do_not_multiply_without_end(tmp_path: Path
         for other in range(12):
             (tmp_path / str(name) / f"to {other}").symlink_to(tmp_path / str(other))
     assert 12 <= len(list(walk_files(tmp_path))) <= 12 * 64
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_as_windows_writes_it(coding: str) -> None:
+    mark = "\ufeff" if coding == "utf-16-be" else ""
+    assert decoded((mark + "螺栓 1\r\n").encode(coding)) == "螺栓 1\r\n" and decoded(b"") == ""
+
+
+def test_text_of_another_coding_says_what_to_do() -> None:
+    with pytest.raises(UnicodeError, match="^it is not text in UTF-8; save it as UTF-8$"):
+        decoded("螺栓".encode("gbk"))
+
+
+@pytest.mark.parametrize(
+    "path, hidden",
+    [("a.jpg", 0), ("._a.jpg", 1), (".ipynb_checkpoints/a.jpg", 1), ("__MACOSX/a.jpg", 1), ("b..c/d.jpg", 0)],
+)
+def test_hidden_is_what_lies_hidden_below_the_folder(path: str, hidden: int) -> None:
+    assert is_hidden(f".cache/set/{path}", ".cache/set") == bool(hidden)

@@ -209,3 +209,11 @@ def test_labels_in_a_folder_of_another_name_are_pointed_at(
     hint = misplaced_labels([f"{tmp_path}/{images}/train/b.jpg", f"{tmp_path}/{images}/train/a.jpg"])
     assert hint == f"; {tmp_path}/{labels}/train/a.txt is there: rename {renamed}"
     assert misplaced_labels([f"{tmp_path}/{images}/train/b.jpg", "nowhere/images/a.jpg"]) == "" == misplaced_labels([])
+
+
+def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> None:
+    make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
+    found, (problem,) = search_images(tmp_path / ".set")
+    assert found == [tmp_path / ".set/a.jpg"]
+    assert "hidden images passed over: 3, the first" in str(problem) and "rename them" in str(problem)
+    assert str(tmp_path / ".set/._a.jpg") in str(problem)

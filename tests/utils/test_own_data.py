@@ -309,3 +309,41 @@ def test_dota_says_what_it_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "images/P1.png").unlink()
     with pytest.raises(ValueError, match=r"P1\.tif: its size cannot be read"):
         convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "labels", NAMES)
+
+
+def test_images_turned_after_annotating_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 50)).save(tmp_path / "images/x.jpg", exif=exif)
+    voc(tmp_path / "xml/x.xml")
+    assert convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES) == 1
+    said = "1 images have other proportions than written, so boxes may be out of place; were they turned"
+    assert said in caplog.text and "x.xml: 100 x 50 written, 50 x 100 on disk" in caplog.text
+
+
+def test_the_image_that_voc_names_counts_where_only_that_is_there(tmp_path: Path) -> None:
+    image(tmp_path / "images/图.jpg")
+    voc(tmp_path / "xml/a.xml", filename="图.jpg")
+    assert convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES) == 1
+    assert boxes(tmp_path / "images") == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])]
+    image(tmp_path / "images/a.jpg")  # as after renaming: now the annotation's own name counts
+    assert convert_voc(tmp_path / "xml", tmp_path / "others", NAMES) == 1
+    assert list(labels_below(tmp_path / "others")) == ["a.txt"]
+
+
+def test_what_programs_leave_beside_annotations_is_none(tmp_path: Path) -> None:
+    image(tmp_path / "x.jpg")
+    voc(tmp_path / "x.xml")
+    for name in ("._x.xml", "__MACOSX/._x.xml", ".ipynb_checkpoints/x-checkpoint.xml"):
+        write(tmp_path / name, "no annotation")
+    assert convert_voc(tmp_path, tmp_path, NAMES) == 1
+    assert labels_below(tmp_path) == {"x.txt": ROW}
+
+
+@pytest.mark.parametrize("line", ["big bolt 0", "big bolt", "Big_Bolt 1"])
+def test_dota_names_may_have_spaces_and_files_be_from_windows(tmp_path: Path, line: str) -> None:
+    image(tmp_path / "images/x.png")
+    write(tmp_path / "labelTxt/x.txt", "").write_bytes(f"10 10 30 10 30 30 10 30 {line}\r\n".encode("utf-16"))
+    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", ["big bolt"]) == 1
+    assert labels_below(tmp_path / "labels") == {"x.txt": ROW}

@@ -12,10 +12,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.labels import check_pair
-from utils.pictures import decode_image, inspect_image, picture_size, read_image, to_eight_bits
+from utils.pictures import (
+    IMG_FORMATS,
+    decode_image,
+    inspect_image,
+    picture_size,
+    read_image,
+    to_eight_bits,
+    turned_avif,
+)
 
 
 def part(kind: bytes, content: bytes, length: int | None = None) -> bytes:
@@ -176,3 +184,30 @@ def test_the_first_of_several_pages_is_used_and_said(tmp_path: Path) -> None:
         pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], big_tiff=big)
         assert inspect_image(tmp_path / "a.tif") == ((64, 48), False, True)
     assert "several images in one file" in str(check_pair(str(tmp_path / "a.tif"), "none.txt").notes[0])
+
+
+@pytest.mark.skipif("avif" not in IMG_FORMATS, reason="OpenCV without AVIF")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_turned_as_its_file_says(tmp_path: Path, orientation: int) -> None:
+    rows = np.zeros((32, 48, 3), np.uint8)
+    rows[:16, :24], rows[:16, 24:], rows[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    try:
+        Image.fromarray(rows).save(tmp_path / "a.avif", exif=exif.tobytes(), quality=95)
+    except (KeyError, OSError):
+        pytest.skip("Pillow without AVIF")
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.avif")).convert("RGB"))[..., ::-1]
+    if orientation > 4 and wanted.shape[0] < wanted.shape[1]:
+        pytest.skip("this Pillow writes no orientation into AVIF")
+    found = read_image(tmp_path / "a.avif")
+    assert found.shape == wanted.shape and found.flags["C_CONTIGUOUS"]
+    assert np.abs(found.astype(int) - wanted).mean() < 5
+    assert picture_size(tmp_path / "a.avif") == found.shape[1::-1]
+
+
+def test_boxes_that_are_none_turn_nothing() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    damaged = b"\0\0\0\x1cmeta\0\0\0\0\0\0\0\x10iprp\0\0\0\x08ipco"
+    for content in (b"", b"\0" * 7, b"\0\0\0\2meta", damaged, damaged[:13], b"\0\0\0\0meta\0\0"):
+        np.testing.assert_array_equal(turned_avif(image, content), image)

@@ -109,3 +109,8 @@ def test_a_list_that_never_ends_is_not_begun(tmp_path: Path) -> None:
 
 def test_addresses() -> None:
     assert is_url("RTSP://x") and not is_url("x.jpg") and sources_in("12") == ([], ["12"])
+
+
+def test_hidden_files_of_a_folder_are_no_sources(tmp_path: Path) -> None:
+    touch(tmp_path, ".x/a.jpg", ".x/._a.jpg", ".x/.b.mp4")
+    assert found(tmp_path / ".x", tmp_path) == [".x/a.jpg"]
