@@ -126,7 +126,7 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     first = {name: number for number, name in reversed(list(enumerate(found)))}
     if again := [number for number, name in enumerate(found) if first[name] != number]:
         name = found[again[0]]
-        LOGGER.warning(f"{file}: classes {first[name]} and {again[0]} have one name, {name!r}; correct names if not meant")
+        LOGGER.warning(f"{file}: classes {first[name]} and {again[0]} have one name, {name!r}; is that meant?")
     return found
 
 

@@ -31,6 +31,7 @@ SPECIAL_CUTS = ("bold", "italic", "oblique", "black", "light", "thin", "condense
 BUNDLED = ""  # stands for the font inside Pillow itself
 UNASSIGNED = "\U0010fffe"  # no font has a glyph here: what is drawn for it is the "missing" box
 PROBE_SIZE = 16  # pixels at which glyphs are compared
+LONGEST_NAME = 40  # characters of a class name that are drawn
 
 _warned: set[str] = set()  # of what the process has been warned: undrawable text once, each unreadable font once
 
@@ -193,7 +194,8 @@ def font_runs(text: str, first: str = "") -> list[tuple[str, str]]:
 def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
     """Class names as they can be drawn: one with characters that no font has becomes `#` and its class number.
 
-    `names` is a list, or a dict from class number to name. The sign tells the number from a confidence beside it.
+    `names` is a list, or a dict from class number to name. The sign tells the number from a confidence beside it. What
+    is longer than `LONGEST_NAME` characters is cut, and numbered too, so that no name takes a whole image or chart.
     """
     words = [str(names[i]) for i in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
     owners = _find_owners(_characters("".join(words)), _chosen(""))
@@ -201,7 +203,11 @@ def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
     bad = {word for word in words if lost & _characters(word)} if lost else set()
     if bad:
         _warn_undrawable("".join(sorted(lost)), [word for word in words if word in bad])
-    return [f"#{i}" if word in bad else word for i, word in enumerate(words)]
+    return [f"#{i}" if word in bad else _cut(word, i) for i, word in enumerate(words)]
+
+
+def _cut(word: str, number: int) -> str:
+    return word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{number}"
 
 
 def _warn_undrawable(characters: str, texts: Sequence[str]) -> None:

@@ -215,3 +215,9 @@ def test_every_figure_is_drawn_whatever_the_classes_are_called(
         with pytest.raises(UserWarning, match="Glyph"):  # 数 is in no font here: it is seen that this is looked at
             plot_val_study(dir=tmp_path, x=[1, 2, 3])
     assert read(tmp_path / "PR_curve.png").size and read(tmp_path / "labels.jpg").size
+
+
+def test_long_names_are_cut_and_numbered() -> None:
+    long = "a bolt of the kind that nobody has in the house "
+    names = [long + "A", long + "B", "b" * 40, "c" * 41]
+    assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
