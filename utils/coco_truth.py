@@ -128,6 +128,8 @@ def read_truth(
     lost.add("images of its own that are not scored", map(entries.get, without(entries, set(image_ids.values()))))
     if lost.reasons:
         LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {lost}")
+    if not truth.annotations:
+        LOGGER.warning(f"{printable(file)} has no objects to score by on these images: COCO's evaluation will say -1")
     return truth
 
 

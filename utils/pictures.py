@@ -149,7 +149,7 @@ def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarra
         reason = f"cannot be read ({error.strerror or error}); check that the file exists"
         raise ValueError(f"{printable(path)}: {reason}") from error
     except ValueError as error:
-        raise ValueError(f"{printable(path)}: cannot be read, {error}; remove it") from error
+        raise ValueError(f"{printable(path)}: cannot be read, {error}; name an image file instead") from error
     return decode_image(content, path)
 
 

@@ -347,3 +347,9 @@ def test_rows_by_stem_and_class_number_score_as_well(tmp_path: Path, name: str, 
     (rows := tmp_path / "rows.json").write_text(json.dumps(coco_rows(found, name)))
     assert coco_score(rows, written(tmp_path, doc)) == pytest.approx((1, 1))
     assert coco_score(rows, tmp_path / "own.json", [key]) == pytest.approx((1, 1))
+
+
+def test_annotations_without_objects_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
+    assert read_truth(file, IMAGES, NAMES).annotations == []
+    assert "a.json has no objects to score by on these images" in caplog.text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import plots
 from utils.plots import (
     _channel_sheet,
     _read_results,
@@ -159,3 +160,11 @@ def test_epochs_are_whole_numbers(tmp_path, monkeypatch, epochs, ticks):
     for axis in figures[0].axes:
         least, most = axis.get_xlim()
         assert [tick for tick in axis.get_xticks() if least <= tick <= most] == ticks
+
+
+@pytest.mark.parametrize("names, turned", [(["a", "b"], 0), (["a bolt of some size"] * 4, 90), (["n" * 300] * 3, 90)])
+def test_long_names_do_not_write_over_each_other(tmp_path, monkeypatch, names, turned):
+    seen = []
+    monkeypatch.setattr(plots, "name_ticks", lambda *args, rotation: seen.append(rotation))
+    plots.plot_labels(np.full((3, 5), 0.5), names, tmp_path)
+    assert seen == [turned]
