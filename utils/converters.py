@@ -7,7 +7,7 @@ bring code of its own. The folder-level converters for anybody's COCO, VOC and D
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PureWindowsPath
 
 from utils.archives import extract
@@ -232,6 +232,17 @@ def _absent(config: DataConfig) -> list[Path]:
     return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
 
 
+def _elsewhere(config: DataConfig, absent: Iterable[Path]) -> str:
+    """A hint at the same name in other letters, or below the folder where the program runs; mostly nothing."""
+    for path in absent:
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        if other := next((name for name in sorted(beside) if name.lower() == path.name.lower()), None):
+            return f"; {printable(path.parent / other)} is there"
+        if path.is_relative_to(config.root) and os.path.exists(here := Path.cwd() / path.relative_to(config.root)):
+            return f"; {printable(here)} is there, but paths begin at {printable(config.root)}"
+    return ""
+
+
 def _new_folder(config: DataConfig) -> Path:
     """The folder that an archive of anybody's may become: `path` of its YAML, below that or below the data sets' root.
 
@@ -282,8 +293,8 @@ def prepare(config: DataConfig) -> None:
             return
         if not config.download:
             raise ValueError(
-                f"{config.file}: the data set is not there, looked for {', '.join(map(str, absent))}; "
-                "correct path, train and val, or put the pictures there"
+                f"{config.file}: the data set is not there, looked for {', '.join(map(str, absent))}"
+                f"{_elsewhere(config, absent)}; correct path, train and val, or put the pictures there"
             )
         _run(config)
         if absent := _absent(config):

@@ -242,7 +242,7 @@ def _misplaced(image: str) -> str:
             continue
         for folder in sorted(os.listdir(above)):
             label = (above / folder).joinpath(*parts[place + 1 :]).with_suffix(".txt")
-            if folder.lower() in _LABEL_FOLDERS and label.is_file():
+            if (folder.lower() in _LABEL_FOLDERS or folder.lower().startswith("label")) and label.is_file():
                 named = ((parts[place], "images"), (folder, "labels"))
                 renamed = " and ".join(f"{printable(old)} to {new}" for old, new in named if old != new)
                 return f"; {printable(label)} is there: rename {renamed}" if renamed else ""

@@ -219,7 +219,7 @@ def _class_counts(axis: Axes, numbers: np.ndarray, names: list[str]) -> None:
     axis.grid(False, axis="x")
     title(axis, f"{len(numbers):,} labels in {len(counts)} classes", "", "labels")
     if len(counts) <= 30:
-        is_crowded = len(counts) > 6 or max(map(len, names), default=0) * len(names) > 70  # characters beside each other
+        is_crowded = len(counts) > 6 or max(map(len, names), default=0) * len(names) > 70  # characters in a row
         name_ticks(axis, "x", names, 9, rotation=90 if is_crowded else 0)
         axis.bar_label(bars, fontsize=8, color=GREY, padding=2)
 

@@ -323,3 +323,17 @@ def test_shapes_are_drawn_without_a_network(config, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="still missing"):
         prepare(here)
     assert asked == [here.root]
+
+
+def test_a_set_of_other_letters_or_below_another_folder_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("set/images/Train", "set/images/val", "work/data/a"):
+        (tmp_path / name).mkdir(parents=True)
+    (file := tmp_path / "set.yaml").write_text("path: set\ntrain: images/train\nval: images/val\nnames: [a]\n")
+    with pytest.raises(ValueError, match=f"; {tmp_path}/set/images/Train is there; correct path"):
+        prepare(DataConfig.load(file))
+    monkeypatch.chdir(tmp_path / "work")
+    file.write_text("train: data/a\nval: data/a\nnames: [a]\n")
+    with pytest.raises(ValueError, match=f"; {tmp_path}/work/data/a is there, but paths begin at {tmp_path}; correct"):
+        prepare(DataConfig.load(file))

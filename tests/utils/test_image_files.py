@@ -200,6 +200,7 @@ def test_labels_folder_first_then_beside(tmp_path: Path) -> None:
         ("Images", "Labels", "Images to images and Labels to labels"),
         ("images", "LABELS", "LABELS to labels"),
         ("JPEGImages", "labels", "JPEGImages to images"),
+        ("images", "labels_my-project_2024-05-01", "labels_my-project_2024-05-01 to labels"),
     ],
 )
 def test_labels_in_a_folder_of_another_name_are_pointed_at(
