@@ -70,7 +70,10 @@ def _write_lists(folder: Path, images: Sequence[Path], drawn: np.ndarray) -> dic
 def _drawn(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
     """(count,) numbers of the parts that images belong to."""
     chances = np.zeros(len(PARTS))
-    given = np.asarray(weights, dtype=float).reshape(-1)
+    try:
+        given = np.asarray(weights, dtype=float).reshape(-1)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     if not 1 <= len(given) <= len(PARTS) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
         raise ValueError(f"weights {weights!r:.80}: give the shares of {', '.join(PARTS)}, as in (0.9, 0.1, 0.0)")
     chances[: len(given)] = given / given.sum()

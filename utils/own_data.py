@@ -35,7 +35,7 @@ def convert_coco(
     in the order of their ids. `polygons` writes outlines of one piece instead of boxes, `crowds` keeps what is marked
     iscrowd, `overwrite` replaces label files that say something else.
     """
-    file = Path(annotations)
+    file, _ = _places(annotations=annotations, labels=labels)
     if file.is_dir():
         found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if _ends(path, ".json"))
         remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
@@ -63,7 +63,7 @@ def convert_voc(
     `names` and `overwrite` as in `convert_coco`; `difficult` keeps objects that are marked so. ValueError names a file
     that is no annotation.
     """
-    folder = _annotation_folder(Path(annotations))
+    folder = _annotation_folder(_places(annotations=annotations, labels=labels)[0])
     files = _files_below(folder, ".xml")
     siblings = (ImageFolder(folder.parent / name) for name in ("JPEGImages", "images", "Images"))
     places = LabelPlaces(labels, (ImageFolder(folder), *siblings))
@@ -110,7 +110,8 @@ def convert_dota(
     The images are below the folder `images`, and its folders are kept. `names` and `overwrite` as in `convert_coco`;
     `polygons` writes the four corners instead of upright boxes.
     """
-    folder, known = Path(annotations), ImageFolder(images)
+    folder = _places(annotations=annotations, images=images, labels=labels)[0]
+    known = ImageFolder(images)
     places = LabelPlaces(labels, (known,))
     files = _files_below(folder, ".txt", places.labels)
     find_images(images)  # raises where there are none
@@ -181,6 +182,15 @@ def write_labels(
         reason = f"cannot be written ({error.strerror or error}); make room there or choose another folder"
         raise ValueError(f"{printable(labels)}: {reason}, then convert again") from error
     return kept
+
+
+def _places(**given: object) -> list[Path]:
+    """The arguments as paths, in order. ValueError names one that is none."""
+    for name, value in given.items():
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            order = ", ".join((*given, "names"))
+            raise ValueError(f"{name}: give a path, not {value!r:.80}; the order of arguments is {order}")
+    return [Path(value) for value in given.values()]
 
 
 def _present(path: Path) -> list[str] | None:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from utils.files import MIB, file_size, printable, read_bytes
-from utils.image_headers import PNG, depth_of, has_further_images, kind_of, plain_header, tiff_size
+from utils.image_headers import PNG, Depth, depth_of, has_further_images, kind_of, plain_header, tiff_size
 
 DECODER = f"OpenCV {cv2.__version__}, scaling 2"  # what sizes and pixels that are kept depend on
 _AVIF = ("avif",) if cv2.haveImageWriter(".avif") else ()  # OpenCV has both halves of it, or none
@@ -77,7 +77,13 @@ def _not_decoded(content: bytes | np.ndarray) -> str:
 
 def _pixels(content: bytes | np.ndarray) -> tuple[np.ndarray | None, bool]:
     """(H, W, 3) uint8 BGR, None where OpenCV decodes nothing; and whether it was scaled to 8 bits."""
-    data, depth = np.frombuffer(content, dtype=np.uint8), depth_of(content)
+    depth = depth_of(content)
+    with quiet_decoder() if depth and depth.is_odd else contextlib.nullcontext():  # it speaks of each way that fails
+        return _pixels_of_depth(content, depth)
+
+
+def _pixels_of_depth(content: bytes | np.ndarray, depth: Depth | None) -> tuple[np.ndarray | None, bool]:
+    data = np.frombuffer(content, dtype=np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is not None and kind_of(memoryview(content)[:16]) == "AVIF":
         image = turned_avif(image, content)

@@ -66,7 +66,7 @@ def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
     assert autosplit(folder, (1,)) == {"train": 1, "val": 0, "test": 0}
 
 
-@pytest.mark.parametrize("weights", [(), (0, 0, 0), (-1, 2), (float("nan"), 1), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("weights", [(), (0, 0, 0), (-1, 2), (float("nan"), 1), (1, 1, 1, 1), "a", None], ids=str)
 def test_weights_that_are_no_shares(tmp_path: Path, weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="give the shares of train, val, test"):
         autosplit(fill(tmp_path / "photos", 4), weights)

@@ -347,3 +347,13 @@ def test_dota_names_may_have_spaces_and_files_be_from_windows(tmp_path: Path, li
     write(tmp_path / "labelTxt/x.txt", "").write_bytes(f"10 10 30 10 30 30 10 30 {line}\r\n".encode("utf-16"))
     assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", ["big bolt"]) == 1
     assert labels_below(tmp_path / "labels") == {"x.txt": ROW}
+
+
+def test_arguments_in_another_order_are_named(tmp_path: Path) -> None:
+    order = "the order of arguments is annotations, labels, names$"
+    with pytest.raises(ValueError, match=rf"^labels: give a path, not \['bolt', 'nut'\]; {order}"):
+        convert_voc(tmp_path, NAMES, tmp_path / "labels")
+    with pytest.raises(ValueError, match=f"^annotations: give a path, not None; {order}"):
+        convert_coco(None, tmp_path)
+    with pytest.raises(ValueError, match="^images: give a path, .* annotations, images, labels, names$"):
+        convert_dota(tmp_path, NAMES, tmp_path, tmp_path)

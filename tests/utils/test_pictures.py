@@ -169,13 +169,14 @@ def test_all_of_sixteen_bits_stay_as_opencv_has_them(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
 
 
-def test_a_float_image_is_read(tmp_path: Path) -> None:
+def test_a_float_image_is_read_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ramp = np.linspace(-3, 7, 64 * 48, dtype=np.float32).reshape(48, 64)
     for image in (ramp, np.dstack([ramp] * 3)):
         cv2.imwrite(str(tmp_path / "a.tiff"), image)
         found = read_image(tmp_path / "a.tiff")
         assert found.shape == (48, 64, 3) and found.flags["C_CONTIGUOUS"]
         np.testing.assert_allclose(found[..., 1], (ramp + 3) * 25.5, atol=0.51)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_first_of_several_pages_is_used_and_said(tmp_path: Path) -> None:
