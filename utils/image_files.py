@@ -230,8 +230,22 @@ def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
 
 
 def misplaced_labels(images: Iterable[str]) -> str:
-    """A hint at a label file that would be found if its folder had the name looked for; mostly nothing."""
-    return next(filter(None, map(_misplaced, images)), "")
+    """A hint at a label file that would be found if it, or its folder, had the name looked for; mostly nothing."""
+    return next((hint for image in images if (hint := _misnamed(image) or _misplaced(image))), "")
+
+
+def _misnamed(image: str) -> str:
+    """A hint at `a.TXT`, `a.jpg.txt`, `a.xml` or `a.json` where `a.txt` is looked for, or at `a.txt` one folder up."""
+    for place in label_places(image):
+        folder, wanted = os.path.split(place)
+        stem = os.path.join(folder, wanted[:-4])
+        renamed, moved = f"rename it to {printable(wanted)}", f"move it into {printable(folder)}"
+        remedies = {f"{stem}.TXT": renamed, os.path.join(folder, f"{os.path.basename(image)}.txt"): renamed}
+        remedies |= dict.fromkeys((f"{stem}.xml", f"{stem}.XML", f"{stem}.json"), "convert it, see docs/own-data.md")
+        remedies[os.path.join(os.path.dirname(folder), wanted)] = moved
+        if there := next(filter(os.path.isfile, remedies), None):
+            return f"; {printable(there)} is there: {remedies[there]}"
+    return ""
 
 
 def _misplaced(image: str) -> str:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +275,11 @@ class _Search:
         if not len(index):
             what = f"the {index.counts.total} images of {name}"
             raise ValueError(f"none of {what} can be used, first: {(single or index.problems)[0]}")
+        bare = (unit for unit in self.units if not is_shard(unit) and not os.path.lexists(img2label_paths([unit])[0]))
+        hint = misplaced_labels(islice(bare, HINTS)) if index.counts.missing else ""
+        if index.counts.found and hint:
+            LOGGER.warning(f"{prefix}{index.counts.missing} images have no label file{hint}")
         if not index.counts.found:
-            hint = misplaced_labels(self.units[:HINTS])
             looked = f"looked for {self.first_label} and its like"
             LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background{hint}")
         index.problems = [*self.notes, *index.problems]

@@ -107,6 +107,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
             raise ValueError("an alias stands for something that it is part of itself")
         return found
     known[id(node)] = None
+    _check_keys(node)
     nodes, levels = 1, 1
     for part in _parts(node):
         below, deep = _measure(part, known)
@@ -115,6 +116,15 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
             raise ValueError(f"more than {MAX_NODES:,} values or {MAX_LEVELS} levels, aliases written out")
     known[id(node)] = nodes, levels
     return nodes, levels
+
+
+def _check_keys(node: yaml.Node) -> None:
+    """Raise ValueError for a mapping with one key twice, of which only the last would count."""
+    seen = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+            raise ValueError(f"line {key.start_mark.line + 1}: {key.value[:40]!r} is there twice; remove one")
+        seen.add((key.tag, str(key.value)))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

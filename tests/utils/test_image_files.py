@@ -218,3 +218,20 @@ def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> N
     assert found == [tmp_path / ".set/a.jpg"]
     assert "hidden images passed over: 3, the first" in str(problem) and "rename them" in str(problem)
     assert str(tmp_path / ".set/._a.jpg") in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("label", "remedy"),
+    [
+        ("labels/train/a.TXT", "rename it to a.txt"),
+        ("labels/train/a.jpg.txt", "rename it to a.txt"),
+        ("images/train/a.json", "convert it, see docs/own-data.md"),
+        ("labels/train/a.xml", "convert it, see docs/own-data.md"),
+        ("labels/a.txt", "move it into {}/labels/train"),
+    ],
+)
+def test_labels_of_another_name_are_pointed_at(tmp_path: Path, label: str, remedy: str) -> None:
+    make(tmp_path, "images/train/a.jpg", "images/train/b.jpg", label)
+    hint = misplaced_labels([f"{tmp_path}/images/train/b.jpg", f"{tmp_path}/images/train/a.jpg"])
+    assert hint == f"; {tmp_path}/{label} is there: {remedy.format(tmp_path)}"
+    assert misplaced_labels([f"{tmp_path}/images/train/b.jpg"]) == ""

@@ -230,3 +230,20 @@ def test_two_processes_check_half_each_and_hold_one_copy(tmp_path: Path) -> None
     ):
         assert first[case] == second[case] and first[case][0] == kind and words in first[case][1], case
     assert first["after"] == second["after"] == [0, 1], "nobody waits for anybody"
+
+
+def test_a_label_file_of_another_ending_among_others_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name, label in (("a", "a.txt"), ("b", "b.TXT"), ("c", "c.txt")):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"images/{name}.png")
+        (tmp_path / "labels" / label).write_text("0 0.5 0.5 0.2 0.2\n")
+    load_index(tmp_path / "images", cache=False)
+    said = [record.getMessage() for record in caplog.records]
+    assert f"1 images have no label file; {tmp_path}/labels/b.TXT is there: rename it to b.txt" in said
+    (tmp_path / "labels/b.TXT").rename(tmp_path / "labels/b.txt")
+    caplog.clear()
+    load_index(tmp_path / "images", cache=False)
+    assert not any("no label file" in record.getMessage() for record in caplog.records)

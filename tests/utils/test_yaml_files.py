@@ -95,3 +95,15 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, conte
 
 def test_values_in_messages_are_short() -> None:
     assert shortened([1]) == "[1]" and shortened("a\n") == "'a\\n'" and len(shortened("x" * 9999)) == 80
+
+
+@pytest.mark.parametrize("text", ["train: a\nval: b\ntrain: c\n", "x: {1: a, 1: b}\n"])
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path, text: str) -> None:
+    (file := tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"a.yaml: .* YAML \(line \d: '(train|1)' is there twice; remove one"):
+        read_yaml(file)
+
+
+def test_different_keys_and_merges_are_no_repetition(tmp_path: Path) -> None:
+    (file := tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n'1': t\n1: n\n")
+    assert read_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "1": "t", 1: "n"}
