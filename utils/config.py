@@ -123,11 +123,16 @@ def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if count is not None and len(names) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
     found = tuple(_class_name(file, number, name) for number, name in enumerate(names))
-    first = {name: number for number, name in reversed(list(enumerate(found)))}
-    if again := [number for number, name in enumerate(found) if first[name] != number]:
-        name = found[again[0]]
-        LOGGER.warning(f"{file}: classes {first[name]} and {again[0]} have one name, {name!r}; is that meant?")
+    _say_repeated(file, found)
     return found
+
+
+def _say_repeated(file: Path, names: tuple[str, ...]) -> None:
+    """Warn of two classes with one name."""
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
+    if again := [number for number, name in enumerate(names) if first[name] != number]:
+        name = shortened(names[again[0]])
+        LOGGER.warning(f"{file}: classes {first[names[again[0]]]} and {again[0]} have one name, {name}; is that meant?")
 
 
 def _numbered(file: Path, names: dict[Any, Any]) -> dict[Any, Any]:

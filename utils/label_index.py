@@ -275,14 +275,18 @@ class _Search:
         if not len(index):
             what = f"the {index.counts.total} images of {name}"
             raise ValueError(f"none of {what} can be used, first: {(single or index.problems)[0]}")
+        self._report_missing(index.counts, prefix, name)
+        index.problems = [*self.notes, *index.problems]
+
+    def _report_missing(self, counts: Counts, prefix: str, name: str) -> None:
+        """Say where labels may be that images lack: always where all do, else where one is found."""
         bare = (unit for unit in self.units if not is_shard(unit) and not os.path.lexists(img2label_paths([unit])[0]))
-        hint = misplaced_labels(islice(bare, HINTS)) if index.counts.missing else ""
-        if index.counts.found and hint:
-            LOGGER.warning(f"{prefix}{index.counts.missing} images have no label file{hint}")
-        if not index.counts.found:
+        hint = misplaced_labels(islice(bare, HINTS)) if counts.missing else ""
+        if counts.found and hint:
+            LOGGER.warning(f"{prefix}{counts.missing} images have no label file{hint}")
+        if not counts.found:
             looked = f"looked for {self.first_label} and its like"
             LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background{hint}")
-        index.problems = [*self.notes, *index.problems]
 
 
 def load_index(
