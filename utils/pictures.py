@@ -21,7 +21,7 @@ from PIL import Image
 from utils.files import MIB, file_size, printable, read_bytes
 from utils.image_headers import PNG, Depth, depth_of, has_further_images, kind_of, plain_header, tiff_size
 
-DECODER = f"OpenCV {cv2.__version__}, scaling 2"  # what sizes and pixels that are kept depend on
+DECODER = f"OpenCV {cv2.__version__}, scaling 3"  # what sizes and pixels that are kept depend on
 _AVIF = ("avif",) if cv2.haveImageWriter(".avif") else ()  # OpenCV has both halves of it, or none
 IMG_FORMATS = (*_AVIF, "bmp", "dng", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 MIN_SIDE = 10  # pixels; v6.1 trains on nothing smaller
