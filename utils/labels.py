@@ -44,6 +44,7 @@ _FRACTIONS = "coordinates are fractions of the image's width and height, from 0 
 _DEEP = ("more than 8 bits a channel", "scaled to 8 by the bits they declare or use, other numbers by their range")
 _PAGES = ("several images in one file", "only the first is used; save the others as files of their own")
 _ROUNDED = (f"coordinates outside of 0 to 1 by at most {ROUNDING:g}", "taken for rounding, and clipped")
+_FLAT = ("labels without width or height", "kept, but no detection matches them: remove or correct them")
 
 
 class LabelError(ValueError):
@@ -243,6 +244,7 @@ def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None
     except (OSError, ValueError) as error:
         return Record(path, label_path, None, empty, (), has_file, _label_problem(label_path, error))
     notes += (_counted(label_path, _ROUNDED),) * rounded
+    notes += (_counted(label_path, _FLAT),) * (not labels[:, 3:].all())
     return Record(path, label_path, found.size, labels, segments, True, remark or problem, notes)
 
 

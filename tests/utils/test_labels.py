@@ -185,7 +185,7 @@ def test_good_label_files(tmp_path: Path, case: str) -> None:
 ROUNDED_ROWS = {
     "single precision": ("0 .5 .5 1.0000002 1.0", [[0, 0.5, 0.5, 1, 1]]),
     "six digits": ("0 1.000001 -0.000001 .2 .2", [[0, 1, 0, 0.2, 0.2]]),
-    "four digits": ("0 1.0001 .5 .2 -0.0001", [[0, 1, 0.5, 0.2, 0]]),
+    "four digits": ("0 1.0001 -0.0001 .2 .2", [[0, 1, 0, 0.2, 0.2]]),
     "a polygon": ("0 -.00002 0 1.00002 0 1.00002 .5 0 .5", [[0, 0.5, 0.25, 1, 0.5]]),
 }
 
@@ -418,3 +418,11 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
     except OSError:
         pytest.skip("this file system takes no such name")
     assert os.fsencode(load_index(tmp_path / "images").path(0)) == raw
+
+
+@pytest.mark.parametrize(("text", "said"), [("0 .5 .5 .2 .2", 0), ("0 .5 .5 .2 .2\n0 .5 .5 0 .2", 1), ("", 0)])
+def test_boxes_without_a_side_are_kept_and_counted(tmp_path: Path, text: str, said: int) -> None:
+    image, label = pair(tmp_path, text)
+    record = check_pair(str(image), str(label))
+    assert len(record.labels) == len(text.splitlines()) and record.problem is None
+    assert [str(note).partition(": ")[2][:30] for note in record.notes] == ["labels without width or height"] * said
