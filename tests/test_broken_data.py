@@ -51,7 +51,7 @@ def broken(tmp_path: Path) -> Path:
     whole = (images / "39.png").read_bytes()
     for name, (text, *_) in BAD_ROWS.items():
         (labels / f"{name}.txt").write_text(text)
-    (labels / "6.txt").write_bytes("0 .5 .5 .2 .2".encode("utf-16"))
+    (labels / "6.txt").write_bytes("0 .5 .5 .2 .2 螺".encode("gbk"))
     with (labels / "7.txt").open("wb") as file:
         file.truncate(1 << 30)
     (labels / "8.txt").unlink()
