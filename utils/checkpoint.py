@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.files import MIB
+from utils.files import MIB, printable
 from utils.log import LOGGER
 from utils.pickle_check import check_pickle
 from utils.torch_zip import read_record, read_records
@@ -168,7 +168,7 @@ def _reason(error: BaseException) -> str:
             "save its state_dict() with the program that wrote it"
         )
     lines = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    cause = lines[0].partition(". ")[0][:120] if lines else type(error).__name__
+    cause = printable(lines[0].partition(". ")[0][:120]) if lines else type(error).__name__
     if isinstance(error, (LookupError, EOFError, pickle.UnpicklingError, struct.error)):
         cause = "not in PyTorch's file format"
     if "TorchScript" in text:

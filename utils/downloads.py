@@ -27,13 +27,14 @@ from utils.files import printable
 from utils.log import LOGGER
 from utils.paths import shown
 from utils.progress import progress
+from utils.run_lock import Busy, RunLock
+from utils.web import open_url
 
 CHUNK = 1 << 20
+WAIT = 0.5  # seconds between looks at another process that fetches the same
 ATTEMPTS = 3
-TIMEOUT = 30  # seconds without a byte
-SLOW, PATIENCE = 1000, 120  # bytes a second that are too few, once so many seconds have gone by
+TIMEOUT, PATIENCE = 30.0, 120.0  # seconds without a byte; with hardly any
 SCHEMES = ("https", "http", "file")
-WEB = SCHEMES[:2]  # what a redirection may lead to
 MAX_GIB = 2.0
 VARIABLE = "YOLOV5_MAX_DOWNLOAD"
 
@@ -109,21 +110,6 @@ def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
     return request
 
 
-class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follow an answer to http and https only."""
-
-    def redirect_request(self, *given: Any) -> urllib.request.Request | None:
-        """As the base class does, which knows ftp too. Raises ValueError for it."""
-        if urllib.parse.urlsplit(given[-1]).scheme not in WEB:
-            raise ValueError(f"it leads to {given[-1][:200]}, which is no http or https address")
-        return super().redirect_request(*given)
-
-
-def open_url(request: urllib.request.Request, timeout: float) -> Any:
-    """What answers a request, redirections followed within the web; raises as urllib does, ValueError for others."""
-    return urllib.request.build_opener(_Redirections).open(request, timeout=timeout)
-
-
 class _TooLargeError(ValueError):
     """More bytes than are fetched."""
 
@@ -135,20 +121,17 @@ def _check_room(size: int, room: int) -> None:
 
 
 def _chunks(answer: Any, room: int) -> Iterator[bytes]:
-    """What an answer sends. Raises _TooLargeError for more than `room` bytes, ConnectionError where it only drips."""
-    began, size = time.monotonic(), 0
+    """What an answer sends. Raises _TooLargeError for more than `room` bytes."""
+    size = 0
     while chunk := answer.read1(CHUNK):
         size += len(chunk)
         _check_room(size, room)
         yield chunk
-        waited = time.monotonic() - began
-        if waited > PATIENCE and size < SLOW * waited:
-            raise ConnectionError(f"fewer than {SLOW} bytes a second")
 
 
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees. Raises OSError when the connection ends early."""
-    with open_url(_request(url, part, note), TIMEOUT) as answer:
+    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         resumed = getattr(answer, "status", None) == 206
         start = part.stat().st_size if resumed else 0
         length = answer.headers.get("Content-Length")
@@ -263,9 +246,34 @@ def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     """Fetch an archive that becomes the new folder `folder`, in which the paths `wanted` have to be.
 
     They may lie in a folder of the archive's own. Everything happens in a hidden folder beside, so that nothing that is
-    there is touched and no half of it stays; what was fetched of a broken transfer waits in it. Raises ValueError where
-    `folder` is there and not empty, and as `download_file` and `extract` do.
+    there is touched and no half of it stays; what was fetched of a broken transfer waits in it. Another process that
+    fetches the same folder is waited for, and its folder taken. Raises ValueError where `folder` is there and not
+    empty, and as `download_file` and `extract` do.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _claim(folder)
+    try:
+        if not all((folder / path).exists() for path in wanted):
+            _fetch_new(url, folder, wanted)
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path) -> RunLock:
+    """The lock of who fetches this folder; waits for whoever has it, and says so."""
+    said = False
+    while True:
+        try:
+            return RunLock(folder.parent, name=f".{folder.name}.download.lock", does="fetches")
+        except Busy as error:
+            if not said:
+                LOGGER.info(f"{error}; waiting for it")
+            said = True
+            time.sleep(WAIT)
+
+
+def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
+    """What `fetch_folder` does, while nobody else does."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
     staging = folder.with_name(f".{folder.name}.download")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
 import time
 import weakref
@@ -27,7 +28,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-NAME = "run.lock"
+NAME, TRAINS = "run.lock", "trains in this folder; stop it, or choose another --name"
 PATIENCE, SHORT_PATIENCE, PAUSE = 30.0, 2.0, 0.05  # seconds: for a holder that is dying, for any; between looks
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 _FAR = 1 << 30  # byte that is locked where locks keep others from reading
@@ -42,12 +43,13 @@ class RunLock:
     """Held from the start to `release`, or until this process dies or nobody refers to it any more.
 
     Raises Busy, naming the holder, when another process, or another run of this one, holds it. One that is dying is
-    waited for, and any for a moment, as it may have been killed just now; `patient` waits longer. Where the file system
-    has no locks that is said, and the run goes on without.
+    waited for, and any for a moment, as it may have been killed just now; `patient` waits longer. `name` is the lock's
+    file, `does` what its holder does there, for people. Where the file system has no locks that is said, and the run
+    goes on without. Raises ValueError for a file that is a link.
     """
 
-    def __init__(self, folder: Path, patient: bool = False) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, patient: bool = False, name: str = NAME, does: str = TRAINS) -> None:
+        self.path = folder / name
         self._file: IO[str] | None = None
         me, began = this_worker(), time.monotonic()
         while not self._take(me):
@@ -55,13 +57,13 @@ class RunLock:
             alive = seen_alive(holder, me) if holder else None
             limit = PATIENCE if patient or alive is False else SHORT_PATIENCE
             if waited >= limit:
-                raise Busy(
-                    f"{shown(folder)}: {_words(holder)} trains in this folder; stop it, or choose another --name"
-                )
+                raise Busy(f"{shown(folder)}: {_words(holder)} {does}")
             time.sleep(PAUSE)
 
     def _take(self, me: Mapping[str, Any]) -> bool:
         """Try once. True also where there are no locks."""
+        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         _close_in_children(file)
         try:

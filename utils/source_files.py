@@ -83,6 +83,8 @@ def _candidates(source: str) -> list[str]:
     if glob.has_magic(source):
         return sorted(_matches(source))
     parent = printable(Path(source).absolute().parent)
+    if os.path.exists(source):
+        raise ValueError(f"{printable(source)} is a pipe or device; save what it sends as a file, and give that")
     raise ValueError(f"{printable(source)} does not exist (looked in {parent}); correct the path")
 
 

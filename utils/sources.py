@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from utils.augmentations import letterbox
-from utils.downloads import open_url
 from utils.files import MIB, file_size, file_stem, folder_name, printable
 from utils.log import LOGGER
 from utils.pictures import decode_image, read_image
@@ -30,6 +29,7 @@ from utils.video_files import (
     say_limit,
     suffix_of,
 )
+from utils.web import open_url
 from utils.writers import Output, picture_suffix
 
 WEB_TIMEOUT = 30.0  # seconds a server may be silent
@@ -72,11 +72,13 @@ def fetch_image(url: str) -> np.ndarray:
     request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
     content, until = bytearray(), time.monotonic() + WEB_LONGEST
     try:
-        with open_url(request, WEB_TIMEOUT) as answer:
+        with open_url(request, WEB_TIMEOUT, WEB_LONGEST) as answer:
             while len(content) <= WEB_LARGEST and (part := answer.read1(MIB)):
                 content += part
                 if time.monotonic() > until:
                     raise ValueError(f"it takes longer than {WEB_LONGEST:.0f} s; download it first")
+            if not part and answer.length:
+                raise ConnectionError(f"the connection ended {answer.length:,} bytes before the image did")
     except (OSError, ValueError, HTTPException) as error:  # URLError, HTTPError and time-outs are OSErrors
         raise ValueError(f"{name} cannot be fetched: {printable(str(error))}") from error
     if len(content) > WEB_LARGEST:

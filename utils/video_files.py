@@ -67,8 +67,14 @@ _environment = _Environment()
 
 
 def suffix_of(address: str) -> str:
-    """Lower-case suffix without its dot; of a URL the path's, so that queries and upper case do not matter."""
-    name = urlsplit(address).path if "://" in address else address
+    """Lower-case suffix without its dot; of a URL the path's, so that queries and upper case do not matter.
+
+    Raises ValueError for a URL that makes no sense.
+    """
+    try:
+        name = urlsplit(address).path if "://" in address else address
+    except ValueError as error:
+        raise ValueError(f"{printable(address)}: {error}; correct the address") from error
     return os.path.splitext(name)[1][1:].lower()
 
 

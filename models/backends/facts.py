@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from utils.runs import usable_size
+from utils.files import printable
+from utils.runs import LARGEST_SIZE, usable_size
 
 SMALLEST_STRIDE = 32  # pictures are padded to at least this, as in v6.1, even for a model that asks for less
 NOTES = "yolov5.json"  # name of the entry in formats that keep named texts
@@ -77,8 +78,9 @@ def read_facts(given: str | bytes | Mapping[str, Any], file: object) -> Facts:
         pairs = json.loads(given) if isinstance(given, (str, bytes)) else given
         found = {key: _value(value) for key, value in dict(pairs).items()}
         return _from_values(found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file}: its metadata cannot be read ({error}); export it again") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        reason = printable(str(error))[:200]
+        raise ValueError(f"{file}: its metadata cannot be read ({reason}); export it again") from error
 
 
 def _value(text: Any) -> Any:
@@ -99,9 +101,10 @@ def _from_values(found: Mapping[str, Any]) -> Facts:
     batch, imgsz = _sizes(found)
     stride = found.get("stride", SMALLEST_STRIDE)
     stride = max(stride) if isinstance(stride, Sequence) else stride
-    facts = Facts(names, max(int(stride), SMALLEST_STRIDE), imgsz, batch)
+    facts = Facts(names, max(_bounded("stride", stride), SMALLEST_STRIDE), imgsz, batch)
     others = {item.name for item in fields(Facts)} - {"names", "stride", "imgsz", "batch"}
     given = {key: type(getattr(facts, key))(found[key]) for key in others if found.get(key) is not None}
+    _bounded("unit", given.get("unit", 1), 1)
     return replace(facts, **given | {"trained": usable_size(given.get("trained"))})
 
 
@@ -113,7 +116,16 @@ def _sizes(found: Mapping[str, Any]) -> tuple[int | None, tuple[int, int] | None
     if found.get("shape") and "imgsz" not in found:
         batch, _, *imgsz = found["shape"]
     if imgsz is not None:
-        imgsz = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(int(side) for side in imgsz)
-        if len(imgsz) != 2 or min(imgsz) < 1:
+        sides = [imgsz, imgsz] if isinstance(imgsz, int) else imgsz
+        imgsz = tuple(_bounded("imgsz", side, 1) for side in sides)
+        if len(imgsz) != 2:
             raise ValueError(f"imgsz {imgsz}")
-    return None if batch is None else int(batch), imgsz
+    return None if batch is None else _bounded("batch", batch, 1), imgsz
+
+
+def _bounded(name: str, value: Any, least: int = -LARGEST_SIZE) -> int:
+    """A whole number as files state it, ValueError for one that nobody means: room is made for images of such sizes."""
+    number = int(value)
+    if not least <= number <= LARGEST_SIZE:
+        raise ValueError(f"{name} {str(number)[:20]}")
+    return number

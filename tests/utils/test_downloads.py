@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -237,13 +240,6 @@ def test_redirections_are_followed(server: str, tmp_path: Path) -> None:
     assert download_file(server, tmp_path / "a.bin").read_bytes() == CONTENT
 
 
-def test_a_transfer_that_drips_is_given_up(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "PATIENCE", -1)
-    monkeypatch.setattr(downloads, "SLOW", 1e12)
-    with pytest.raises(OSError, match="bytes a second"):
-        download_file(server, tmp_path / "a.bin")
-
-
 def test_parts_are_not_written_through_links(server: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     for name in ("a.bin.part", "a.bin.part.version"):
@@ -351,3 +347,38 @@ def test_the_hidden_folder_may_be_no_link(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a link to another folder"):
         fetch_folder(zipped(tmp_path / "one.zip", PARTS).as_uri(), tmp_path / "flowers", WANTED)
     assert not list((tmp_path / "mine").iterdir())
+
+
+FETCHER = """
+import sys
+from pathlib import Path
+from utils.downloads import fetch_folder
+fetch_folder(sys.argv[1], Path(sys.argv[2]), [Path("images")])
+"""
+
+
+def test_two_that_fetch_one_folder_get_it_once(tmp_path: Path) -> None:
+    source = zipped(tmp_path / "one.zip", {f"set/images/{n}": os.urandom(500) for n in range(200)})
+    target = tmp_path / "sets/flowers"
+    command = [sys.executable, "-c", FETCHER, source.as_uri(), str(target)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [one.communicate(timeout=120)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0, 0], errors
+    assert len(list((target / "images").iterdir())) == 200 and os.listdir(tmp_path / "sets") == ["flowers"]
+
+
+def test_who_fetches_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="yolov5")
+    target = tmp_path / "flowers"
+    lock = downloads._claim(target)
+
+    def finish() -> None:
+        time.sleep(0.3)
+        (target / "images").mkdir(parents=True)
+        lock.release()
+
+    other = threading.Thread(target=finish)
+    other.start()
+    fetch_folder("https://127.0.0.1:9/one.zip", target, [Path("images")])  # nothing is asked for
+    other.join()
+    assert f"process {os.getpid()}" in caplog.text and "waiting for it" in caplog.text

@@ -125,3 +125,12 @@ def test_without_locks_the_run_goes_on_and_says_so(
     for _ in range(2):
         RunLock(tmp_path).release()
     assert caplog.text.count("no locks here (Operation not supported)") == 2 and not list(tmp_path.iterdir())
+
+
+def test_the_lock_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="is a link"):
+        RunLock(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "mine"
