@@ -65,9 +65,7 @@ def fetch_image(address: str, folder: Path) -> object:
 
 @pytest.mark.parametrize("fetch", [fetch_file, fetch_image])
 @pytest.mark.parametrize("what", ENDLESS)
-def test_what_drips_is_given_up(
-    what: str, fetch: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_drips_is_given_up(what: str, fetch: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     monkeypatch.setattr(downloads, "PATIENCE", 0.3)
     monkeypatch.setattr(sources, "WEB_LONGEST", 0.3)

@@ -47,7 +47,8 @@ class Hosts:
         except ValueError:
             ours = name in self.names or name == _LOOPBACK or name.endswith(f".{_LOOPBACK}")
             return ours or (self.plain and "." not in name)
-        return address.is_loopback or self.addresses or str(address) in self.names
+        mapped = getattr(address, "ipv4_mapped", None) or address  # ::ffff:127.0.0.1
+        return mapped.is_loopback or self.addresses or not self.names.isdisjoint({str(address), str(mapped)})
 
 
 def hosts_of(bound: str, given: Sequence[str]) -> Hosts:
@@ -61,7 +62,7 @@ def hosts_of(bound: str, given: Sequence[str]) -> Hosts:
             raise ValueError(f"--hosts {name!r}: give names like detector.example.com, without http:// and path, or *")
     if given:
         found = (_HOST.fullmatch(name.lower()) for name in given)
-        names = {(one[1] or one[2]).removesuffix(".") for one in found if one is not None}
+        names = {_usual(one[1] or one[2]) for one in found if one is not None}
         return Hosts(frozenset(names | {name for name in given if name == EVERY}), plain=False)
     machine = socket.gethostname().lower()
     names = {bound.lower(), machine, f"{machine.partition('.')[0]}.local"}
@@ -70,6 +71,18 @@ def hosts_of(bound: str, given: Sequence[str]) -> Hosts:
     except ValueError:
         reachable = bound.lower() != _LOOPBACK
     return Hosts(frozenset(names), addresses=reachable)
+
+
+def _usual(name: str) -> str:
+    """A name as browsers send it: addresses in their shortest form, other letters than ASCII's as `xn--...`."""
+    name = name.removesuffix(".")
+    try:
+        return str(ip_address(name))
+    except ValueError:
+        try:
+            return name.encode("idna").decode("ascii")
+        except UnicodeError:
+            return name
 
 
 class OnlyOurs:

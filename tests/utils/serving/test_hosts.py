@@ -11,7 +11,16 @@ need_server()
 from utils.serving.hosts import Hosts, hosts_of  # noqa: E402 - only where it is installed
 
 MACHINE = socket.gethostname().lower()
-ALWAYS = ["localhost", "LOCALHOST:5000", "app.localhost:80", "127.0.0.1", "127.1.2.3:5000", "[::1]:5000", "localhost."]
+ALWAYS = [
+    "[::ffff:127.0.0.1]",
+    "localhost",
+    "LOCALHOST:5000",
+    "app.localhost:80",
+    "127.0.0.1",
+    "127.1.2.3:5000",
+    "[::1]:5000",
+    "localhost.",
+]
 NEVER = ["evil.example", "evil.example:5000", "localhost.evil.example", "127.0.0.1.evil.example", "evil.local.example."]
 BROKEN = ["", " ", "a b", "user@localhost", "localhost:x", "localhost:123456", "[::1", "[evil]", "a/b", "a,b.example"]
 
@@ -46,8 +55,15 @@ def test_names_by_the_address(bound: str, taken: list[str], refused: list[str]) 
 
 
 def test_given_names_replace_the_usual_ones() -> None:
-    hosts = hosts_of("0.0.0.0", ["Detector.example.com", "192.0.2.7", "[2001:DB8::1]"])
-    for name in ("detector.EXAMPLE.com:443", "detector.example.com.", "192.0.2.7:5000", "[2001:db8:0::1]"):
+    hosts = hosts_of("0.0.0.0", ["Detector.example.com", "192.0.2.7", "[2001:0DB8:0::1]", "Bücher.example"])
+    for name in (
+        "xn--bcher-kva.example",
+        "[::ffff:192.0.2.7]",
+        "detector.EXAMPLE.com:443",
+        "detector.example.com.",
+        "192.0.2.7:5000",
+        "[2001:db8:0::1]",
+    ):
         assert hosts.takes(name), name
     for name in ("detector", "www.detector.example.com", "192.0.2.8"):
         assert not hosts.takes(name), name
