@@ -61,13 +61,16 @@ def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], lis
 def find_weights(weights: str | Path) -> Path:
     """The weights as given, seen from the current folder, else from the repository.
 
-    Raises ValueError when they are in neither, naming both places and what comes close there or among the runs.
+    Raises ValueError when they are in neither, naming both places and what comes close there or among the runs, and
+    for what could be read for ever.
     """
     given = Path(weights).expanduser()
     places = [given] if given.is_absolute() else [given, ROOT / given]
     for place in places:
-        if place.exists():
+        if place.is_file() or place.is_dir():
             return place
+        if place.exists():
+            raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     there = [file for place in places for file in sorted(place.parent.glob(f"*{_literal(given.suffix)}"))]
     near = difflib.get_close_matches(given.name, {file.name for file in there}, n=1, cutoff=0.6)

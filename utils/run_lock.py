@@ -6,6 +6,7 @@ closes it first thing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -62,8 +63,9 @@ class RunLock:
 
     def _take(self, me: Mapping[str, Any]) -> bool:
         """Try once. True also where there are no locks."""
-        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
-            raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         _close_in_children(file)
         try:

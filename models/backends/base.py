@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backends.facts import Facts
+from utils.files import printable
 
 
 class ExportedBackend(nn.Module):
@@ -33,7 +34,8 @@ class ExportedBackend(nn.Module):
     def forward(self, im: Tensor, augment: bool = False, visualize: Path | str | None = None) -> tuple[Tensor, None]:
         """(B, 3, H, W) in 0..1 -> (B, M, 5 + C) cx cy w h in pixels, objectness, classes.
 
-        Raises ValueError for pictures of another size than the file's, and for what only a .pt file can do.
+        Raises ValueError for pictures of another size than the file's, for what only a .pt file can do, and where the
+        file cannot be run or returns something else.
         """
         if augment or visualize:
             flag = "--augment" if augment else "--visualize"
@@ -52,7 +54,24 @@ class ExportedBackend(nn.Module):
         count, wanted = len(part), self.facts.batch or len(part)
         if count < wanted:
             part = torch.cat([part, part.new_zeros(wanted - count, *part.shape[1:])])
-        return self.run(part.contiguous())[:count]
+        try:
+            found = self.run(part.contiguous())
+        except ValueError:
+            raise
+        except Exception as error:  # every runtime has classes of its own
+            reason = printable(str(error) or type(error).__name__)[:200]
+            raise ValueError(f"{self.file}: cannot be run ({reason}); export it again") from error
+        self._check(found, len(part))
+        return found[:count]
+
+    def _check(self, found: Any, count: int) -> None:
+        """Raise ValueError for what are no candidates, or detections, for so many pictures."""
+        shape = tuple(getattr(found, "shape", ()))
+        columns = 6 if self.facts.nms else 5 + len(self.names)
+        if len(shape) != 3 or shape[0] != count or (shape[2] != columns if columns > 5 else shape[2] < 6):
+            words = " x ".join(map(str, shape)) or "no table"
+            wanted = f"{count} x any number x {max(columns, 6)}"
+            raise ValueError(f"{self.file}: returns {words}, not {wanted}; export it again")
 
 
 def as_candidates(found: Tensor, nc: int) -> Tensor:

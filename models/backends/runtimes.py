@@ -14,13 +14,23 @@ from torch import Tensor
 
 from models.backends.base import ExportedBackend
 from models.backends.facts import NOTES, Facts, read_facts
+from models.backends.hush import hushed
 from models.backends.tools import is_there, need
+from utils.files import printable
 from utils.log import LOGGER
+from utils.runs import LARGEST_SIZE
 
 
-def with_shape(facts: Facts, shape: Sequence[Any]) -> Facts:
-    """The facts with the batch and picture size that the file's own input asks for, whatever else is written there."""
-    batch, _, *size = (side if isinstance(side, int) and side > 0 else None for side in shape)
+def with_shape(facts: Facts, shape: Sequence[Any], file: object) -> Facts:
+    """The facts with the batch and picture size that the file's own input asks for, whatever else is written there.
+
+    Raises ValueError, naming the file, for an input that is no image, or larger than any that room is made for.
+    """
+    sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
+    if len(sides) != 4 or sides[1] not in (3, None) or max(side or 1 for side in sides) > LARGEST_SIZE:
+        words = printable(" x ".join(map(str, shape)))[:80]
+        raise ValueError(f"{file}: its input is {words or 'missing'}, not images of 3 colours; export it again")
+    batch, _, *size = sides
     return replace(facts, batch=batch, imgsz=tuple(size) if all(size) else None)
 
 
@@ -31,17 +41,18 @@ class OnnxBackend(ExportedBackend):
         ort = need("onnxruntime", "an .onnx file", "pip install onnxruntime (or onnxruntime-gpu)")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # its errors are raised too; printed, they hold names of the file as they are
         wanted = ["CPUExecutionProvider"]
         if device.type == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
             wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
         try:
             session = ort.InferenceSession(str(files[0]), settings, providers=wanted)
         except Exception as error:  # the runtime's own classes, which it does not export
-            raise ValueError(f"{files[0]}: ONNX Runtime cannot open it ({str(error).splitlines()[0][:160]})") from error
-        entry = session.get_inputs()[0]
+            raise ValueError(f"{files[0]}: ONNX Runtime cannot open it ({printable(str(error))[:160]})") from error
+        entry = next(iter(session.get_inputs()), None)
         facts = read_facts(session.get_modelmeta().custom_metadata_map, files[0])
-        super().__init__(files[0], with_shape(facts, entry.shape), device, session)
+        facts = with_shape(facts, entry.shape if entry else (), files[0])
+        super().__init__(files[0], facts, device, session)
         self.entry, self.outputs = entry.name, [session.get_outputs()[0].name]
         self.kind = np.float16 if "float16" in entry.type else np.float32
 
@@ -58,7 +69,8 @@ class OpenCVBackend(ExportedBackend):
         import cv2
 
         try:
-            net = cv2.dnn.readNetFromONNX(str(files[0]))
+            with hushed():  # it prints names of the file as they are
+                net = cv2.dnn.readNetFromONNX(str(files[0]))
         except cv2.error as error:
             raise ValueError(f"{files[0]}: OpenCV cannot run it; leave --dnn out to use ONNX Runtime") from error
         super().__init__(files[0], self._facts(files[0]), device, net)
@@ -69,7 +81,7 @@ class OpenCVBackend(ExportedBackend):
             return Facts()
         content = need("onnx", "--dnn").load(str(file), load_external_data=False)
         shape = [side.dim_value for side in content.graph.input[0].type.tensor_type.shape.dim]
-        return with_shape(read_facts({pair.key: pair.value for pair in content.metadata_props}, file), shape)
+        return with_shape(read_facts({pair.key: pair.value for pair in content.metadata_props}, file), shape, file)
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 pictures (B, 3, H, W) -> the first output."""
@@ -100,19 +112,21 @@ class OpenVINOBackend(ExportedBackend):
         found = sorted(files[0].glob("*.xml")) if files[0].is_dir() else [files[0]]
         if not found:
             raise ValueError(f"{files[0]}: there is no .xml file in this folder; export it again")
-        try:
-            model = core.read_model(found[0])
-        except RuntimeError as error:
-            raise ValueError(f"{found[0]}: OpenVINO cannot open it; export it again") from error
-        facts = Facts()
-        if model.has_rt_info(["yolov5", "facts"]):
-            facts = read_facts(model.get_rt_info(["yolov5", "facts"]).astype(str), found[0])
-        shape = [side.get_length() if side.is_static else None for side in model.inputs[0].partial_shape]
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         # Left to itself the plug-in computes in bfloat16 on processors that have it, which moves boxes by pixels
         settings["INFERENCE_PRECISION_HINT"] = _sixteen_bits(core) if fp16 else "f32"
-        compiled = core.compile_model(model, "CPU", settings)
-        super().__init__(found[0], with_shape(facts, shape), torch.device("cpu"), compiled)
+        noted = ["yolov5", "facts"]
+        try:
+            with hushed():  # other readers print what they make of it
+                model = core.read_model(found[0])
+            notes = model.get_rt_info(noted).astype(str) if model.has_rt_info(noted) else {}
+            inputs = [entry.partial_shape for entry in model.inputs[:1]]
+            shape = [side.get_length() if side.is_static else None for sides in inputs for side in sides]
+            facts = with_shape(read_facts(notes, found[0]), shape, found[0])
+            compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise ValueError(f"{found[0]}: OpenVINO cannot open it; export it again") from error
+        super().__init__(found[0], facts, torch.device("cpu"), compiled)
 
     def run(self, images: Tensor) -> Tensor:
         """Float32 pictures (B, 3, H, W) -> the first output."""
@@ -159,7 +173,7 @@ class TensorRTBackend(ExportedBackend):
             raise ValueError(f"{files[0]}: is damaged, or for another GPU or TensorRT; build it again here")
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.entry = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
-        facts = with_shape(facts, engine.get_tensor_shape(self.entry))
+        facts = with_shape(facts, engine.get_tensor_shape(self.entry), files[0])
         super().__init__(files[0], facts, device, engine)
         self.most = engine.get_tensor_profile_shape(self.entry, 0)[2][0]  # (least, best, most), each a shape
         kinds = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}

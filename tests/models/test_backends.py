@@ -1,6 +1,7 @@
 """Weights in, predictions out."""
 
 import json
+import os
 import shutil
 import warnings
 
@@ -13,6 +14,7 @@ from models.autoshape import AutoShape
 from models.backends import BACKENDS, DetectMultiBackend, find_weights, kind_of
 from models.backends.base import ExportedBackend, as_candidates
 from models.backends.facts import Facts, read_facts
+from models.backends.runtimes import with_shape
 from models.backends.tools import is_there, need
 from models.experimental import attempt_load
 from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
@@ -249,7 +251,7 @@ class Doubling(ExportedBackend):
 
 @pytest.mark.parametrize("batch, calls", [(None, 1), (1, 5), (2, 3), (7, 1)])
 def test_any_number_of_pictures_goes_through_a_fixed_batch(tmp_path, batch, calls):
-    backend = Doubling(tmp_path / "a.onnx", Facts(("a",), batch=batch), torch.device("cpu"), None)
+    backend = Doubling(tmp_path / "a.onnx", Facts(("a", "b", "c"), batch=batch), torch.device("cpu"), None)
     pictures = torch.rand(5, 3, 8, 8)
     found, raw = backend(pictures)
     assert raw is None and torch.equal(found, pictures[:, 0, :1] * 2) and backend.calls == calls
@@ -313,13 +315,94 @@ def test_onnx_of_v61(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
     sides = [1, 3, "height", "width"]
     given = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, sides)
-    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides) for name in ("output", "345")]
-    nodes = [onnx.helper.make_node("Identity", ["images"], [name]) for name in ("output", "345")]
-    graph = onnx.helper.make_graph(nodes, "v6.1", [given], outputs)
+    kinds = {"output": ["images", "rows", 64], "345": sides}
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, kind) for name, kind in kinds.items()]
+    rows = onnx.helper.make_tensor("rows", onnx.TensorProto.INT64, (3,), [0, -1, 64])
+    nodes = [onnx.helper.make_node("Reshape", ["images", "rows"], ["output"])]
+    nodes.append(onnx.helper.make_node("Identity", ["images"], ["345"]))
+    graph = onnx.helper.make_graph(nodes, "v6.1", [given], outputs, [rows])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=8)
     onnx.save(model, tmp_path / "a.onnx")
     (tmp_path / "data.yaml").write_text("names: {0: a, 1: b}")
     backend = DetectMultiBackend(tmp_path / "a.onnx", data=tmp_path / "data.yaml")
     pictures = torch.rand(2, 3, 32, 64)
     assert backend.names == ["a", "b"] and backend.shape is None and backend.stride == 32
-    assert torch.equal(backend(pictures), pictures)
+    assert torch.equal(backend(pictures), pictures.flatten(1, 2))
+
+
+class Failing(ExportedBackend):
+    """Returns or raises what it is given."""
+
+    def run(self, images):
+        if isinstance(self.model, Exception):
+            raise self.model
+        return self.model
+
+
+@pytest.mark.parametrize(
+    "found, match",
+    [
+        (torch.zeros(2, 10, 7), None),
+        (torch.zeros(2, 0, 7), None),
+        (torch.zeros(2, 10, 6), "returns 2 x 10 x 6, not 2 x any number x 7"),
+        (torch.zeros(2, 7), "returns 2 x 7"),
+        (torch.zeros(1, 10, 7), "returns 1 x 10 x 7"),
+        (torch.zeros(2, 10, 7, 1), "returns 2 x 10 x 7 x 1"),
+        (torch.tensor(0.0), "returns no table"),
+        ([], "returns no table"),
+        (RuntimeError("node '\033[31m\n' fails"), r"cannot be run \(node '\\x1b\[31m\\n' fails\)"),
+        (TypeError(), "cannot be run .TypeError"),
+        (ValueError("one line"), "^one line$"),
+    ],
+)
+def test_what_a_file_returns_is_looked_at(tmp_path, found, match):
+    backend = Failing(tmp_path / "a.onnx", Facts(("a", "b")), torch.device("cpu"), found)
+    if match is None:
+        assert torch.equal(backend(torch.rand(2, 3, 8, 8))[0], found)
+        return
+    with pytest.raises(ValueError, match=match) as caught:
+        backend(torch.rand(2, 3, 8, 8))
+    assert str(caught.value).isprintable()
+
+
+def test_without_names_any_classes_are_taken(tmp_path):
+    for columns, taken in ((6, True), (85, True), (5, False)):
+        backend = Failing(tmp_path / "a.onnx", Facts(), torch.device("cpu"), torch.zeros(1, 4, columns))
+        if taken:
+            assert backend(torch.rand(1, 3, 8, 8))[0].shape == (1, 4, columns)
+        else:
+            with pytest.raises(ValueError, match="not 1 x any number x 6"):
+                backend(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(), (3, 8, 8), (1, 17, 8, 8), (1, 3, 1 << 40, 8), (1, 3, "\033[31m", 1 << 40)])
+def test_inputs_that_are_no_images_are_one_line(shape):
+    with pytest.raises(ValueError, match=r"a\.onnx: its input is .*, not images of 3 colours") as caught:
+        with_shape(Facts(), shape, "a.onnx")
+    assert str(caught.value).isprintable()
+
+
+def test_an_onnx_file_prints_nothing_of_its_own(tmp_path, capfd):
+    """Names in it are anybody's, and the runtimes would print them as they are."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx, which is not installed")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
+    given = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3, 64, 64])
+    output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, None)
+    size = onnx.helper.make_tensor("size", onnx.TensorProto.INT64, (3,), [1, 10, 7])
+    node = onnx.helper.make_node("Reshape", ["images", "size"], ["output"], name="\033[31m\nq")
+    graph = onnx.helper.make_graph([node], "g", [given], [output], [size])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "a.onnx")
+    for dnn in (False, True):
+        with pytest.raises(ValueError, match="cannot (be )?run") as caught:
+            DetectMultiBackend(tmp_path / "a.onnx", dnn=dnn)(torch.zeros(1, 3, 64, 64))
+        assert str(caught.value).isprintable()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_are_files(tmp_path):
+    os.mkfifo(tmp_path / "a.onnx")
+    (tmp_path / "b.pt").symlink_to("/dev/zero")
+    for name in ("a.onnx", "b.pt"):
+        with pytest.raises(ValueError, match="is a pipe or device, not a file"):
+            DetectMultiBackend(tmp_path / name)
