@@ -144,11 +144,13 @@ def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:
         model.fuse()
         odd = min(odd, model.state_dict().keys() ^ state.keys(), key=len)
     if odd:
-        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {min(odd)}")
+        example = printable(min(odd))[:200]
+        raise ValueError(f"its weights do not fit its description: {len(odd)} entries differ, such as {example}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"its weights do not fit its description: {str(error).splitlines()[1].strip()}") from error
+        reason = printable(str(error).splitlines()[1].strip())
+        raise ValueError(f"its weights do not fit its description: {reason}") from error
 
 
 def _match_classes(model: Model, classes: Mapping[str, str]) -> None:

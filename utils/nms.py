@@ -41,8 +41,11 @@ def non_max_suppression(
         per picture a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first.
 
     Raises:
-        ValueError: where a threshold is not in 0..1.
+        ValueError: where a threshold is not in 0..1, and for predictions of another shape.
     """
+    if prediction.ndim != 3 or prediction.shape[2] < 6:
+        shape = " x ".join(map(str, prediction.shape))
+        raise ValueError(f"the weights return {shape}, not pictures x boxes x 6 or more; export them again")
     for name, value in (("conf_thres", conf_thres), ("iou_thres", iou_thres)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, it must lie in 0..1")

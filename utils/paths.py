@@ -67,10 +67,8 @@ def find_weights(weights: str | Path) -> Path:
     given = Path(weights).expanduser()
     places = [given] if given.is_absolute() else [given, ROOT / given]
     for place in places:
-        if place.is_file() or place.is_dir():
-            return place
         if place.exists():
-            raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
+            return _readable(place)
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     there = [file for place in places for file in sorted(place.parent.glob(f"*{_literal(given.suffix)}"))]
     near = difflib.get_close_matches(given.name, {file.name for file in there}, n=1, cutoff=0.6)
@@ -79,6 +77,13 @@ def find_weights(weights: str | Path) -> Path:
     hint = f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
     remedy = "train some, or copy them there (nothing is downloaded)"
     raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; {remedy}")
+
+
+def _readable(place: Path) -> Path:
+    """The path of a file or folder. Raises ValueError for anything else."""
+    if not (place.is_file() or place.is_dir()):
+        raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
+    return place
 
 
 def check_yaml(file: str | Path) -> Path:

@@ -216,4 +216,7 @@ def _names_from(data: str | Path | None) -> list[str]:
     if data is None:
         return [f"class{i}" for i in range(1000)]
     names = read_yaml(check_yaml(str(data))).get("names", [])
-    return [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+    names = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(names, list):
+        raise ValueError(f"{printable(data)}: names must be a list or a mapping from number to name")
+    return [str(name) for name in names]

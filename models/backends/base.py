@@ -65,13 +65,11 @@ class ExportedBackend(nn.Module):
         return found[:count]
 
     def _check(self, found: Any, count: int) -> None:
-        """Raise ValueError for what are no candidates, or detections, for so many pictures."""
+        """Raise ValueError for what are no candidates or detections of so many pictures; NMS looks at the rest."""
         shape = tuple(getattr(found, "shape", ()))
-        columns = 6 if self.facts.nms else 5 + len(self.names)
-        if len(shape) != 3 or shape[0] != count or (shape[2] != columns if columns > 5 else shape[2] < 6):
+        if len(shape) < 2 or shape[0] != count or (self.facts.nms and shape[2:] != (6,)):
             words = " x ".join(map(str, shape)) or "no table"
-            wanted = f"{count} x any number x {max(columns, 6)}"
-            raise ValueError(f"{self.file}: returns {words}, not {wanted}; export it again")
+            raise ValueError(f"{self.file}: returns {words} for {count} pictures; export it again")
 
 
 def as_candidates(found: Tensor, nc: int) -> Tensor:

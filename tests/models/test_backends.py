@@ -11,7 +11,7 @@ import torch
 
 from models import common
 from models.autoshape import AutoShape
-from models.backends import BACKENDS, DetectMultiBackend, find_weights, kind_of
+from models.backends import BACKENDS, DetectMultiBackend, _names_from, find_weights, kind_of
 from models.backends.base import ExportedBackend, as_candidates
 from models.backends.facts import Facts, read_facts
 from models.backends.runtimes import with_shape
@@ -344,10 +344,8 @@ class Failing(ExportedBackend):
     [
         (torch.zeros(2, 10, 7), None),
         (torch.zeros(2, 0, 7), None),
-        (torch.zeros(2, 10, 6), "returns 2 x 10 x 6, not 2 x any number x 7"),
-        (torch.zeros(2, 7), "returns 2 x 7"),
-        (torch.zeros(1, 10, 7), "returns 1 x 10 x 7"),
-        (torch.zeros(2, 10, 7, 1), "returns 2 x 10 x 7 x 1"),
+        (torch.zeros(1, 10, 7), "returns 1 x 10 x 7 for 2 pictures"),
+        (torch.zeros(70), "returns 70 for 2 pictures"),
         (torch.tensor(0.0), "returns no table"),
         ([], "returns no table"),
         (RuntimeError("node '\033[31m\n' fails"), r"cannot be run \(node '\\x1b\[31m\\n' fails\)"),
@@ -365,14 +363,26 @@ def test_what_a_file_returns_is_looked_at(tmp_path, found, match):
     assert str(caught.value).isprintable()
 
 
-def test_without_names_any_classes_are_taken(tmp_path):
-    for columns, taken in ((6, True), (85, True), (5, False)):
-        backend = Failing(tmp_path / "a.onnx", Facts(), torch.device("cpu"), torch.zeros(1, 4, columns))
-        if taken:
-            assert backend(torch.rand(1, 3, 8, 8))[0].shape == (1, 4, columns)
-        else:
-            with pytest.raises(ValueError, match="not 1 x any number x 6"):
-                backend(torch.rand(1, 3, 8, 8))
+def test_detections_have_six_columns(tmp_path):
+    for found in (torch.zeros(1, 4, 7), torch.zeros(1, 6)):
+        with pytest.raises(ValueError, match="for 1 pictures"):
+            Failing(tmp_path / "a.onnx", Facts(("a",), nms=True), torch.device("cpu"), found)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("names", ["5", "null", "2024-01-01", "abc"])
+def test_names_of_a_data_set_are_a_list(tmp_path, names):
+    (tmp_path / "data.yaml").write_text(f"names: {names}")
+    with pytest.raises(ValueError, match=r"data\.yaml: names must be a list"):
+        _names_from(tmp_path / "data.yaml")
+
+
+def test_names_of_weights_are_shown_as_escapes(tmp_path, weights):
+    content = load_checkpoint(weights)
+    content["model"]["state_dict"]["\033[31m"] = torch.zeros(1)
+    save_checkpoint(tmp_path / "a.pt", content)
+    with pytest.raises(ValueError, match="do not fit its description") as caught:
+        DetectMultiBackend(tmp_path / "a.pt")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("shape", [(), (3, 8, 8), (1, 17, 8, 8), (1, 3, 1 << 40, 8), (1, 3, "\033[31m", 1 << 40)])

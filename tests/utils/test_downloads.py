@@ -370,10 +370,11 @@ def test_two_that_fetch_one_folder_get_it_once(tmp_path: Path) -> None:
 def test_who_fetches_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="yolov5")
     target = tmp_path / "flowers"
-    lock = downloads._claim(target)
+    lock, end = downloads._claim(target), time.monotonic() + 60
 
     def finish() -> None:
-        time.sleep(0.3)
+        while "waiting for it" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
         (target / "images").mkdir(parents=True)
         lock.release()
 

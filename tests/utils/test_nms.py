@@ -135,3 +135,9 @@ def test_half_precision_input_gives_float_detections():
 def test_thresholds_must_lie_between_0_and_1(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} .*0..1"):
         non_max_suppression(predictions(), **options)
+
+
+@pytest.mark.parametrize("shape", [(7,), (10, 7), (1, 10, 5), (1, 10, 7, 1)])
+def test_predictions_of_another_shape_are_one_line(shape):
+    with pytest.raises(ValueError, match=f"the weights return {' x '.join(map(str, shape))}, not"):
+        non_max_suppression(torch.zeros(shape))

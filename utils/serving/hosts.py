@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -47,8 +47,11 @@ class Hosts:
         except ValueError:
             ours = name in self.names or name == _LOOPBACK or name.endswith(f".{_LOOPBACK}")
             return ours or (self.plain and "." not in name)
+        return self.addresses or self._takes_address(address)
+
+    def _takes_address(self, address: IPv4Address | IPv6Address) -> bool:
         mapped = getattr(address, "ipv4_mapped", None) or address  # ::ffff:127.0.0.1
-        return mapped.is_loopback or self.addresses or not self.names.isdisjoint({str(address), str(mapped)})
+        return mapped.is_loopback or not self.names.isdisjoint({str(address), str(mapped)})
 
 
 def hosts_of(bound: str, given: Sequence[str]) -> Hosts:
