@@ -94,7 +94,7 @@ def test_what_comes_with_a_redirection_is_not_read(tmp_path: Path, monkeypatch: 
 
 
 def test_content_that_comes_steadily_may_take_its_time() -> None:
-    with serving(OK + b"\r\n", bytes(2000), 0.01) as address:
+    with serving(OK + b"\r\n", bytes(50_000), 0.01) as address:
         with open_url(urllib.request.Request(address), 10, 0.1) as answer:
             began, size = time.monotonic(), 0
             while time.monotonic() - began < 0.5:
