@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -32,6 +33,7 @@ _DAMAGE = (
     EOFError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error,
     ValueError, LookupError, OverflowError, MemoryError, RuntimeError, AssertionError,
 )  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ITS_FAULT = {  # what the system says of names that no archive should have
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.ENXIO,
 }  # fmt: skip
@@ -143,6 +145,8 @@ def _place(folder: Path, name: str) -> Path:
     target = folder.joinpath(*parts)
     if outside or not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name[:MAX_NAME]!r} leads out of the folder")
+    if _CONTROL.search(name):  # a terminal obeys them wherever the name is listed
+        raise ValueError(f"{name[:MAX_NAME]!r} has control characters in it")
     if len(name) > MAX_NAME:
         raise ValueError(f"a name of {len(name)} characters")
     return target

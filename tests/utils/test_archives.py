@@ -9,6 +9,7 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,18 @@ def test_without_the_folder_on_top(tmp_path: Path, suffix: str, caplog) -> None:
     assert "2 files that are not in coco/ were left out" in caplog.text
     with pytest.raises(ValueError, match="leads out"):
         extract(zipped(tmp_path / "y.zip", {"coco/../../x": b"1"}), tmp_path / "out", top="coco")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb.jpg", "a/\x1b]0;b\x07", "a\nb", "a\x9bb"])
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_control_characters_reach_no_path(tmp_path: Path, pack: Callable[..., Path], name: str) -> None:
+    archive = pack(tmp_path / ("one.zip" if pack is zipped else "one.tar"), {name: b"1"})
+    with pytest.raises(ValueError, match="has control characters") as caught:
+        extract(archive, tmp_path / "there")
+    assert str(caught.value).isprintable() and not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("name", ["图 1.jpg", "a\xa0b.jpg", "é/ü.jpg"])
+def test_names_in_any_letters_are_kept(tmp_path: Path, name: str) -> None:
+    extract(zipped(tmp_path / "one.zip", {name: b"1"}), tmp_path / "there")
+    assert (tmp_path / "there" / name).read_bytes() == b"1"
