@@ -378,7 +378,10 @@ def write_foreign(kind: str, good: Path, file: Path) -> None:
         return
     if kind in ("text", "empty", "cut", "damaged"):
         middle = len(whole) // 2
-        spoiled = whole[:middle] + bytes(999) + whole[middle + 999 :]
+        with zipfile.ZipFile(good) as archive:
+            largest = max(archive.infolist(), key=lambda part: part.file_size)
+        inside = largest.header_offset + largest.file_size // 2  # well inside of it
+        spoiled = whole[:inside] + bytes([whole[inside] ^ 255]) + whole[inside + 1 :]
         raw = {"text": b"hello world\n" * 99, "empty": b"", "cut": whole[:middle], "damaged": spoiled}
         file.write_bytes(raw[kind])
         return
@@ -401,7 +404,7 @@ FOREIGN = {
     "text": "no checkpoint, or a damaged one (not in PyTorch's file format)",
     "empty": "the file is empty",
     "cut": "the file is cut off",
-    "damaged": "no checkpoint, or a damaged one",
+    "damaged": "does not match its checksum",
     "code": ".mkdir, which is not on the list of allowed classes and could run code",
     "state": "holds no model description; expected a checkpoint of this project",
     "list": "holds list, not a checkpoint",

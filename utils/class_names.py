@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.config import DataConfig
-from utils.files import MIB, decoded, printable, read_bytes
+from utils.files import MIB, decoded, folded, printable, read_bytes
 
 # a list, a mapping from 0, 1, 2 ... to name, a data YAML, or a text file with one name a line (classes.txt, obj.names)
 Names = Sequence[str] | Mapping[int, str] | Mapping[str, str] | str | Path
@@ -40,12 +38,6 @@ def _from_file(file: Path) -> tuple[str, ...]:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"names: {printable(file)} is no list, data YAML or text file ({reason})") from None
     return class_names([line.strip() for line in text.splitlines() if line.strip()])
-
-
-def folded(name: str) -> str:
-    """What two spellings of one name have in common: no case, width, edges, or kind of separator."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    return re.sub(r"[\s_-]+", " ", plain).strip()
 
 
 class ClassNames:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
             length += len(part)
             check_size(length, limit)  # it may have grown, or lie where sizes mean nothing
     return b"".join(parts)
+
+
+def folded(name: str) -> str:
+    """What two spellings of one name have in common: no case, width, edges, or kind of separator."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_-]+", " ", plain).strip()
 
 
 def decoded(content: bytes, errors: str = "strict") -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.files import folded
+
 _KEY = re.compile(r"((?:.*\.)?model)\.(\d+)\.(.+)")  # what precedes it, number of the layer, name inside the layer
 FED_ALIKE = 0.5  # of an element: settles ties between layers that look the same, and nothing else
 
@@ -192,17 +194,17 @@ def transfer(donor: nn.Module, receiver: nn.Module, names: Sequence[str], keep_a
 
 
 def match_names(donor: Sequence[str], receiver: Sequence[str]) -> dict[int, int]:
-    """Return the donor's class for each of the receiver's that it knows, by the same name or nearly the same."""
-    exact, near = {}, {}
-    for number, name in enumerate(donor):
-        exact.setdefault(str(name), number)
-        near.setdefault(_folded(name), number)
-    found = {number: exact.get(str(name), near.get(_folded(name))) for number, name in enumerate(receiver)}
+    """Return the donor's class for each of the receiver's that it knows: of the same name, else of nearly the same one.
+
+    A name that several of the donor's classes nearly have stands for none of them.
+    """
+    exact: dict[str, int] = {}
+    near: dict[str, int | None] = {}
+    for number, name in enumerate(map(str, donor)):
+        exact.setdefault(name, number)
+        near[folded(name)] = None if folded(name) in near else number
+    found = {number: exact.get(name, near.get(folded(name))) for number, name in enumerate(map(str, receiver))}
     return {number: old for number, old in found.items() if old is not None}
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", str(name)).casefold()
 
 
 def _match_levels(old: nn.Module, new: nn.Module) -> dict[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,9 @@ def test_every_format_has_its_row(opt: FormatOptions, capsys: pytest.CaptureFixt
         "0.4999",
         "0.48",
     )
-    assert 1.5 < float(rows[PYTORCH]["ms"]) < 400 and float(rows[PYTORCH]["faster"]) == 1  # 4 ms for two pictures
+    batch = statistics.median(found[PYTORCH].seconds)  # of two images, which take 4 ms or more
+    assert batch > 0.003 and float(rows[PYTORCH]["ms"]) == pytest.approx(1000 * batch / 2, rel=1e-3)
+    assert float(rows[PYTORCH]["faster"]) == 1
     assert float(rows["onnx"]["faster"]) > 1 > float(rows["folder"]["faster"])
     text = (folder / "formats.md").read_text(encoding="utf-8")
     assert "best.pt, 64 px, 2 at a time, 5 rounds in turns; mAP on shapes.yaml" in text and "| skipped: engine" in text
