@@ -24,24 +24,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.api.detections import Clock, count_words
 from models.backends import DetectMultiBackend
-from models.detections import Clock, count_words
-from models.routing_maps import record_routes, routing_layers
-from utils.annotator import Annotator, colors, drawable_names
-from utils.boxes import scale_boxes
-from utils.checkpoint import strip_optimizer
-from utils.config import SIDES, flag, options, parse
-from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.nms import non_max_suppression
-from utils.options import SHARE, Range, check_bounds, class_numbers
-from utils.paths import ROOT, claimed, latest_checkpoint, shown
-from utils.routing import RoutingMap
-from utils.routing_report import choose_points, parse_points, write_routes
-from utils.sources import Frame, open_source
-from utils.torch_utils import select_device, time_sync
-from utils.tracking import Tracker
-from utils.viewer import Viewer
-from utils.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
+from models.bra.routing_maps import record_routes, routing_layers
+from utils.base.config import SIDES
+from utils.base.devices import select_device, time_sync
+from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.options import SHARE, Range, check_bounds, class_numbers, flag, options, parse
+from utils.base.paths import ROOT, claimed, latest_checkpoint, shown
+from utils.boxes.convert import scale_boxes
+from utils.boxes.nms import non_max_suppression
+from utils.checkpoints.checkpoint import strip_optimizer
+from utils.drawing.annotator import Annotator, colors
+from utils.drawing.fonts import drawable_names
+from utils.drawing.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
+from utils.predict.sources import Frame, open_source
+from utils.predict.tracking import Tracker
+from utils.predict.viewer import Viewer
+from utils.routes.geometry import RoutingMap
+from utils.routes.routing_report import choose_points, parse_points, write_routes
 
 
 @dataclass(slots=True)

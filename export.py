@@ -34,15 +34,16 @@ from models.exporters import (
 )
 from models.exporters.compare import as_batch
 from models.exporters.engines import MOST_CALIBRATION
-from utils.augmentations import letterbox
-from utils.config import SIDES, DataConfig, check_img_size, flag, options, parse
-from utils.converters import prepare
-from utils.labels import find_images, read_image
-from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.options import SHARE, Range, check_bounds
-from utils.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
-from utils.runs import trained_size, trained_with
-from utils.torch_utils import select_device
+from utils.base.config import SIDES, DataConfig, check_img_size
+from utils.base.devices import select_device
+from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
+from utils.base.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
+from utils.base.runs import trained_size, trained_with
+from utils.data.augmentations import letterbox
+from utils.data.image_files import find_images
+from utils.images.reading import read_image
+from utils.prepare.converters import prepare
 
 
 @dataclass(slots=True)

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 # Modules, not what is in them: torch.hub.list takes every callable without an underscore for a model.
-import models.autoshape
+import models.api.autoshape
 import models.backends
 import models.experimental
 import models.yolo
-import utils.log
-import utils.paths
-import utils.torch_utils
-import utils.transfer
+import utils.base.devices
+import utils.base.log
+import utils.base.paths
+import utils.training.transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,24 +38,24 @@ Device = torch.device | str | None
 
 
 def _finish(model: nn.Module, autoshape: bool, device: torch.device) -> nn.Module:
-    return (models.autoshape.AutoShape(model) if autoshape else model.eval()).to(device)
+    return (models.api.autoshape.AutoShape(model) if autoshape else model.eval()).to(device)
 
 
 def _prepare(verbose: bool, device: Device) -> torch.device:
     """Logging as asked for, and the device: the first GPU, else the CPU, when none is named."""
-    utils.log.set_up_logging()
+    utils.base.log.set_up_logging()
     if not verbose:
-        utils.log.LOGGER.setLevel(logging.WARNING)
-    return device if isinstance(device, torch.device) else utils.torch_utils.select_device(device or "")
+        utils.base.log.LOGGER.setLevel(logging.WARNING)
+    return device if isinstance(device, torch.device) else utils.base.devices.select_device(device or "")
 
 
 def _transfer(model: nn.Module, trained: Any) -> None:
     """Copy the weights that fit, the classes too where they are as many."""
     if len(trained.names) == len(model.names):
         model.names = trained.names
-    found = utils.transfer.transfer(trained, model, model.names)
+    found = utils.training.transfer.transfer(trained, model, model.names)
     model.load_state_dict(found.state, strict=False)
-    utils.log.LOGGER.info(f"took {len(found.state)} of {len(model.state_dict())} weights")
+    utils.base.log.LOGGER.info(f"took {len(found.state)} of {len(model.state_dict())} weights")
 
 
 def _create(
@@ -75,7 +75,7 @@ def _create(
     weights = None
     if pretrained:
         try:
-            weights = utils.paths.find_weights(f"{name}.pt")
+            weights = utils.base.paths.find_weights(f"{name}.pt")
         except ValueError as error:
             raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
     if weights and channels == COLOUR_CHANNELS and classes == COCO_CLASSES:

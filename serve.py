@@ -26,23 +26,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.autoshape import load_picture
+from models.api.autoshape import load_picture
 from models.backends import DetectMultiBackend
-from models.routing_maps import record_routes, routing_layers
-from utils.config import SIDE, flag, options, parse
-from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.nms import non_max_suppression
-from utils.options import SHARE, Range, check_bounds
-from utils.paths import ROOT, latest_checkpoint, shown
+from models.bra.routing_maps import record_routes, routing_layers
+from utils.base.config import SIDE
+from utils.base.devices import select_device
+from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
+from utils.base.paths import ROOT, latest_checkpoint, shown
+from utils.boxes.nms import non_max_suppression
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector
 from utils.serving.limits import MIB, Limits
-from utils.serving.pictures import Decoder
 from utils.serving.settings import Settings
-from utils.torch_utils import select_device
+from utils.serving.uploaded_images import Decoder
 
 if TYPE_CHECKING:
-    from utils.serving.app import Service
+    from utils.serving.app import Endpoints
     from utils.serving.stopping import StoppableServer
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
@@ -121,9 +121,9 @@ def read_array(picture: Image.Image) -> np.ndarray:
     return load_picture(picture)[0]
 
 
-def build(opt: ServeOptions) -> Service:
+def build(opt: ServeOptions) -> Endpoints:
     """Load the weights and make what answers requests, of complete options."""
-    from utils.serving.app import Service
+    from utils.serving.app import Endpoints
 
     limits = limits_of(opt)
     device, data = select_device(opt.device), opt.data or None
@@ -137,7 +137,7 @@ def build(opt: ServeOptions) -> Service:
         non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
     batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
     usual = Settings(opt.conf_thres, opt.iou_thres, None, max(height, width))
-    return Service(detector, batcher, usual, limits, Path(opt.weights[0]).stem)
+    return Endpoints(detector, batcher, usual, limits, Path(opt.weights[0]).stem)
 
 
 def make_server(opt: ServeOptions) -> StoppableServer:

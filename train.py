@@ -25,35 +25,38 @@ from torch import nn
 from models.experimental import load_model
 from models.initial import build_model
 from models.yolo import Model
-from utils.autoanchor import check_anchors
-from utils.autobatch import check_train_batch_size
-from utils.balance import epoch_weights, labels_to_class_weights
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint, strip_optimizer
-from utils.config import check_img_size, options
-from utils.dataset_report import write_report
-from utils.dist import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
-from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
-from utils.evolve import evolve
-from utils.guard import OutOfMemory, TrainingFault, WorkerFault
-from utils.interruption import Interrupted, Interruption, Watched
-from utils.loaders import build_loaders
-from utils.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.callbacks import Callbacks
+from utils.base.config import check_img_size
+from utils.base.devices import seed_everything
+from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.options import options, parse_given
+from utils.base.paths import shown
+from utils.base.progress import is_terminal
+from utils.checkpoints.checkpoint import load_checkpoint, strip_optimizer
+from utils.data.balance import epoch_weights, labels_to_class_weights
+from utils.data.loader_faults import WorkerFault
+from utils.distributed.processes import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
+from utils.distributed.shares import agreed, copy_from_main, my_share
+from utils.distributed.sync_bn import convert_sync_batchnorm
+from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
+from utils.evaluation.metrics import fitness
+from utils.evaluation.reports import Report, ReportSettings
 from utils.loggers import check_loggers
-from utils.loss import ComputeLoss
-from utils.metrics import fitness
-from utils.optim import Recipe, Schedule, build_optimizer, choose_recipe
-from utils.options import parse_given
-from utils.paths import shown
-from utils.precision import Precision
-from utils.progress import is_terminal
-from utils.reports import Report, ReportSettings
-from utils.run_state import Keeper, Progress, remember_pieces, restore
-from utils.setup import Setup, TrainOptions, open_folder, set_up
-from utils.shares import agreed, copy_from_main, my_share
-from utils.sync_bn import convert_sync_batchnorm
-from utils.torch_utils import ModelEMA, seed_everything
-from utils.trainer import EpochSettings, Trainer
+from utils.prepare.dataset_report import write_report
+from utils.search.evolve import evolve
+from utils.training.anchors import check_anchors
+from utils.training.autobatch import check_train_batch_size
+from utils.training.average import ModelEMA
+from utils.training.guard import OutOfMemory, TrainingFault
+from utils.training.interruption import Interrupted, Interruption, Watched
+from utils.training.loaders import build_loaders
+from utils.training.loss import ComputeLoss
+from utils.training.optim import Recipe, Schedule, build_optimizer, choose_recipe
+from utils.training.precision import Precision
+from utils.training.setup import Setup, open_folder, set_up
+from utils.training.state import Keeper, Progress, remember_pieces, restore
+from utils.training.train_options import TrainOptions
+from utils.training.trainer import EpochSettings, Trainer
 
 
 def build_trainer(

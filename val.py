@@ -19,23 +19,23 @@ from pathlib import Path
 import torch
 
 from models.backends import DetectMultiBackend
-from utils.callbacks import Callbacks
-from utils.coco_truth import CocoTruth, find_annotations, read_truth
-from utils.config import SIDE, DataConfig, flag, options, parse
-from utils.converters import prepare
-from utils.datasets import create_dataloader
-from utils.dist import is_main, leave, loader_workers, rank, tell
-from utils.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
-from utils.guard import WorkerFault
-from utils.label_formats import COCO_IDS
-from utils.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.options import SHARE, Range, check_bounds
-from utils.paths import ROOT, check_yaml, claimed, find_weights, latest_checkpoint, shown
-from utils.plots_metrics import plot_val_study
-from utils.reports import Report, ReportSettings, speed_line
-from utils.runs import trained_with
-from utils.setup import meet, own_device
-from utils.shares import agreed, my_share, own_batches
+from utils.base.callbacks import Callbacks
+from utils.base.config import SIDE, DataConfig
+from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
+from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
+from utils.base.paths import ROOT, check_yaml, claimed, find_weights, latest_checkpoint, shown
+from utils.base.runs import trained_with
+from utils.data.datasets import create_dataloader
+from utils.data.loader_faults import WorkerFault
+from utils.distributed.processes import is_main, leave, loader_workers, rank, tell
+from utils.distributed.shares import agreed, my_share, own_batches
+from utils.evaluation.coco_truth import CocoTruth, find_annotations, read_truth
+from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
+from utils.evaluation.plots import plot_val_study
+from utils.evaluation.reports import Report, ReportSettings, speed_line
+from utils.prepare.converters import prepare
+from utils.prepare.label_formats import COCO_IDS
+from utils.training.setup import meet, own_device
 
 TASKS = ("val", "test", "train", "speed", "study", "benchmark")
 TIMING = ("speed", "study", "benchmark")  # tasks that measure and draw nothing

@@ -28,8 +28,8 @@ from benchmarks import bra_growth
 from benchmarks.bra_compare import Case, Wanted, compare, model_cases
 from benchmarks.report import FORMATS, machine, save
 from benchmarks.rivals import NAMES, Setting, Shape, build
-from models.routed_attention import BACKENDS
-from utils.options import Parser
+from models.bra.functions import BACKENDS
+from utils.base.options import Parser
 
 __all__ = ["SHAPES", "build", "main"]
 

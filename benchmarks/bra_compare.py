@@ -13,9 +13,9 @@ from torch import nn
 from benchmarks.pairing import geometric_mean, interleave, median_ratio
 from benchmarks.report import Table, Value
 from benchmarks.rivals import Setting, Shape, extra_memory, layer, peak, ready
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.torch_utils import run_on_meta
+from utils.base.profiling import run_on_meta
 
 MODULES = ("reference", "dense")  # what everybody is compared with, besides the first who is named
 LEGEND = (

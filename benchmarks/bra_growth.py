@@ -15,9 +15,9 @@ from torch import nn
 from benchmarks.pairing import interleave
 from benchmarks.report import Table
 from benchmarks.rivals import DenseAttention, Rival, Setting, around
-from models.attention import BiLevelRoutingAttention
-from utils.figures import new_figure, save_figure, series_colour, title
-from utils.torch_utils import count_flops
+from models.bra.attention import BiLevelRoutingAttention
+from utils.base.profiling import count_flops
+from utils.drawing.figures import new_figure, save_figure, series_colour, title
 
 SIDES = (40, 57, 80, 113, 160, 226, 320)  # each map has about twice the tokens of the one before
 HEAD_WIDTH = 16
@@ -36,7 +36,7 @@ PICTURES = (".png", ".svg", ".pdf", ".jpg")
 class Plan:
     """Which maps: sides in tokens, channels; dense attention only up to `dense_limit` tokens a side.
 
-    backend: of our layers, see `models.routed_attention.routed_attention`.
+    backend: of our layers, see `models.bra.functions.routed_attention`.
     """
 
     sides: Sequence[int] = SIDES

@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.report import ROOT, Table, machine, save
-from utils.config import DataConfig
-from utils.converters import prepare
-from utils.options import Parser
-from utils.paths import check_yaml
-from utils.yaml_files import write_yaml
+from utils.base.config import DataConfig
+from utils.base.options import Parser
+from utils.base.paths import check_yaml
+from utils.base.yaml import write_yaml
+from utils.prepare.converters import prepare
 
 TASKS = ("train", "val", "detect")
 PEER = {

@@ -25,10 +25,10 @@ from models.backends import DetectMultiBackend
 from models.exporters import FORMATS, ExportJob, ExportSettings, export
 from models.exporters.compare import as_batch, load_pictures
 from models.yolo import Model
-from utils.augmentations import letterbox
-from utils.checkpoint import describe_model, save_checkpoint
-from utils.log import set_up_logging
-from utils.options import Parser
+from utils.base.log import set_up_logging
+from utils.base.options import Parser
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
+from utils.data.augmentations import letterbox
 
 EAGER = "PyTorch"
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from utils.log import LOGGER
-from utils.options import Parser
+from utils.base.log import LOGGER
+from utils.base.options import Parser
 
 if TYPE_CHECKING:  # the kinds bring all that is fuzzed, which Atheris wants to see imported
     from tests.fuzz.guard import Kind
@@ -43,7 +43,7 @@ def kinds() -> dict[str, Kind]:
 
 def small_models() -> None:
     """Refuse models at a thousandth of the usual size, so that those that are not refused are quick to build."""
-    from models import budget
+    from models.description import budget
 
     budget.MAX_PARAMETERS, budget.MAX_VALUES, budget.MAX_PRODUCTS = 2_000_000, 1 << 22, 200_000_000
 

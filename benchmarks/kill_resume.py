@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import load_checkpoint
-from utils.options import Parser
-from utils.paths import ROOT
-from utils.synthetic import draw_dataset
+from utils.base.options import Parser
+from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.prepare.synthetic import draw_dataset
 
 MODEL = """
 nc: 6

@@ -31,11 +31,11 @@ import torch.multiprocessing as processes
 from torch.utils.data import DataLoader
 
 from benchmarks.report import Table, machine
-from utils.datasets import DetectionDataset, create_dataloader
-from utils.dist import gather, join, leave, rank, wait_for_all
-from utils.label_arrays import LabelIndex
-from utils.labels import NO_POINTS, Record
-from utils.options import Parser
+from utils.base.options import Parser
+from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.label_arrays import LabelIndex
+from utils.data.labels import NO_POINTS, Record
+from utils.distributed.processes import gather, join, leave, rank, wait_for_all
 
 MIB = 1 << 20
 LABELS = 7  # a picture: about as many as COCO has

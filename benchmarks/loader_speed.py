@@ -25,14 +25,15 @@ import torch
 
 from benchmarks.pairing import interleave
 from benchmarks.report import Table, machine
-from utils.config import DataConfig, Hyp
-from utils.datasets import DetectionDataset, SampleKey
-from utils.label_arrays import LabelIndex
-from utils.label_index import load_index
-from utils.options import Parser
-from utils.paths import check_yaml
-from utils.synthetic import draw_dataset
-from utils.write_shards import write_shards
+from utils.base.config import DataConfig, Hyp
+from utils.base.options import Parser
+from utils.base.paths import check_yaml
+from utils.data.datasets import DetectionDataset
+from utils.data.label_arrays import LabelIndex
+from utils.data.label_index import load_index
+from utils.data.samplers import SampleKey
+from utils.prepare.synthetic import draw_dataset
+from utils.prepare.write_shards import write_shards
 
 SIDES = (480, 640)  # of drawn pictures, in pixels; COCO's are mostly 640 x 480
 

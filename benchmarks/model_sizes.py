@@ -23,7 +23,7 @@ from benchmarks.pairing import high_water
 from benchmarks.report import Table, machine, save
 from benchmarks.train_step import TrainingStep, batch_of
 from models.yolo import Model
-from utils.options import Parser
+from utils.base.options import Parser
 
 
 class Cost(NamedTuple):

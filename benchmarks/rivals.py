@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.pairing import peak_memory
-from models.attention import BiLevelRoutingAttention
-from models.routed_attention import BACKENDS, Routes, route, routed_attention, triton_runs_on
+from models.bra.attention import BiLevelRoutingAttention
+from models.bra.functions import BACKENDS, Routes, route, routed_attention, triton_runs_on
 
 Shape = tuple[int, int, int, int]
 NAMES = ("reference", "dense", "plain", *(name for name in BACKENDS if name != "reference"))

@@ -17,11 +17,11 @@ import numpy as np
 import optuna
 
 from benchmarks.report import Table
-from utils.config import Hyp
-from utils.options import Parser
-from utils.paths import check_yaml
-from utils.search_samplers import SAMPLERS, Turn, build_sampler, distributions
-from utils.search_space import LIMITS, SearchSpace
+from utils.base.config import Hyp
+from utils.base.options import Parser
+from utils.base.paths import check_yaml
+from utils.search.proposals import SAMPLERS, Turn, build_sampler, distributions
+from utils.search.space import LIMITS, SearchSpace
 
 PEAK, NOISE = 0.6, 0.003
 STEEPNESS = 40.0  # of the average distance, in shares of the ranges: so that the file's values are worth a quarter

@@ -29,9 +29,9 @@ import torch
 
 from benchmarks.report import Table, machine, save
 from models.yolo import Model
-from utils.checkpoint import describe_model, save_checkpoint
-from utils.options import Parser
-from utils.serving.metrics import resident_bytes
+from utils.base.options import Parser
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
+from utils.serving.counters import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120  # for a server to load its weights

@@ -3,8 +3,8 @@
     python -m benchmarks.train_step                                  layouts, precisions, with and without BRA
     python -m benchmarks.train_step --reference bra_reference.py     and with the attention of that file
 
-A step is what `utils.trainer` does with a batch: forward, loss, backward, optimiser, weight average. A ratio says how
-many times faster the first of two is, from rounds that run all of them in turn in one process.
+A step is what `utils.training.trainer` does with a batch: forward, loss, backward, optimiser, weight average. A ratio
+says how many times faster the first of two is, from rounds that run all of them in turn in one process.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from torch import Tensor
 
 from benchmarks.bra import build
 from benchmarks.pairing import interleave, median_ratio
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.callbacks import Callbacks
-from utils.config import Hyp
-from utils.loss import ComputeLoss
-from utils.optim import Schedule, build_optimizer, choose_recipe
-from utils.options import Parser
-from utils.paths import check_yaml
-from utils.precision import Precision
-from utils.torch_utils import ModelEMA, copy_attr, select_device, time_sync
-from utils.trainer import EpochSettings, Trainer
+from utils.base.callbacks import Callbacks
+from utils.base.config import Hyp
+from utils.base.devices import select_device, time_sync
+from utils.base.networks import copy_attr
+from utils.base.options import Parser
+from utils.base.paths import check_yaml
+from utils.training.average import ModelEMA
+from utils.training.loss import ComputeLoss
+from utils.training.optim import Schedule, build_optimizer, choose_recipe
+from utils.training.precision import Precision
+from utils.training.trainer import EpochSettings, Trainer
 
 PARTS = ("forward", "loss", "backward", "step")
 LAYER_NOTES = ("i", "f", "n", "np", "type", "arguments")  # what a model keeps at each of its layers

@@ -1,1 +1,5 @@
 """Networks: blocks, the detector, and what loads, wraps and exports it."""
+
+from utils.former_paths import keep_former_paths
+
+keep_former_paths()

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import BiLevelRoutingAttention
-from models.bra_checks import (
+from models.bra.arguments import (
     drop_rate,
     finite_number,
     head_widths,
@@ -26,6 +25,7 @@ from models.bra_checks import (
     true_or_false,
     whole_number,
 )
+from models.bra.attention import BiLevelRoutingAttention
 from models.common import C3
 
 __all__ = [

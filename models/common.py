@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention import BiLevelRoutingAttention, KVGather, QKVLinear, TopkRouting
-from utils.torch_utils import fuse_conv_and_bn
+from models.bra.attention import BiLevelRoutingAttention, KVGather, QKVLinear, TopkRouting
+from utils.base.networks import fuse_conv_and_bn
 
 __all__ = [
     "BiLevelRoutingAttention", "Bottleneck", "BottleneckCSP", "C3", "C3Ghost", "C3SPP", "C3TR", "Classify", "Concat",
@@ -27,7 +27,11 @@ __all__ = [
 Size = int | Sequence[int]
 Act = bool | nn.Module
 
-_MOVED = {"DetectMultiBackend": "models.backends", "AutoShape": "models.autoshape", "Detections": "models.autoshape"}
+_MOVED = {
+    "DetectMultiBackend": "models.backends",
+    "AutoShape": "models.api.autoshape",
+    "Detections": "models.api.autoshape",
+}
 
 
 def __getattr__(name: str) -> Any:

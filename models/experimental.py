@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
-from utils.checkpoint import load_checkpoint
-from utils.files import printable
-from utils.paths import find_weights
-from utils.runs import usable_size
+from utils.base.files import printable
+from utils.base.paths import find_weights
+from utils.base.runs import usable_size
+from utils.checkpoints.checkpoint import load_checkpoint
 
 __all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]
 
@@ -68,8 +68,8 @@ def attempt_load(
 ) -> Model | Ensemble:
     """The trained model of a checkpoint, ours or YOLOv5 6.1's, in float32 and evaluation mode.
 
-    Several files make an ensemble. Each is looked for as everywhere (`utils.paths.find_weights`). `map_location` and
-    `device` mean the same. Raises ValueError for files that cannot be used, or not together.
+    Several files make an ensemble. Each is looked for as everywhere (`utils.base.paths.find_weights`). `map_location`
+    and `device` mean the same. Raises ValueError for files that cannot be used, or not together.
     """
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if not files:

@@ -6,10 +6,11 @@ import torch
 
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
-from utils.log import LOGGER
-from utils.paths import find_weights
-from utils.setup import DEFAULT_CFG, Setup
-from utils.transfer import report, transfer
+from utils.base.log import LOGGER
+from utils.base.paths import find_weights
+from utils.training.setup import Setup
+from utils.training.train_options import DEFAULT_CFG
+from utils.training.transfer import report, transfer
 
 
 def build_model(setup: Setup) -> Model:

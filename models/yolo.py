@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.budget import Watch
 from models.common import Conv
-from models.description import CANNOT_WORK, build_layers, in_short, resolve_cfg
-from models.description_checks import OPTIONAL, REQUIRED
-from utils.log import LOGGER
-from utils.torch_utils import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
+from models.description.budget import CostGuard
+from models.description.build import CANNOT_WORK, build_layers, in_short, resolve_cfg
+from models.description.checks import OPTIONAL, REQUIRED
+from utils.base.log import LOGGER
+from utils.base.networks import initialize_weights, scale_img
+from utils.base.profiling import Cost, ModelSummary, cost_of, model_info
 
 __all__ = ["Detect", "DetectionModel", "Model", "parse_model", "resolve_cfg"]
 
@@ -184,7 +185,7 @@ class Model(nn.Module):
         head.training, done = True, -1
         levels: list[Tensor] = []
         try:
-            with torch.no_grad(), Watch():
+            with torch.no_grad(), CostGuard():
                 for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
                     done, levels = layer.i, output
                     if isinstance(output, Tensor) and output.ndim == 4:
@@ -241,7 +242,7 @@ class Model(nn.Module):
         return torch.cat([level for levels in views for level in levels], 1), None
 
     def _draw_features(self, x: Tensor, folder: str | Path) -> None:
-        from utils.plots import feature_visualization  # brings matplotlib, which only this needs
+        from utils.drawing.batches import feature_visualization  # brings matplotlib, which only this needs
 
         for layer, _, output in self._layers_with_data(x):
             if isinstance(output, Tensor):

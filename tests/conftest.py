@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.yolo import Model
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 NAMES = ["car", "person", "行人"]
 LOGIT = 4.0

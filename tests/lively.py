@@ -12,8 +12,8 @@ import torch
 
 from models.exporters.compare import as_batch, load_pictures
 from models.yolo import Model
-from utils.augmentations import letterbox
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
+from utils.data.augmentations import letterbox
 
 SEEN = ((64, 64), (128, 128), (128, 192), (192, 128), (320, 320))  # heights and widths behind batch norm's statistics
 NAMES = ["cup", "猫", 'it\'s "odd"']

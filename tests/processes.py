@@ -58,7 +58,7 @@ def together(
 
 def main() -> None:
     """In one of the processes: meet the others, do what was asked, write the answer down."""
-    from utils.dist import join, leave, rank
+    from utils.distributed.processes import join, leave, rank
 
     torch.set_num_threads(1)
     module, function, folder, arguments, meet = sys.argv[1:]

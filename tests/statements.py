@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes import free_port
-from utils.paths import ROOT
+from utils.base.paths import ROOT
 
 FRAME = """
 import json, sys
 import torch
-from utils.dist import join, leave, rank
+from utils.distributed.processes import join, leave, rank
 torch.set_num_threads(1)
 join("gloo")
 arguments = json.loads(sys.argv[1])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from docs.figures import rooms
+from utils.former_paths import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train", "val", "detect", "export", "serve", "hubconf"}
@@ -36,7 +42,13 @@ GRAPH = {module_of(path): imported(path) for path in FILES}
 
 
 def test_the_tree_is_there() -> None:
-    assert {*SCRIPTS, "models.yolo", "models.common", "utils.loss"} <= set(GRAPH)
+    assert {*SCRIPTS, "models.yolo", "models.common", "utils.training.loss"} <= set(GRAPH)
+
+
+def room_of(module: str) -> str:
+    """`utils.data` for `utils.data.labels`; a file of models/ itself is of the room `models`, a door of `utils`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if (ROOT / parts[0] / (parts[1] if len(parts) > 1 else "")).is_dir() else parts[0]
 
 
 @pytest.mark.parametrize("module", sorted(GRAPH))
@@ -46,7 +58,66 @@ def test_imports_point_downwards(module: str) -> None:
     assert not heads & {"tests", "benchmarks"}
     if module.startswith("utils"):
         assert "models" not in heads, "utils knows no model"
-    assert module == "utils.general" or "utils.general" not in GRAPH[module], "the facade is for outsiders"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in GRAPH if name.startswith("utils.")))
+def test_rooms_are_in_import_order(module: str) -> None:
+    order = [f"utils.{room}" for room in rooms.UTILS]
+    if room_of(module) in order:
+        above = order[: order.index(room_of(module)) + 1]
+        others = {room_of(name) for name in GRAPH[module] if name in GRAPH and name != "utils"}
+        assert others <= {*above}, f"{module} imports from a room below its own"
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_doors_are_for_outsiders(module: str) -> None:
+    outside = {f"utils.{name}" for name in (*rooms.DOORS, "v61")} | set(FORMER)
+    if module not in outside:
+        assert not GRAPH[module] & outside, "a door of v6.1's, or a former path"
+
+
+@pytest.mark.parametrize("door", rooms.DOORS)
+def test_doors_only_hand_on(door: str) -> None:
+    allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
+    tree = ast.parse((ROOT / "utils" / f"{door}.py").read_text(encoding="utf-8"))
+    assert all(isinstance(node, allowed) for node in tree.body)
+    module = importlib.import_module(f"utils.{door}")
+    assert module.__all__ and all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("former", sorted(FORMER))
+def test_former_paths_lead_to_the_same_module(former: str) -> None:
+    if FORMER[former] != "models.bra.triton_kernels" or importlib.util.find_spec("triton"):
+        assert importlib.import_module(former) is importlib.import_module(FORMER[former])
+
+
+def test_a_room_has_at_most_fourteen_files() -> None:
+    inside = [path for path in FILES if path.parent != ROOT and path.name != "__init__.py" and not is_door(path)]
+    crowd = Counter(path.parent for path in inside)
+    assert not {room: count for room, count in crowd.items() if count > 14}
+
+
+def test_no_file_name_and_no_public_class_twice() -> None:
+    families = {"backends", "exporters"}  # one file for each family of formats in both
+    inside = [path for path in FILES if path.name != "__init__.py" and not is_door(path)]
+    stems = Counter(path.stem for path in inside if path.parent.name not in families)
+    assert not {name for name, count in stems.items() if count > 1}
+    classes = Counter(
+        node.name
+        for path in inside
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name for name, count in classes.items() if count > 1}
+
+
+def is_door(path: Path) -> bool:
+    return path.parent == ROOT / "utils" and path.stem in rooms.DOORS
+
+
+def test_the_plan_is_drawn_from_the_code() -> None:
+    drawn = rooms.PAGE.read_text(encoding="utf-8")
+    assert rooms.plan() in drawn, "docs/architecture.md is behind: python -m docs.figures.rooms"
 
 
 def test_no_circles() -> None:
@@ -107,7 +178,7 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
     # OpenCV's own import sets Qt's variables: that is taken first and not held against us
-    optional = {"utils.loggers.tensorboard", "models.routed_attention_triton"}
+    optional = {"utils.loggers.tensorboard", "models.bra.triton_kernels"}
     optional |= {f"utils.serving.{name}" for name in ("app", "hosts", "protocol", "stopping", "uploads")}  # FastAPI's
     modules = sorted(set(GRAPH) - optional)
     import_in_a_fresh_process(modules, "import cv2", tmp_path, HOME=str(home))

@@ -25,11 +25,11 @@ import train
 import val
 from tests.conftest import draw_squares
 from tests.conftest import tiny_cfg as tiny_cfg_fixture
-from utils.checkpoint import load_checkpoint
-from utils.config import parse
-from utils.labels import read_image
-from utils.log import LOGGER
-from utils.setup import TrainOptions
+from utils.base.log import LOGGER
+from utils.base.options import parse
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.images.reading import read_image
+from utils.training.train_options import TrainOptions
 
 HEAD = "train: images/train\nval: images/val\n"
 NAMED = HEAD + "names: [red, blue]\n"
@@ -333,7 +333,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, images: list[Path]) -> None:
             raise ValueError(f"{path}: cannot be read (gone); check that the file exists")
         return read_image(path, content)
 
-    monkeypatch.setattr("utils.label_arrays.read_image", read)
+    monkeypatch.setattr("utils.data.label_arrays.read_image", read)
 
 
 @pytest.mark.parametrize(("split", "part"), [("train", 0.1), ("train", 1), ("val", 1)])

@@ -17,9 +17,9 @@ import pytest
 
 import train
 from tests.conftest import draw_squares
-from utils.checkpoint import load_checkpoint
-from utils.label_index import load_index
-from utils.labels import check_pair
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.data.label_index import load_index
+from utils.data.labels import check_pair
 
 BAD_ROWS = {  # label file -> its text, the line, what is said of it, whether the picture is left out
     "0": ("0 .5 .5 .2\n", "1", "4 columns where a box has 5", "yes"),

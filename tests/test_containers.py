@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve import NEEDED, ServeOptions
-from utils.config import parse
+from utils.base.options import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ["Dockerfile", "Dockerfile.cuda"]

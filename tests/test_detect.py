@@ -14,10 +14,10 @@ import torch
 import detect
 from models.yolo import Model
 from tests.known_detector import CONFIDENCE, write_weights
-from utils.checkpoint import describe_model, load_checkpoint, save_checkpoint
-from utils.config import options, parse
-from utils.paths import ROOT
-from utils.writers import VideoWriter, write_image
+from utils.base.options import options, parse
+from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import describe_model, load_checkpoint, save_checkpoint
+from utils.drawing.writers import VideoWriter, write_image
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +290,7 @@ def test_the_log_is_that_of_v61(run, source, caplog):
 def test_view_img_without_a_display_is_a_warning(run, source, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("utils.viewer.sys.platform", "linux")
+    monkeypatch.setattr("utils.predict.viewer.sys.platform", "linux")
     assert tree(run(source=str(source / "a.png"), view_img=True, half=True)) == ["a.png"]
 
 

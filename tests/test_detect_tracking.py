@@ -6,8 +6,8 @@ import torch
 
 import detect
 from tests.known_detector import NAMES, write_weights
-from utils.annotator import colors
-from utils.writers import VideoWriter, write_image
+from utils.drawing.annotator import colors
+from utils.drawing.writers import VideoWriter, write_image
 
 HEIGHT, WIDTH, FRAMES = 64, 128, 26
 HIDDEN, DIM = range(9, 14), range(5, 9)  # frames in which blue is not there, and in which red is hard to see

@@ -21,20 +21,22 @@ import val
 from models.yolo import Model
 from tests.known_detector import write_weights
 from tests.processes import QUIET, free_port, together
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint
-from utils.config import DataConfig, Hyp, options
-from utils.datasets import create_dataloader
-from utils.dist import rank, world_size
-from utils.loss import ComputeLoss
-from utils.optim import Recipe, Schedule, build_optimizer
-from utils.paths import ROOT
-from utils.precision import Precision
-from utils.samplers import EpochSampler
-from utils.setup import TrainOptions, set_up
-from utils.sync_bn import convert_sync_batchnorm
-from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Position, Trainer
+from utils.base.callbacks import Callbacks
+from utils.base.config import DataConfig, Hyp
+from utils.base.options import options
+from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.data.datasets import create_dataloader
+from utils.data.samplers import EpochSampler
+from utils.distributed.processes import rank, world_size
+from utils.distributed.sync_bn import convert_sync_batchnorm
+from utils.training.average import ModelEMA
+from utils.training.loss import ComputeLoss
+from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.precision import Precision
+from utils.training.setup import set_up
+from utils.training.train_options import TrainOptions
+from utils.training.trainer import EpochSettings, Position, Trainer
 
 ONCE = ("Model Summary", "optimizer:", "Starting training", "Results saved to", "Validating", "epochs completed")
 

@@ -14,16 +14,17 @@ import pytest
 import torch
 
 from tests.processes import QUIET, free_port
-from utils.checkpoint import load_checkpoint
-from utils.config import read_yaml
-from utils.paths import ROOT
-from utils.setup import TrainOptions, find_run, launch_id
+from utils.base.paths import ROOT
+from utils.base.yaml import read_yaml
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.training.setup import find_run, launch_id
+from utils.training.train_options import TrainOptions
 
 PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch, train
-from utils.trainer import Trainer
+from utils.training.trainer import Trainer
 torch.set_num_threads(1)
 stepped, steps = Trainer.step, []
 

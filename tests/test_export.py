@@ -23,9 +23,9 @@ from models.exporters import FORMATS, compare
 from models.exporters.job import ExportError
 from tests.lively import NAMES, pictures, write_lively
 from tests.trained import shared_folder, trained_weights
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import parse
-from utils.nms import non_max_suppression
+from utils.base.options import parse
+from utils.boxes.nms import non_max_suppression
+from utils.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIGS = ("yolov5n.yaml", "yolov5n_BiFormer.yaml")
 SIZE = 128

@@ -326,7 +326,7 @@ def test_engines_that_cannot_be_built(gpu_job, monkeypatch, told, trt):
 @pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite", "pb"])
 def test_val_and_detect_take_it(name, squares, tmp_path):
     skip_without(name)
-    from utils.checkpoint import describe_model, save_checkpoint
+    from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
     weights, data = tmp_path / "best.pt", squares.with_name("three.yaml")
     data.write_text("train: images/train\nval: images/val\nnames: [a, b, c]\n")

@@ -16,9 +16,9 @@ import train
 import val
 from detect import DetectOptions
 from serve import ServeOptions
-from utils.config import parse
-from utils.paths import ROOT
-from utils.setup import TrainOptions
+from utils.base.options import parse
+from utils.base.paths import ROOT
+from utils.training.train_options import TrainOptions
 from val import ValOptions
 
 RUNS = ROOT / "runs"

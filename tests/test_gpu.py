@@ -17,18 +17,18 @@ import detect
 import train
 import val
 from benchmarks import train_step
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
 from tests.known_detector import CONFIDENCE, NAMES, expected_boxes, write_weights
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint
-from utils.config import Hyp
-from utils.loss import ComputeLoss
-from utils.optim import Recipe, Schedule, build_optimizer
-from utils.precision import Precision
-from utils.torch_utils import ModelEMA
-from utils.trainer import EpochSettings, Trainer
-from utils.writers import write_image
+from utils.base.callbacks import Callbacks
+from utils.base.config import Hyp
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.drawing.writers import write_image
+from utils.training.average import ModelEMA
+from utils.training.loss import ComputeLoss
+from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.precision import Precision
+from utils.training.trainer import EpochSettings, Trainer
 
 pytestmark = [
     pytest.mark.gpu,

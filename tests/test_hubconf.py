@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import hubconf
-from models.autoshape import AutoShape
+from models.api.autoshape import AutoShape
 from models.yolo import Model
 from tests.known_detector import NAMES, write_weights
-from utils.log import LOGGER
-from utils.paths import ROOT
+from utils.base.log import LOGGER
+from utils.base.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,17 @@ import pytest
 import torch
 
 import train
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import options
-from utils.datasets import DetectionDataset
-from utils.guard import OutOfMemory, WorkerFault
-from utils.paths import ROOT
-from utils.run_lock import Busy
-from utils.setup import PIECES, STATE, TrainOptions, set_up
-from utils.trainer import Trainer
+from utils.base.callbacks import Callbacks
+from utils.base.options import options
+from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from utils.data.datasets import DetectionDataset
+from utils.data.loader_faults import WorkerFault
+from utils.distributed.run_lock import Busy
+from utils.training.guard import OutOfMemory
+from utils.training.setup import PIECES, STATE, set_up
+from utils.training.train_options import TrainOptions
+from utils.training.trainer import Trainer
 
 BASE = {"imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0, "device": "cpu", "save_minutes": 0.0}
 HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
@@ -33,10 +35,10 @@ HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
 def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a short training with mosaics; of all that it draws only results.csv is left."""
     (tmp_path / "hyp.yaml").write_text(HYP)
-    monkeypatch.setattr("utils.plots.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.pictures.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.pictures.plot_labels", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.pictures.plot_results", lambda *args, **named: None)
+    monkeypatch.setattr("utils.drawing.batches.plot_images", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.images.plot_images", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.images.plot_labels", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.images.plot_results", lambda *args, **named: None)
     named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}
     return BASE | named | {"project": str(tmp_path / "runs"), "optimizer": "Adam"}
 
@@ -142,7 +144,7 @@ def test_best_is_on_disk_before_last_says_so(job: dict[str, Any], monkeypatch: p
         order.append(Path(path).name)
         write(path, content)
 
-    monkeypatch.setattr("utils.run_state.save_checkpoint", save)
+    monkeypatch.setattr("utils.training.state.save_checkpoint", save)
     train.run(**job | {"save_period": 1, "epochs": 2})
     assert order[:3] == ["last.pt", "best.pt", "last.pt"] and order[-2:] == ["epoch1.pt", "last.pt"]
 
@@ -197,7 +199,8 @@ def test_the_device_is_that_of_the_run_unless_another_is_asked_for(
 ) -> None:
     train.run(**job | {"epochs": 1})
     asked: list[str] = []
-    monkeypatch.setattr("utils.setup.select_device", lambda name, batch: asked.append(name) or torch.device("cpu"))
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("utils.training.setup.select_device", lambda name, batch: asked.append(name) or cpu)
     last = str(Path(job["project"]) / "exp/weights/last.pt")
     set_up(TrainOptions(resume=last, epochs=2), ["resume", "epochs"])
     set_up(TrainOptions(resume=last, epochs=2, device="1"), ["resume", "epochs", "device"])

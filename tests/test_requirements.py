@@ -45,5 +45,5 @@ def test_the_lowest_versions_are_tested() -> None:
 def test_the_ci_installs_the_bounds() -> None:
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "sed 's/>=/==/' requirements.txt" in text and "YOLOV5_LOWEST=1" in text
-    wanted = "models utils/test_trainer.py utils/test_loss.py utils/test_evaluator.py test_export.py test_golden.py"
+    wanted = "models utils/training utils/boxes utils/evaluation/test_evaluator.py test_export.py test_golden.py"
     assert all(f"tests/{name}" in text and (ROOT / "tests" / name).exists() for name in wanted.split())

@@ -19,10 +19,10 @@ from PIL import Image
 
 import detect
 import serve
-from models.autoshape import AutoShape
+from models.api.autoshape import AutoShape
 from models.backends import DetectMultiBackend
+from models.bra.routing_maps import record_routes
 from models.exporters import ExportJob, ExportSettings, export
-from models.routing_maps import record_routes
 from serve import ServeOptions, complete, limits_of, listen
 from tests.lively import NAMES, lively_model, write_lively
 from tests.served import TINY, detections, exchange, form, get, need_server, picture, post, running

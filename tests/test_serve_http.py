@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from serve import ROOT
 from tests.hostile import many_scans
 from tests.lively import write_lively
 from tests.served import TINY, exchange, form, get, need_server, picture, post, running
+from utils.base.paths import ROOT
 
 need_server()
 

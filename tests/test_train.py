@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 import train
 import val
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint
-from utils.config import options, read_yaml
-from utils.paths import ROOT
-from utils.setup import TrainOptions
+from utils.base.callbacks import Callbacks
+from utils.base.options import options
+from utils.base.paths import ROOT
+from utils.base.yaml import read_yaml
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.training.train_options import TrainOptions
 
 BASE = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
 
@@ -236,7 +237,7 @@ def test_resume_repeats_what_the_network_and_the_trainer_draw(
     tiny_cfg.write_text(stage)
     given = {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path), "multi_scale": True, "noval": True}
     given |= BASE | {"epochs": 3}
-    monkeypatch.setattr("utils.setup.subscribe_loggers", lambda *args: None)
+    monkeypatch.setattr("utils.training.setup.subscribe_loggers", lambda *args: None)
     monkeypatch.setattr(train.Run, "finish", lambda self: ())
 
     def watch(watcher: Watcher, **options_given: object) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 import train
 from tests.processes import QUIET
-from utils.checkpoint import load_checkpoint
-from utils.paths import ROOT
+from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import load_checkpoint
 
 NET = "10.213.77"  # exists in the namespaces only
 

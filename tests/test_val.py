@@ -14,7 +14,7 @@ import pytest
 import val
 from models.yolo import Model
 from tests.known_detector import NAMES, write_weights
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 FILES = ("one.png", "7.png")
 BASE: dict[str, Any] = {"imgsz": 32, "workers": 0, "device": "cpu", "batch_size": 2}

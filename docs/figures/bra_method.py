@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
+from models.bra.routing_maps import record_routes, routing_layers
 from models.experimental import attempt_load
-from models.routing_maps import record_routes, routing_layers
-from utils.figures import GREY, INK, new_figure, save_figure
-from utils.paths import ROOT
-from utils.routing import RoutingMap
-from utils.routing_plots import CHOSEN, ROUTED
-from utils.sources import open_source
+from utils.base.paths import ROOT
+from utils.drawing.figures import GREY, INK, new_figure, save_figure
+from utils.predict.sources import open_source
+from utils.routes.geometry import RoutingMap
+from utils.routes.routing_plots import CHOSEN, ROUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

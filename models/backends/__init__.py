@@ -22,13 +22,14 @@ from models.backends.pytorch import (
 from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
 from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
 from models.backends.tools import is_there
-from utils.config import check_img_size, read_yaml
-from utils.files import printable
-from utils.log import LOGGER
-from utils.options import nearest
-from utils.paths import check_yaml, find_weights
-from utils.runs import trained_size
-from utils.torch_utils import select_device
+from utils.base.config import check_img_size
+from utils.base.devices import select_device
+from utils.base.files import printable
+from utils.base.log import LOGGER
+from utils.base.options import nearest
+from utils.base.paths import check_yaml, find_weights
+from utils.base.runs import trained_size
+from utils.base.yaml import read_yaml
 
 __all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
 

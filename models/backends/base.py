@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backends.facts import Facts
-from utils.files import printable
+from utils.base.files import printable
 
 
 class ExportedBackend(nn.Module):

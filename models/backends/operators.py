@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.backends.facts import NOTES
-from utils.files import MIB
-from utils.torch_zip import Record, read_record, read_records
+from utils.base.files import MIB
+from utils.checkpoints.torch_zip import ArchiveRecord, read_record, read_records
 
 MAX_JSON = 256 * MIB  # of a graph; one of a thousand nodes has about 2 MiB
 MAX_NUMBER = 1 << 62  # of sizes that are computed
@@ -190,7 +190,7 @@ class Program:
         return self.graph(*(images if tensor is None else tensor for tensor in self.fixed))[0]
 
     def _read(self, name: str) -> bytes:
-        record: Record = self.records[name]
+        record: ArchiveRecord = self.records[name]
         if record.size > MAX_JSON and not name.startswith("data/"):
             raise ValueError(f"{name} has {record.size:,} bytes")
         return read_record(self.file, record)

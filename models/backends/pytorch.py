@@ -16,7 +16,7 @@ from models.backends.base import ExportedBackend
 from models.backends.facts import NOTES, SMALLEST_STRIDE, Facts, read_facts
 from models.backends.operators import NotListed, Program
 from models.experimental import attempt_load
-from utils.files import printable
+from utils.base.files import printable
 
 TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
 DAMAGE = (  # what comes of a file that is not what it says

@@ -16,9 +16,9 @@ from models.backends.base import ExportedBackend
 from models.backends.facts import NOTES, Facts, read_facts
 from models.backends.hush import hushed
 from models.backends.tools import is_there, need
-from utils.files import printable
-from utils.log import LOGGER
-from utils.runs import LARGEST_SIZE
+from utils.base.files import printable
+from utils.base.log import LOGGER
+from utils.base.runs import LARGEST_SIZE
 
 
 def with_shape(facts: Facts, shape: Sequence[Any], file: object) -> Facts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from models.exporters.compare import compare_with_pytorch
 from models.exporters.formats import FORMATS, Format, check_formats
 from models.exporters.job import DEFAULT_OPSET, ExportError, ExportJob, ExportSettings, NmsSettings
-from utils.log import LOGGER
-from utils.paths import shown
+from utils.base.log import LOGGER
+from utils.base.paths import shown
 
 __all__ = [
     "DEFAULT_OPSET",

@@ -16,13 +16,13 @@ from models.backends import DetectMultiBackend
 from models.backends.facts import PRECISIONS
 from models.exporters.converting import cleared
 from models.exporters.job import ExportError, ExportJob, NmsSettings
-from utils.augmentations import letterbox
-from utils.boxes import xywh2xyxy
-from utils.iou import pairwise_iou
-from utils.labels import read_image
-from utils.log import LOGGER, one_line
-from utils.nms import non_max_suppression
-from utils.paths import ROOT, shown
+from utils.base.log import LOGGER, one_line
+from utils.base.paths import ROOT, shown
+from utils.boxes.convert import xywh2xyxy
+from utils.boxes.iou import pairwise_iou
+from utils.boxes.nms import non_max_suppression
+from utils.data.augmentations import letterbox
+from utils.images.reading import read_image
 
 PICTURES = ROOT / "data/images"
 COMPARED = 300  # candidates of each picture, the surest of both sides: as many as a picture may have detections

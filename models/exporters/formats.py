@@ -15,8 +15,8 @@ from models.exporters.mobile import export_coreml, export_executorch, export_ncn
 from models.exporters.onnx_file import export_onnx
 from models.exporters.programs import export_package, export_program, export_torchscript, export_yolov5
 from models.exporters.tensorflow import ONNX2TF, export_edgetpu, export_pb, export_saved_model, export_tfjs
-from utils.log import LOGGER
-from utils.options import nearest
+from utils.base.log import LOGGER
+from utils.base.options import nearest
 
 Needs = tuple[tuple[str, str], ...]  # modules, and the command that installs each
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.attention import BiLevelRoutingAttention
 from models.backends.facts import NOTES, Facts
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 DEFAULT_OPSET = 18  # the least that PyTorch's present ONNX exporter writes without converting down
 

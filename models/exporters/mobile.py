@@ -17,7 +17,7 @@ from models.backends.tools import need
 from models.exporters.converting import cleared, converting
 from models.exporters.job import ExportError, ExportJob, Predictor, write_notes
 from models.exporters.programs import exported_program
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 NCNN_FILES = (".ncnn.param", ".ncnn.bin")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.backends.tools import need
 from models.exporters.job import NmsSettings
-from utils.nms import MAX_SIDE, MIN_SIDE
+from utils.boxes.nms import MAX_SIDE, MIN_SIDE
 
 FOUND = "detections"
 

@@ -13,7 +13,7 @@ from models.backends.tools import need
 from models.exporters.job import DEFAULT_OPSET, ExportJob, Predictor
 from models.exporters.nms_graph import with_nms
 from models.exporters.programs import quiet
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 ENTRY, EXIT = "images", "output"  # the names v6.1 gives
 LEAST_OPSET = 12

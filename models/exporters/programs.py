@@ -18,7 +18,7 @@ from models.backends.facts import NOTES
 from models.backends.pytorch import TORCHSCRIPT_NOTES
 from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 

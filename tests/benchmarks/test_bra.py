@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import bra, rivals
-from models.routed_attention import BACKENDS
+from models.bra.functions import BACKENDS
 
 TINY = ["--rounds", "1", "--threads", "1"]
 MODULE = """

@@ -12,7 +12,7 @@ from benchmarks import bra_compare, rivals
 from benchmarks.bra_compare import Case, Measured, Wanted, add_means, attention_shapes, compare, model_cases, record
 from benchmarks.report import Table
 from benchmarks.rivals import Rival, Setting, Shape
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
 
 QUICK = Setting(rounds=1)

@@ -19,7 +19,7 @@ from benchmarks import formats
 from benchmarks.formats import PYTORCH, FormatOptions, Outcome, Tools, compare, complete, main, plot, tabulate
 from models.backends import DetectMultiBackend
 from models.yolo import Model
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 SECONDS = {".pt": 0.004, ".onnx": 0.002, ".folder": 0.008}
 KNOWN = ("onnx", "folder", "engine", "broken", "mute", "silent", "mac", "wrong")

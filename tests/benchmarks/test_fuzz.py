@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fuzz
-from models import budget
+from models.description import budget
 from tests.fuzz.guard import Kind
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loader_memory, loader_speed
-from utils.datasets import DetectionDataset
+from utils.data.datasets import DetectionDataset
 
 needs_smaps = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux tells memory this way")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.rivals import NAMES, DenseAttention, Rival, Setting, build, core, core_size, extra_memory, layer, ready
-from models.attention import BiLevelRoutingAttention
+from models.bra.attention import BiLevelRoutingAttention
 
 HERE = Setting()
 OURS_ON_CPU = [name for name in NAMES if name not in ("reference", "dense", "triton")]

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("optuna")
 
 from benchmarks.search import PEAK, REFERENCE, SAMPLERS, make_function, search
-from utils.config import Hyp
-from utils.search_space import SearchSpace
+from utils.base.config import Hyp
+from utils.search.space import SearchSpace
 
 SPACE = SearchSpace.around(Hyp())
 

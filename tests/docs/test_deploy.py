@@ -15,7 +15,7 @@ import export
 from models.backends.facts import Facts
 from models.exporters import FORMATS
 from tests.known_detector import NAMES, write_weights
-from utils.paths import ROOT
+from utils.base.paths import ROOT
 
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 PAGES = {"en": PAGE, "zh": (ROOT / "docs/deploy.zh-CN.md").read_text(encoding="utf-8")}

@@ -9,8 +9,8 @@ from torch import nn
 
 from docs.figures import bra_method
 from docs.figures.bra_method import draw, look, main
-from models.attention import BiLevelRoutingAttention
-from utils.routing_plots import CHOSEN, ROUTED
+from models.bra.attention import BiLevelRoutingAttention
+from utils.routes.routing_plots import CHOSEN, ROUTED
 
 
 def layer(**changes):

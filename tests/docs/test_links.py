@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from utils.paths import ROOT
+from utils.base.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
 CHINESE = ".zh-CN.md"

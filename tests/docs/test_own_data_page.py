@@ -11,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from utils.config import DataConfig
-from utils.converters import convert_coco, convert_dota, convert_voc
-from utils.dataset_tools import autosplit
-from utils.label_index import load_index
-from utils.paths import ROOT
+from utils.base.config import DataConfig
+from utils.base.paths import ROOT
+from utils.data.label_index import load_index
+from utils.prepare.converters import convert_coco, convert_dota, convert_voc
+from utils.prepare.dataset_tools import autosplit
 
 PAGES = (ROOT / "docs/own-data.md", ROOT / "docs/own-data.zh-CN.md")
 CALLS = {call.__name__: call for call in (convert_coco, convert_dota, convert_voc, autosplit)}

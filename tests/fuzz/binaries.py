@@ -19,12 +19,15 @@ from PIL import Image
 
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged
-from utils.archives import extract
-from utils.arrays import read_array, read_arrays
-from utils.image_cache import DiskCache
-from utils.label_index import LabelIndex, load_cache, save_cache
-from utils.labels import Problem, check_pair, read_image
-from utils.log import LOGGER
+from utils.base.arrays import read_array, read_arrays
+from utils.base.log import LOGGER
+from utils.data.image_cache import DiskCache
+from utils.data.label_arrays import LabelIndex
+from utils.data.label_index import load_cache, save_cache
+from utils.data.labels import check_pair
+from utils.data.problems import Problem
+from utils.images.reading import read_image
+from utils.prepare.archives import extract
 
 SIDES = (0, 1, 9, 10, 64, 16383, 30000, 60000, 65535, 2**31 - 1, 2**32 - 1)
 

@@ -24,7 +24,7 @@ from models.experimental import attempt_load
 from models.yolo import Model
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 TINY = {
     "nc": 2,

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from models import budget
+from models.description import budget
 from tests.fuzz.binaries import BINARIES, CACHES
 from tests.fuzz.graphs import GRAPHS
 from tests.fuzz.guard import Broken, Kind, bounded_memory, try_input, watched

@@ -12,17 +12,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from models.description import BLOCKS
+from models.description.build import BLOCKS
 from models.yolo import Model
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged, odd_text
-from utils.config import MAX_CLASSES, DataConfig, Hyp
-from utils.converters import convert_coco, convert_dota, convert_voc
-from utils.label_formats import argoverse_rows, read_annotations, sku_rows, told, visdrone_rows, xview_rows
-from utils.labels import check_pair, find_images
-from utils.plots import _read_results, _result_columns
-from utils.plots_metrics import _read_study
-from utils.runs import trained_size
+from utils.base.config import MAX_CLASSES, DataConfig, Hyp
+from utils.base.runs import trained_size
+from utils.data.image_files import find_images
+from utils.data.labels import check_pair
+from utils.drawing.batches import _read_results, _result_columns
+from utils.evaluation.plots import _read_study
+from utils.prepare.converters import convert_coco, convert_dota, convert_voc
+from utils.prepare.label_formats import argoverse_rows, read_annotations, sku_rows, told, visdrone_rows, xview_rows
 
 LABELS = "0 .5 .5 .2 .2\n1 0.1 0.1 .2 .2\n0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n\n2 1 1 1 1"
 LIST = "./images/a.png\nimages/b.jpg\n/data/c.png\n\nd e.webp"

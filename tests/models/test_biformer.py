@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from models.attention import BiLevelRoutingAttention
 from models.biformer import (
     C3BRA,
     BiFormer,
@@ -18,9 +17,10 @@ from models.biformer import (
     biformer_stl,
     biformer_tiny,
 )
+from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.config import read_yaml
-from utils.paths import ROOT
+from utils.base.paths import ROOT
+from utils.base.yaml import read_yaml
 
 PYRAMIDS = ("yolov5-biformer-tiny", "yolov5-biformer-small", "yolov5-biformer-base")
 NECKS = ("yolov5-BiFormer-p345", "yolov5-BiFormer-p2", "yolov5-C3BRA")

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.experimental import Ensemble, attempt_load, load_model
 from models.yolo import Model
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 TINY = {
     "nc": 2,

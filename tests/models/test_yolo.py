@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.yolo import Detect, DetectionModel, Model, parse_model
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 
 TINY = {
     "nc": 3,

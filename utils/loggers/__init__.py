@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from utils.callbacks import Callbacks
+from utils.base.callbacks import Callbacks
+from utils.base.options import nearest
 from utils.loggers.clearml import ClearMl
 from utils.loggers.comet import Comet
 from utils.loggers.csv import CsvLogger
+from utils.loggers.images import PictureLogger
 from utils.loggers.mlflow import Mlflow
-from utils.loggers.pictures import PictureLogger
 from utils.loggers.run import RunInfo
 from utils.loggers.service import Farewell, Service, ServiceLogger
 from utils.loggers.tensorboard import TensorBoard
 from utils.loggers.wandb import Wandb
-from utils.options import nearest
 
 __all__ = ["RunInfo", "check_loggers", "subscribe_loggers"]
 

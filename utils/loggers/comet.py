@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.log import LOGGER
+from utils.base.log import LOGGER
+from utils.base.paths import shown
 from utils.loggers.service import Service
-from utils.paths import shown
 
 _QUIET = dict.fromkeys(
     ("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 from utils.loggers.run import write_whole
 
 COLUMNS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.metrics import DetectionResult
+from utils.evaluation.metrics import DetectionResult
 
 POINTS = 127  # thresholds of a curve, evenly from 0 to 1
 MOST_CLASSES = 20  # more classes than this are shown pooled only

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from utils.log import LOGGER, one_line
+from utils.base.log import LOGGER, one_line
 from utils.loggers.csv import COLUMNS
 from utils.loggers.curves import PrCurve, pr_curves
-from utils.loggers.guard import Guard
+from utils.loggers.delivery import Guard
 from utils.loggers.run import RunInfo, write_whole
 
 PATIENCE = 30.0  # seconds that services have to send the rest when training has ended

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.labels import read_image
-from utils.log import LOGGER
+from utils.base.log import LOGGER
+from utils.base.paths import shown
+from utils.images.reading import read_image
 from utils.loggers.service import PATIENCE, Detected, Service
-from utils.paths import shown
 
 _LONGEST = 1280  # pixels of a picture with detections
 _OFFLINE = ("offline", "dryrun")

@@ -17,17 +17,17 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from utils.decoding_cost import PLAIN_MEMORY
-from utils.log import LOGGER
+from utils.base.log import LOGGER
+from utils.images.decoding_cost import PLAIN_MEMORY
 from utils.serving.batching import Batcher
+from utils.serving.counters import CONTENT_TYPE, Metrics
 from utils.serving.detector import Detector, Prepared
 from utils.serving.hosts import Hosts, OnlyOurs
 from utils.serving.lanes import Lanes
 from utils.serving.limits import Gate, Limits, Refusal
-from utils.serving.metrics import CONTENT_TYPE, Metrics
-from utils.serving.pictures import Cost, most_work
 from utils.serving.schema import DETECT, DETECT_BATCH, ROUTES
 from utils.serving.settings import Settings, read_settings
+from utils.serving.uploaded_images import DecodingCost, most_work
 from utils.serving.uploads import Body, read_files
 
 PAGE = Path(__file__).with_name("page.html")
@@ -41,7 +41,7 @@ POLICY = (
 )
 
 
-class Watch:
+class RequestLog:
     """Counts every request, its status and its time."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -67,7 +67,7 @@ class Watch:
             self.metrics.request(path, status, time.perf_counter() - start)
 
 
-class Service:
+class Endpoints:
     """What the addresses do. `name` is the model's, for people; whatever a client calls it is never looked up."""
 
     def __init__(self, detector: Detector, batcher: Batcher, usual: Settings, limits: Limits, name: str) -> None:
@@ -202,7 +202,7 @@ class Service:
     async def _prepare(self, files: list[bytes], settings: Settings) -> list[Prepared]:
         """Decode in threads, all files of a request side by side; all or none."""
         names = ["the picture"] if len(files) == 1 else [f"picture {number}" for number in range(1, len(files) + 1)]
-        costs: list[Cost] = []
+        costs: list[DecodingCost] = []
         for data, name in zip(files, names, strict=True):
             measure = partial(self.detector.measure, data, name)
             costs.append(await self.readers.run(len(data), len(data), measure))
@@ -219,7 +219,7 @@ class Service:
                 task.cancel()
 
 
-def build_app(service: Service, hosts: Hosts | None = None) -> FastAPI:
+def build_app(service: Endpoints, hosts: Hosts | None = None) -> FastAPI:
     """The application: every address, every answer in JSON but the page and the metrics, every mistake in one line.
 
     hosts: the names that it answers to; None for any.
@@ -247,7 +247,7 @@ def build_app(service: Service, hosts: Hosts | None = None) -> FastAPI:
     app.add_exception_handler(Exception, _broken)
     if hosts is not None:
         app.add_middleware(OnlyOurs, hosts=hosts)
-    app.add_middleware(Watch, metrics=service.metrics)
+    app.add_middleware(RequestLog, metrics=service.metrics)
     return app
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from utils.log import LOGGER
+from utils.base.log import LOGGER
 from utils.serving.limits import LONGEST_WAIT, Refusal
 
 Work = Callable[[Hashable, list[Any]], list[Any]]

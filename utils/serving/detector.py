@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.augmentations import letterbox
-from utils.boxes import scale_boxes
-from utils.nms import non_max_suppression
-from utils.routing import RoutingMap
-from utils.serving.pictures import Cost, Decoder
+from utils.boxes.convert import scale_boxes
+from utils.boxes.nms import non_max_suppression
+from utils.data.augmentations import letterbox
+from utils.routes.geometry import RoutingMap
 from utils.serving.settings import Settings
+from utils.serving.uploaded_images import Decoder, DecodingCost
 
 Recorder = Callable[[Any], AbstractContextManager[list[RoutingMap]]]
 Row = dict[str, float | int | str]
@@ -46,7 +46,7 @@ class Detector:
         self.model, self.decode, self.record, self.detections = model, decode, record, detections
         self.names: list[str] = list(model.names)
 
-    def measure(self, data: bytes, name: str = "the picture") -> Cost:
+    def measure(self, data: bytes, name: str = "the picture") -> DecodingCost:
         """What decoding a file's content will take; raises Refusal for what is not taken."""
         return self.decode.measure(data, name)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from utils.options import class_numbers, nearest
+from utils.base.options import class_numbers, nearest
 from utils.serving.limits import Limits, Refusal
 
 NAMES = ("conf", "iou", "classes", "size")

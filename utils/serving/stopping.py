@@ -9,8 +9,8 @@ from types import FrameType
 
 import uvicorn
 
-from utils.log import LOGGER
-from utils.serving.app import Service
+from utils.base.log import LOGGER
+from utils.serving.app import Endpoints
 
 PAUSE = 0.05  # seconds between two looks at the connections
 LEAVING = 2.0  # seconds for the last answers to leave, after the time that requests have
@@ -22,7 +22,7 @@ class StoppableServer(uvicorn.Server):
     `asked` is the signal that stopped it, None where it was something else. A second signal ends the grace at once.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Endpoints, grace: float) -> None:
         super().__init__(config)
         self.service, self.grace = service, grace
         self.asked: int | None = None

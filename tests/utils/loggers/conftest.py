@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import reports
-from utils.callbacks import Callbacks
-from utils.loggers import guard, pictures, service
+from utils.base.callbacks import Callbacks
+from utils.evaluation import reports
+from utils.loggers import delivery as guard
+from utils.loggers import images as pictures
+from utils.loggers import service
 from utils.loggers.csv import COLUMNS
 from utils.loggers.run import RunInfo
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from utils.callbacks import Callbacks
+from utils.base.callbacks import Callbacks
+from utils.base.paths import ROOT
 from utils.loggers import SERVICES, check_loggers, subscribe_loggers
 from utils.loggers.run import RunInfo
-from utils.paths import ROOT
-from utils.train_options import LOGGER_NAMES
+from utils.training.train_options import LOGGER_NAMES
 
 Info = Callable[..., RunInfo]
 ALL = ("tensorboard", "wandb", "mlflow", "clearml", "comet_ml")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from utils.callbacks import Callbacks
+from utils.base.callbacks import Callbacks
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from utils.evaluation.metrics import DetectionMetrics
 from utils.loggers.curves import MOST_CLASSES, POINTS, pr_curves
-from utils.metrics import DetectionMetrics
 
 
 def test_without_labels_there_is_none() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.base.paths import ROOT
 from utils.loggers.run import RunInfo, write_whole
-from utils.paths import ROOT
 
 Info = Callable[..., RunInfo]
 

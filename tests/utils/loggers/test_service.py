@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from utils.callbacks import Callbacks
+from utils.base.callbacks import Callbacks
+from utils.evaluation.metrics import DetectionMetrics
 from utils.loggers import service as module
 from utils.loggers.csv import COLUMNS
-from utils.loggers.guard import Guard
+from utils.loggers.delivery import Guard
 from utils.loggers.run import RunInfo
 from utils.loggers.service import Farewell, Service, ServiceLogger, copy_to_cpu
-from utils.metrics import DetectionMetrics
 
 Info = Callable[..., RunInfo]
 Tell = Callable[..., None]

@@ -14,13 +14,13 @@ from PIL import Image
 
 import train
 from models.yolo import Model
-from utils.callbacks import Callbacks
-from utils.checkpoint import load_checkpoint
+from utils.base.callbacks import Callbacks
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.evaluation.metrics import DetectionMetrics
 from utils.loggers import subscribe_loggers
 from utils.loggers.csv import COLUMNS
 from utils.loggers.curves import POINTS
 from utils.loggers.run import RunInfo
-from utils.metrics import DetectionMetrics
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 Info = Callable[..., RunInfo]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.callbacks import Callbacks
+from utils.base.callbacks import Callbacks
 from utils.loggers import subscribe_loggers
 from utils.loggers.csv import COLUMNS
 from utils.loggers.run import RunInfo

@@ -19,12 +19,12 @@ pytest.importorskip("httpx", reason="the test client needs httpx: pip install ht
 
 from fastapi.testclient import TestClient  # noqa: E402 - only where it is installed
 
-from utils.serving.app import POLICY, Service, build_app  # noqa: E402
+from utils.serving.app import POLICY, Endpoints, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
 from utils.serving.hosts import Hosts  # noqa: E402
 from utils.serving.limits import Limits, Refusal  # noqa: E402
-from utils.serving.pictures import Cost  # noqa: E402
 from utils.serving.settings import Settings  # noqa: E402
+from utils.serving.uploaded_images import DecodingCost  # noqa: E402
 
 LIMITS = Limits(upload=10_000, files=3, requests=4)
 
@@ -39,10 +39,10 @@ class Lengths:
     def __init__(self) -> None:
         self.prepared: list[bytes] = []
 
-    def measure(self, data: bytes, name: str) -> Cost:
+    def measure(self, data: bytes, name: str) -> DecodingCost:
         if data == b"costly":
             raise Refusal(413, f"{name} is costly")
-        return Cost(10**9 if data == b"heavy" else len(data), len(data))
+        return DecodingCost(10**9 if data == b"heavy" else len(data), len(data))
 
     def prepare(self, data: bytes, settings: Settings, name: str) -> Any:
         self.prepared.append(data)
@@ -61,7 +61,7 @@ class Lengths:
 @contextmanager
 def client_of(limits: Limits = LIMITS, hosts: Hosts | None = None) -> Iterator[TestClient]:
     detector = Lengths()
-    service = Service(detector, Batcher(detector.work, 2), Settings(), limits, "name")
+    service = Endpoints(detector, Batcher(detector.work, 2), Settings(), limits, "name")
     with TestClient(build_app(service, hosts), raise_server_exceptions=False) as client:
         client.service = service
         yield client
@@ -185,7 +185,7 @@ def test_the_page_is_shut_in(client: TestClient) -> None:
 
 def test_health_is_bad_when_nobody_works() -> None:
     detector = Lengths()
-    service = Service(detector, Batcher(detector.work), Settings(), LIMITS, "name")
+    service = Endpoints(detector, Batcher(detector.work), Settings(), LIMITS, "name")
     answer = asyncio.run(service.health())
     assert answer.status_code == 503 and json.loads(answer.body)["status"] == "stopped"
 

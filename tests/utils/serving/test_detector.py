@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.augmentations import letterbox
+from utils.data.augmentations import letterbox
 from utils.serving.detector import Detector
 from utils.serving.limits import Refusal
-from utils.serving.pictures import Decoder
 from utils.serving.settings import Settings
+from utils.serving.uploaded_images import Decoder
 
 
 def known(boxes: list[list[float]], shape: tuple[int, int] | None = None) -> SimpleNamespace:

@@ -1,0 +1,1 @@
+"""For Python programs: AutoShape and the detections it returns."""

@@ -1,0 +1,322 @@
+"""Bi-level routing attention (BRA) as modules with the parameter names of published checkpoints.
+
+Method: Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", https://arxiv.org/abs/2303.08810.
+The arithmetic of the attention itself is in `models.bra.functions`; its legend of shapes holds here too, and
+C is the number of channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.bra.arguments import (
+    head_widths,
+    logit_scale,
+    odd_kernel,
+    one_of,
+    region_layout,
+    true_or_false,
+    whole_number,
+)
+from models.bra.functions import (
+    BACKENDS,
+    Routes,
+    attention_and_weights,
+    route,
+    routed_attention,
+    select_regions,
+    triton_runs_on,
+)
+from models.bra.modes import KVDownsample, best_side, make_downsample
+from models.bra.pointwise import PointwiseLinear
+
+__all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
+
+WEIGHTINGS = ("none", "soft", "hard")
+
+
+class RegionGrid(NamedTuple):
+    """A map cut into rows x cols regions of height x width tokens each."""
+
+    rows: int
+    cols: int
+    height: int
+    width: int
+
+
+def whole_parts(length: int, size: int) -> int:
+    """How many parts of a size cover a length. Never below zero on the way: exported graphs round towards zero."""
+    return (length + size - 1) // size
+
+
+def split_regions(x: Tensor, grid: RegionGrid) -> Tensor:
+    """(B, C, rows * height, cols * width) -> (B, R, T, C)."""
+    rows, cols, height, width = grid
+    x = x.reshape(*x.shape[:2], rows, height, cols, width)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(x.shape[0], rows * cols, height * width, x.shape[1])
+
+
+def join_regions(x: Tensor, grid: RegionGrid) -> Tensor:
+    """(B, R, T, C) -> (B, rows * height, cols * width, C)."""
+    rows, cols, height, width = grid
+    x = x.reshape(x.shape[0], rows, cols, height, width, x.shape[-1]).transpose(2, 3)
+    return x.reshape(x.shape[0], rows * height, cols * width, x.shape[-1])
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of maps (B, H, W, C) that are at least as large: (B, height, width, C)."""
+    if torch.compiler.is_exporting():  # torch 2.11 does not see it where sizes are open, and would make up new ones
+        torch._check(height <= x.shape[1])
+        torch._check(width <= x.shape[2])
+    return x[:, :height, :width]
+
+
+class TopkRouting(nn.Module):
+    """Choose for every region the `topk` regions whose mean key fits its mean query best.
+
+    Args:
+        qk_dim: channels of the means.
+        topk: regions to keep, at most as many as there are.
+        qk_scale: factor of the affinities, qk_dim ** -0.5 when None.
+        param_routing: pass the means through a learned linear layer first.
+        diff_routing: let gradients reach the means through the routing weights.
+    """
+
+    def __init__(
+        self,
+        qk_dim: int,
+        topk: int = 4,
+        qk_scale: float | None = None,
+        param_routing: bool = False,
+        diff_routing: bool = False,
+    ) -> None:
+        super().__init__()
+        true_or_false(param_routing=param_routing, diff_routing=diff_routing)
+        self.qk_dim, self.topk = whole_number("qk_dim", qk_dim), whole_number("topk", topk)
+        self.scale = logit_scale(qk_scale, self.qk_dim)
+        self.diff_routing = diff_routing
+        self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
+
+    def forward(self, query: Tensor, key: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Means (B, R, C) of queries and keys -> softmax weights and numbers of the chosen regions, (B, R, K) each."""
+        if not self.diff_routing:
+            query, key = query.detach(), key.detach()
+        routes = route(self.emb(query), self.emb(key), self.topk, self.scale, allowed)
+        return routes.weight, routes.index
+
+
+class KVGather(nn.Module):
+    """Collect the keys and values of routed regions, as they are or multiplied by the routing weights.
+
+    Args:
+        mul_weight: "none", "soft" (times the weight), or "hard" (times one, with the gradient of the weight:
+            straight-through).
+    """
+
+    def __init__(self, mul_weight: str = "none") -> None:
+        super().__init__()
+        self.mul_weight = one_of("mul_weight", mul_weight, WEIGHTINGS)
+
+    def factors(self, r_weight: Tensor) -> Tensor | None:
+        """What the selected keys and values are multiplied by, None for nothing."""
+        if self.mul_weight == "none":
+            return None
+        return r_weight if self.mul_weight == "soft" else (r_weight - r_weight.detach()) + 1
+
+    def forward(self, r_idx: Tensor, r_weight: Tensor, kv: Tensor) -> Tensor:
+        """Routes (B, R, K) and kv (B, R, L, C) -> (B, R, K, L, C)."""
+        selected, factors = select_regions(kv, r_idx), self.factors(r_weight)
+        return selected if factors is None else selected * factors.to(kv.dtype)[..., None, None]
+
+
+class QKVLinear(nn.Module):
+    """One linear layer for queries, keys (qk_dim channels each) and values (dim channels)."""
+
+    def __init__(self, dim: int, qk_dim: int, bias: bool = True) -> None:
+        super().__init__()
+        self.dim, self.qk_dim = dim, qk_dim
+        self.qkv = PointwiseLinear(dim, 2 * qk_dim + dim, bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., dim) -> queries (..., qk_dim), keys and values together (..., qk_dim + dim)."""
+        q, kv = self.qkv(x).split([self.qk_dim, self.qk_dim + self.dim], dim=-1)
+        return q, kv
+
+    def separate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., dim) -> queries, keys, values, cut apart once: a cut of a cut costs another copy of all gradients."""
+        return self.qkv(x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
+
+
+class BiLevelRoutingAttention(nn.Module):
+    """Attention in which each region of the map looks only at the few regions it is routed to, plus local context.
+
+    Args:
+        dim: channels in and out.
+        n_win: regions per side, or "auto" for the number that costs least on the map at hand.
+        num_heads: attention heads; dim and qk_dim must be multiples of it.
+        qk_dim: channels of queries and keys, dim when None.
+        qk_scale: factor of the logits: a number above 0, None for qk_dim ** -0.5 (the authors' choice), or "head" for
+            (qk_dim / num_heads) ** -0.5.
+        kv_per_win, kv_downsample_ratio, kv_downsample_kernel, kv_downsample_mode: thin out keys and values of each
+            region, see `models.bra.modes`.
+        topk: regions that each region is routed to; all of them where there are fewer.
+        param_attention: "qkvo", or "qkv" for no output layer.
+        param_routing: learned linear layer before routing (needs diff_routing).
+        diff_routing: gradients reach the routing; without soft_routing straight-through.
+        soft_routing: multiply keys and values of a region by its routing weight.
+        side_dwconv: kernel of the depthwise convolution of v that is added to the output, odd, or 0 for none.
+        auto_pad: zero-pad maps that do not divide into regions (before qkv, so that biases reach the padding, as in
+            published weights); otherwise such maps are an error.
+        mask_padding: padding is neither attended to nor routed to, nor seen by the convolution.
+        region_size: tokens per side of a region, one number or (height, width), instead of n_win.
+        backend: see `models.bra.functions.routed_attention`; where "triton" cannot run, as on the CPU on which
+            models are built, the layer takes "auto".
+        residual: give x + attention(x), with an output layer that starts at zero: put into a trained network, the layer
+            changes nothing until it is trained (https://arxiv.org/abs/2003.04887). Published weights have no such sum.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_win: int | str = 7,
+        num_heads: int = 8,
+        qk_dim: int | None = None,
+        qk_scale: float | str | None = None,
+        kv_per_win: int | None = 4,
+        kv_downsample_ratio: int | None = 4,
+        kv_downsample_kernel: int | None = None,
+        kv_downsample_mode: str = "identity",
+        topk: int = 4,
+        param_attention: str = "qkvo",
+        param_routing: bool = False,
+        diff_routing: bool = False,
+        soft_routing: bool = False,
+        side_dwconv: int = 3,
+        auto_pad: bool = True,
+        mask_padding: bool = False,
+        region_size: int | tuple[int, int] | None = None,
+        backend: str = "auto",
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
+        dim, qk_dim, num_heads = head_widths(dim, qk_dim, num_heads)
+        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, whole_number("topk", topk)
+        self.n_win, self.region_size = region_layout(n_win, region_size)
+        self.scale = logit_scale(qk_scale, qk_dim, num_heads)
+        self.auto_pad, self.mask_padding, self.backend = auto_pad, mask_padding, one_of("backend", backend, BACKENDS)
+        has_output = one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
+
+        kernel = odd_kernel("side_dwconv", side_dwconv)
+        self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
+        self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
+        if param_routing and not diff_routing:
+            raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
+        self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
+        self.qkv = QKVLinear(dim, qk_dim)
+        self.wo = PointwiseLinear(dim, dim) if has_output else nn.Identity()
+        self.residual = residual
+        if residual:
+            if not has_output:
+                raise ValueError("residual=True needs the output layer, which starts at zero: set param_attention=qkvo")
+            nn.init.zeros_(self.wo.weight)
+            nn.init.zeros_(self.wo.bias)
+        self.kv_down = make_downsample(
+            kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
+        )
+
+    def forward(self, x: Tensor, ret_attn_mask: bool = False) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> (B, C, H, W).
+
+        With `ret_attn_mask`: output (B, H, W, C), routing weights and routed regions (B, R, K) each, and attention
+        weights (B * R, heads, T, K * L).
+        """
+        height, width = x.shape[-2:]
+        grid = self.region_grid(height, width)
+        given = x
+        x = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
+        real = self._real_tokens(grid, height, width, x.device)
+        q, k, v = self.qkv.separate(split_regions(x, grid))  # (B, R, T, channels) each
+        if real is not None:
+            k, v = k * real, v * real
+        r_weight, r_idx = self._route(q, k, real)
+        keys, values, key_mask = self._downsample(k, v, grid, real)
+        routes = Routes(r_idx, self.kv_gather.factors(r_weight), key_mask)
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, keys, values)]
+        if ret_attn_mask:
+            out, attention = attention_and_weights(*heads, routes, self.scale)
+        else:
+            backend = "auto" if self.backend == "triton" and not triton_runs_on(x.device) else self.backend
+            out, attention = routed_attention(*heads, routes, self.scale, backend), None
+        out = crop(join_regions(out.flatten(-2), grid), height, width)
+        if self.lepe is not None:
+            out = out + crop(self._local_context(v, grid), height, width)
+        out = self.wo(out).permute(0, 3, 1, 2)
+        if self.residual:
+            out = given + out
+        if attention is not None:
+            return out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1)
+        return out
+
+    @property
+    def cuts_by_formula(self) -> bool:
+        """Whether how a map is cut follows from its size without a case distinction, which exporters cannot keep."""
+        fixed_count = self.region_size is None and self.n_win != "auto"
+        return fixed_count and self.auto_pad and not self.mask_padding and type(self.kv_down) is KVDownsample
+
+    def region_grid(self, height: int, width: int) -> RegionGrid:
+        """How a height x width map is cut into regions, whole ones after padding."""
+        if self.region_size is not None:
+            tall, wide = min(self.region_size[0], height), min(self.region_size[1], width)
+            grid = RegionGrid(whole_parts(height, tall), whole_parts(width, wide), tall, wide)
+        else:
+            side = best_side(height, width, self.dim, self.topk) if self.n_win == "auto" else self.n_win
+            grid = RegionGrid(side, side, whole_parts(height, side), whole_parts(width, side))
+        if not self.auto_pad and (grid.rows * grid.height, grid.cols * grid.width) != (height, width):
+            raise ValueError(
+                f"a {height} x {width} map does not divide into {grid.rows} x {grid.cols} regions; set auto_pad=True"
+            )
+        return grid
+
+    def _real_tokens(self, grid: RegionGrid, height: int, width: int, device: torch.device) -> Tensor | None:
+        """(1, R, T, 1), False at padding; None where padding does not matter."""
+        if not self.mask_padding or (grid.rows * grid.height, grid.cols * grid.width) == (height, width):
+            return None
+        tall = torch.arange(grid.rows * grid.height, device=device) < height
+        wide = torch.arange(grid.cols * grid.width, device=device) < width
+        return split_regions((tall[:, None] & wide)[None, None], grid)
+
+    def _route(self, q: Tensor, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Routing weights and routed regions, (B, R, K) each, from the means over the tokens of each region."""
+        if not self.router.diff_routing:
+            q, k = q.detach(), k.detach()
+        if real is None:
+            return self.router(q.mean(2), k.mean(2))
+        count = real.sum(2)  # (1, R, 1)
+        q_mean, k_mean = ((t * real).sum(2) / count.clamp(min=1) for t in (q, k))
+        return self.router(q_mean, k_mean, (count > 0).squeeze(-1))
+
+    def _downsample(
+        self, k: Tensor, v: Tensor, grid: RegionGrid, real: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """k, v (B, R, T, C) -> (B, R, L, C), and which keys count, (B, R, L), None for all."""
+        batch, regions = k.shape[:2]
+        if type(self.kv_down) is KVDownsample:
+            return k, v, None if real is None else real.squeeze(-1).expand(batch, -1, -1)
+        kv = torch.cat([k, v], dim=-1)  # thinned out together: one random grid, one convolution
+        cells = kv.unflatten(2, (grid.height, grid.width)).flatten(0, 1).permute(0, 3, 1, 2)  # (B * R, C, h, w)
+        if real is not None:
+            real = real.expand(batch, -1, -1, -1).reshape(batch * regions, 1, grid.height, grid.width)
+        cells, kept = self.kv_down(cells, real)
+        mask = None if kept is None else kept.reshape(batch, regions, -1)
+        cells = cells.permute(0, 2, 3, 1).reshape(batch, regions, -1, kv.shape[-1])
+        return *cells.split([self.qk_dim, self.dim], dim=-1), mask
+
+    def _local_context(self, v: Tensor, grid: RegionGrid) -> Tensor:
+        """Depthwise convolution of the values over the whole map: (B, R, T, C) -> (B, H, W, C)."""
+        return self.lepe(join_regions(v, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

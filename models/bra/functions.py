@@ -1,0 +1,316 @@
+"""Bi-level routed attention as functions: pick regions by their means, then attend to the tokens of the picked ones.
+
+Method: Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", https://arxiv.org/abs/2303.08810.
+
+Legend of the shapes used throughout
+    B  pictures              R  regions of a picture    K  regions that each region is routed to
+    T  query tokens a region L  key tokens a region     H  heads    D, E  width of a head in q and k, in v
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.bra.arguments import check_means, check_routes, whole_number
+
+BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
+CHUNK_BYTES = 2**20  # scores, keys and values that a thread works on at a time on CPU: within a core's own cache
+ROW_BYTES = 2**24  # scores of one head of one region that may be in memory at once
+
+
+class Routes(NamedTuple):
+    """Where each region looks.
+
+    index: (B, R, K) numbers of the routed regions, best first.
+    weight: (B, R, K) factors for the keys and values of a routed region, or None for plain selection.
+    key_mask: (B, R, L) True where a key token may be attended to, or None when all may.
+    """
+
+    index: Tensor
+    weight: Tensor | None = None
+    key_mask: Tensor | None = None
+
+
+def route(query_means: Tensor, key_means: Tensor, topk: int, scale: float, allowed: Tensor | None = None) -> Routes:
+    """Rank regions by the affinity of their mean query and mean key; keep the best.
+
+    Args:
+        query_means, key_means: (B, R, C) means over the tokens of each region.
+        topk: regions to keep; more than there are means all of them.
+        scale: factor of the affinities before the softmax that makes the weights.
+        allowed: (B, R) or (1, R) True where a region may be routed to; the others come last, with weight 0.
+
+    Half-precision means are compared in float32: rounding would tie regions that differ.
+    """
+    topk = whole_number("topk", topk)
+    check_means(query_means, key_means, allowed)
+    if query_means.dtype in (torch.float16, torch.bfloat16):
+        query_means, key_means = query_means.float(), key_means.float()
+    with _no_autocast(query_means.device.type):
+        affinity = (query_means * scale) @ key_means.transpose(-2, -1)  # (B, R, R)
+    if allowed is not None:
+        affinity = affinity.masked_fill(~allowed.unsqueeze(-2), float("-inf"))
+    best, index = affinity.topk(min(topk, affinity.shape[-1]), dim=-1)
+    return Routes(index, best.softmax(dim=-1))
+
+
+def select_regions(x: Tensor, index: Tensor) -> Tensor:
+    """Copy the routed regions of x (B, R, ...) side by side: (B, R, K, ...) for index (B, R, K).
+
+    A region is one row of memory, so this is `index_select`, whose backward adds whole rows; `gather` through an
+    expanded view computes the same and walks B*R*R*... elements backward.
+    """
+    rows = x.flatten(0, 1).index_select(0, _row_numbers(index, x.shape[1]))
+    return rows.unflatten(0, index.shape)
+
+
+def routed_attention(
+    q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float | None = None, backend: str = "auto"
+) -> Tensor:
+    """Softmax attention of each region's queries over the tokens of its routed regions.
+
+    Args:
+        q: (B, R, T, H, D) queries. k: (B, R, L, H, D) keys. v: (B, R, L, H, E) values.
+        routes: from `route`, or made by hand.
+        scale: factor of the logits, D ** -0.5 when None.
+        backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention), "triton" (kernels that read
+            routed regions in place; CUDA, plain selection only), "export" (nothing but gather, 4-D matrix products and
+            softmax, which every exporter knows) or "auto": "export" while a model is traced or exported, otherwise
+            "sdpa", on CPUs a few regions at a time. The kernels are taken on request only: they agree under Triton's
+            interpreter but were never run on a GPU.
+
+    Returns:
+        (B, R, T, H, E). Backends agree up to rounding.
+
+    Raises ValueError for shapes that do not fit and, on a CPU outside of compilers and traces, for numbers of regions
+    out of range and for masks that leave a region no key.
+    """
+    _check(q, k, v, routes)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return attention_and_weights(q, k, v, routes, scale)[0]
+    if backend == "triton":
+        return _fused(q, k, v, routes, scale)
+    if backend == "export" or (backend == "auto" and _is_exporting()):
+        return _gather_and_attend(q, k, v, routes, scale)
+    if q.device.type == "cpu" and _is_plain(q, k, v, routes):
+        return _ChunkedAttention.apply(q, k, v, routes, scale)
+    return _select_and_attend(q, k, v, routes, scale)
+
+
+def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> tuple[Tensor, Tensor]:
+    """The definition, written out: output (B, R, T, H, E) and attention weights (B, R, H, T, K * L)."""
+    k, v, mask = _selected(k, v, routes)
+    logits = torch.einsum("brthd,brshd->brhts", q * scale, k)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, :, None, None], float("-inf"))
+    weights = logits.softmax(dim=-1)
+    return torch.einsum("brhts,brshe->brthe", weights.to(v.dtype), v), weights
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether the fused kernels can be started there: on CUDA, or anywhere under Triton's interpreter."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    """Full precision for a while; meta tensors, which are shapes without numbers, have no autocast to turn off.
+
+    Whether a device has autocast is not asked: older compilers cut the graph in two there.
+    """
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> None:
+    if not q.ndim == k.ndim == v.ndim == 5:
+        raise ValueError(f"q, k, v must be (B, R, tokens, heads, width), got {q.ndim}, {k.ndim}, {v.ndim} dimensions")
+    if q.shape[:2] != k.shape[:2] or k.shape[:4] != v.shape[:4] or q.shape[3:] != k.shape[3:]:
+        raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+    check_routes(*routes, k.shape[:3])
+
+
+def _row_numbers(index: Tensor, regions: int) -> Tensor:
+    """(B, R, K) numbers of regions within a picture of `regions` -> (B * R * K) numbers within the batch."""
+    first = torch.arange(index.shape[0], device=index.device) * regions
+    return (index + first[:, None, None]).flatten()
+
+
+def _selected(k: Tensor, v: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values (B, R, K * L, H, width) of the routed regions, weighted, and which of them count."""
+    k, v = select_regions(k, routes.index), select_regions(v, routes.index)
+    if routes.weight is not None:
+        weight = routes.weight.to(k.dtype)[..., None, None, None]
+        k, v = k * weight, v * weight
+    mask = None if routes.key_mask is None else select_regions(routes.key_mask, routes.index).flatten(2, 3)
+    return k.flatten(2, 3), v.flatten(2, 3), mask
+
+
+def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+    """Row selection and PyTorch's attention: works on every device, under tracing and with every kind of routes."""
+    batch, regions = q.shape[:2]
+    k, v, mask = _selected(k, v, routes)
+    heads_first = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
+    mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
+    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).unflatten(0, (batch, regions))
+
+
+def _gather_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+    """The same with operators that every exporter and runtime has; the batch may stay dynamic."""
+    regions = q.shape[1]
+    k, v, mask = _selected(k, v, routes)
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
+    logits = (q * scale) @ k.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask.flatten(0, 1)[:, None, None], float("-inf"))
+    out = logits.softmax(dim=-1).to(v.dtype) @ v
+    return out.transpose(1, 2).unflatten(0, (-1, regions))
+
+
+def _is_exporting() -> bool:
+    """Whether the operators are being written down for another runtime."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+    """The Triton kernels; ValueError where they cannot run."""
+    if routes.weight is not None or routes.key_mask is not None or q.shape[-1] != v.shape[-1]:
+        raise ValueError("backend 'triton' takes no routing weights, no mask and one head width; use 'sdpa' or 'auto'")
+    if find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the package triton; install it or use 'sdpa' or 'auto'")
+    if not triton_runs_on(q.device):
+        raise ValueError(f"backend 'triton' runs on CUDA, not on {q.device.type}; use 'sdpa' or 'auto'")
+    from models.bra.triton_kernels import fused_attention
+
+    rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
+    return fused_attention(*(x.flatten(0, 1) for x in (q, k, v)), rows, scale).unflatten(0, q.shape[:2])
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
+    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
+    return (
+        routes.weight is None
+        and q.dtype == k.dtype == v.dtype
+        and q.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Routed attention for CPUs: a few heads of a few regions at a time, so that their scores stay in the cache.
+
+    Nothing K-fold is ever stored: the backward selects again, computes the scores again, and adds the gradients of
+    selected rows straight into the gradients of k and v, in a fixed order. Half precision is widened chunk by chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
+        """(B, R, T, H, E)."""
+        rows = _HeadRows.build(q, k, v, routes, scale)
+        ctx.save_for_backward(*rows[:-1])
+        ctx.scale, ctx.regions = scale, q.shape[:2]
+        out = q.new_empty(*rows.q.shape[:2], v.shape[-1])
+        buffer = _Buffer(rows.q)
+        for chunk in rows.chunks():
+            scores, _, _, values = rows.attend(chunk, buffer)
+            out[chunk] = scores @ values
+        return _heads_last(out, ctx.regions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v; that of the scores is made of them, as in the backward of any softmax."""
+        rows = _HeadRows(*ctx.saved_tensors, ctx.scale)
+        grad, wide = grad.transpose(2, 3).flatten(0, 2), _wide(rows.q)
+        q_grad = torch.empty_like(rows.q)
+        k_grad, v_grad = (torch.zeros(x.shape, dtype=wide) for x in (rows.k, rows.v))
+        buffers = _Buffer(rows.q), _Buffer(rows.q)
+        for chunk in rows.chunks():
+            scores, queries, keys, values = rows.attend(chunk, buffers[0])
+            out_grad, routed = grad[chunk].to(wide), rows.routed[chunk[0]].flatten()
+            v_grad.index_add_(0, routed, (scores.mT @ out_grad).view(-1, *v_grad.shape[1:]))
+            logit_grad = torch.bmm(out_grad, values.mT, out=buffers[1].take(*scores.shape))
+            torch.ops.aten._softmax_backward_data.out(logit_grad, scores, -1, wide, grad_input=logit_grad)
+            k_grad.index_add_(0, routed, (logit_grad.mT @ queries).view(-1, *k_grad.shape[1:]))
+            q_grad[chunk] = (logit_grad @ keys).mul_(ctx.scale)
+        return *(_heads_last(x.to(grad.dtype), ctx.regions) for x in (q_grad, k_grad, v_grad)), None, None
+
+
+class _HeadRows(NamedTuple):
+    """The attention as rows, one for each head of each region: N = B * R * H of them."""
+
+    q: Tensor  # (N, T, D)
+    k: Tensor  # (N, L, D)
+    v: Tensor  # (N, L, E)
+    routed: Tensor  # (N, K) rows whose keys and values a row attends to
+    hidden: Tensor | None  # (N, L) True where a key may not be attended to
+    scale: float
+
+    @classmethod
+    def build(cls, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> _HeadRows:
+        """From (B, R, tokens, H, width)."""
+        heads = q.shape[3]
+        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
+        routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
+        hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
+        return cls(*(x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v)), routed, hidden, scale)
+
+    def chunks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and their query tokens that make about CHUNK_BYTES of work a thread.
+
+        Only a row with more than ROW_BYTES of scores is cut into runs of query tokens.
+        """
+        keys = self.routed.shape[1] * self.k.shape[1] * _wide(self.q).itemsize
+        tokens = min(self.q.shape[1], max(1, ROW_BYTES // keys))
+        step = max(1, CHUNK_BYTES // (keys * (tokens + 2 * self.k.shape[2]))) * torch.get_num_threads()
+        for first in range(0, len(self.routed), step):
+            for begin in range(0, self.q.shape[1], tokens):
+                yield slice(first, first + step), slice(begin, begin + tokens)
+
+    def attend(self, chunk: tuple[slice, slice], buffer: _Buffer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Softmax (n, t, K * L), scaled queries (n, t, D), selected keys and values (n, K * L, width), all wide."""
+        wide, routed = _wide(self.q), self.routed[chunk[0]]
+        keys, values = (
+            x.index_select(0, routed.flatten()).to(wide).view(len(routed), -1, x.shape[-1]) for x in (self.k, self.v)
+        )
+        queries = self.q[chunk].to(wide) * self.scale
+        scores = torch.bmm(queries, keys.mT, out=buffer.take(*queries.shape[:2], keys.shape[1]))
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden[routed].flatten(1)[:, None], float("-inf"))
+        return torch.softmax(scores, -1, out=scores), queries, keys, values
+
+
+class _Buffer:
+    """Memory for one chunk's scores, used again for the next: fresh pages would cost more than the arithmetic."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.memory = torch.empty(0, dtype=_wide(like))
+
+    def take(self, *shape: int) -> Tensor:
+        """A tensor of this shape with any content; what was taken before is overwritten."""
+        count = math.prod(shape)
+        if count > self.memory.numel():
+            self.memory = self.memory.new_empty(count)
+        return self.memory[:count].view(shape)
+
+
+def _heads_last(x: Tensor, regions: torch.Size) -> Tensor:
+    """(B * R * H, T, D) -> (B, R, T, H, D)."""
+    return x.unflatten(0, (*regions, -1)).transpose(2, 3)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

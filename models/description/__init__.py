@@ -1,0 +1,1 @@
+"""From a model YAML to layers."""

@@ -1,0 +1,390 @@
+"""Pictures of every kind in, boxes in several forms out."""
+
+import http.server
+import math
+import struct
+import threading
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import common
+from models.api.autoshape import AutoShape, load_picture, output_names, to_rgb
+from models.api.detections import Detections, count_words
+from models.backends import DetectMultiBackend
+from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
+from utils.drawing.writers import write_image
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoShape(known_model())
+
+
+def coloured(height=32, width=32):
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = 200  # red
+    return image
+
+
+def test_no_picture_is_refused(model):
+    with pytest.raises(ValueError, match="no picture"):
+        model([])
+    with pytest.raises(ValueError, match="int"):
+        model([3])
+
+
+def test_boxes_are_those_of_the_detector(model):
+    result = model(coloured(), size=32)
+    assert isinstance(result, Detections) and len(result) == result.n == 1 and result.s == (1, 3, 32, 32)
+    assert torch.allclose(by_rows(result.xyxy[0][:, :4]), expected_boxes(), atol=1e-2)
+
+
+def test_native_pixels(model):
+    result = model(coloured(64, 128), size=32)  # letterboxed to 32 x 32: half of it is padding
+    boxes = result.xyxy[0][:, :4]
+    assert float(boxes.max()) <= 128 and float(boxes[:, [1, 3]].max()) <= 64
+    assert result.s == (1, 3, 32, 32)
+    assert torch.allclose(result.xyxyn[0][:, :4] * torch.tensor([128, 64, 128, 64]), boxes)
+    assert torch.allclose(result.xywh[0][:, 2:4], boxes[:, 2:] - boxes[:, :2])
+    assert torch.equal(result.xywhn[0][:, 4:], result.xyxy[0][:, 4:])
+
+
+def test_common_shape_is_whole_strides(model):
+    result = model([coloured(20, 40), coloured(30, 40), coloured(10, 10)], size=64)
+    assert result.s == (3, 3, 64, 64) and [im.shape[0] for im in result.imgs] == [20, 30, 10]
+    assert model([coloured(20, 40)], size=64).s == (1, 3, 32, 64)
+    assert model([coloured(3, 400)], size=64).s == (1, 3, 32, 64)
+
+
+def test_batches_give_raw_predictions(model):
+    batch = torch.rand(2, 3, 32, 64)
+    assert torch.equal(model(batch)[0], model.model(batch)[0])
+    assert torch.equal(model(batch.double())[0], model.model(batch)[0])
+    with pytest.raises(ValueError, match="batch / 255"):
+        model((batch * 255).byte())
+
+
+@pytest.mark.parametrize("size", [0, -32, "640", 32.0, (32, 32)])
+def test_what_is_no_size(model, size):
+    with pytest.raises(ValueError, match="longer side in pixels"):
+        model(coloured(), size=size)
+
+
+def test_mixed_lists(model, tmp_path):
+    rgb = coloured(20, 30)
+    path = write_image(tmp_path / "red.png", rgb[..., ::-1])
+    tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+    items = [path, str(path), Image.fromarray(rgb), rgb, tensor, tensor / 255, rgb.transpose(2, 0, 1)]
+    result = model(items, size=32)
+    assert result.n == len(items) and all(np.array_equal(picture, rgb) for picture in result.imgs)
+    assert result.files == ["red.jpg", "red-2.jpg", *(f"image{i}.jpg" for i in range(2, 7))]
+    assert all(torch.equal(rows, result.xyxy[0]) for rows in result.xyxy)
+    assert torch.equal(model(tensor, size=32).xyxy[0], result.xyxy[0])  # one picture, not a batch
+    assert model(tuple(items[:2]), size=32).n == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["array", "grey", "chw", "rgba", "float", "pil", "palette", "path", "str", "tensor", "half"]
+)
+def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
+    rgb = coloured(20, 30)
+    path = write_image(tmp_path / "red 红.png", rgb[..., ::-1])
+    items = {
+        "array": rgb,
+        "grey": rgb[..., 0],
+        "chw": rgb.transpose(2, 0, 1),
+        "rgba": np.dstack([rgb, np.full((20, 30), 9, np.uint8)]),
+        "float": rgb.astype(np.float32) / 255,
+        "pil": Image.fromarray(rgb),
+        "palette": Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE),
+        "path": path,
+        "str": str(path),
+        "tensor": torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+        "half": torch.from_numpy(rgb.transpose(2, 0, 1).copy()).bfloat16() / 255,
+    }
+    picture, name = load_picture(items[kind])
+    expected = np.full_like(rgb, 200) if kind == "grey" else rgb
+    assert picture.dtype == np.uint8 and np.abs(picture.astype(int) - expected).max() <= 1
+    assert picture.flags.writeable and picture is not items[kind]
+    assert name == (str(path) if kind in ("path", "str") else "")
+
+
+def test_flat_and_narrow_pictures_are_not_taken_for_channels_first():
+    assert to_rgb(np.zeros((3, 40, 3), np.uint8)).shape == (3, 40, 3)
+    assert to_rgb(np.zeros((4, 40, 4), np.uint8)).shape == (4, 40, 3)
+    assert to_rgb(np.zeros((3, 40, 50), np.uint8)).shape == (40, 50, 3)
+    assert to_rgb(np.zeros((2, 50, 1), np.uint8)).shape == (2, 50, 3)
+
+
+def test_tensors_have_their_channels_first():
+    assert load_picture(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
+    assert load_picture(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_picture(torch.zeros(5, 6))[0].shape[1] == 6
+    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
+    load_picture(shared)[0][:] = 9
+    assert not shared.any()
+    with pytest.raises(ValueError, match="is no picture"):
+        load_picture(torch.zeros(1, 3, 4, 5))
+
+
+PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
+
+
+@pytest.mark.parametrize("mode", [*PILLOW_MODES, "LAB", "I;16", "I;16B"])
+def test_every_mode_of_pillow(mode):
+    white = Image.new("RGB", (30, 20), "white")
+    steps = {"La": ("LA", "La"), "PA": ("LA", "PA"), "RGBa": ("RGBA", "RGBa")}
+    if mode == "LAB":
+        picture = Image.new(mode, (30, 20), (255, 128, 128))
+    elif mode.startswith("I;16"):
+        picture = Image.new(mode, (30, 20), 65535)
+    else:
+        picture = white
+        for step in steps.get(mode, (mode,)):
+            picture = picture.convert(step)
+    assert picture.mode == mode
+    array, _ = load_picture(picture)
+    assert array.shape == (20, 30, 3) and array.dtype == np.uint8 and array.min() >= 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(orientation, tmp_path):
+    """The corner that is red in the stored picture lies where EXIF says; files and PIL pictures agree."""
+    stored = np.full((24, 40, 3), 255, np.uint8)
+    stored[:8, :8] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    turned = {  # row 0 and column 0 of the stored picture are these sides of what people see
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
+    }  # fmt: skip
+    for item in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert np.array_equal(load_picture(item)[0], turned[orientation])
+
+
+def png_that_claims(width, height):
+    """The beginning of a picture of any size, in a hundred bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def site():
+    """A server on this machine, with a picture and with what is none."""
+    red = cv2.imencode(".png", coloured(20, 30)[..., ::-1])[1].tobytes()
+    pages = {"/red.png": red, "/bomb.png": png_that_claims(60000, 60000), "/text.png": b"hello", "/empty.png": b""}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = pages.get(self.path.partition("?")[0])
+            self.send_response(200 if page is not None else 404)
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, *words):
+            """Quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_addresses(model, site):
+    result = model([f"{site}/red.png?size=1", coloured(20, 30)], size=32)
+    assert np.array_equal(*result.imgs) and result.files == ["red.jpg", "image1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "page, words",
+    [
+        ("bomb.png", "no picture"),
+        ("text.png", "no picture"),
+        ("empty.png", "no picture"),
+        ("none.png", "cannot be fetched.*404"),
+    ],
+)
+def test_addresses_of_no_picture(model, site, page, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        model(f"{site}/{page}")
+    assert page in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_too_large_a_picture_is_not_fetched_whole(model, site, monkeypatch):
+    monkeypatch.setattr("utils.predict.sources.WEB_LARGEST", 20)
+    with pytest.raises(ValueError, match="larger than"):
+        model(f"{site}/red.png")
+
+
+def test_depths():
+    assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
+    assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
+    assert to_rgb(np.array([[-5, 300]], np.int64))[0].tolist() == [[0] * 3, [255] * 3]
+    assert load_picture(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
+def test_arrays_that_are_no_pictures(shape):
+    with pytest.raises(ValueError, match="is no picture"):
+        to_rgb(np.zeros(shape, np.uint8))
+
+
+def test_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    for item in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
+        assert load_picture(item)[0].shape == (40, 20, 3)
+
+
+def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
+    pictures = [np.zeros((20, 30, 3), np.uint8) for _ in range(4)]
+    rows = torch.tensor([[2.0, 2, 12, 12, 0.9, 0], [2.0, 2, 12, 12, 0.8, 1]])
+    files = ["../../x.jpg", "X.jpg", "x_2.jpg", "\x1b[2J.jpg"]
+    found = Detections(pictures, [rows] * 4, files, names=["..", "a/b"])
+    found.display(save=True, crop=True, save_dir=tmp_path / "here")
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    stems = ["x", "X-2", "x_2", "_[2J"]
+    crops = {f"here/crops/{folder}/{stem}.jpg" for folder in ("__", "a_b") for stem in stems}
+    assert made == crops | {f"here/{stem}.jpg" for stem in stems}
+    assert "1 of 4 sources are named like others" in caplog.text
+    words = str(Detections(pictures[:1], [rows], ["x"], names=["\x1b[2J", "b"]))
+    assert words.startswith(r"image 1/1: 20x30 1 \x1b[2J, 1 b")
+
+
+def test_one_name_in_several_folders_is_said_once(model, tmp_path, caplog):
+    paths = [write_image(tmp_path / folder / "1.png", coloured(20, 30)) for folder in "xy"]
+    fresh = AutoShape(model.model)
+    for _ in range(2):
+        assert fresh(paths, size=32).files == ["1.jpg", "1-2.jpg"]
+    assert [record.getMessage().split(" sources")[0] for record in caplog.records] == ["1 of 2"]
+
+
+def test_file_names_are_unique():
+    assert output_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", "", "BUS.bmp"]).stems == [
+        "bus", "image1", "bus-2", "c", "image4", "BUS-3",
+    ]  # fmt: skip
+
+
+def test_settings_are_those_of_the_instance(model):
+    strict = AutoShape(model.model)
+    strict.conf = 0.99
+    assert len(strict(coloured(), size=32).xyxy[0]) == 0 and len(model(coloured(), size=32).xyxy[0]) == 16
+    strict.conf, strict.classes = 0.25, [0, 2]
+    assert len(strict(coloured(), size=32).xyxy[0]) == 0
+    strict.classes, strict.max_det = None, 5
+    assert len(strict(coloured(), size=32).xyxy[0]) == 5
+
+
+def test_wrapping_a_backend(tmp_path):
+    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
+    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
+    result = wrapped(coloured(), size=32, profile=True)
+    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
+    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
+
+
+class Exported(DetectMultiBackend):
+    """In place of weights of another format: no parameters, and pictures of one size only."""
+
+    shape = (64, 64)
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.pt, self.fp16, self.stride, self.names, self.device = False, False, 32, NAMES, torch.device("cpu")
+        self.inner = [known_model()]  # in a list, so that its parameters are not ours
+
+    def forward(self, im, augment=False, visualize=None, val=False):
+        assert im.shape[2:] == (64, 64) and im.dtype == torch.float32 and im.device.type == "cpu"
+        return self.inner[0](im)[0]
+
+
+def test_other_formats_get_squares():
+    wrapped = AutoShape(Exported())
+    result = wrapped([coloured(20, 40), coloured(30, 40)], size=64)
+    assert result.s == (2, 3, 64, 64) and not wrapped.pt and result.names == NAMES
+    assert float(result.xyxy[0][:, :4].max()) <= 40 and len(result.xyxy[0])
+    assert wrapped(torch.rand(1, 3, 64, 64).double()).shape == (1, 252, 8)
+
+
+def test_words():
+    assert count_words([], NAMES) == "(no detections)"
+    assert count_words([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
+    assert count_words([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
+
+
+def test_empty_results_have_every_form(model, tmp_path, caplog):
+    nothing = AutoShape(model.model)
+    nothing.conf = 0.999
+    result = nothing([coloured(), coloured(10, 20)], size=32)
+    assert [len(table) for table in result.pandas().xywhn] == [0, 0]
+    assert list(result.pandas().xyxy[0].columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert result.crop(save=False) == [] and len(result.render()) == 2
+    assert "(no detections)" in str(result)
+
+
+def test_tables(model):
+    tables = model(coloured(), size=32).pandas()
+    frame = tables.xywh[0]
+    assert list(frame.columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    assert set(frame["name"]) == {"person"} and frame["class"].dtype.kind == "i" and len(frame) == 16
+    assert np.allclose(frame["confidence"], CONFIDENCE, atol=1e-3)
+    assert '"name":"person"' in frame.to_json(orient="records")
+
+
+def test_list_of_results(model):
+    parts = model([coloured(), coloured(16, 32)], size=32).tolist()
+    assert [part.n for part in parts] == [1, 1] and parts[0].files == ["image0.jpg"]
+    assert parts[1].imgs[0].shape == (16, 32, 3)
+
+
+def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
+    mine, pil = coloured(), Image.fromarray(coloured())
+    result = model([mine, pil], size=32)
+    rendered = result.render()
+    assert np.array_equal(mine, coloured()) and np.array_equal(np.asarray(pil), coloured())
+    assert all((picture != coloured()).any() for picture in rendered) and rendered[0] is result.imgs[0]
+
+
+def test_saving(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = model([coloured(), coloured()], size=32)
+    folder = result.save(save_dir=tmp_path / "mine")
+    assert sorted(path.name for path in folder.iterdir()) == ["image0.jpg", "image1.jpg"]
+    assert cv2.imread(str(folder / "image0.jpg")).shape == (32, 32, 3)
+    assert [result.save().name, result.save().name] == ["exp", "exp2"]
+
+
+def test_crops(model, tmp_path):
+    result = model(coloured(), size=32)
+    crops = result.crop(save_dir=tmp_path / "mine")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
+    assert len(crops) == len(files) == 16 and files[0] == "mine/crops/person/image0.jpg"  # and no full picture
+    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["label"].startswith("person 0.9")
+    assert np.abs(crops[0]["im"][5, 5].astype(int) - (200, 0, 0)).max() < 3  # red, as given
+    assert result.crop(save=False)[0]["im"].size and len(list(tmp_path.rglob("*.jpg"))) == 16
+
+
+def test_showing_needs_a_display(model, monkeypatch):
+    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
+    with pytest.raises(ValueError, match="no display.*save"):
+        model(coloured(), size=32).show()
+
+
+def test_printing(model, caplog):
+    with caplog.at_level("INFO", "yolov5"):
+        model([coloured(), coloured(40, 60)], size=32).print()
+    assert "image 1/2: 32x32 16 persons" in caplog.text and "image 2/2: 40x60" in caplog.text
+    assert all(math.isfinite(value) and value >= 0 for value in model(coloured(), size=32).t)

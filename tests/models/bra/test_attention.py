@@ -1,0 +1,380 @@
+"""BiLevelRoutingAttention: sizes, types, modes, padding; its numbers are held by the stored reference values."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.bra.attention import (
+    BiLevelRoutingAttention,
+    KVGather,
+    QKVLinear,
+    RegionGrid,
+    TopkRouting,
+    join_regions,
+    split_regions,
+)
+from tests.models.bra.test_attention_modes import CPU_BACKENDS, MODES, gradients, make, picture
+
+
+def small(**changes):
+    """A 16-channel layer with 3 x 3 regions and two heads."""
+    torch.manual_seed(0)
+    return BiLevelRoutingAttention(**{"dim": 16, "n_win": 3, "num_heads": 2, "topk": 2, **changes})
+
+
+def test_no_pictures():
+    assert small()(torch.zeros(0, 16, 6, 6)).shape == (0, 16, 6, 6)
+
+
+def test_parameter_names():
+    names = {name.rsplit(".", 1)[0] for name in small(diff_routing=True, param_routing=True).state_dict()}
+    assert names == {"lepe", "router.emb", "qkv.qkv", "wo"}
+    names = {name.rsplit(".", 1)[0] for name in small(kv_downsample_mode="conv").state_dict()}
+    assert names == {"lepe", "qkv.qkv", "wo", "kv_down.conv"}
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 4), cols=st.integers(1, 4), height=st.integers(1, 3), width=st.integers(1, 3))
+def test_splitting_and_joining_regions(rows, cols, height, width):
+    grid = RegionGrid(rows, cols, height, width)
+    x = torch.randn(2, 3, rows * height, cols * width)
+    regions = split_regions(x, grid)
+    last = x[:, :, (rows - 1) * height :, (cols - 1) * width :]
+    assert torch.equal(regions[:, -1], last.flatten(2).transpose(1, 2))
+    assert torch.equal(join_regions(regions, grid), x.permute(0, 2, 3, 1))
+
+
+def test_straight_through_routing_changes_gradients_only():
+    x = torch.randn(1, 16, 9, 9)
+    plain, hard, soft = small(), small(diff_routing=True, param_routing=True), small(diff_routing=True)
+    hard.load_state_dict({**hard.state_dict(), **plain.state_dict()})
+    torch.nn.init.eye_(hard.router.emb.weight)
+    torch.nn.init.zeros_(hard.router.emb.bias)
+    torch.testing.assert_close(hard(x), plain(x))
+    torch.testing.assert_close(soft(x), plain(x))
+    hard(x).square().sum().backward()
+    assert hard.router.emb.weight.grad.abs().max() > 0
+
+
+def test_grids():
+    assert small().region_grid(7, 2) == RegionGrid(3, 3, 3, 1)
+    assert small(region_size=8).region_grid(20, 5) == RegionGrid(3, 1, 8, 5)
+    assert small(region_size=(4, 2)).region_grid(8, 8) == RegionGrid(2, 4, 4, 2)
+    auto = small(n_win="auto", topk=4, dim=64).region_grid(80, 80)
+    assert auto.rows * auto.height == 80  # no padding where a fitting divisor is near the optimum of 21
+    assert 12 <= auto.rows <= 30
+
+
+@pytest.mark.parametrize("cut", [("auto", 1.4), (8, 1.1)])
+def test_growth_of_cost_with_the_area(cut):
+    kind, limit = cut
+    layer = small(dim=64, topk=4, **({"n_win": "auto"} if kind == "auto" else {"region_size": kind})).to("meta")
+
+    def attention_flops(side):
+        tokens = side * side
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(torch.zeros(1, 64, side, side, device="meta"))
+        grid = layer.region_grid(side, side)
+        routing = 2 * (grid.rows * grid.cols) ** 2 * 64
+        return counter.get_total_flops() - (0 if kind == "auto" else routing), tokens
+
+    (small_cost, small_area), (large_cost, large_area) = attention_flops(40), attention_flops(320)
+    exponent = torch.log(torch.tensor(large_cost / small_cost)) / torch.log(torch.tensor(large_area / small_area))
+    assert exponent <= limit
+
+
+def test_flops_are_seen_and_right():
+    layer = small().to("meta").train()
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.zeros(1, 16, 6, 6, device="meta"))
+    projections = 2 * 36 * 16 * (48 + 16)
+    routing, attention = 2 * 9 * 9 * 16, 2 * 2 * 36 * (2 * 4) * 16
+    local = 2 * 36 * 9 * 16
+    assert counter.get_total_flops() == projections + routing + attention + local
+
+
+def test_channels_last_gives_the_same():
+    x = torch.randn(2, 16, 10, 7)
+    torch.testing.assert_close(small()(x.to(memory_format=torch.channels_last)), small()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    layer, x = small(topk=9), torch.randn(2, 16, 10, 7)  # all regions: rounding cannot change the routes
+    expected, half = layer(x), copy.deepcopy(layer).to(dtype)(x.to(dtype))
+    assert half.dtype == dtype
+    assert (half.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_state_survives_copying_and_loading(mode):
+    layer, other, x = make(**MODES[mode]).eval(), make(**MODES[mode]).eval(), picture(1, 8, 8, 8)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_on_request(mode):
+    layer, x = make(**MODES[mode]).eval(), picture(2, 8, 7, 8)
+    out, weight, index, attention = layer(x, ret_attn_mask=True)
+    torch.testing.assert_close(out.permute(0, 3, 1, 2), layer(x))
+    grid = layer.region_grid(7, 8)
+    regions = grid.rows * grid.cols
+    assert weight.shape == index.shape == (2, regions, min(2, regions))
+    assert attention.shape[:3] == (2 * regions, 2, grid.height * grid.width)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:3]).double())
+
+
+# ---- what PyTorch makes of it
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before counts, and nothing stays."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiles_without_graph_break(mode, fresh_compiler):
+    layer, x = make(**MODES[mode]).float(), picture(2, 8, 5, 7, dtype=torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    same(gradients(compiled, x), gradients(layer, x))
+    layer.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_compiles_with_every_backend(backend, fresh_compiler):
+    layer, x = make(backend=backend, mask_padding=True), picture(2, 8, 5, 7)
+    same(gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), x), gradients(layer, x))
+
+
+@pytest.mark.parametrize("mode", ["identity", "masked, soft, learned", "conv", "auto", "fracpool"])
+def test_one_compilation_serves_all_batch_sizes(mode, fresh_compiler):
+    """The second batch size makes the graph general; after that nothing is compiled again."""
+    layer, counter = make(**MODES[mode]), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for batch in (2, 3, 5):
+        x = picture(batch, 8, 5, 7)
+        same(gradients(compiled, x), gradients(layer, x))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+def test_exports_with_any_batch_size(mode):
+    layer, x = make(**MODES[mode], backend="export").eval(), picture(2, 8, 5, 7)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    for batch in (1, 2, 3):
+        x = picture(batch, 8, 5, 7, seed=batch)
+        torch.testing.assert_close(program(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+def test_can_be_traced(mode):
+    layer = make(**MODES[mode], backend="export").eval()
+    traced = torch.jit.trace(layer, picture(2, 8, 5, 7))
+    for batch in (2, 3):
+        x = picture(batch, 8, 5, 7, seed=batch)
+        torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_left_to_itself_it_exports_plain_operators():
+    """What every runtime has: no fused attention, whatever PyTorch would choose when it runs."""
+    layer, x = make().eval(), picture(1, 8, 5, 7)
+    program = torch.export.export(layer, (x,))
+    names = [*(str(node.target) for node in program.graph.nodes), str(torch.jit.trace(layer, x).inlined_graph)]
+    assert any("softmax" in name for name in names)
+    assert not any("scaled_dot_product" in name for name in names)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_deterministic_algorithms_repeat_bit_for_bit(mode, deterministic):
+    layer, x = make(**MODES[mode]).float(), picture(2, 8, 11, 13, dtype=torch.float32)
+    first, second = gradients(layer, x), gradients(layer, x)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_in_every_mode(mode, backend):
+    """With all regions, as rounding may change the routes; gradients come back in the parameters' own type."""
+    given = {**MODES[mode], "topk": 1000, "backend": backend}
+    layer, x = make(**given).float(), picture(2, 8, 7, 10, dtype=torch.float32)
+    exact = gradients(layer, x)
+
+    def mixed(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x)
+
+    mixed.parameters = layer.parameters
+    found = gradients(mixed, x)
+    assert [part.dtype for part in found] == [torch.bfloat16, torch.float32, torch.float32]
+    for a, b in zip(found, exact, strict=True):
+        assert (a - b).norm() < 0.05 * b.norm()
+
+
+def test_parts_on_their_own():
+    q, kv = QKVLinear(8, 4)(torch.randn(2, 3, 8))
+    assert q.shape == (2, 3, 4)
+    assert kv.shape == (2, 3, 12)
+    weight, index = TopkRouting(4, topk=2)(torch.randn(1, 5, 4), torch.randn(1, 5, 4))
+    torch.testing.assert_close(weight.sum(-1), torch.ones(1, 5))
+    values = torch.randn(1, 5, 3, 8)
+    picked = KVGather("soft")(index, weight, values)
+    torch.testing.assert_close(picked[0, 4, 1], values[0, index[0, 4, 1]] * weight[0, 4, 1])
+    torch.testing.assert_close(KVGather("hard")(index, weight, values), KVGather()(index, weight, values))
+
+
+# ---- what users get wrong
+MISTAKES = [
+    ({"dim": 15}, "dim=15.*multiple"),
+    ({"num_heads": 3}, "dim=16.*num_heads=3.*multiple"),
+    ({"num_heads": 0}, "num_heads=0.*at least 1"),
+    ({"qk_dim": 9}, "qk_dim=9.*multiple"),
+    ({"qk_dim": -8}, "qk_dim=-8"),
+    ({"topk": 0}, "topk=0.*at least 1"),
+    ({"topk": -1}, "topk=-1.*at least 1"),
+    ({"n_win": 0}, "n_win=0.*'auto'"),
+    ({"n_win": 2.5}, "n_win=2.5.*'auto'"),
+    ({"n_win": "seven"}, "n_win='seven'.*'auto'"),
+    ({"region_size": 0}, "region_size=0.*at least 1"),
+    ({"region_size": (4, 0)}, "region_size=.*at least 1"),
+    ({"qk_scale": "tail"}, "qk_scale='tail'.*'head'"),
+    ({"param_attention": "none"}, "param_attention='none'.*qkvo, qkv"),
+    ({"param_routing": True}, "param_routing=True.*diff_routing=True"),
+    ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
+    ({"side_dwconv": -3}, "side_dwconv=-3.*odd"),
+    ({"backend": "magic"}, "backend='magic'.*auto, reference, sdpa, triton, export"),
+    ({"kv_downsample_mode": "nearest"}, "kv_downsample_mode='nearest'.*identity, ada_avgpool.*conv"),
+    ({"kv_downsample_mode": "ada_maxpool", "kv_per_win": None}, "kv_per_win=None.*at least 1"),
+    ({"kv_downsample_mode": "ada_avgpool", "kv_per_win": 0}, "kv_per_win=0.*at least 1"),
+    *(
+        ({"kv_downsample_mode": mode, "kv_downsample_ratio": ratio}, f"kv_downsample_ratio={ratio}.*at least 1")
+        for mode in ("avgpool", "maxpool", "fracpool", "conv")
+        for ratio in (0, -2, None)
+    ),
+    ({"kv_downsample_mode": "conv", "kv_downsample_kernel": 0}, "kv_downsample_kernel=0.*at least 1"),
+    ({"num_heads": 2.0}, "num_heads=2.0.*whole"),
+    ({"qk_dim": 0}, "qk_dim=0"),
+    ({"topk": 2.5}, "topk=2.5.*whole"),
+    ({"topk": "four"}, "topk='four'.*whole"),
+    ({"topk": None}, "topk=None.*whole"),
+    ({"n_win": True}, "n_win=True"),
+    ({"region_size": 2.5}, "region_size=2.5.*whole"),
+    ({"region_size": (2.5, 3)}, "region_size=.*whole"),
+    ({"region_size": "seven"}, "region_size='seven'.*whole"),
+    ({"region_size": (3, 4, 5)}, "region_size=.*whole"),
+    ({"side_dwconv": None}, "side_dwconv=None.*odd"),
+    ({"side_dwconv": 3.0}, "side_dwconv=3.0.*odd"),
+    ({"kv_downsample_mode": "avgpool", "kv_downsample_ratio": 1.5}, "kv_downsample_ratio=1.5.*whole"),
+    ({"kv_downsample_mode": "maxpool", "kv_downsample_ratio": "2x"}, "kv_downsample_ratio='2x'.*whole"),
+    ({"kv_downsample_mode": "ada_maxpool", "kv_per_win": 1.5}, "kv_per_win=1.5.*whole"),
+    ({"kv_downsample_mode": "conv", "kv_downsample_kernel": 2.5}, "kv_downsample_kernel=2.5.*whole"),
+    ({"kv_downsample_mode": "fracpool", "kv_downsample_ratio": 2.0}, "kv_downsample_ratio=2.0.*fracpool.*write 2"),
+    ({"kv_downsample_mode": ["conv"]}, "kv_downsample_mode=.*allowed are identity"),
+    ({"topk": 4.0}, "topk=4.0.*write 4"),
+    ({"num_heads": True}, "num_heads=True.*whole"),
+    ({"qk_scale": 0}, "qk_scale=0.*above 0.*'head'"),
+    ({"qk_scale": True}, "qk_scale=True.*above 0"),
+    ({"backend": None}, "backend=None.*auto, reference"),
+    *(
+        ({name: value}, f"{name}={value!r}.*true or false")
+        for name in ("param_routing", "diff_routing", "soft_routing", "auto_pad", "mask_padding")
+        for value in ("no", 1, None)
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_arguments_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        small(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_unpadded_map_and_unknown_weighting():
+    with pytest.raises(ValueError, match="auto_pad=True"):
+        small(auto_pad=False)(torch.zeros(1, 16, 10, 9))
+    with pytest.raises(ValueError, match="none, soft, hard"):
+        KVGather("medium")
+
+
+def test_numbers_of_numpy_are_numbers():
+    numbers = {name: np.int64(value) for name, value in {"dim": 16, "n_win": 3, "num_heads": 2, "topk": 2}.items()}
+    torch.manual_seed(0)
+    layer, x = BiLevelRoutingAttention(**numbers), torch.randn(1, 16, 6, 6)
+    assert torch.equal(layer(x), small()(x))
+    assert all(type(number) is int for number in (layer.dim, layer.n_win, layer.num_heads, layer.topk))
+
+
+def test_triton_is_put_off_where_it_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.randn(1, 8, 7, 7)
+    layers = [BiLevelRoutingAttention(8, num_heads=2, backend=backend).eval() for backend in ("triton", "auto")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.equal(layers[0](x), layers[1](x))
+
+
+# ---- added to what it sees
+def test_a_residual_layer_begins_as_nothing():
+    layer = small(residual=True)
+    for sides in ((6, 6), (7, 10), (1, 13)):
+        x = torch.randn(2, 16, *sides)
+        assert torch.equal(layer(x), x)
+        assert torch.equal(layer(x, ret_attn_mask=True)[0], x.permute(0, 2, 3, 1))
+
+
+def test_a_residual_layer_adds_what_the_published_one_computes():
+    plain, residual = small(), small(residual=True)
+    residual.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 16, 8, 7)
+    torch.testing.assert_close(residual(x), x + plain(x))
+
+
+def test_a_residual_layer_learns_from_its_second_step_on_everywhere():
+    layer = small(residual=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x, wanted = torch.randn(4, 16, 6, 6), torch.randn(4, 16, 6, 6)
+    seen = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        (layer(x) - wanted).square().mean().backward()
+        seen.append({name: float(p.grad.abs().max()) for name, p in layer.named_parameters()})
+        optimizer.step()
+    assert {name for name, size in seen[0].items() if size} == {"wo.weight", "wo.bias"}
+    assert all(seen[1].values())
+
+
+def test_a_residual_layer_needs_its_output_layer():
+    with pytest.raises(ValueError, match="param_attention=qkvo"):
+        small(residual=True, param_attention="qkv")
+    with pytest.raises(ValueError, match="residual='yes'"):
+        small(residual="yes")

@@ -1,0 +1,241 @@
+"""A detector with each mode of the attention: described, trained, resumed, fused, detecting; alone and in processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import train
+from models.backends import DetectMultiBackend
+from models.bra.attention import BiLevelRoutingAttention
+from models.experimental import load_model
+from models.yolo import Model
+from tests.models.bra.test_attention import MISTAKES
+from tests.models.bra.test_attention_modes import MODES
+from utils.base.callbacks import Callbacks
+from utils.base.config import Hyp
+from utils.boxes.nms import non_max_suppression
+from utils.checkpoints.checkpoint import describe_model, load_checkpoint, save_checkpoint
+from utils.training.average import ModelEMA
+from utils.training.loss import ComputeLoss
+from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.precision import Precision
+from utils.training.trainer import EpochSettings, Position, Trainer
+
+BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
+
+
+def described(arguments: list[Any]) -> dict[str, Any]:
+    """Strides 8 and 16 of eight to sixteen channels; the attention sees maps of 8 x 8, which 3 x 3 regions pad."""
+    return {
+        "nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0,
+        "anchors": [[10, 10, 16, 16, 24, 24], [30, 30, 40, 40, 50, 50]],
+        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]],
+        "head": [
+            [-1, 1, "BiLevelRoutingAttention", arguments], [-1, 1, "Conv", [16, 3, 2]],
+            [[3, 4], 1, "Detect", ["nc", "anchors"]],
+        ],
+    }  # fmt: skip
+
+
+def detector(mode: str) -> Model:
+    """Untrained, but with confident answers, so that there is something to suppress."""
+    torch.manual_seed(0)
+    model = Model(described([{"n_win": 3, "num_heads": 2, "topk": 2, **MODES[mode]}]), verbose=False)
+    for conv in model.model[-1].m:
+        conv.bias.data.view(model.model[-1].na, -1)[:, 4:] += 4
+    model.hyp = asdict(Hyp(warmup_epochs=0, nominal_batch=4).scaled(2, 2, 64))
+    return model
+
+
+class Pictures(NamedTuple):
+    images: Tensor
+    targets: Tensor
+    paths: tuple[str, ...] = ()
+
+
+def batches() -> list[Pictures]:
+    """Three times four pictures of noise with two boxes each."""
+    rng = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(3):
+        images = torch.randint(256, (4, 3, 64, 64), generator=rng, dtype=torch.uint8)
+        boxes = torch.cat((0.2 + 0.6 * torch.rand(8, 2, generator=rng), 0.2 + 0.4 * torch.rand(8, 2, generator=rng)), 1)
+        owner = torch.arange(4).repeat(2)[:, None]
+        made.append(Pictures(images, torch.cat((owner, torch.randint(2, (8, 1), generator=rng), boxes), 1)))
+    return made
+
+
+def trainer(model: Model) -> Trainer:
+    recipe, cpu = Recipe("AdamW", 0.003, 0.9, 0.0005), torch.device("cpu")
+    schedule = Schedule(Hyp(warmup_epochs=0, nominal_batch=4), recipe, 2, 3, 4)
+    return Trainer(
+        model, model, ComputeLoss(model), build_optimizer(model, recipe), schedule, ModelEMA(model),
+        Precision.choose("off", cpu), EpochSettings(2, 64, 32), Callbacks(),
+    )  # fmt: skip
+
+
+def an_epoch(one: Trainer, number: int) -> None:
+    losses = one.epoch(batches(), Position(number))
+    assert all(torch.isfinite(torch.tensor(losses)))
+
+
+def save(one: Trainer, file: Path) -> Path:
+    content = {"epoch": 0, "updates": one.ema.updates, "optimizer": one.optimizer.state_dict()}
+    save_checkpoint(file, content | {"model": describe_model(one.model), "ema": describe_model(one.ema.ema)})
+    return file
+
+
+def resumed(file: Path) -> Trainer:
+    content = load_checkpoint(file)
+    one = trainer(load_model({"model": content["model"]}))
+    one.optimizer.load_state_dict(content["optimizer"])
+    one.ema.ema.load_state_dict(load_model({"model": content["ema"]}).state_dict())
+    one.ema.updates = content["updates"]
+    return one
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trains_resumes_fuses_and_detects(mode: str, tmp_path: Path) -> None:
+    whole = trainer(detector(mode))
+    an_epoch(whole, 0)
+    assert len(whole.optimizer.state) == len(list(whole.model.parameters()))  # every parameter learns
+    file = save(whole, tmp_path / "last.pt")
+    an_epoch(whole, 1)
+    cut = resumed(file)
+    an_epoch(cut, 1)
+    for mine, other in ((cut.model, whole.model), (cut.ema.ema, whole.ema.ema)):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in mine.state_dict().items())
+
+    pictures = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    model = load_model(load_checkpoint(save(whole, tmp_path / "last.pt"))).eval()
+    with torch.no_grad():
+        expected = model(pictures)[0]
+        fused = model.fuse()(pictures)[0]
+        found = DetectMultiBackend(tmp_path / "last.pt")(pictures)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-3)  # pixels and probabilities
+    torch.testing.assert_close(found, fused)
+    boxes, before = (non_max_suppression(rows, conf_thres=0.02) for rows in (found, expected))
+    assert all(0 < len(a) == len(b) for a, b in zip(boxes, before, strict=True))
+
+
+class Torn(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["masked, soft, learned", "conv", "fracpool"])
+def test_a_resumed_run_ends_where_a_whole_one_does(
+    mode: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.py itself, its pictures left out."""
+    cfg = tmp_path / "cfg.yaml"
+    cfg.write_text(yaml.safe_dump(described([{"n_win": 3, "num_heads": 2, "topk": 2, **listed(MODES[mode])}])))
+    given = {"data": str(squares), "cfg": str(cfg), "project": str(tmp_path / "runs"), **BASE}
+    monkeypatch.setattr("utils.training.setup.subscribe_loggers", lambda *args: None)
+    monkeypatch.setattr(train.Run, "finish", lambda self: ())
+    train.run(name="whole", **given)
+    saved = train.Keeper.save
+
+    def stop_after_the_first_epoch(self: train.Keeper, improved: bool = False) -> None:
+        saved(self, improved)
+        if self.progress.last_epoch == 0:
+            raise Torn
+
+    with monkeypatch.context() as patch, pytest.raises(Torn):
+        patch.setattr(train.Keeper, "save", stop_after_the_first_epoch)
+        train.run(name="cut", **given)
+    train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
+    whole, cut = (load_checkpoint(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
+    assert whole["epoch"] == cut["epoch"] == 1
+    for kind in ("model", "ema"):
+        states = whole[kind]["state_dict"], cut[kind]["state_dict"]
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def listed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As YAML writes them: lists, no tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+
+
+# ---- descriptions
+def attention_of(arguments: list[Any]) -> BiLevelRoutingAttention:
+    return Model(described(arguments), verbose=False).model[3]
+
+
+def test_no_arguments_are_the_defaults() -> None:
+    layer = attention_of([])
+    assert (layer.dim, layer.n_win, layer.num_heads, layer.topk, layer.mask_padding) == (16, 7, 8, 4, False)
+
+
+def test_arguments_by_position_and_by_name() -> None:
+    """The order of positions is the published one; what came later follows it."""
+    by_position = [5, 2, 8, "head", 2, 2, 3, "conv", 3, "qkv", True, True, True, 5, True, True, [3, 2], "reference"]
+    names = (
+        "n_win num_heads qk_dim qk_scale kv_per_win kv_downsample_ratio kv_downsample_kernel kv_downsample_mode topk "
+        "param_attention param_routing diff_routing soft_routing side_dwconv auto_pad mask_padding region_size backend"
+    ).split()
+    layers = attention_of(by_position), attention_of([dict(zip(names, by_position, strict=True))])
+    layers[0].load_state_dict(layers[1].state_dict())
+    x = torch.randn(1, 16, 7, 8)
+    assert torch.equal(layers[0](x), layers[1](x))
+    assert layers[0].region_size == layers[1].region_size == (3, 2)
+    mixed = attention_of([5, 2, {"topk": 3}])
+    assert (mixed.n_win, mixed.num_heads, mixed.topk) == (5, 2, 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_can_be_described(mode: str) -> None:
+    """From text, as people write it; the layer is the one that the same arguments make in Python."""
+    text = yaml.safe_dump(described([{"num_heads": 2, **listed(MODES[mode])}]))
+    found = Model(yaml.safe_load(text), verbose=False).model[3]
+    expected = BiLevelRoutingAttention(16, **{"num_heads": 2, **MODES[mode]})
+    found.load_state_dict(expected.state_dict())
+    x = torch.randn(1, 16, 9, 8)
+    assert torch.equal(found.eval()(x), expected.eval()(x))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [m for m in MISTAKES if "dim" not in getattr(m, "values", m)[0]])
+def test_mistakes_in_a_description_name_the_layer(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"layer 3 .*BiLevelRoutingAttention.*: .*{message}") as caught:
+        attention_of([{"num_heads": 2, **arguments}])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_argument_is_named() -> None:
+    with pytest.raises(ValueError, match="layer 3 .*'top_k'"):
+        attention_of([{"num_heads": 2, "top_k": 3}])
+
+
+# ---- several processes
+@pytest.fixture
+def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A group of one, which needs no launcher."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_gradients_are_the_plain_ones(one_process: None) -> None:
+    """In every mode and without a search for unused parameters: the second step would fail if there were any."""
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for mode in MODES:
+        found = []
+        for wrap in (lambda model: model, DistributedDataParallel):
+            model = detector(mode)
+            net = wrap(model)
+            for step in range(2):
+                torch.manual_seed(step)
+                sum(level.square().mean() for level in net(pictures)).backward()
+            found.append([parameter.grad for parameter in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), mode

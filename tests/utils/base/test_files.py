@@ -1,0 +1,185 @@
+"""Only files are read, only so much of them, and every name stays on its line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.base.files import (
+    LONGEST_NAME,
+    check_size,
+    decoded,
+    file_size,
+    file_stem,
+    folder_name,
+    is_hidden,
+    is_one_line,
+    printable,
+    read_bytes,
+    walk_files,
+)
+
+
+def test_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert printable("") == "" and is_one_line("") and read_bytes(tmp_path / "a", 0) == b""
+    assert list(walk_files(tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a b.jpg", "a b.jpg"),
+        ("图 é 👩‍🔬 \u202f.jpg", "图 é 👩‍🔬 \u202f.jpg"),
+        ("a\nb", "a\\nb"),
+        ("a\x1b[31m", "a\\x1b[31m"),
+        ("\u2028", "\\u2028"),
+        (os.fsdecode(b"\xff"), "\\udcff"),
+        ("\x00", "\\x00"),
+    ],
+)
+def test_names_stay_on_one_line(name: str, shown: str) -> None:
+    assert printable(name) == printable(Path(name)) == shown and is_one_line(name) == (name == shown)
+
+
+def test_what_cannot_be_seen_or_turns_the_line_round_is_shown() -> None:
+    for name in ("a\u202egpj.exe", "a\u200bb\ufeff", "\u2066x\U000e0041", "\u00ad"):
+        assert printable(name) == ascii(name).strip("'") and is_one_line(name)
+    for kept in ("می\u200cخواهم", "שלום\u200f!", "👩\u200d🔬"):
+        assert printable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "folder"),
+    [
+        ("bus (1)", "bus (1)", "bus (1)"),
+        ("图 é.v2", "图 é.v2", "图 é.v2"),
+        ("2024-01-01T12:00", "2024-01-01T12:00", "2024-01-01T12_00"),
+        ("a/b\\c", "a_b\\c", "a_b_c"),
+        ("\x1b]0;own\x07\0\n", "_]0;own___", "_]0;own___"),
+        ("a\u202eb\udcff", "a_b_", "a_b_"),
+        ("", "", "_"),
+        (".", ".", "_"),
+        ("..", "..", "__"),
+        ("../../x", ".._.._x", ".._.._x"),
+        ("end. .", "end. .", "end___"),
+        ("CON", "CON", "_CON"),
+        ("nul.txt", "nul.txt", "_nul.txt"),
+        ("com1", "com1", "_com1"),
+        ("LPT9 .x", "LPT9 .x", "_LPT9 .x"),
+        ("console", "console", "console"),
+    ],
+)
+def test_names_made_of_anything(name: str, stem: str, folder: str) -> None:
+    assert (file_stem(name), folder_name(name)) == (stem, folder)
+
+
+def test_long_names_stay_different_and_fit() -> None:
+    for letter in ("x", "é", "图", "👩"):
+        names = [letter * 300 + end for end in ("a", "b")]
+        for make in (file_stem, folder_name):
+            made = [make(name) for name in names]
+            assert len(set(made)) == 2 and all(len(name.encode()) <= LONGEST_NAME for name in made)
+            assert all(name.startswith(letter * 50) for name in made)
+    assert file_stem("x" * LONGEST_NAME) == "x" * LONGEST_NAME
+
+
+@given(st.text())
+def test_folders_can_be_made_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    place = tmp_path_factory.getbasetemp() / "any"
+    made = place / folder_name(text)
+    made.mkdir(parents=True, exist_ok=True)
+    assert made.resolve().parent == place.resolve() and folder_name(made.name) == made.name
+
+
+@given(st.text())
+def test_what_is_printable_stays_so(text: str) -> None:
+    once = printable(text)
+    assert is_one_line(once) and printable(once) == once and len(once.splitlines()) <= 1
+    once.encode()
+
+
+def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as plug:
+        monkeypatch.chdir(tmp_path)  # the path of a socket may only be short
+        plug.bind("plug")
+        cases = {"pipe": "a pipe", "plug": "a socket", ".": "a folder", "/dev/zero": "a device", "a\0b": "NUL"}
+        for name, kind in cases.items():
+            with pytest.raises(ValueError, match=kind):
+                read_bytes(tmp_path / name if "\0" not in name else name, 10)
+    for name in ("loop", "none"):
+        with pytest.raises(OSError):
+            file_size(tmp_path / name, 10)
+
+
+def test_no_more_than_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "a", 5) == b"12345" and file_size(tmp_path / "a", 5) == 5
+    with pytest.raises(ValueError, match="its 5 bytes are more than the 4 that are read"):
+        read_bytes(tmp_path / "a", 4)
+    check_size(5, 5)
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "a", 1 << 40) == b"12345" and tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="more than"):
+        read_bytes(tmp_path / "huge", 1 << 20)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="only Linux has files whose size is told as 0")
+def test_files_whose_size_means_nothing_are_read_whole() -> None:
+    assert read_bytes("/proc/version", 1000) == Path("/proc/version").read_bytes()
+    with pytest.raises(ValueError, match="more than the 9 that"):
+        read_bytes("/proc/version", 9)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    for name in ("a/x", "a/b/y", "far/z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    (tmp_path / "a/here").symlink_to(".")
+    (tmp_path / "a/far").symlink_to(tmp_path / "far")
+    (tmp_path / "far/back").symlink_to(tmp_path / "a")
+    (tmp_path / "a/once more").symlink_to(tmp_path / "far")
+    (tmp_path / "a/loop").symlink_to("loop")
+    found = sorted(os.path.relpath(name, tmp_path / "a") for name in walk_files(tmp_path / "a"))
+    assert found == ["b/y", "far/z", "loop", "once more/z", "x"]
+
+
+def test_folders_linked_to_each_other_do_not_multiply_without_end(tmp_path: Path) -> None:
+    """Twelve folders with links to all others make 12! paths."""
+    for name in range(12):
+        (tmp_path / str(name)).mkdir()
+        (tmp_path / str(name) / "file").touch()
+        for other in range(12):
+            (tmp_path / str(name) / f"to {other}").symlink_to(tmp_path / str(other))
+    assert 12 <= len(list(walk_files(tmp_path))) <= 12 * 64
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_as_windows_writes_it(coding: str) -> None:
+    mark = "\ufeff" if coding == "utf-16-be" else ""
+    assert decoded((mark + "螺栓 1\r\n").encode(coding)) == "螺栓 1\r\n" and decoded(b"") == ""
+
+
+def test_text_of_another_coding_says_what_to_do() -> None:
+    with pytest.raises(UnicodeError, match="^it is not text in UTF-8; save it as UTF-8$"):
+        decoded("螺栓".encode("gbk"))
+
+
+@pytest.mark.parametrize(
+    "path, hidden",
+    [("a.jpg", 0), ("._a.jpg", 1), (".ipynb_checkpoints/a.jpg", 1), ("__MACOSX/a.jpg", 1), ("b..c/d.jpg", 0)],
+)
+def test_hidden_is_what_lies_hidden_below_the_folder(path: str, hidden: int) -> None:
+    assert is_hidden(f".cache/set/{path}", ".cache/set") == bool(hidden)

@@ -1,0 +1,426 @@
+"""Pictures and labels must move together: painted objects are looked for in the pixels afterwards."""
+
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.base.config import Hyp
+from utils.data import augmentations
+from utils.data.augmentations import (
+    Albumentations,
+    augment_hsv,
+    copy_paste,
+    cutout,
+    flip_left_right,
+    flip_up_down,
+    hist_equalize,
+    letterbox,
+    mixup,
+    mosaic4,
+    mosaic9,
+    random_perspective,
+    train_transforms,
+    warp_image,
+)
+from utils.data.warp import Sample, Warp
+
+STILL = replace(Hyp(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0, perspective=0.0, mosaic9=0.0)
+ZOOM = replace(STILL, scale=0.5, translate=0.1)
+TURN = replace(ZOOM, degrees=25.0, shear=5.0)
+TILT = replace(TURN, perspective=0.0004)
+COLOURS = np.array([(b, g, r) for b in (0, 255) for g in (0, 255) for r in (0, 255)], np.uint8)
+PALETTE = np.concatenate((COLOURS, np.full((1, 3), 114))).astype(np.int32)
+OCTAGON = np.array(((1, -0.5), (1, 0.5), (0.5, 1), (-0.5, 1), (-1, 0.5), (-1, -0.5), (-0.5, -1), (0.5, -1)))
+NO_LABELS = np.zeros((0, 5), np.float32)
+
+
+def noise(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def painted(kinds: list[int], shape: tuple[int, int], rng: np.random.Generator, polygon: bool = False) -> Sample:
+    """A grey picture, one object of colour COLOURS[kind] per kind, side by side: boxes, or octagons with polygons."""
+    height, width = shape
+    image = np.full((height, width, 3), 114, np.uint8)
+    labels, segments = [], []
+    room = width // max(len(kinds), 1)
+    for place, kind in enumerate(kinds):
+        side = rng.integers(12, min(room, height) - 3, 2) & ~1
+        x1, y1 = rng.integers((place * room, 0), (place * room + room - side[0], height - side[1]), endpoint=True)
+        x2, y2 = x1 + side[0], y1 + side[1]
+        if polygon:
+            middle = np.array((x1 + x2, y1 + y2)) / 2
+            corners = middle + OCTAGON * side / 2
+            pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1)
+            offset = abs(pixels - middle) / (side / 2)
+            inside = (offset <= 1).all(-1) & (offset.sum(-1) <= 1.5)
+        else:
+            corners, inside = np.zeros((0, 2)), np.zeros((height, width), bool)
+            inside[y1:y2, x1:x2] = True
+        image[inside] = COLOURS[kind]
+        labels.append((kind, x1, y1, x2, y2))
+        segments.append(corners.astype(np.float32))
+    return Sample(image, np.array(labels, np.float32).reshape(-1, 5), tuple(segments))
+
+
+def extents(image: np.ndarray) -> dict[int, np.ndarray]:
+    """kind -> xyxy of the pixels nearest to its colour."""
+    distance = ((image[:, :, None].astype(np.int32) - PALETTE) ** 2).sum(-1)
+    nearest = distance.argmin(-1)
+    found = {}
+    for kind in range(len(COLOURS)):
+        rows, cols = np.nonzero(nearest == kind)
+        if len(rows):
+            found[kind] = np.array((cols.min(), rows.min(), cols.max() + 1, rows.max() + 1))
+    return found
+
+
+def check_labels_on_pixels(sample: Sample, slack: float) -> None:
+    """Every label bounds the pixels of its colour, and no whole object lacks a label.
+
+    Where the picture's edge cuts an object, a narrow tip may show less than half a pixel at its end: more slack.
+    """
+    height, width = sample.image.shape[:2]
+    found = extents(sample.image)
+    labelled = [int(kind) for kind in sample.labels[:, 0]]
+    assert len(set(labelled)) == len(labelled)
+    assert len(sample.segments) == len(labelled)
+    for kind, *box in sample.labels:
+        is_cut = min(box) < 1 or box[2] > width - 1 or box[3] > height - 1
+        np.testing.assert_allclose(box, found[int(kind)], atol=7 if is_cut else slack, err_msg=f"kind {kind}")
+    for kind, (x1, y1, x2, y2) in found.items():
+        is_cut = min(x1, y1) == 0 or x2 == width or y2 == height
+        assert kind in labelled or is_cut or min(x2 - x1, y2 - y1) <= 2, f"object {kind} lost its label"
+
+
+# ---------------------------------------------------------------------------------------------------- letterbox
+@pytest.mark.parametrize(
+    ("kwargs", "shape", "ratio", "pad"),
+    [
+        ({}, (64, 64), (0.64, 0.64), (0, 13)),
+        ({"auto": False}, (64, 64), (0.64, 0.64), (0, 13)),
+        ({"auto": False, "scaleFill": True}, (64, 64), (0.64, 64 / 60), (0, 0)),
+        ({"stride": 16}, (48, 64), (0.64, 0.64), (0, 5)),
+    ],
+)
+def test_letterbox_worked_examples(kwargs: dict, shape: tuple, ratio: tuple, pad: tuple):
+    image, got_ratio, got_pad = letterbox(noise(0, 60, 100), 64, **kwargs)
+    assert image.shape == (*shape, 3) and image.dtype == np.uint8
+    assert got_ratio == pytest.approx(ratio) and got_pad == pytest.approx(pad)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 900)])
+def test_letterbox_of_extreme_shapes(shape: tuple[int, int]):
+    image, _, _ = letterbox(np.zeros((*shape, 3), np.uint8), (64, 96), auto=False)
+    assert image.shape == (64, 96, 3)
+
+
+def test_letterbox_of_a_fitting_picture_is_that_picture():
+    image = noise(1, 64, 96)
+    assert letterbox(image, (64, 96), auto=False)[0] is image
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(20, 300), st.integers(20, 300), st.booleans(), st.booleans())
+def test_letterbox_says_where_things_are(height: int, width: int, auto: bool, scaleup: bool):
+    """A box painted into the picture is found where ratio and padding put it."""
+    image = np.full((height, width, 3), 114, np.uint8)
+    box = np.array((width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2))
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    out, ratio, pad = letterbox(image, (160, 192), auto=auto, scaleup=scaleup)
+    assert out.shape[0] <= 160 and out.shape[1] <= 192
+    assert not auto or (out.shape[0] - 160) % 32 == (out.shape[1] - 192) % 32 == 0
+    rows, cols = np.nonzero(out[..., 0] > 184)
+    found = np.array((cols.min(), rows.min(), cols.max() + 1, rows.max() + 1))
+    np.testing.assert_allclose(found, box * (ratio * 2) + pad * 2, atol=1.6)
+    np.testing.assert_allclose((found - pad * 2) / (ratio * 2), box, atol=1.6 / min(ratio))
+
+
+# ------------------------------------------------------------------------------------------------------- colour
+def test_hsv_without_gains_changes_nothing():
+    image = noise(2)
+    np.testing.assert_array_equal(augment_hsv(image, 0, 0, 0, np.random.default_rng(0)), image)
+
+
+def test_hsv_against_its_formula():
+    image, gains = noise(3), (0.1, 0.7, 0.4)
+    before = image.copy()
+    out = augment_hsv(image, *gains, np.random.default_rng(7))
+    factors = 1 + np.random.default_rng(7).uniform(-1, 1, 3) * gains
+    hsv = cv2.cvtColor(before, cv2.COLOR_BGR2HSV).astype(float) * factors
+    hsv[..., 0] %= 180
+    expected = cv2.cvtColor(np.minimum(hsv, 255).astype(np.uint8), cv2.COLOR_HSV2BGR)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_brightness_factor_is_within_its_gain():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    rng = np.random.default_rng(0)
+    levels = [augment_hsv(image, 0, 0, 0.4, rng)[0, 0, 0] for _ in range(300)]
+    assert 60 <= min(levels) < 66 and 134 < max(levels) <= 140
+
+
+@pytest.mark.parametrize("clahe", [True, False])
+def test_equalising_spreads_the_levels(clahe: bool):
+    dull = (noise(4) // 8 + 100).astype(np.uint8)
+    out = hist_equalize(dull, clahe=clahe, bgr=True)
+    assert out.shape == dull.shape and out.std() > 1.5 * dull.std()
+
+
+# -------------------------------------------------------------------------------------------------------- flips
+@pytest.mark.parametrize("flip", [flip_left_right, flip_up_down])
+@pytest.mark.parametrize("kinds", [[], [1, 4, 6]])
+def test_flipping_twice_is_nothing(flip, kinds: list[int]):
+    sample = painted(kinds, (60, 120), np.random.default_rng(0), polygon=True)
+    twice = flip(flip(sample))
+    np.testing.assert_array_equal(twice.image, sample.image)
+    np.testing.assert_array_equal(twice.labels, sample.labels)
+    for now, before in zip(twice.segments, sample.segments, strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.parametrize("flip", [flip_left_right, flip_up_down])
+def test_flips_carry_labels_along(flip):
+    sample = painted([1, 4, 6], (60, 121), np.random.default_rng(1))
+    flipped = flip(sample)
+    check_labels_on_pixels(flipped, 0)
+    assert not np.array_equal(flipped.labels, sample.labels)
+
+
+# ------------------------------------------------------------------------------------------------- perspective
+def test_perspective_of_a_picture_without_labels():
+    out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
+    assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
+
+
+def test_still_perspective_changes_nothing():
+    sample = painted([2, 5], (60, 100), np.random.default_rng(2))
+    out = random_perspective(sample, STILL, np.random.default_rng(0))
+    np.testing.assert_array_equal(out.image, sample.image)
+    np.testing.assert_array_equal(out.labels, sample.labels)
+
+
+def test_border_cuts_the_edges_off():
+    sample = painted([2, 5], (120, 160), np.random.default_rng(3))
+    out = random_perspective(sample, STILL, np.random.default_rng(0), border=(-10, -20))
+    np.testing.assert_array_equal(out.image, sample.image[10:-10, 20:-20])
+    check_labels_on_pixels(out, 0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(ZOOM, False), (ZOOM, True), (TURN, True), (TILT, True)]))
+def test_perspective_moves_pixels_and_labels_alike(seed: int, case: tuple[Hyp, bool]):
+    hyp, polygon = case
+    rng = np.random.default_rng(seed)
+    sample = painted([0, 3, 5], (100, 200), rng, polygon)
+    check_labels_on_pixels(random_perspective(sample, hyp, rng), slack=1.8 if polygon else 1.2)
+
+
+def test_half_the_size_is_the_mean_of_four_pixels():
+    """Pixels and labels share one origin, the edge of the first pixel; v6.1 was a quarter pixel off here."""
+    image = noise(7, 40, 60)
+    half = warp_image(image, Warp(np.diag((0.5, 0.5, 1.0)), 0.5, (30, 20)))
+    expected = image.reshape(20, 2, 30, 2, 3).mean((1, 3))
+    assert abs(half - expected).max() <= 1
+
+
+# ------------------------------------------------------------------------------------------------------ mosaics
+def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[Sample]:
+    """Pictures with `size` as long side; the first is empty, the next eight objects are spread over the others."""
+    rng = np.random.default_rng(seed)
+    kinds = [[], [0, 1], [2, 3, 4], [5, 6]] if count == 4 else [[], *([kind] for kind in range(8))]
+    shapes = [(size, rng.integers(size // 2, size + 1))[:: rng.choice((-1, 1))] for _ in kinds]
+    return [painted(kind, tuple(map(int, shape)), rng, polygon) for kind, shape in zip(kinds, shapes, strict=True)]
+
+
+@pytest.mark.parametrize(("mosaic", "count"), [(mosaic4, 4), (mosaic9, 9)])
+def test_mosaic_of_empty_pictures(mosaic, count: int):
+    out = mosaic([Sample(noise(i, 32, 20), NO_LABELS) for i in range(count)], 32, ZOOM, np.random.default_rng(0))
+    assert out.image.shape == (32, 32, 3) and out.labels.shape == (0, 5) and out.segments == ()
+
+
+@pytest.mark.parametrize("mosaic", [mosaic4, mosaic9])
+def test_mosaic_of_too_few_pictures(mosaic):
+    with pytest.raises(ValueError, match="pictures, got 2"):
+        mosaic([Sample(noise(0), NO_LABELS)] * 2, 32, ZOOM, np.random.default_rng(0))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(mosaic4, 4), (mosaic9, 9)]),
+    st.sampled_from([(STILL, False), (ZOOM, False), (ZOOM, True), (TURN, True), (TILT, True)]),
+)
+def test_mosaic_labels_lie_on_their_objects(seed: int, kind: tuple, case: tuple[Hyp, bool]):
+    (mosaic, count), (hyp, polygon) = kind, case
+    samples = tiles(count, seed, polygon)
+    out = mosaic(samples, 96, hyp, np.random.default_rng(seed))
+    assert out.image.shape == (96, 96, 3)
+    check_labels_on_pixels(out, slack=1.8 if polygon else 1.2)
+
+
+def test_mosaic_of_boxes_and_polygons_together():
+    """One tile with polygons among tiles with boxes: v6.1 gave its boxes to the others' labels."""
+    for seed in range(20):
+        samples = tiles(4, seed)
+        samples[2] = painted([2, 3, 4], (96, 96), np.random.default_rng(seed), polygon=True)
+        check_labels_on_pixels(mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)), slack=1.8)
+
+
+def test_mosaic_shows_every_tile_in_turn():
+    samples = tiles(4, 0)
+    seen = set()
+    for seed in range(40):
+        seen |= set(mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0].astype(int))
+    assert seen == set(range(7))
+
+
+@pytest.mark.parametrize("hyp", [STILL, ZOOM, TURN, replace(ZOOM, translate=0.9)])
+def test_drawing_only_what_is_seen_changes_nothing(hyp: Hyp, monkeypatch: pytest.MonkeyPatch):
+    samples = [Sample(cv2.GaussianBlur(noise(i, 64, 64), (5, 5), 2), NO_LABELS) for i in range(4)]
+    partly = [mosaic4(samples, 64, hyp, np.random.default_rng(seed)).image for seed in range(15)]
+    monkeypatch.setattr(augmentations, "_window", lambda warp, side: (0, 0, side, side))
+    whole = [mosaic4(samples, 64, hyp, np.random.default_rng(seed)).image for seed in range(15)]
+    assert np.abs(np.stack(partly).astype(int) - np.stack(whole)).max() <= 2  # sub-pixel steps are rounded
+
+
+def test_mosaic_pastes_copies():
+    samples = tiles(4, 5, polygon=True)
+    plain = mosaic4(samples, 96, STILL, np.random.default_rng(1))
+    pasted = mosaic4(samples, 96, replace(STILL, copy_paste=1.0), np.random.default_rng(1))
+    assert len(pasted.labels) > len(plain.labels)
+    assert len(pasted.segments) == len(pasted.labels)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_seed_one_result(seed: int):
+    hyp = replace(TILT, copy_paste=0.5, flipud=0.5)
+    first, second = (
+        train_transforms(mosaic4(tiles(4, 3, True), 96, hyp, rng), hyp, rng)
+        for rng in (np.random.default_rng(seed), np.random.default_rng(seed))
+    )
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_transforms_leave_their_input_alone():
+    samples = tiles(4, 3, polygon=True)
+    before = [(sample.image.copy(), sample.labels.copy()) for sample in samples]
+    hyp, rng = replace(TURN, copy_paste=1.0), np.random.default_rng(0)
+    for sample in samples:
+        cutout(copy_paste(train_transforms(sample, hyp, rng), 1.0, rng), 1.0, rng)
+        random_perspective(sample, hyp, rng)
+    mosaic4(samples, 96, hyp, rng)
+    for sample, (image, labels) in zip(samples, before, strict=True):
+        np.testing.assert_array_equal(sample.image, image)
+        np.testing.assert_array_equal(sample.labels, labels)
+
+
+# ------------------------------------------------------------------------------------------------ mixed pictures
+def test_mixup_with_an_empty_picture_keeps_the_labels():
+    sample = painted([1, 2], (48, 64), np.random.default_rng(0))
+    mixed = mixup(Sample(noise(1), NO_LABELS), sample, np.random.default_rng(0))
+    np.testing.assert_array_equal(mixed.labels, sample.labels)
+
+
+def test_mixup_blends_about_half_and_half():
+    first, second = (painted(kinds, (48, 64), np.random.default_rng(1), True) for kinds in ([0, 1], [6]))
+    mixed = mixup(first, second, np.random.default_rng(5))
+    share = np.random.default_rng(5).beta(32, 32)
+    expected = share * first.image.astype(float) + (1 - share) * second.image
+    assert 0.2 < share < 0.8
+    np.testing.assert_allclose(mixed.image, expected, atol=0.51)
+    assert mixed.labels[:, 0].tolist() == [0, 1, 6] and len(mixed.segments) == 3
+
+
+def test_mixup_refuses_different_sizes():
+    with pytest.raises(ValueError, match="one size"):
+        mixup(Sample(noise(0), NO_LABELS), Sample(noise(0, 50, 50), NO_LABELS), np.random.default_rng(0))
+
+
+def test_copy_paste_without_polygons_does_nothing():
+    sample = painted([1, 2], (60, 120), np.random.default_rng(0))
+    assert copy_paste(sample, 1.0, np.random.default_rng(0)) is sample
+
+
+@pytest.mark.parametrize("kind", [0, 5])  # 0 is black, which v6.1 did not copy
+def test_copy_paste_pastes_the_mirror_image(kind: int):
+    sample = painted([kind], (60, 64), np.random.default_rng(0), polygon=True)
+    image = np.full((60, 200, 3), 114, np.uint8)
+    image[:, :64] = sample.image
+    pasted = copy_paste(Sample(image, sample.labels, sample.segments), 1.0, np.random.default_rng(0))
+    mirrored = flip_left_right(Sample(image, sample.labels, sample.segments))
+    np.testing.assert_array_equal(pasted.labels, np.concatenate((sample.labels, mirrored.labels)))
+    expected = np.where(image == 114, mirrored.image, image)
+    assert (pasted.image != expected).any(-1).sum() <= 12  # the slanting edges are rounded
+    np.testing.assert_allclose(pasted.segments[1], mirrored.segments[0])
+
+
+def test_copy_paste_spares_what_it_would_hide():
+    centred = np.array(((30, 10), (70, 10), (70, 50), (30, 50)), np.float32)
+    sample = Sample(noise(0, 60, 100), np.array([(0, 30, 10, 70, 50)], np.float32), (centred,))
+    assert len(copy_paste(sample, 1.0, np.random.default_rng(0)).labels) == 1
+
+
+def test_copy_paste_takes_its_share():
+    many = [np.array(((x, 2), (x + 3, 2), (x + 3, 9), (x, 9)), np.float32) for x in range(0, 40, 4)]
+    labels = np.array([(0, *points.min(0), *points.max(0)) for points in many], np.float32)
+    out = copy_paste(Sample(noise(0, 12, 100), labels, tuple(many)), 0.3, np.random.default_rng(0))
+    assert len(out.labels) == 13
+
+
+def test_cutout_hides_and_drops():
+    rng = np.random.default_rng(0)
+    sample = painted([1, 2, 3], (80, 160), rng)
+    assert cutout(sample, 0.0, rng) is sample
+    counts = []
+    for _ in range(30):
+        out = cutout(sample, 1.0, rng)
+        assert len(out.segments) == len(out.labels)
+        for kind, x1, y1, x2, y2 in out.labels.astype(int):
+            assert (out.image[y1:y2, x1:x2] == COLOURS[kind]).all(-1).mean() >= 0.4 - 1e-6
+        counts.append(len(out.labels))
+    assert 0 < np.mean(counts) < 3
+
+
+# ------------------------------------------------------------------------------------------- after the geometry
+def test_train_transforms_of_a_picture_without_labels():
+    out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0))
+    assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(("flipud", "fliplr"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_flips_by_probability(flipud: float, fliplr: float):
+    image = noise(6)
+    hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=flipud, fliplr=fliplr)
+    out = train_transforms(Sample(image, NO_LABELS), hyp, np.random.default_rng(0)).image
+    expected = image[:: -1 if flipud else 1, :: -1 if fliplr else 1]
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_extra_effects_come_first():
+    def blacken(sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, image=np.zeros_like(sample.image))
+
+    out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0), extra=blacken)
+    assert not out.image.any()
+
+
+def test_albumentations_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    with pytest.raises(ValueError, match="albumentations above 0 in the hyp file.* pip install"):
+        Albumentations()
+
+
+def test_albumentations_follow_the_generator():
+    pytest.importorskip("albumentations", minversion="2.0")
+    effects, sample = Albumentations(p=0.5), Sample(noise(0), NO_LABELS)
+    first, second = ([effects(sample, np.random.default_rng(seed)).image for seed in range(12)] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert len({image.tobytes() for image in first}) > 6, "the effects come one by one, not all or none"

@@ -1,0 +1,466 @@
+"""Items, batches, loaders, samplers and picture caches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.base.config import DataConfig
+from utils.data.collate import Batch, rect_shapes
+from utils.data.datasets import DetectionDataset, LoadImagesAndLabels, create_dataloader
+from utils.data.image_cache import DiskCache, MemoryCache
+from utils.data.samplers import EpochSampler, SampleKey
+from utils.images.reading import fit_longest, read_image
+from utils.prepare.dataset_tools import autosplit, dataset_stats, extract_boxes
+
+ALL_ON = {"mosaic": 0.8, "mosaic9": 0.3, "mixup": 0.5, "copy_paste": 0.5, "degrees": 5.0, "flipud": 0.2}
+SIZES = ((64, 48), (48, 64), (100, 60), (40, 40), (200, 20), (33, 77), (64, 48), (120, 80), (50, 90), (64, 64))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten noisy pictures of several shapes; each has a white box, some as polygons, picture 3 none at all."""
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(SIZES):
+        image = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+        x1, y1, x2, y2 = width // 4, height // 4, width * 3 // 4, height * 3 // 4
+        image[y1:y2, x1:x2] = 255
+        kind, x1, y1, x2, y2 = number % 3, x1 / width, y1 / height, x2 / width, y2 / height
+        row = f"{kind} {(x1 + x2) / 2} {(y1 + y2) / 2} {x2 - x1} {y2 - y1}"
+        row = f"{kind} {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}" if number % 4 == 1 else row
+        for kind_of, name, write in (("images", f"{number}.png", None), ("labels", f"{number}.txt", row)):
+            path = tmp_path / "set" / kind_of / "train" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), image) if write is None else path.write_text("" if number == 3 else write)
+    return tmp_path / "set/images/train"
+
+
+def same(first: Batch, second: Batch) -> bool:
+    equal = torch.equal(first.images, second.images) and torch.equal(first.targets, second.targets)
+    return equal and first.paths == second.paths and first.shapes == second.shapes
+
+
+def bright_box(image: torch.Tensor) -> tuple[float, ...]:
+    """x1, y1, x2, y2 around the white pixels of a (3, H, W) picture."""
+    ys, xs = np.nonzero(image.numpy().min(0) > 180)
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+
+
+def label_box(targets: torch.Tensor, image: torch.Tensor) -> np.ndarray:
+    x, y, w, h = targets[0, 2:].numpy()
+    height, width = image.shape[1:]
+    return np.array([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
+
+
+# ---- nothing there ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images in"):
+        create_dataloader(tmp_path, 64, 2, 32)
+
+
+def test_pictures_without_labels_make_empty_targets(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    for augment in (False, True):
+        loader, _ = create_dataloader(tmp_path, 64, 8, 32, augment=augment, hyp=ALL_ON, workers=0)
+        (batch,) = loader
+        assert batch.images.shape == (1, 3, 64, 64) and batch.targets.shape == (0, 6)
+
+
+# ---- items -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_lie_on_their_objects_after_letterbox(folder: Path) -> None:
+    for rect in (False, True):
+        dataset = DetectionDataset(folder, 96, 4, rect=rect)
+        for position in range(len(dataset)):
+            image, targets, path, _, _ = dataset[position]
+            if Path(path).stem != "3":
+                np.testing.assert_allclose(label_box(targets, image), bright_box(image), atol=2.5)
+
+
+def test_labels_lie_on_their_objects_after_a_mirror(folder: Path) -> None:
+    still = {key: 0.0 for key in ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")}
+    for flip in ("fliplr", "flipud"):
+        dataset = DetectionDataset(folder, 96, 4, True, {**still, flip: 1.0})
+        image, targets, *_ = dataset[0]
+        np.testing.assert_allclose(label_box(targets, image), bright_box(image), atol=2.5)
+
+
+def test_shapes_lead_back_to_the_picture(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 96, 4)
+    image, _, _, ((height, width), ((ratio_h, ratio_w), (pad_x, pad_y))), _ = dataset[2]
+    assert (width, height) == SIZES[2] and image.shape == (3, 96, 96)
+    assert ratio_w == pytest.approx(0.96) and ratio_h == pytest.approx(0.95)  # 100 x 60 -> 96 x 57, truncated
+    assert pad_x == 0 and pad_y == pytest.approx((96 - 57) / 2)
+
+
+def test_the_item_is_rgb(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), (250, 10, 20)).save(tmp_path / "a.png")
+    image = DetectionDataset(tmp_path, 32)[0].image
+    assert image.dtype == torch.uint8 and image[:, 5, 5].tolist() == [250, 10, 20]
+
+
+def test_an_item_depends_on_its_key_only(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64, 4, True, ALL_ON, seed=5)
+    first = [dataset[SampleKey(i, 2)] for i in range(10)]
+    other_order = [dataset[SampleKey(i, 2)] for i in reversed(range(10))][::-1]
+    for item, again in zip(first, other_order, strict=True):
+        assert torch.equal(item.image, again.image) and torch.equal(item.targets, again.targets)
+    changed = [SampleKey(0, 3), SampleKey(0, 2, repeat=1), SampleKey(0, 2, plain=True)]
+    assert all(not torch.equal(first[0].image, dataset[key].image) for key in changed)
+    assert not torch.equal(first[0].image, DetectionDataset(folder, 64, 4, True, ALL_ON, seed=6)[SampleKey(0, 2)].image)
+
+
+def test_targets_stay_inside(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64, 4, True, ALL_ON)
+    for epoch in range(4):
+        for position in range(10):
+            targets = dataset[SampleKey(position, epoch)].targets
+            corners = torch.cat((targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2))
+            assert targets.shape[1] == 6 and corners.ge(-1e-6).all() and corners.le(1 + 1e-6).all()
+
+
+def test_boxes_over_the_edge_are_cut_there(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("0 .9 .5 .4 .5")
+    row = DetectionDataset(tmp_path, 64)[0].targets[0, 2:]
+    np.testing.assert_allclose(row, [0.85, 0.5, 0.3, 0.5], atol=1e-4)
+
+
+def test_plain_items_show_one_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = DetectionDataset(folder, 64, 4, True, {**ALL_ON, "mosaic": 1.0})
+    assert dataset[SampleKey(0)].shapes is None
+    monkeypatch.setattr("utils.data.datasets.mosaic4", lambda *_: pytest.fail("mosaic"))
+    monkeypatch.setattr("utils.data.datasets.mosaic9", lambda *_: pytest.fail("mosaic"))
+    assert dataset[SampleKey(0, plain=True)].shapes is not None
+
+
+def test_a_picture_lost_after_the_check_is_grey_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = DetectionDataset(folder, 64, 4)
+    (folder / "2.png").write_bytes(b"")
+    item = dataset[2]
+    assert (item.image == 114).all() and len(item.targets) == 0 and "2.png: empty file" in caplog.text
+
+
+def test_one_class_and_too_many_classes(folder: Path) -> None:
+    labels = np.concatenate(DetectionDataset(folder, single_cls=True, nc=1).labels)
+    assert len(labels) == 9 and (labels[:, 0] == 0).all()
+    with pytest.raises(ValueError, match=r"2\.txt:1: class 2"):
+        DetectionDataset(folder, nc=2)
+
+
+def test_old_names(folder: Path) -> None:
+    dataset = LoadImagesAndLabels(str(folder), 64, 4)
+    assert len(dataset) == dataset.n == len(dataset.labels) == len(dataset.segments) == len(dataset.img_files) == 10
+    assert dataset.shapes.tolist() == [list(map(float, size)) for size in SIZES]
+    assert [Path(file).name for file in dataset.label_files] == [f"{i}.txt" for i in range(10)]
+    assert dataset.indices.tolist() == list(range(10)) and not dataset.rect and dataset.batch_shapes is None
+
+
+# ---- rectangular batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pad", "expected"),
+    [
+        ([(300, 400)], 0.5, [[672, 512]]),
+        ([(300, 400)], 0.0, [[640, 480]]),
+        ([(400, 300)], 0.0, [[480, 640]]),
+        ([(400, 300), (300, 400)], 0.0, [[640, 640]]),
+        ([(400, 300), (400, 200), (300, 400)], 0.0, [[480, 640], [640, 480]]),
+    ],
+)
+def test_rectangular_shapes(sizes: list, pad: float, expected: list) -> None:
+    assert rect_shapes(np.array(sizes), 2, 640, 32, pad).tolist() == expected
+
+
+def test_rectangular_batches_share_their_shape_and_waste_little(folder: Path) -> None:
+    loader, dataset = create_dataloader(folder, 96, 3, 32, rect=True, pad=0.5, workers=0)
+    aspect = dataset.shapes[:, 1] / dataset.shapes[:, 0]
+    assert (np.diff(aspect) >= 0).all()
+    batches = list(loader)
+    assert [len(batch.images) for batch in batches] == [3, 3, 3, 1]
+    assert [list(batch.images.shape[2:]) for batch in batches] == dataset.batch_shapes.tolist()
+    assert sorted(path for batch in batches for path in batch.paths) == sorted(dataset.img_files)
+
+
+def test_rectangular_training_shuffles_whole_batches(folder: Path) -> None:
+    loader, dataset = create_dataloader(folder, 96, 3, 32, rect=True, augment=True, shuffle=True, workers=0)
+    orders = []
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        orders.append(tuple(path for batch in loader for path in batch.paths))
+    assert len(set(orders)) > 1 and all(sorted(order) == sorted(dataset.img_files) for order in orders)
+
+
+# ---- samplers --------------------------------------------------------------------------------------------------------
+
+
+def keys(sampler: EpochSampler) -> list[int]:
+    return [key.index for key in sampler]
+
+
+def test_epochs_differ_and_repeat(folder: Path) -> None:
+    sampler = EpochSampler(np.arange(20), shuffle=True, seed=1)
+    first = keys(sampler)
+    sampler.set_epoch(1, plain=True)
+    assert sorted(first) == sorted(keys(sampler)) == list(range(20)) and first != keys(sampler)
+    assert all(key.plain and key.epoch == 1 for key in sampler)
+    sampler.set_epoch(0)
+    assert keys(sampler) == first
+    assert keys(EpochSampler(np.arange(5))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_ranks_share_the_work_evenly(world: int, grouped: bool, shuffle: bool) -> None:
+    samplers = [
+        EpochSampler(np.arange(11), shuffle=shuffle, rank=rank, world_size=world, batch_size=2, grouped=grouped)
+        for rank in range(world)
+    ]
+    shares = [keys(sampler) for sampler in samplers]
+    assert set().union(*shares) == set(range(11))
+    assert [len(sampler) for sampler in samplers] == list(map(len, shares))
+    assert len({-(-len(share) // 2) for share in shares}) == 1, "the same number of batches everywhere"
+    if grouped:
+        batches = [share[start : start + 2] for share in shares for start in range(0, len(share), 2)]
+        assert all(len({index // 2 for index in batch}) == 1 for batch in batches), "batches stay together"
+
+
+def test_weights_choose_pictures_and_partners() -> None:
+    partners = np.arange(400)
+    sampler = EpochSampler(partners, shuffle=True, seed=3)
+    sampler.set_weights(np.where(np.arange(400) < 200, 3.0, 1.0))
+    drawn = keys(sampler)
+    assert 0.65 < np.mean(np.array(drawn) < 200) < 0.85
+    assert sorted(drawn) == sorted(partners.tolist())
+    repeats = Counter(key.index for key in sampler)
+    assert max(key.repeat for key in sampler) == max(repeats.values()) - 1, "a repeated picture is augmented anew"
+    sampler.set_weights(np.zeros(400))
+    assert sorted(keys(sampler)) == list(range(400)) == partners.tolist()
+    for wrong in (np.ones(3), np.full(400, -1.0), np.full(400, np.nan)):
+        with pytest.raises(ValueError, match="image weights must be 400 numbers"):
+            sampler.set_weights(wrong)
+
+
+# ---- loaders ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    runs = []
+    for workers in (0, 1, 2):
+        loader, _ = create_dataloader(
+            folder, 64, 4, 32, augment=True, hyp=ALL_ON, workers=workers, shuffle=True, image_weights=True, seed=7
+        )
+        assert loader.num_workers == workers
+        batches = []
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch, plain=epoch == 2)
+            loader.sampler.set_weights(None if epoch == 0 else np.arange(10.0))
+            batches.extend(loader)
+        runs.append(batches)
+    assert len(runs[0]) == 9
+    for other in runs[1:]:
+        assert all(same(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_a_new_epoch_takes_effect_at_once(folder: Path) -> None:
+    loader, _ = create_dataloader(folder, 64, 4, 32, workers=1, shuffle=True)
+    seen = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        seen.append([path for batch in loader for path in batch.paths])
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_batches_number_their_pictures(folder: Path) -> None:
+    loader, dataset = create_dataloader(folder, 64, 4, 32, workers=0)
+    assert len(loader) == 3
+    for batch in loader:
+        names = [Path(batch.paths[int(number)]).stem for number in batch.targets[:, 0]]
+        assert "3" not in names and [int(name) % 3 for name in names] == batch.targets[:, 1].int().tolist()
+    loader, _ = create_dataloader(folder, 64, 99, 32, workers=0)
+    assert len(loader) == 1 and len(next(iter(loader)).images) == 10
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 10])
+def test_quads(folder: Path, batch_size: int) -> None:
+    loader, dataset = create_dataloader(folder, 64, batch_size, 32, quad=True, workers=0)
+    for batch in loader:
+        assert batch.images.shape[2:] == (128, 128)
+        assert len(batch.images) == len(batch.paths) == len(batch.shapes)
+        assert (batch.targets[:, 2:] <= 1).all() and (batch.targets[:, 0] < len(batch.images)).all()
+
+
+def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64, 4)
+    four = [dataset[i] for i in range(4)]
+    outcomes = {}
+    for epoch in range(20):
+        moved = [item._replace(key=SampleKey(item.key.index, epoch)) for item in four]
+        batch = dataset.collate_quad(moved)
+        outcomes[len(batch.targets)] = batch
+    assert set(outcomes) == {1, 3}, "one picture's label, or those of the three that have one"
+    large, tiled = outcomes[1], outcomes[3]
+    assert torch.equal(large.targets[:, 2:], four[0].targets[:, 2:])
+    for number, (top, left) in enumerate([(0, 0), (64, 0), (0, 64), (64, 64)]):
+        assert torch.equal(tiled.images[0, :, top : top + 64, left : left + 64], four[number].image)
+    row = four[1].targets[0]
+    expected = [0, row[1], row[2] / 2, row[3] / 2 + 0.5, row[4] / 2, row[5] / 2]
+    np.testing.assert_allclose(tiled.targets[1], expected, atol=1e-6)
+
+
+# ---- picture caches --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_caches_change_nothing_but_the_speed(
+    folder: Path, kind: str, augment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DetectionDataset(folder, 64, 4, augment, ALL_ON)
+    cached = DetectionDataset(folder, 64, 4, augment, ALL_ON, cache=kind)
+    assert type(cached._cache) is (MemoryCache if kind == "ram" else DiskCache)
+    expected = [plain[i] for i in range(10)]
+    monkeypatch.setattr("utils.data.label_arrays.read_image", lambda *_: pytest.fail("read again"))
+    for item, wanted in zip((cached[i] for i in range(10)), expected, strict=True):
+        assert torch.equal(item.image, wanted.image) and item.shapes == wanted.shapes
+
+
+def test_disk_cache_tells_pictures_sizes_and_versions_apart(tmp_path: Path) -> None:
+    for name, level in (("s0/0.jpg", 10), ("s1/0.jpg", 100), ("s1/0.png", 200)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (100, 80), (level,) * 3).save(tmp_path / name)
+    for imgsz in (64, 32):
+        dataset = DetectionDataset(tmp_path, imgsz, cache="disk")
+        levels = [int(dataset.load_image(i)[0].mean()) for i in range(3)]
+        assert levels == [10, 100, 200] and dataset.load_image(0)[1] == (80, 100)
+        assert max(dataset.load_image(0)[0].shape) == imgsz
+    changed = tmp_path / "s0/0.jpg"
+    Image.new("RGB", (100, 80), (50,) * 3).save(changed)
+    os.utime(changed, ns=(time.time_ns(), time.time_ns() + 10**9))
+    assert int(DetectionDataset(tmp_path, 64, cache="disk").load_image(0)[0].mean()) == 50
+    for file in tmp_path.rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:40])
+    assert int(dataset.load_image(1)[0].mean()) == 100, "a damaged cache file is passed over"
+
+
+def test_no_room_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("utils.data.image_cache._free_memory", lambda: 1000)
+    assert DetectionDataset(folder, 64, cache="ram")._cache is None and "not cached" in caplog.text
+    caplog.clear()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert DetectionDataset(folder, 64, cache="disk")._cache is None and "Permission denied" in caplog.text
+    with pytest.raises(ValueError, match="unknown cache 'tape'"):
+        DetectionDataset(folder, 64, cache="tape")
+
+
+def test_a_cached_picture_is_never_written_to(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64, 4, True, ALL_ON, cache="ram")
+    before = dataset._cache.pixels.copy()
+    for position in range(10):
+        dataset[SampleKey(position, 1)]
+    np.testing.assert_array_equal(before, dataset._cache.pixels)
+    expected = fit_longest(read_image(dataset.img_files[4]), 64)
+    np.testing.assert_array_equal(dataset.load_image(4)[0], expected)
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------
+
+
+def test_autosplit_divides_all_and_repeats(folder: Path) -> None:
+    counts = autosplit(folder, (0.5, 0.5, 0.0))
+    assert sum(counts.values()) == 10 and not (folder.parent / "autosplit_test.txt").exists()
+    text = (folder.parent / "autosplit_train.txt").read_text()
+    assert counts["train"] == len(text.splitlines()) and text.startswith("./train/")
+    assert autosplit(folder, (0.5, 0.5, 0.0)) == counts and (folder.parent / "autosplit_train.txt").read_text() == text
+    assert len(DetectionDataset(folder.parent / "autosplit_train.txt")) == counts["train"]
+    (folder.parents[1] / "labels/train/0.txt").unlink()
+    assert sum(autosplit(folder, annotated_only=True).values()) == 9
+
+
+def test_statistics_count_pictures_and_objects(folder: Path, tmp_path: Path) -> None:
+    yaml = tmp_path / "set.yaml"
+    yaml.write_text(f"path: {tmp_path / 'set'}\ntrain: images/train\nval: images/train\nnames: [a, b, c]\n")
+    stats = dataset_stats(DataConfig.load(yaml))
+    assert stats["test"] is None and stats["nc"] == 3
+    assert stats["train"]["instance_stats"] == {"total": 9, "per_class": [3, 3, 3]}
+    assert stats["train"]["image_stats"] == {"total": 10, "unlabelled": 1, "per_class": [3, 3, 3]}
+    assert stats["train"]["labels"][0] == {"0.png": [[0, 0.5, 0.5, 0.5, 0.5]]}
+
+
+def test_objects_are_cut_out_in_their_colours(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100), (250, 0, 0)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("1 .5 .5 .2 .4")
+    assert extract_boxes(tmp_path, tmp_path / "crops") == 1
+    crop = Image.open(tmp_path / "crops/1/a_0.jpg")
+    assert crop.size == (27, 51) or crop.size == (28, 51) or crop.size == (26, 51) or crop.size == (28, 52)
+    assert crop.getpixel((5, 5))[0] > 200 > 50 > crop.getpixel((5, 5))[2]
+
+
+def test_pixel_effects_of_the_hyp_file_reach_the_pictures(folder: Path) -> None:
+    pytest.importorskip("albumentations", minversion="2.0")
+    quiet = {"mosaic": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "translate": 0.0, "scale": 0.0, "fliplr": 0.0}
+    plain, grey = (
+        DetectionDataset(folder, 64, augment=True, hyp=quiet | {"albumentations": share}) for share in (0.0, 1.0)
+    )
+    assert not torch.equal(plain[0].image, grey[0].image)
+    assert torch.equal(grey[0].image, grey[0].image), "the item's own generator decides"
+    assert torch.equal(plain[0].targets, grey[0].targets)
+
+
+# ---- images that cannot be read any more -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stand_ins_are_counted_in_all_workers_and_too_many_are_an_error(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader, dataset = create_dataloader(folder, 64, 4, 32, workers=workers)
+    whole = {number: (folder / f"{number}.png").read_bytes() for number in range(10)}
+
+    def lose(*numbers: int) -> None:
+        for number, content in whole.items():
+            (folder / f"{number}.png").write_bytes(b"" if number in numbers else content)
+        list(loader)
+
+    lose()
+    dataset.check_stand_ins()
+    assert "could not be read" not in caplog.text
+    for _ in range(2):
+        lose(3, 7)
+        dataset.check_stand_ins()
+    said = f"2 of 10 images could not be read, the first {folder}/3.png: grey images without labels stand in"
+    assert caplog.text.count(said) == 1, "what was said is not said again"
+    lose(3, 7, 8)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"3 of 10 images could not be read.*too many to go on \(more than 25%\)"):
+            dataset.check_stand_ins()
+    lose(7)  # the others are back
+    dataset.check_stand_ins()
+    assert f"1 of 10 images could not be read, the first {folder}/7.png" in caplog.text
+    if workers == 0:  # loader processes speak for themselves
+        assert caplog.text.count("empty file; re-save or remove it (a grey image stands in)") == 3
+
+
+def test_a_stand_in_is_grey_and_without_labels(folder: Path) -> None:
+    dataset = DetectionDataset(folder, 64)
+    (folder / "0.png").write_bytes(b"")
+    item = dataset[0]
+    assert item.image.unique().tolist() == [114] and len(item.targets) == 0

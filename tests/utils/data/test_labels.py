@@ -1,0 +1,421 @@
+"""Finding pictures, reading them and their labels, the bad-input list, and the cache of it all."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.base.log import LOGGER
+from utils.data.label_arrays import LabelIndex
+from utils.data.label_index import cache_path, load_index
+from utils.data.labels import LabelError, check_pair, parse_label_text, verify_image_label
+from utils.images.reading import fit_longest, fitted_size, picture_size, read_image
+
+POLYGON = "0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5"
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 100).save(path, **options)
+    return path
+
+
+def pair(folder: Path, text: str | None, name: str = "a") -> tuple[Path, Path]:
+    image, label = picture(folder / f"images/{name}.png"), folder / f"labels/{name}.txt"
+    label.parent.mkdir(parents=True, exist_ok=True)
+    if text is not None:
+        label.write_text(text)
+    return image, label
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_decoded_picture(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = picture(tmp_path / f"ein Bild é {orientation}.{suffix}", exif=exif)
+    height, width = read_image(path).shape[:2]
+    assert picture_size(path) == (width, height) == ((64, 48) if orientation < 5 else (48, 64))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("RGBA", "png"), ("P", "png"), ("LA", "png"), ("1", "tif"), ("CMYK", "jpg")]
+)
+def test_every_kind_becomes_three_channels(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = picture(tmp_path / f"a.{suffix}", mode=mode)
+    image = read_image(path)
+    assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+    assert check_pair(str(path), str(tmp_path / "a.txt")).size == (64, 48)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((20, 30), 40000, np.uint16)).save(path)
+    assert (read_image(path) == 40000 >> 8).all()
+
+
+def test_colours_are_in_bgr_order(tmp_path: Path) -> None:
+    Image.new("RGB", (12, 12), (10, 20, 30)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, 0].tolist() == [30, 20, 10]
+
+
+def huge_png(path: Path, width: int, height: int) -> Path:
+    """A 1-bit PNG of any size, written without making the picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    squeeze = zlib.compressobj()
+    rows = b"".join(squeeze.compress(bytes((width + 7) // 8 + 1)) for _ in range(height)) + squeeze.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+def test_a_picture_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    record = check_pair(str(huge_png(tmp_path / "a.png", 20000, 20000)), "none.txt")
+    assert record.size == (20000, 20000) and "tiles" in record.message and "left out" not in record.message
+    assert limit == Image.MAX_IMAGE_PIXELS
+    thin = huge_png(tmp_path / "b.png", 20000, 10)
+    assert check_pair(str(thin), "none.txt").message == ""
+    assert fit_longest(read_image(thin), 320).shape == (1, 320, 3)
+
+
+BAD_PICTURES = {
+    "zero bytes": (b"", "empty file"),
+    "text": (b"not a picture", "no image, whatever its name"),
+    "one pixel": ((1, 1), "1 x 1 pixels are too few"),
+    "nine pixels": ((9, 64), "9 x 64 pixels are too few"),
+    "missing": (None, "no such image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PICTURES)
+def test_unusable_pictures_are_named(tmp_path: Path, case: str) -> None:
+    content, reason = BAD_PICTURES[case]
+    path = tmp_path / "a.png"
+    if isinstance(content, tuple):
+        picture(path, content)
+    elif content is not None:
+        path.write_bytes(content)
+    record = check_pair(str(path), str(tmp_path / "a.txt"))
+    assert record.size is None and str(path) in record.message and reason in record.message
+    assert "\n" not in record.message
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+def test_truncated_pictures_are_unusable(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    assert check_pair(str(path), "none.txt").size is None
+    assert path.read_bytes() == whole[: len(whole) * 2 // 3], "nobody's file is repaired"
+
+
+def test_trailing_bytes_do_no_harm(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes() + b"\0\0\0")
+    assert check_pair(str(path), "none.txt").size == (64, 48)
+
+
+def test_reading_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "bad.jpg").write_bytes(b"text")
+    reasons = {"empty.jpg": "empty file", "bad.jpg": "its content is no image", "none.jpg": "cannot be read"}
+    for name, reason in reasons.items():
+        with pytest.raises(ValueError, match=f"{name}: {reason}"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(("wide", "high", "size"), [(100, 50, 40), (30, 60, 40), (40, 40, 40), (3000, 2, 320)])
+def test_longer_side_fits(wide: int, high: int, size: int) -> None:
+    for smooth in (True, False):
+        height, width = fit_longest(np.zeros((high, wide, 3), np.uint8), size, smooth).shape[:2]
+        assert max(height, width) == size and min(height, width) >= 1
+        assert (width, height) == fitted_size(wide, high, size)
+
+
+# ---- label files -----------------------------------------------------------------------------------------------------
+
+GOOD_ROWS = {
+    "empty": ("", []),
+    "white space only": ("  \n\n \n", []),
+    "one row, no line end": ("1 0.5 0.5 0.2 0.2", [[1, 0.5, 0.5, 0.2, 0.2]]),
+    "blank lines between": ("0 1 1 .2 .2\n  \n\n1 .1 .1 .2 .2\r\n", [[0, 1, 1, 0.2, 0.2], [1, 0.1, 0.1, 0.2, 0.2]]),
+    "the limits": ("0 1 1 1 1\n0 0 0 0 0", [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0]]),
+    "whole class as a fraction": ("1.0\t.5 .5 2e-1 .2", [[1, 0.5, 0.5, 0.2, 0.2]]),
+    "byte order mark": ("\ufeff0 .5 .5 .2 .2", [[0, 0.5, 0.5, 0.2, 0.2]]),
+    "polygon": (POLYGON, [[0, 0.25, 0.3, 0.3, 0.4]]),
+    "polygon, then box": (f"{POLYGON}\n1 .5 .5 .2 .2", [[0, 0.25, 0.3, 0.3, 0.4], [1, 0.5, 0.5, 0.2, 0.2]]),
+    "triangle among polygons": (f"{POLYGON}\n1 0 0 .5 0 .5 .5", [[0, 0.25, 0.3, 0.3, 0.4], [1, 0.25, 0.25, 0.5, 0.5]]),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_ROWS)
+def test_good_label_files(tmp_path: Path, case: str) -> None:
+    text, expected = GOOD_ROWS[case]
+    image, label = pair(tmp_path, text)
+    record = check_pair(str(image), str(label))
+    assert record.message == "" and len(record.segments) == len(expected)
+    np.testing.assert_allclose(record.labels, np.array(expected).reshape(-1, 5), atol=1e-7)
+
+
+ROUNDED_ROWS = {
+    "single precision": ("0 .5 .5 1.0000002 1.0", [[0, 0.5, 0.5, 1, 1]]),
+    "six digits": ("0 1.000001 -0.000001 .2 .2", [[0, 1, 0, 0.2, 0.2]]),
+    "four digits": ("0 1.0001 -0.0001 .2 .2", [[0, 1, 0, 0.2, 0.2]]),
+    "a polygon": ("0 -.00002 0 1.00002 0 1.00002 .5 0 .5", [[0, 0.5, 0.25, 1, 0.5]]),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDED_ROWS)
+def test_what_is_outside_by_rounding_is_clipped_and_counted(tmp_path: Path, case: str) -> None:
+    text, expected = ROUNDED_ROWS[case]
+    image, label = pair(tmp_path, text)
+    record = check_pair(str(image), str(label))
+    assert record.problem is None and record.labels[:, 1:].min() >= 0 and record.labels[:, 1:].max() <= 1
+    np.testing.assert_allclose(record.labels, expected, atol=1e-6)
+    (note,) = record.notes
+    assert note.count == 1 and str(note).startswith(f"1 image, the first {label}: coordinates outside of 0 to 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("0 .5 .5 1.00011 1", "0 0.5 0.5 1.00011 1"), ("0 -.00011 1 1 1", "-0.00011")]
+)
+def test_what_is_further_out_is_shown_with_its_digits(text: str, shown: str) -> None:
+    with pytest.raises(LabelError, match=f"(value above 1|negative value): .*{shown}"):
+        parse_label_text(text)
+
+
+BAD_ROWS = {
+    "four columns": ("0 .5 .5 .2 .2\n1 .5 .5 .2", 2, "4 columns"),
+    "six columns": ("0 .5 .5 .2 .2 .9", 1, "6 columns"),
+    "odd polygon": (POLYGON + " 0.3", 1, "10 columns"),
+    "triangle alone": ("0 .1 .1 .4 .1 .4 .5", 1, "7 columns"),
+    "not a number": ("person .5 .5 .2 .2", 1, "not numbers"),
+    "commas": ("0,0.5,0.5,0.2,0.2", 1, "separate the values by spaces"),
+    "nan": ("\n0 nan .5 .2 .2", 2, "not finite"),
+    "infinite": ("0 inf .5 .2 .2", 1, "not finite"),
+    "negative place": ("0 -.1 .5 .2 .2", 1, "negative value"),
+    "negative width": ("0 .5 .5 -.2 .2", 1, "negative value"),
+    "negative class": ("-1 .5 .5 .2 .2", 1, "whole number"),
+    "half a class": ("0.5 .5 .5 .2 .2", 1, "whole number"),
+    "above one": ("0 .5 .5 .2 .2\n\n0 1.01 .5 .2 .2", 3, "above 1"),
+    "pixels": ("0 120 80 40 30", 1, "divide pixels"),
+    "polygon outside": ("0 .1 .1 1.4 .1 1.4 .5 .1 .5", 1, "above 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_rows_are_named_with_file_line_and_remedy(tmp_path: Path, case: str) -> None:
+    text, line, reason = BAD_ROWS[case]
+    image, label = pair(tmp_path, text)
+    record = check_pair(str(image), str(label))
+    assert record.size is None and record.message.startswith(f"{label}:{line}: ") and reason in record.message
+    assert "\n" not in record.message
+    with pytest.raises(LabelError):
+        parse_label_text(text)
+    assert label.read_text() == text
+
+
+def test_duplicates_are_removed_and_told(tmp_path: Path) -> None:
+    image, label = pair(tmp_path, "2 .9 .9 .1 .1\n0 .5 .5 .2 .2\n2 .90 .9 1e-1 .1\n")
+    record = check_pair(str(image), str(label))
+    np.testing.assert_allclose(record.labels, [[0, 0.5, 0.5, 0.2, 0.2], [2, 0.9, 0.9, 0.1, 0.1]])
+    assert record.problem.line == 3 and "1 duplicate labels ignored" in record.message
+    image, label = pair(tmp_path, f"{POLYGON}\n1 .5 .5 .2 .2\n{POLYGON}")
+    record = check_pair(str(image), str(label))
+    assert [len(points) for points in record.segments] == [4, 0], "polygons follow their labels"
+
+
+def test_a_label_file_that_is_no_text(tmp_path: Path) -> None:
+    image, label = pair(tmp_path, "")
+    label.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8 text; save it as UTF-8 text" in check_pair(str(image), str(label)).message
+
+
+def test_the_old_nine_values(tmp_path: Path) -> None:
+    image, label = pair(tmp_path, POLYGON)
+    path, labels, size, segments, *counts, message = verify_image_label((str(image), str(label), "val: "))
+    assert (path, size, counts, message) == (str(image), (64, 48), [0, 1, 0, 0], "")
+    assert labels.shape == (1, 5) and len(segments) == 1
+    label.write_text("")
+    assert verify_image_label((str(image), str(label), ""))[4:8] == (0, 1, 1, 0)
+    label.unlink()
+    assert verify_image_label((str(image), str(label), ""))[4:8] == (1, 0, 0, 0)
+    label.write_text("nothing")
+    bad = verify_image_label((str(image), str(label), "val: "))
+    assert bad[:4] == (None,) * 4 and bad[4:8] == (0, 1, 0, 1) and bad[8].startswith("val: WARNING")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 90), *[st.floats(0, 1, width=32, allow_subnormal=False)] * 4), max_size=8, unique=True
+    )
+)
+def test_what_is_written_is_read(rows: list[tuple]) -> None:
+    labels, segments, lines = parse_label_text("\n".join(" ".join(f"{value:.9g}" for value in row) for row in rows))
+    np.testing.assert_array_equal(labels, np.array(rows, dtype=np.float32).reshape(-1, 5))
+    assert lines == list(range(1, len(rows) + 1)) and all(len(points) == 0 for points in segments)
+
+
+# ---- the whole data set ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Pictures with boxes, polygons, both, nothing, no file and a bad one, in a folder with a dot and a space."""
+    root = tmp_path / "my data v1.0"
+    texts = {"a": "0 .5 .5 .2 .2\n1 .1 .1 .1 .1", "b": POLYGON, "c": f"2 .5 .5 .1 .1\n{POLYGON}"}
+    texts |= {"d": "", "e": None, "f": "0 1"}
+    for name, text in texts.items():
+        pair(root, text, f"v1.0/{name}")
+    return root
+
+
+def content(index: LabelIndex) -> list[tuple]:
+    return [
+        (Path(index.path(i)).name, index.labels(i).tolist(), [points.tolist() for points in index.segments(i)])
+        for i in range(len(index))
+    ]
+
+
+def test_index_counts_and_polygons(mixed: Path) -> None:
+    index = load_index(mixed / "images")
+    assert (index.counts.found, index.counts.missing, index.counts.empty, index.counts.corrupt) == (5, 1, 1, 1)
+    assert [len(labels) for _, labels, _ in content(index)] == [2, 1, 2, 0, 0]
+    assert [[len(points) for points in segments] for *_, segments in content(index)] == [[], [4], [0, 4], [], []]
+    assert [problem.line for problem in index.problems] == [1]
+    assert index.sizes.tolist() == [[64, 48]] * 5
+
+
+def test_cache_has_a_whole_name_no_pickle_and_the_same_content(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_index(mixed / "images")
+    cache = mixed / "labels/v1.0.cache.npz"
+    assert cache.exists() and stat.S_IMODE(cache.stat().st_mode) == 0o644
+    assert not any(array.dtype.hasobject for array in np.load(cache, allow_pickle=False).values())
+    monkeypatch.setattr("utils.data.label_index.check_pair", lambda *_: pytest.fail("checked again"))
+    second = load_index(mixed / "images")
+    assert content(first) == content(second) and first.problems == second.problems and first.counts == second.counts
+
+
+@pytest.mark.parametrize("change", ["edit", "touch", "add", "remove"])
+def test_changed_files_are_checked_again(mixed: Path, change: str) -> None:
+    before = content(load_index(mixed / "images"))
+    label = mixed / "labels/v1.0/a.txt"
+    if change == "edit":  # as many bytes as before
+        label.write_text("0 .5 .5 .2 .2\n1 .1 .1 .1 .2")
+    elif change == "touch":
+        label.write_text("1 .5 .5 .2 .2\n1 .1 .1 .1 .1")
+    elif change == "add":
+        (mixed / "labels/v1.0/e.txt").write_text("0 .5 .5 .2 .2")
+    else:
+        label.unlink()
+    assert content(load_index(mixed / "images")) != before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle", "empty"])
+def test_bad_caches_are_rebuilt(mixed: Path, damage: str) -> None:
+    expected = content(load_index(mixed / "images"))
+    cache = mixed / "labels/v1.0.cache.npz"
+    if damage == "truncated":
+        cache.write_bytes(cache.read_bytes()[:200])
+    elif damage == "foreign":
+        with cache.open("wb") as file:
+            np.savez(file, header=np.frombuffer(b'{"version": 1}', np.uint8))
+    elif damage == "pickle":
+        with cache.open("wb") as file:
+            np.save(file, np.array([{"version": 0.6}], dtype=object), allow_pickle=True)
+    else:
+        cache.write_bytes(b"")
+    assert content(load_index(mixed / "images")) == expected
+    assert content(load_index(mixed / "images")) == expected
+
+
+def test_a_folder_that_cannot_be_written_costs_only_a_warning(
+    mixed: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    assert len(load_index(mixed / "images")) == 5
+    assert "cannot be written (Permission denied)" in caplog.text
+    assert not list(mixed.rglob("*.npz"))
+
+
+def test_order_of_pictures_can_change(mixed: Path) -> None:
+    index = load_index(mixed / "images")
+    order = np.array([4, 2, 0, 2])
+    assert content(index.take(order)) == [content(index)[i] for i in order]
+    assert set(index.with_one_class().all_labels[:, 0]) == {0} and set(index.all_labels[:, 0]) == {0, 1, 2}
+
+
+def test_a_class_too_high_is_named_with_file_and_line(mixed: Path) -> None:
+    index = load_index(mixed / "images")
+    index.check_classes(3)
+    with pytest.raises(ValueError, match=r"c\.txt:1: class 2, but the data set has 2 classes"):
+        index.check_classes(2)
+    with pytest.raises(ValueError, match=r"a\.txt:2: class 1"):
+        index.check_classes(1)
+
+
+def test_problems_are_told_in_ten_lines_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(14):
+        pair(tmp_path, "0 1", f"{number:02}")
+    with pytest.raises(ValueError, match="none of the 14 images.*00.txt:1"):
+        load_index(tmp_path / "images")
+    assert caplog.text.count("(image left out)") == 10 and "and 4 more" in caplog.text
+
+
+def test_pictures_without_any_labels_say_where_they_were_looked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair(tmp_path, None)
+    load_index(tmp_path / "images")
+    assert f"looked for {tmp_path / 'labels/a.txt'}" in caplog.text
+
+
+def test_sources_do_not_share_a_cache(tmp_path: Path) -> None:
+    listing = tmp_path / "train.v2.txt"
+    listing.touch()
+    label = str(tmp_path / "labels/a.txt")
+    names = {cache_path([listing], label), cache_path([tmp_path], label), cache_path([tmp_path, listing], label)}
+    assert len(names) == 3 and tmp_path / "train.v2.txt.cache.npz" in names
+
+
+def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", False)  # a test report cannot carry such a name
+    raw = os.fsencode(tmp_path) + b"/images/\xff\xfe.png"
+    (tmp_path / "images").mkdir()
+    ok, encoded = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))
+    assert ok
+    try:
+        Path(os.fsdecode(raw)).write_bytes(encoded.tobytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert os.fsencode(load_index(tmp_path / "images").path(0)) == raw
+
+
+@pytest.mark.parametrize(("text", "said"), [("0 .5 .5 .2 .2", 0), ("0 .5 .5 .2 .2\n0 .5 .5 0 .2", 1), ("", 0)])
+def test_boxes_without_a_side_are_kept_and_counted(tmp_path: Path, text: str, said: int) -> None:
+    image, label = pair(tmp_path, text)
+    record = check_pair(str(image), str(label))
+    assert len(record.labels) == len(text.splitlines()) and record.problem is None
+    assert [str(note).partition(": ")[2][:30] for note in record.notes] == ["labels without width or height"] * said

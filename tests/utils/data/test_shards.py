@@ -1,0 +1,474 @@
+"""Tar files as data sets: written by us or by webdataset, read by us or by webdataset, broken or hostile."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.base.config import DataConfig
+from utils.data import shards
+from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.label_index import load_index
+from utils.data.samplers import SampleKey
+from utils.data.shards import ShardReader, check_shard, expand_braces, find_shards
+from utils.prepare import write_shards
+from utils.prepare.dataset_tools import extract_boxes
+
+SIZES = ((64, 48), (48, 64), (100, 60), (40, 40), (120, 80), (33, 77), (64, 48))
+
+
+def png(level: int = 90, size: tuple[int, int] = (30, 20)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (level, level, level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar(file: Path, members: dict[str, bytes], **words: object) -> Path:
+    """A tar file with these members, in this order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w", **words) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven noisy pictures of several sizes and kinds; one without labels, one with a polygon."""
+    rng = np.random.default_rng(0)
+    for sub in ("images", "labels"):
+        (tmp_path / "set" / sub).mkdir(parents=True)
+    for number, (width, height) in enumerate(SIZES):
+        name = f"{number:02}" if number != 5 else "with.two.dots"
+        image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"set/images/{name}.{'JPG' if number % 2 else 'png'}"), image)
+        row = "2 .1 .1 .6 .1 .6 .6 .1 .6\n" if number == 4 else f"{number % 3} .5 .5 .2 .{1 + number}\n"
+        if number != 3:
+            (tmp_path / f"set/labels/{name}.txt").write_text(row * (1 + number % 2) + row.replace(".5", ".4"))
+    return tmp_path / "set/images"
+
+
+def content(source: object) -> list[tuple]:
+    """What a data set holds, whatever its order: stems without dots, labels, polygons, pixels."""
+    index = load_index(source, cache=False)
+    return sorted(
+        (
+            Path(index.path(i)).stem.replace(".", "_"),
+            index.labels(i).tolist(),
+            [points.tolist() for points in index.segments(i)],
+            index.image(i).tobytes(),
+        )
+        for i in range(len(index))
+    )
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", [""]),
+        ("a.tar", ["a.tar"]),
+        ("a-{000..002}.tar", ["a-000.tar", "a-001.tar", "a-002.tar"]),
+        ("{8..10}", ["8", "9", "10"]),
+        ("{08..10}", ["08", "09", "10"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{-1..1}", ["-1", "0", "1"]),
+        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
+        ("x{a,{1..2},c}", ["xa", "x1", "xc", "x2"]),
+        ("{,b}c", ["c", "bc"]),
+        ("{a}{}{..}{1..}", ["{a}{}{..}{1..}"]),
+    ],
+)
+def test_braces(pattern: str, names: list[str]) -> None:
+    assert sorted(expand_braces(pattern)) == sorted(names)
+    if "{a," not in pattern or "1..2" not in pattern:
+        assert expand_braces(pattern) == names
+
+
+def test_braces_that_stand_for_too_much() -> None:
+    for pattern in ("{0..99999999999}", "{0..999}" * 4, "{a,b}" * 40):
+        with pytest.raises(ValueError, match="more than 100,000 names"):
+            expand_braces(pattern)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("ab{},.0123-", max_size=14))
+def test_braces_end_with_any_text(text: str) -> None:
+    names = expand_braces(text)
+    assert names and len(set(names)) == len(names)
+    braceexpand = pytest.importorskip("braceexpand")
+    if not set(text) & set("-{}") or text.count("{") == 1 == text.count("}") and "-" not in text:
+        try:
+            expected = list(dict.fromkeys(braceexpand.braceexpand(text, escape=False)))
+        except (braceexpand.UnbalancedBracesError, ValueError):
+            return
+        assert names == expected
+
+
+def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
+    tar(tmp_path / "a-0.tar", {"x.png": png()})
+    with pytest.raises(ValueError, match=r"a-1\.tar: no such shard \(and 1 more\)"):
+        load_index(tmp_path / "a-{0..2}.tar")
+    odd = tar(tmp_path / "b{1,2}.tar", {"x.png": png()})
+    assert find_shards([odd, odd]) == [str(odd)], "a file of that very name comes first"
+
+
+# ---- the same data set -----------------------------------------------------------------------------------------------
+
+
+def test_shards_hold_what_the_folder_held(folder: Path, tmp_path: Path) -> None:
+    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
+    assert pattern == str(tmp_path / "out/shard-{000000..000002}.tar")
+    assert content(pattern) == content(folder) and len(content(folder)) == 7
+    assert content([tmp_path / "out/shard-000000.tar", tmp_path / "out/shard-00000{1,2}.tar"]) == content(folder)
+    index = load_index(pattern, cache=False)
+    assert index.counts.missing == 1 and index.counts.total == 7
+    assert len(set(map(index.path, range(7)))) == 7
+    for position in range(7):
+        assert index.file(position) in map(str, (tmp_path / "out").glob("*.tar"))
+        assert index.path(position).startswith(index.file(position) + "/")
+        assert index.label_path(position) == os.path.splitext(index.path(position))[0] + ".txt"
+
+
+def test_folders_and_shards_together(folder: Path, tmp_path: Path) -> None:
+    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=4, seed=None)
+    both = load_index([folder, pattern], cache=False)
+    assert len(both) == 14 and content([folder, pattern]) == sorted(content(folder) * 2)
+    turned = both.take(np.arange(14)[::-1])
+    assert [turned.image(i).tobytes() for i in range(14)] == [both.image(i).tobytes() for i in reversed(range(14))]
+    assert [both.file(i) == both.path(i) for i in range(14)] == [True] * 7 + [False] * 7
+
+
+@pytest.mark.parametrize("cache", [None, "ram", "disk"])
+def test_items_are_those_of_the_folder(folder: Path, tmp_path: Path, cache: str | None) -> None:
+    hyp = {"mosaic": 0.8, "mixup": 0.5, "copy_paste": 0.5}
+    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3, seed=None)
+    sets = [DetectionDataset(source, 64, 2, True, hyp, cache=cache) for source in (folder, pattern)]
+    assert sorted(map(Path, sets[1].img_files)) == sorted(map(Path, sets[1].img_files))
+    for position in range(7):
+        for epoch in range(3):
+            one, other = (dataset[SampleKey(position, epoch)] for dataset in sets)
+            assert torch.equal(one.image, other.image) and torch.equal(one.targets, other.targets)
+
+
+def test_a_loader_of_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
+    (tmp_path / "set.yaml").write_text(
+        "train: out/shard-{000000..000002}.tar\nval: [out/shard-000000.tar, out/shard-000001.tar]\nnames: [a, b, c]\n"
+    )
+    data = DataConfig.load(tmp_path / "set.yaml")
+    for workers in (0, 2):
+        loader, _ = create_dataloader(data.train, 64, 2, 32, augment=True, shuffle=True, workers=workers, nc=3)
+        paths = [path for batch in loader for path in batch.paths]
+        assert len(set(paths)) == 7 and all(".tar/" in path for path in paths)
+    assert len(create_dataloader(data.val, 64, 2, 32, rect=True, workers=0, nc=3)[1]) == 6
+
+
+def test_the_cache_file_lies_beside_and_notices_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=4)
+    first = load_index(pattern)
+    (cache,) = (tmp_path / "out").glob("*.cache.npz")
+    load_index(tmp_path / "out/shard-000001.tar")
+    load_index(tmp_path / "out/shard-00000{1,0}.tar")
+    assert len(list((tmp_path / "out").glob("*.cache.npz"))) == 3, "every set has a cache of its own"
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.data.label_index.check_shard", lambda *_: pytest.fail("checked again"))
+        again = load_index(pattern)
+    assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
+    shard = tmp_path / "out/shard-000001.tar"
+    tar(shard, {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
+    assert any(path.endswith("/new.png") for path in map(load_index(pattern).path, range(5)))
+    assert cache.exists()
+
+
+def test_tools_work_on_shards(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", {"x.png": png(200, (100, 100)), "x.txt": b"1 .5 .5 .2 .4"})
+    assert extract_boxes(shard, tmp_path / "crops") == 1 and (tmp_path / "crops/1/x_0.jpg").exists()
+
+
+def test_a_class_too_high_is_named_with_shard_member_and_line(tmp_path: Path) -> None:
+    members = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(), "b.txt": b"\n1 .5 .5 .1 .1\n7 .5 .5 .1 .1\n"}
+    with pytest.raises(ValueError, match=r"s\.tar/b\.txt:3: class 7, but the data set has 2 classes"):
+        DetectionDataset(tar(tmp_path / "s.tar", members), nc=2)
+
+
+# ---- webdataset ------------------------------------------------------------------------------------------------------
+
+
+def test_webdataset_reads_what_we_write(folder: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
+    samples = list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False))
+    assert len(samples) == 7
+    files = {file.stem.replace(".", "_"): file for file in folder.iterdir()}
+    for sample in samples:
+        file = files[sample["__key__"]]
+        assert sample[file.suffix[1:].lower()] == file.read_bytes()
+        label = folder.parent / f"labels/{file.stem}.txt"
+        assert sample.get("txt") == (label.read_bytes() if label.exists() else None)
+
+
+def test_we_read_what_webdataset_writes(folder: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "w-%03d.tar"), maxcount=3, verbose=0) as writer:
+        for file in sorted(folder.iterdir()):
+            label = folder.parent / f"labels/{file.stem}.txt"
+            sample = {"__key__": f"deep/{file.stem.replace('.', '_')}", file.suffix[1:].lower(): file.read_bytes()}
+            writer.write(sample | ({"txt": label.read_text()} if label.exists() else {}) | {"json": {"any": 1}})
+    assert content(tmp_path / "w-{000..002}.tar") == content(folder)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_without_dots_each_once(tmp_path: Path) -> None:
+    names = ["a.png", "b/a.png", "c/a.png", "d/a-2.png", "e/a.b.png", "f/a_b.png", "g/a-2.png"]
+    keys = list(write_shards._keys([tmp_path / name for name in names]))
+    assert len(set(keys)) == len(names) and not any("." in key for key in keys)
+    assert keys[0] == "a" and keys[4] == "a_b" and keys == list(write_shards._keys([tmp_path / name for name in names]))
+
+
+def test_the_order_is_shuffled_and_repeats(folder: Path, tmp_path: Path) -> None:
+    contents = []
+    for number, seed in enumerate((0, 0, 1, None)):
+        write_shards.write_shards(folder, tmp_path / str(number), per_shard=99, seed=seed)
+        contents.append((tmp_path / f"{number}/shard-000000.tar").read_bytes())
+    assert contents[0] == contents[1] and len(set(contents)) == 3
+    with tarfile.open(tmp_path / "3/shard-000000.tar") as archive:
+        names = archive.getnames()
+    assert names == sorted(names, key=lambda name: (name[:-3], name.endswith("txt")))
+
+
+def test_the_command_and_its_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set.yaml").write_text("train: set/images\nval: set/images\nnames: [a, b, c]\n")
+    words = ["--data", str(tmp_path / "set.yaml"), "--out", str(tmp_path / "out")]
+    assert write_shards.main([*words, "--per-shard", "3", "--split", "val"]) == 0
+    assert "7 pictures in 3 shards" in capsys.readouterr().err
+    for wrong, said in (
+        (words, "there are shards already"),
+        ([*words, "--split", "test"], "has no 'test'"),
+        ([*words, "--per-shard", "0"], "at least 1"),
+        (words[:2], "--out are needed"),
+        (["--data", "nowhere.yaml", "--out", "x"], "nowhere.yaml does not exist"),
+    ):
+        assert write_shards.main(wrong) == 1
+        message = capsys.readouterr().err
+        assert said in message and message.count("\n") == 1
+
+
+def test_an_interrupted_writer_leaves_no_half_shard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write_shards, "_add", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards.write_shards(folder, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+# ---- broken and hostile ----------------------------------------------------------------------------------------------
+
+GOOD = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(50), "b.txt": b"1 .5 .5 .1 .1", "c.png": png(70)}
+
+
+def reasons(file: Path) -> tuple[list[str], list[str]]:
+    """Names of the usable pictures of a shard, and what is said of the rest, each one line."""
+    records, spans = check_shard(str(file))
+    assert len(records) == len(spans)
+    said = [record.message for record in records if record.problem]
+    assert all("\n" not in message and str(file) in message for message in said)
+    return [record.path.removeprefix(f"{file}/") for record in records if record.size], said
+
+
+def test_nothing_in_it(tmp_path: Path) -> None:
+    assert reasons(tar(tmp_path / "a.tar", {}))[0] == [] and "no images in it" in reasons(tmp_path / "a.tar")[1][0]
+    (tmp_path / "b.tar").write_bytes(b"")
+    (tmp_path / "c.tar").write_bytes(b"no tar at all" * 100)
+    for name in "bc":
+        names, said = reasons(tmp_path / f"{name}.tar")
+        assert names == [] and "unusable shard" in said[0]
+    with pytest.raises(ValueError, match="none of the 1 images.*a.tar: unusable shard"):
+        load_index(tmp_path / "a.tar")
+
+
+def test_members_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
+    others = {"__meta__": b"x", "a.json": b"{}", "a.seg.png": b"x", ".hidden.png": b"x", "README": b"", "d.txt": b"0 1"}
+    assert reasons(tar(tmp_path / "a.tar", GOOD | others)) == (["a.png", "b.png", "c.png"], [])
+
+
+def test_members_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    others = {"d.heic": b"x", "e.HEIC": b"x", "f.gif": b"x", "a.json": b"{}", "a.cls": b"0"}
+    index = load_index(tar(tmp_path / "a.tar", GOOD | others), cache=False)
+    (problem,) = index.problems
+    assert len(index) == 3 and problem.file == f"{tmp_path}/a.tar"
+    assert problem.reason == "files passed over: 2 .heic, 1 .gif, the first d.heic"
+    with pytest.raises(ValueError, match="no images in it .*; files passed over"):
+        load_index(tar(tmp_path / "b.tar", others), cache=False)
+
+
+def test_every_bad_pair_has_its_line(tmp_path: Path) -> None:
+    bad = {
+        "cut.png": (png()[:-20], "/cut.png: unusable image"),
+        "empty.png": (b"", "/empty.png: unusable image: empty file"),
+        "text.jpg": (b"hello", "/text.jpg: unusable image"),
+        "row.png": (png(), ""),
+        "row.txt": (b"0 .5 .5 .1 .1\n0 1", "/row.txt:2: 2 columns"),
+        "two.png": (png(), ""),
+        "two.jpg": (png(), "two.jpg is in it too"),
+        "latin.png": (png(), ""),
+        "latin.txt": ("0 .5 .5 .1 .1 é".encode("latin-1"), "/latin.txt: not UTF-8"),
+    }
+    names, said = reasons(tar(tmp_path / "a.tar", GOOD | {name: content for name, (content, _) in bad.items()}))
+    assert names == ["a.png", "b.png", "c.png"]
+    for words in (words for _, words in bad.values() if words):
+        assert sum(words in message for message in said) == 1, words
+    assert len(said) == 6
+
+
+def test_links_devices_and_sparse_files_are_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png())
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        kinds = {"s": tarfile.SYMTYPE, "h": tarfile.LNKTYPE, "d": tarfile.CHRTYPE, "f": tarfile.FIFOTYPE}
+        for name, kind in (kinds | {"p": tarfile.GNUTYPE_SPARSE, "../../up": tarfile.SYMTYPE}).items():
+            info = tarfile.TarInfo(f"{name}.png")
+            info.type, info.linkname = kind, str(secret)
+            archive.addfile(info)
+        for name in ("l.png", "l.txt"):
+            info = tarfile.TarInfo(name)
+            info.size, info.type = (len(png()), tarfile.REGTYPE) if name == "l.png" else (0, tarfile.SYMTYPE)
+            info.linkname = "" if name == "l.png" else "/etc/passwd"
+            archive.addfile(info, io.BytesIO(png()))
+    names, said = reasons(tmp_path / "a.tar")
+    assert names == [] and len(said) == 7 and all("a link or device, not a file" in message for message in said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "secret.png"], "nothing is unpacked"
+
+
+def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "a.tar", {"../../x.png": png(10), "/etc/y.png": png(20), "a" * 300 + ".png": png(30)})
+    index = load_index(shard, cache=False)
+    assert [int(index.image(i).max()) for i in range(3)] == [10, 20, 30]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+
+
+@pytest.mark.parametrize("cut", [*range(0, 6000, 311), 2048, 4096, 5120, 5632])
+def test_a_shard_that_breaks_off_keeps_pictures_whose_labels_are_there(tmp_path: Path, cut: int) -> None:
+    whole = tar(tmp_path / "whole.tar", GOOD).read_bytes()
+    end = -(-len(whole.rstrip(b"\0")) // 512) * 512 + 512  # with one block of the end mark
+    (tmp_path / "cut.tar").write_bytes(whole[:cut])
+    names, said = reasons(tmp_path / "cut.tar")
+    if cut >= end:
+        assert (names, said) == (["a.png", "b.png", "c.png"], [])
+    else:  # the third has no labels, or they are lost
+        assert names == ["a.png", "b.png"][: len(names)] and len(said) == 1 and "unusable shard" in said[0]
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        header("x", 1 << 40, tarfile.GNUTYPE_LONGNAME),
+        header("x", 1 << 40, tarfile.XHDTYPE),
+        header("x.png", 1 << 40),
+        header("x.png", -(1 << 20)),
+        header("x", -512, tarfile.GNUTYPE_LONGNAME),
+        header("x", 512, tarfile.XHDTYPE) + b"9" * 512,
+        (header("x", 512, tarfile.XHDTYPE) + b"10 a=bcde\n".ljust(512, b"\0")) * 3000,
+        b"\xff" * 512,
+        b"x" * 100 + b"\0" * 412,
+    ],
+    ids=["long name", "pax", "picture", "negative", "negative name", "digits", "nested", "noise", "bad checksum"],
+)
+def test_hostile_headers(tmp_path: Path, attack: bytes) -> None:
+    first = tar(tmp_path / "good.tar", dict(list(GOOD.items())[:2])).read_bytes().rstrip(b"\0")
+    first += b"\0" * (-len(first) % 512)
+    (tmp_path / "a.tar").write_bytes(first + attack + b"\0" * 1024)
+    names, said = reasons(tmp_path / "a.tar")
+    assert names == ["a.png"] and len(said) == 1 and "unusable shard" in said[0] and "1 pictures" in said[0]
+    (tmp_path / "b.tar").write_bytes(attack)
+    assert reasons(tmp_path / "b.tar")[0] == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6143), st.integers(0, 255)), max_size=12), st.integers(0, 6144))
+def test_any_damage_is_told_not_raised(tmp_path_factory: pytest.TempPathFactory, changes: list, length: int) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    whole = bytearray(tar(folder / "a.tar", GOOD).read_bytes()[:6144])
+    for place, value in changes:
+        whole[place] = value
+    (folder / "a.tar").write_bytes(whole[:length])
+    names, _ = reasons(folder / "a.tar")
+    assert set(folder.iterdir()) == {folder / "a.tar"}
+    assert len(names) <= 3
+
+
+def test_too_large_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_PICTURE", 1 << 20)
+    monkeypatch.setattr(shards, "MAX_LABELS", 1 << 20)
+    large = bytes(2 << 20)
+    names, said = reasons(tar(tmp_path / "a.tar", GOOD | {"x.png": large, "y.png": png(), "y.txt": large}))
+    assert names == ["a.png", "b.png", "c.png"] and len(said) == 2
+    assert all("2 MiB in one file, 1 are allowed" in line for line in said)
+
+
+def test_a_shard_shortened_after_the_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard = tar(tmp_path / "a.tar", GOOD)
+    dataset = DetectionDataset(shard, 32)
+    os.truncate(shard, 700)
+    item = dataset[2]
+    assert (item.image == 114).all() and "c.png: cannot be read (shorter than when it was checked)" in caplog.text
+    shard.unlink()
+    assert "cannot be read (No such file" not in caplog.text
+    with pytest.raises(ValueError, match=r"c\.png: cannot be read \(No such file"):
+        load = load_index(tar(tmp_path / "b.tar", GOOD), cache=False)
+        (tmp_path / "b.tar").unlink()
+        load.image(2)
+
+
+# ---- the reader ------------------------------------------------------------------------------------------------------
+
+
+def test_many_shards_and_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    for number in range(8):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * 100)
+    reader, wrong = ShardReader(), []
+
+    def read(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, 8, 200).tolist():
+            if reader.read(str(tmp_path / str(number)), 10, 5) != bytes([number]) * 5:
+                wrong.append(number)
+
+    before = len(os.listdir("/proc/self/fd"))
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(os.listdir("/proc/self/fd")) <= before + 3

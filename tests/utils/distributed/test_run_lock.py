@@ -1,0 +1,136 @@
+"""One process at a time trains in a folder, and its death lets the next one in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from utils.base.paths import ROOT
+from utils.distributed import run_lock
+from utils.distributed.run_lock import NAME, Busy, RunLock
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from utils.distributed.run_lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+if len(sys.argv) > 2 and not os.fork():
+    time.sleep(60)  # a loader process that outlives its parent
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """A process that has the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder), *more], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    written = json.loads((tmp_path / NAME).read_text())
+    assert written["pid"] == os.getpid() and written["since"] and written["host"]
+    lock.release()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+    RunLock(tmp_path).release()
+
+
+def test_another_run_of_the_same_process_is_refused(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    with pytest.raises(Busy, match=rf"process {os.getpid()} on .*, since \d+.* trains in this folder"):
+        RunLock(tmp_path)
+    lock.release()
+
+
+@pytest.mark.parametrize("more", [(), ("fork",)])
+def test_the_holder_is_named_and_its_death_frees(tmp_path: Path, more: tuple[str, ...]) -> None:
+    holder = hold(tmp_path, *more)
+    began = time.monotonic()
+    try:
+        with pytest.raises(Busy, match=f"process {holder.pid} on"):
+            RunLock(tmp_path)
+        assert time.monotonic() - began < 20, "who lives is not waited for long"
+    finally:
+        holder.send_signal(signal.SIGKILL)
+    RunLock(tmp_path).release()  # at once, the dead process not even waited for
+    holder.wait()
+    holder.stdout.close()
+
+
+def _in_a_child(lock: RunLock) -> None:
+    lock.release()
+
+
+def test_a_forked_child_neither_holds_nor_frees_it(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(lock,))
+    child.start()
+    child.join()
+    with pytest.raises(Busy):
+        RunLock(tmp_path)
+    lock.release()
+
+
+def test_of_many_at_once_one_at_a_time_has_it(tmp_path: Path) -> None:
+    inside, most, got = [], [], []
+
+    def enter(number: int) -> None:
+        for _ in range(20):
+            try:
+                lock = RunLock(tmp_path)
+            except Busy:
+                continue
+            inside.append(number)
+            most.append(len(inside))
+            inside.remove(number)
+            got.append(number)
+            lock.release()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enter, range(8)))
+    assert got and max(most) == 1
+
+
+def test_what_a_holder_wrote_may_be_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "SHORT_PATIENCE", 0.1)
+    lock = RunLock(tmp_path)
+    for text in ("", "[]", "{", '{"pid": 3}', "\0\0"):
+        (tmp_path / NAME).write_text(text)
+        with pytest.raises(Busy, match="another process trains"):
+            RunLock(tmp_path)
+    lock.release()
+
+
+def test_without_locks_the_run_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(file: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(run_lock, "_lock", none)
+    for _ in range(2):
+        RunLock(tmp_path).release()
+    assert caplog.text.count("no locks here (Operation not supported)") == 2 and not list(tmp_path.iterdir())
+
+
+def test_the_lock_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="is a link"):
+        RunLock(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -1,0 +1,69 @@
+"""Curves, confusion matrices, the size study."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.evaluation.plots import _labels_of, plot_confusion_matrix, plot_curves, plot_val_study
+
+
+def curves(classes):
+    """Curves as the metrics hand them out, for these class numbers."""
+    k, x = len(classes), np.linspace(0, 1, 1000)
+    lines = np.linspace(1, 0.5, k)[:, None] * (1 - x)
+    values = dict.fromkeys(("precision", "recall", "f1", "pr_precision"), lines)
+    return SimpleNamespace(confidence=x, pr_recall=x, ap50=lines.mean(1), classes=np.array(classes, int), **values)
+
+
+def read(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize("classes", [[], [2], list(range(21))])
+def test_curves(tmp_path, classes):
+    names = [f"name {i}" for i in range(80)]
+    paths = plot_curves(curves(classes), names, tmp_path / "new")
+    assert [path.name for path in paths] == ["PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"]
+    assert all(read(path).std() > 0 for path in paths)
+
+
+def test_curves_are_named_by_their_class_not_their_row():
+    assert _labels_of(np.array([0, 2, 5]), ["a", "b", "c"]) == ["a", "c", "class 5"]
+
+
+def test_confusion_matrix_shape_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="has 3 rows"):
+        plot_confusion_matrix(np.zeros((2, 2)), ["a", "b"], tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("nc, normalize", [(1, True), (3, False), (31, True)])
+def test_confusion_matrices(tmp_path, nc, normalize):
+    names = [str(i) for i in range(nc)]
+    assert read(plot_confusion_matrix(np.eye(nc + 1) * 9, names, tmp_path / "new/a.png", normalize)).std() > 0
+
+
+def test_confusion_matrix_leaves_empty_cells_blank(tmp_path):
+    empty = read(plot_confusion_matrix(np.zeros((4, 4)), list("abc"), tmp_path / "empty.png"))
+    filled = read(plot_confusion_matrix(np.ones((4, 4)), list("abc"), tmp_path / "ones.png"))
+    assert empty.shape == filled.shape and empty.mean() > filled.mean() + 5  # blank cells against blue ones
+
+
+def test_study(tmp_path):
+    with pytest.raises(ValueError, match="no study"):
+        plot_val_study(dir=tmp_path)
+    rows = np.column_stack([np.full((3, 7), 0.5), np.ones((3, 3))])
+    for name in ("study_a_n.txt", "study_a_s.txt"):
+        np.savetxt(tmp_path / name, rows, fmt="%10.4g")
+    assert read(plot_val_study(dir=tmp_path, x=[128, 256, 384])).size
+    assert plot_val_study(tmp_path / "study_a_n.txt") == tmp_path / "study.png"
+    with pytest.raises(ValueError, match="3 rows for 2"):
+        plot_val_study(dir=tmp_path, x=[128, 256])
+
+
+@pytest.mark.parametrize("text", ["1 2 3\n", "words\n", "1 2\n3\n"])
+def test_foreign_study_tables(tmp_path, text):
+    (tmp_path / "study_x.txt").write_text(text)
+    with pytest.raises(ValueError, match="study_x.txt"):
+        plot_val_study(dir=tmp_path)

@@ -1,0 +1,267 @@
+"""What counts as a source, and what comes out of it."""
+
+import functools
+import http.server
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.drawing.writers import VideoWriter, write_image
+from utils.predict.sources import Frame, fetch_image, open_source, readable_name
+
+
+def picture(value=100, height=30, width=40):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def make_video(path, frames=5, size=(48, 64)):
+    with VideoWriter(path, 10) as writer:
+        for i in range(frames):
+            writer.write(picture(40 * i + 20, *size))
+    return writer.path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, a video, a text, and a folder below with a third picture."""
+    write_image(tmp_path / "b.JPG", picture())
+    write_image(tmp_path / "a 图.png", picture())
+    (tmp_path / "note.md").write_text("words")
+    write_image(tmp_path / "below" / "c.bmp", picture())
+    make_video(tmp_path / "0.mp4")
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder):
+    """Address of an HTTP server for `folder`."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def names_of(source):
+    return [(frame.kind, frame.path.rpartition("/")[2]) for frame in source]
+
+
+@pytest.mark.parametrize("source", ["", "nowhere", "no/*.jpg", "nowhere.jpg", "nowhere.txt"])
+def test_nothing_there(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        open_source(source)
+    assert source in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_empty_folder_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"jpg .*mp4.*\*\*"):
+        open_source(tmp_path)
+
+
+def test_unknown_suffix(folder):
+    with pytest.raises(ValueError, match="note.md .* jpg"):
+        open_source(folder / "note.md")
+
+
+def test_folder_gives_pictures_then_videos(folder):
+    expected = [("image", "a 图.png"), ("image", "b.JPG"), *[("video", "0.mp4")] * 5]
+    assert names_of(open_source(folder, 64)) == expected
+    assert len(open_source(folder)) == 3
+
+
+def test_globs(folder):
+    assert names_of(open_source(f"{folder}/*.png")) == [("image", "a 图.png")]
+    found = names_of(open_source(f"{folder}/**/*", vid_stride=99))
+    assert [name for _, name in found] == ["a 图.png", "b.JPG", "c.bmp", "0.mp4"]
+    odd = folder / "a[1].png"
+    write_image(odd, picture())
+    assert names_of(open_source(odd)) == [("image", "a[1].png")]  # a file's own name is no pattern
+
+
+def test_a_picture_is_letterboxed_rgb(tmp_path):
+    bgr = np.zeros((30, 40, 3), np.uint8)
+    bgr[..., 0] = 255
+    (frame,) = open_source(write_image(tmp_path / "blue.png", bgr), 64, stride=32)
+    assert isinstance(frame, Frame) and (frame.number, frame.total, frame.source, frame.sources) == (0, 0, 0, 1)
+    assert np.array_equal(frame.original, bgr) and frame.image.dtype == np.uint8 and frame.image.flags.c_contiguous
+    assert frame.image.shape == (3, 64, 64) and tuple(frame.image[:, 32, 32]) == (0, 0, 255)
+    assert tuple(frame.image[:, 0, 0]) == (114,) * 3
+    assert frame.describe() == f"image 1/1 {frame.path}: "
+
+
+def test_auto_pads_to_whole_strides_only(tmp_path):
+    path = write_image(tmp_path / "wide.png", picture(height=20, width=80))
+    shapes = [next(iter(open_source(path, 128, auto=auto))).image.shape for auto in (True, False)]
+    assert shapes == [(3, 32, 128), (3, 128, 128)]
+    assert next(iter(open_source(path, (64, 128), auto=False))).image.shape == (3, 64, 128)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16", "1"])
+def test_every_kind_of_picture(tmp_path, mode):
+    Image.new(mode, (20, 10)).save(tmp_path / "x.png")
+    (frame,) = open_source(tmp_path / "x.png", 32)
+    assert frame.original.shape == (10, 20, 3) and frame.original.dtype == np.uint8
+
+
+def test_broken_files_are_warnings_and_the_run_goes_on(folder, caplog):
+    (folder / "a0.jpg").write_bytes(b"")
+    (folder / "a1.jpg").write_bytes(b"no picture")
+    (folder / "1.mp4").write_bytes(b"no video")
+    with caplog.at_level("WARNING", "yolov5"):
+        found = names_of(open_source(folder, 64))
+    assert [name for _, name in found] == ["a 图.png", "b.JPG", *["0.mp4"] * 5]
+    messages = [record.getMessage() for record in caplog.records]
+    named = zip(("a0.jpg", "a1.jpg", "1.mp4"), messages, strict=True)
+    assert all(name in text for name, text in named)
+    assert not any("\n" in text for text in messages)
+
+
+def test_video_frames_are_numbered(folder):
+    frames = list(open_source(folder / "0.mp4", 64))
+    assert [frame.number for frame in frames] == [1, 2, 3, 4, 5] and {frame.total for frame in frames} == {5}
+    assert [round(frame.original.mean() / 40 - 0.5) for frame in frames] == [0, 1, 2, 3, 4]
+    assert frames[1].describe().startswith("video 1/1 (2/5) ")
+    every_second = list(open_source(folder / "0.mp4", 64, vid_stride=2))
+    assert [frame.number for frame in every_second] == [1, 3, 5] and every_second[0].fps == frames[0].fps / 2
+
+
+def test_vid_stride_must_be_positive(folder):
+    with pytest.raises(ValueError, match="vid_stride"):
+        open_source(folder, vid_stride=0)
+
+
+def test_lists(folder, monkeypatch, caplog):
+    other = folder / "elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    listing = folder / "list.txt"
+    listing.write_text("\ufeff# what to look at\n\n./below/c.bmp\nb.JPG\n0.mp4\nmissing.jpg\n", encoding="utf-8")
+    with caplog.at_level("WARNING", "yolov5"):
+        found = names_of(open_source(listing, 64, vid_stride=3))
+    assert found == [("image", "c.bmp"), ("image", "b.JPG"), ("video", "0.mp4"), ("video", "0.mp4")]
+    assert "list.txt:6" in caplog.text
+    listing.write_text("# nothing\nmissing.jpg")
+    with pytest.raises(ValueError, match="names nothing"):
+        open_source(listing)
+
+
+def test_names_reach_the_log_as_one_line(folder, caplog):
+    (folder / "\x1b]0;own\x07\n.jpg").write_bytes(b"no picture")
+    (folder / "\x1b]0;own\x07.mp4").write_bytes(b"no video\0")
+    good = folder / "\x1b[2J\n.png"
+    good.write_bytes((folder / "a 图.png").read_bytes())
+    frames = list(open_source(folder, 64))
+    assert [frame.describe() for frame in frames if frame.path == str(good)][0].isprintable()
+    assert len(caplog.records) == 2 and all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_webcams_and_addresses_are_streams():
+    source = open_source("0")
+    assert source.streams == ["0"] and not source.files
+    assert open_source("rtsp://camera/1.jpg").streams and open_source("HTTP://host/live").streams
+    assert open_source("https://host/X.JPG?size=1.mp4").files and not open_source("https://host/X.JPG").streams
+    with pytest.raises(ValueError, match="download"):
+        open_source("https://www.youtube.com/watch?v=1")
+
+
+def test_pictures_and_clips_over_http(server, folder, monkeypatch):
+    monkeypatch.chdir(folder / "below")
+    (frame,) = open_source(f"{server}/b.JPG?x=1", 64)
+    assert frame.kind == "image" and frame.original.shape == (30, 40, 3)
+    clip = list(open_source(f"{server}/0.mp4", 64))
+    assert [frame.number for frame in clip] == [1, 2, 3, 4, 5]
+    assert clip[0].kind == "stream" and clip[0].describe() == "0: "
+    assert sorted(path.name for path in (folder / "below").iterdir()) == ["c.bmp"]  # nothing is downloaded to a file
+
+
+def test_addresses_that_fail_say_so(server):
+    bad = ((f"{server}/none.jpg", "404"), (f"{server}/note.md", "no picture"), ("ftp://host/a.jpg", "http"))
+    for url, words in bad:
+        with pytest.raises(ValueError, match=words) as caught:
+            fetch_image(url)
+        assert url in str(caught.value)
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Leads to where the query says; drips bytes without an end; answers with control characters."""
+
+    def do_GET(self):
+        path, _, place = self.path.partition("?")
+        if path == "/to.jpg":
+            self.send_response(302)
+            self.send_header("Location", place)
+        elif path == "/rude.jpg":
+            self.send_response(404, "\x1b]0;own\x07")
+        else:
+            self.send_response(200)
+        self.end_headers()
+        while path == "/drip.jpg":
+            try:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+            except OSError:
+                break
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def stranger():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_redirections_stay_on_the_web_and_end(stranger, server):
+    assert fetch_image(f"{stranger}/to.jpg?{server}/b.JPG").shape == (30, 40, 3)
+    for place in (
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.jpg",
+        "data:image/png;base64,AA",
+        f"{stranger}/to.jpg?to.jpg",
+    ):
+        with pytest.raises(ValueError, match="cannot be fetched: ") as caught:
+            fetch_image(f"{stranger}/to.jpg?{place}")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(stranger, monkeypatch):
+    monkeypatch.setattr("utils.predict.sources.WEB_LONGEST", 0.2)
+    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
+        fetch_image(f"{stranger}/drip.jpg")
+    for url in (f"{stranger}/rude.jpg", f"{stranger}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
+        with pytest.raises(ValueError) as caught:
+            fetch_image(url)
+        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
+
+
+def test_names_for_results():
+    assert readable_name("a/b/bus.stop.jpg") == "bus.stop"
+    assert readable_name("a/2024-01-01T12:00 (1).jpg") == "2024-01-01T12:00 (1)"  # a file's own name, as in v6.1
+    assert readable_name("a/\x1b]0;own\x07.jpg") == "_]0;own_"
+    assert readable_name("http://h/%2e%2e") == "__" and readable_name("http://h/..%2f..%2fx%1b.jpg") == "x_"
+    assert (
+        readable_name("http://h/" + "x" * 300).startswith("xxx") and len(readable_name("http://h/" + "x" * 300)) < 240
+    )
+    assert readable_name("rtsp://user:pw@10.0.0.1:554/live?x=1") == "live"
+    assert readable_name("https://h/%E5%9B%BE%20a.mp4") == "图 a"
+    assert readable_name("0") == "0" and readable_name("http://user:pw@host:80") == "host_80"
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    (frame,) = open_source(tmp_path / "turned.jpg", 64)
+    assert frame.original.shape == (40, 20, 3) and cv2.imread(str(tmp_path / "turned.jpg")).shape == (40, 20, 3)

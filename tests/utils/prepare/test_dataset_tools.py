@@ -1,0 +1,124 @@
+"""Splitting and cutting out on flat, small and odd folders. (How they fit with the loaders is in test_datasets.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from utils.base.config import DataConfig
+from utils.data.label_index import load_index
+from utils.prepare.dataset_tools import autosplit, extract_boxes
+
+
+def fill(folder: Path, count: int, labelled: int | None = None) -> Path:
+    """A flat folder of images, the first of them with a label file beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (20, 20)).save(folder / f"{number}.png")
+        if labelled is None or number < labelled:
+            (folder / f"{number}.txt").write_text("0 .5 .5 .2 .2\n")
+    return folder
+
+
+def listed(folder: Path) -> dict[str, list[str]]:
+    return {
+        file.stem.removeprefix("autosplit_"): file.read_text(encoding="utf-8").splitlines()
+        for file in sorted(folder.parent.glob("autosplit_*.txt"))
+    }
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=f"{tmp_path}/none"):
+        autosplit(tmp_path / "none")
+    with pytest.raises(ValueError, match=f"{tmp_path}/gone: no such folder"):
+        autosplit(tmp_path / "gone")
+
+
+def test_a_flat_folder_is_split_and_trains(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "photos", 20)
+    counts = autosplit(folder)
+    (tmp_path / "own.yaml").write_text("train: autosplit_train.txt\nval: autosplit_val.txt\nnames: [a]\n")
+    data = DataConfig.load(tmp_path / "own.yaml")
+    train, val = load_index(data.train, cache=False), load_index(data.val, cache=False)
+    assert (len(train), len(val)) == (counts["train"], counts["val"]) and counts["train"] + counts["val"] == 20
+    assert len(train.all_labels) + len(val.all_labels) == 20
+    names = {Path(index.path(number)).name for index in (train, val) for number in range(len(index))}
+    assert len(names) == 20
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_no_part_is_empty_however_few_images_there_are(tmp_path: Path, count: int) -> None:
+    for seed in range(5):
+        counts = autosplit(fill(tmp_path / "photos", count), seed=seed)
+        assert min(counts["train"], counts["val"]) >= 1 and sum(counts.values()) == count and counts["test"] == 0
+        assert sorted(sum(listed(tmp_path / "photos").values(), [])) == sorted(
+            f"./photos/{number}.png" for number in range(count)
+        )
+
+
+def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "photos", 1)
+    with pytest.raises(ValueError, match="photos: 1 images cannot be divided into train and val"):
+        autosplit(folder)
+    assert autosplit(folder, (1,)) == {"train": 1, "val": 0, "test": 0}
+
+
+@pytest.mark.parametrize("weights", [(), (0, 0, 0), (-1, 2), (float("nan"), 1), (1, 1, 1, 1), "a", None], ids=str)
+def test_weights_that_are_no_shares(tmp_path: Path, weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="give the shares of train, val, test"):
+        autosplit(fill(tmp_path / "photos", 4), weights)
+
+
+def test_images_without_labels_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "yolov5")
+    folder = fill(tmp_path / "photos", 10, labelled=7)
+    assert sum(autosplit(folder).values()) == 10 and sum(autosplit(folder, annotated_only=True).values()) == 7
+    assert "3 images have no label file, listed as background (annotated_only=True leaves them out)" in caplog.text
+    assert (
+        "3 images have no label file, left out (first: " in caplog.text
+        and "photos: 7 images; autosplit_" in caplog.text
+    )
+    bare = fill(tmp_path / "bare", 3, labelled=0)
+    with pytest.raises(ValueError, match="bare: 0 images cannot be divided"):
+        autosplit(bare, annotated_only=True)
+
+
+def test_splitting_again_replaces_the_lists_of_this_folder_alone(tmp_path: Path) -> None:
+    first = fill(tmp_path / "photos", 6)
+    autosplit(first, (1, 1, 1))
+    autosplit(first)
+    before = listed(first)
+    assert set(before) == {"train", "val"}
+    with pytest.raises(ValueError, match=f"autosplit_train.txt: lists images of {first}; move it or remove it"):
+        autosplit(fill(tmp_path / "more", 6))
+    assert listed(first) == before
+    first.rename(tmp_path / "renamed")
+    autosplit(tmp_path / "renamed")
+
+
+def test_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fill(tmp_path / "photos", 4))
+    autosplit(".")
+    assert set(listed(tmp_path / "photos")) == {"train", "val"}
+
+
+def test_names_that_a_list_cannot_hold(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "photos", 4)
+    (folder / "3.png").rename(folder / "a\nb.png")
+    with pytest.raises(ValueError, match=r"a\\nb\.png: a list cannot hold this name; rename the image"):
+        autosplit(folder)
+    assert not listed(folder)
+
+
+def test_objects_of_images_with_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png", "b/x.jpg", "x-2.png"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "set" / name)
+        (tmp_path / "set" / name).with_suffix(".txt").write_text("1 .5 .5 .2 .4\n0 .2 .2 .1 .1\n")
+    for _ in range(2):
+        written = extract_boxes(tmp_path / "set", tmp_path / "crops")
+        crops = [path for path in (tmp_path / "crops").rglob("*.jpg")]
+        assert written == len(crops) == 8

@@ -1,0 +1,359 @@
+"""Whole conversions, ended by what train.py reads: the layouts of Label Studio, CVAT, Roboflow, VOC and DOTA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from utils.data.label_index import load_index
+from utils.prepare.converters import convert_coco, convert_dota, convert_voc
+
+NAMES = ["bolt", "nut"]
+ROW = "0 0.200000 0.400000 0.200000 0.400000\n"  # 20 x 20 pixels around (20, 20) of 100 x 50
+BOX = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20]}
+DOTA = "imagesource:x\ngsd:1\n10 10 30 10 30 30 10 30 bolt 0\n"
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (100, 50)).save(path)
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def coco(path: Path, *names: str, notes: list[Any] | None = None, **size: Any) -> Path:
+    """A file with images of these names and a bolt on each."""
+    images = [
+        {"id": number, "file_name": name, **({"width": 100, "height": 50} | size)}
+        for number, name in enumerate(names, start=1)
+    ]
+    notes = [{**BOX, "image_id": entry["id"]} for entry in images] if notes is None else notes
+    content = {"images": images, "categories": [{"id": 5, "name": "bolt"}], "annotations": notes}
+    return write(path, json.dumps(content))
+
+
+def voc(path: Path, name: str = "bolt", side: int = 100, filename: str = "x.jpg") -> Path:
+    size = f"<size><width>{side}</width><height>{side // 2}</height></size>"
+    box = "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>31</xmax><ymax>31</ymax></bndbox>"
+    text = f"<annotation><filename>{filename}</filename>{size}<object><name>{name}</name>{box}</object></annotation>"
+    return write(path, text)
+
+
+def labels_below(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*.txt"))}
+
+
+def boxes(source: Path) -> list[list[float]]:
+    """What train.py reads for the images of a folder."""
+    index = load_index(source, cache=False)
+    assert index.counts.missing == 0
+    return index.all_labels.tolist()
+
+
+# ---- COCO ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_an_error_that_names_file_and_remedy(tmp_path: Path) -> None:
+    empty = coco(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json: there are no images in it"):
+        convert_coco(empty, tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"a\.json: no boxes in it"):
+        convert_coco(coco(tmp_path / "a.json", "a.jpg", notes=[]), tmp_path / "labels")
+    with pytest.raises(ValueError, match=rf"{tmp_path}: is a folder, name one of its files: a\.json"):
+        convert_coco(tmp_path, tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"none\.json: cannot be read \(No such file"):
+        convert_coco(tmp_path / "none.json", tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_boxes_are_counted_not_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notes = [BOX, BOX, {**BOX, "bbox": [50, 10, 20, 20]}, {**BOX, "iscrowd": 1}]
+    file = coco(tmp_path / "a.json", "a.jpg", "b.jpg", "c.jpg", notes=notes)
+    assert convert_coco(file, tmp_path / "labels", NAMES) == 2
+    assert labels_below(tmp_path / "labels") == {
+        "a.txt": ROW + "0 0.600000 0.400000 0.200000 0.400000\n", "b.txt": "", "c.txt": "",
+    }  # fmt: skip
+    said = [record.getMessage().removeprefix(f"{file}: ") for record in caplog.records]
+    assert said == [
+        f"2 boxes of 3 images kept, 2 dropped; labels in {tmp_path / 'labels'}",
+        "1 dropped: marked iscrowd; convert with crowds=True to keep them (first: annotation no. 3 of a.jpg)",
+        "1 dropped: the same box again (first: a.txt)",
+    ]
+    assert convert_coco(file, tmp_path / "others", NAMES, crowds=True) == 2, "the crowd is the first box once more"
+
+
+def test_everything_dropped_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    file = coco(tmp_path / "a.json", "a.jpg", notes=[{**BOX, "iscrowd": 1}] * 3)
+    with pytest.raises(ValueError, match=r"a\.json: none of its 3 boxes can be used: 3 marked iscrowd; .*crowds=True"):
+        convert_coco(file, tmp_path / "labels", NAMES)
+    with pytest.raises(ValueError, match=r"none of its 3 boxes .* called 'bolt', .*did you mean 'bolts'\?"):
+        convert_coco(file, tmp_path / "labels", ["bolts"])
+    assert not (tmp_path / "labels").exists()
+
+
+def test_two_images_that_differ_in_their_ending_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.png would share the label file"):
+        convert_coco(coco(tmp_path / "a.json", "b.jpg", "a.jpg", "a.png"), tmp_path / "labels", NAMES)
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb.jpg", "\ud800.jpg", "x" * 999 + ".jpg"])
+def test_names_that_no_image_has(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"a\.json.*annotations name an image that cannot be") as caught:
+        convert_coco(coco(tmp_path / "a.json", name), tmp_path / "labels")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 + len(str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["../../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\\\h\\x.jpg"])
+def test_no_name_leads_out_of_the_label_folder(tmp_path: Path, name: str) -> None:
+    convert_coco(coco(tmp_path / "deep/er/a.json", name), tmp_path / "deep/er/labels", NAMES)
+    assert labels_below(tmp_path) == {"deep/er/labels/x.txt": ROW}
+
+
+def test_conversion_can_be_repeated_but_replaces_nothing_else(tmp_path: Path) -> None:
+    file, labels = coco(tmp_path / "a.json", "a.jpg", "b.jpg"), tmp_path / "labels"
+    write(labels / "b.txt", "")
+    assert [convert_coco(file, labels, NAMES) for _ in range(2)] == [2, 2]
+    stamp = (labels / "a.txt").stat().st_mtime_ns
+    write(labels / "b.txt", "1 .5 .5 .1 .1\n")
+    with pytest.raises(ValueError, match=r"1 label files are there with other content \(first: .*b\.txt.*overwrite"):
+        convert_coco(file, labels, NAMES)
+    assert (labels / "b.txt").read_text() == "1 .5 .5 .1 .1\n"
+    assert convert_coco(file, labels, NAMES, overwrite=True) == 2 and (labels / "b.txt").read_text() == ROW
+    assert (labels / "a.txt").stat().st_mtime_ns == stamp, "what is right already is not written again"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "labels", "a file")
+    with pytest.raises(ValueError, match=f"{tmp_path}/labels: cannot be written .*; make room there or choose another"):
+        convert_coco(coco(tmp_path / "a.json", "a.jpg"), tmp_path / "labels", NAMES)
+
+
+def test_sizes_are_read_from_the_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "images/a.jpg")
+    file = coco(tmp_path / "a.json", "a.jpg", "gone.jpg", width=0, height=None)
+    assert convert_coco(file, tmp_path / "labels", NAMES) == 1
+    assert labels_below(tmp_path / "labels") == {"a.txt": ROW}, "no empty labels for an image whose boxes are lost"
+    assert "1 dropped: of an image whose width and height are not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "labels", "images", "names"),
+    [
+        # Label Studio: result.json beside images/, names with either kind of slash
+        ("result.json", "labels", ["images/ab-a.jpg"], ["images/ab-a.jpg"]),
+        ("result.json", "labels", ["images/ab-a.jpg"], ["images\\ab-a.jpg"]),
+        ("result.json", "labels", ["images/ab-a.jpg"], ["/data/upload/1/ab-a.jpg"]),
+        ("result.json", "labels", ["images/a.jpg"], ["http://localhost:8080/data/upload/1/0011aabb-a.jpg"]),
+        # CVAT: annotations/ and images/, with a subset's folder or without
+        ("annotations/instances_default.json", "labels", ["images/a.jpg", "images/b.png"], ["a.jpg", "b.png"]),
+        ("annotations/instances_default.json", "labels", ["images/default/a.jpg"], ["a.jpg"]),
+        ("annotations/instances_train.json", "labels/train", ["images/train/1/a.jpg"], ["1/a.jpg"]),
+        # Roboflow: all in one folder
+        ("train/_annotations.coco.json", "train", ["train/a_jpg.rf.0f.jpg"], ["a_jpg.rf.0f.jpg"]),
+        # COCO itself
+        ("annotations/instances_val2017.json", "labels/val2017", ["images/val2017/1.jpg"], ["1.jpg"]),
+        # somebody's absolute paths
+        ("a.json", "labels", ["images/train/a.jpg", "images/val/a.jpg"], ["/me/images/train/a.jpg", "D:\\val\\a.jpg"]),
+    ],
+)
+def test_the_layouts_of_tools_end_where_train_looks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, labels: str, images: list[str], names: list[str]
+) -> None:
+    for name in images:
+        image(tmp_path / name)
+    assert convert_coco(coco(tmp_path / file, *names), tmp_path / labels, NAMES) == len(images)
+    assert boxes(tmp_path / images[0].split("/")[0]) == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])] * len(images)
+    assert not caplog.records
+
+
+def test_labels_that_train_would_not_find_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "train/a.jpg")
+    convert_coco(coco(tmp_path / "train/_annotations.coco.json", "a.jpg"), tmp_path / "labels", NAMES)
+    assert f"1 label files are not where train.py looks (first: {tmp_path}/labels/a.txt instead of" in caplog.text
+    assert caplog.text.strip().endswith(f"convert into {tmp_path / 'train'}")
+
+
+# ---- VOC -------------------------------------------------------------------------------------------------------------
+
+
+def test_folders_without_annotations_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path}/none: no such folder; name the folder of the annotations"):
+        convert_voc(tmp_path / "none", tmp_path / "labels", NAMES)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: no \.xml file in it"):
+        convert_voc(tmp_path, tmp_path / "labels", NAMES)
+    write(tmp_path / "a.xml", "<annotation/>")
+    with pytest.raises(ValueError, match=f"{tmp_path}: no boxes in it"):
+        convert_voc(tmp_path, tmp_path / "labels", NAMES)
+    write(tmp_path / "b.xml", "<annotation>")
+    with pytest.raises(ValueError, match=r"b\.xml: not a VOC annotation"):
+        convert_voc(tmp_path, tmp_path / "labels", NAMES)
+    assert not (tmp_path / "labels").exists()
+
+
+def test_voc_files_of_every_spelling_and_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    xml, labels = tmp_path / "xml", tmp_path / "labels"
+    voc(xml / "a.xml", "Bolt ")
+    voc(xml / "B.XML")
+    voc(xml / "day 1/a.xml")
+    voc(xml / "photo.webp.xml")
+    voc(xml / "small.xml", side=0)
+    voc(xml / "other.xml", "nuts")
+    assert convert_voc(xml, labels, NAMES) == 4
+    assert labels_below(labels) == {
+        "B.txt": ROW, "a.txt": ROW, "day 1/a.txt": ROW, "other.txt": "", "photo.webp.txt": ROW,
+    }  # fmt: skip
+    assert "4 boxes of 5 images kept, 2 dropped" in caplog.text
+    assert "'nuts', which is not among the names; did you mean 'nut'? (first: other.xml, object 1)" in caplog.text
+    assert "unknown size (width and height are 0 or missing); write them into the XML" in caplog.text
+    assert convert_voc(xml, labels, NAMES) == 4
+
+
+def test_two_annotations_of_one_image_are_named(tmp_path: Path) -> None:
+    voc(tmp_path / "xml/a.xml")
+    voc(tmp_path / "xml/a.XML")
+    with pytest.raises(ValueError, match=r"a\.xml: another annotation is of a too; remove one"):
+        convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES)
+    (tmp_path / "xml/a.XML").unlink()
+    image(tmp_path / "images/a.jpg")
+    voc(tmp_path / "xml/a.jpg.xml")
+    with pytest.raises(ValueError, match="a and a.jpg would share|a.jpg and a would share"):
+        convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES)
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "xml", "labels", "images"),
+    [
+        ("Annotations", ["Annotations/a.xml"], "labels", ["images/a.jpg"]),
+        ("Annotations", ["Annotations/s/b.xml"], "JPEGImages", ["JPEGImages/s/b.jpg"]),
+        ("", ["Annotations/a.xml"], "JPEGImages", ["JPEGImages/a.jpg"]),
+        ("train", ["train/a_jpg.rf.0f.xml"], "train", ["train/a_jpg.rf.0f.jpg"]),  # Roboflow, LabelImg: flat
+        ("xml", ["xml/a.xml"], "labels", ["images/train/a.png"]),
+        ("xml", ["xml/train/a.xml", "xml/val/a.xml"], "labels", ["images/train/a.png", "images/val/a.png"]),
+        ("xml", ["xml/photo.webp.xml"], "labels", ["images/photo.webp"]),
+        ("images", ["images/a.xml"], "labels", ["images/a.jpg"]),
+    ],
+)
+@pytest.mark.parametrize("side", [100, 0])
+def test_voc_layouts_end_where_train_looks(
+    tmp_path: Path, annotations: str, xml: list[str], labels: str, images: list[str], side: int
+) -> None:
+    for file, name in zip(xml, images, strict=True):
+        voc(tmp_path / file, side=side, filename=Path(name).name)
+        image(tmp_path / name)
+    assert convert_voc(tmp_path / annotations, tmp_path / labels, NAMES) == len(xml)
+    assert boxes(tmp_path / images[0].split("/")[0]) == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])] * len(xml)
+
+
+def test_names_of_a_data_yaml(tmp_path: Path) -> None:
+    yaml = write(tmp_path / "bolts.yaml", "path: .\ntrain: images\nval: images\nnames: [nut, bolt]\n")
+    assert convert_voc(voc(tmp_path / "xml/a.xml").parent, tmp_path / "labels", yaml) == 1
+    assert (tmp_path / "labels/a.txt").read_text() == ROW.replace("0", "1", 1)
+
+
+# ---- DOTA ------------------------------------------------------------------------------------------------------------
+
+
+def test_dota_folders_are_kept(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        image(tmp_path / f"images/{part}/P1.png")
+        write(tmp_path / f"labelTxt/{part}/P1.txt", DOTA if part == "a" else DOTA * 2 + DOTA.replace("bolt", "nut"))
+    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", NAMES) == 3
+    assert labels_below(tmp_path / "labels") == {"a/P1.txt": ROW, "b/P1.txt": ROW + ROW.replace("0", "1", 1)}
+    assert len(boxes(tmp_path / "images")) == 3
+
+
+def test_dota_as_it_is_unpacked(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        image(tmp_path / f"{part}/images/P1.png")
+        write(tmp_path / f"{part}/labelTxt/P1.txt", DOTA)
+    for _ in range(2):
+        assert convert_dota(tmp_path, tmp_path, tmp_path, NAMES) == 2
+        write(tmp_path / "train/labels/P1.txt", ROW)
+    assert len(boxes(tmp_path / "train/images")) == 1
+
+
+def test_what_dota_drops_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "images/P1.png")
+    write(tmp_path / "labelTxt/P1.txt", DOTA + DOTA.replace("bolt", "ship"))
+    write(tmp_path / "labelTxt/P2.TXT", DOTA * 2)
+    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", NAMES) == 1
+    assert "2 dropped: of an image that is not in" in caplog.text and "(first: P2.TXT)" in caplog.text
+    assert "1 dropped: called 'ship'" in caplog.text
+    assert labels_below(tmp_path / "labels") == {"P1.txt": ROW}
+
+
+def test_dota_says_what_it_cannot_do(tmp_path: Path) -> None:
+    image(tmp_path / "images/P1.png")
+    for folder, what in (("none", "no such folder"), ("images", r"no \.txt file in it")):
+        with pytest.raises(ValueError, match=f"{tmp_path}/{folder}: {what}"):
+            convert_dota(tmp_path / folder, tmp_path / "images", tmp_path / "labels", NAMES)
+    write(tmp_path / "images/P1.txt", DOTA)
+    with pytest.raises(ValueError, match=r"P1\.txt: would be replaced by its own labels; convert into another folder"):
+        convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "images", NAMES, overwrite=True)
+    image(tmp_path / "images/P1.tif")
+    with pytest.raises(ValueError, match=r"none of its 1 boxes can be used: 1 of an image that .* is there twice"):
+        convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "labels", NAMES)
+    (tmp_path / "images/P1.tif").write_bytes(b"no image")
+    (tmp_path / "images/P1.png").unlink()
+    with pytest.raises(ValueError, match=r"P1\.tif: its size cannot be read"):
+        convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "labels", NAMES)
+
+
+def test_images_turned_after_annotating_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 50)).save(tmp_path / "images/x.jpg", exif=exif)
+    voc(tmp_path / "xml/x.xml")
+    assert convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES) == 1
+    said = "1 images have other proportions than written, so boxes may be out of place; were they turned"
+    assert said in caplog.text and "x.xml: 100 x 50 written, 50 x 100 on disk" in caplog.text
+
+
+def test_the_image_that_voc_names_counts_where_only_that_is_there(tmp_path: Path) -> None:
+    image(tmp_path / "images/图.jpg")
+    voc(tmp_path / "xml/a.xml", filename="图.jpg")
+    assert convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES) == 1
+    assert boxes(tmp_path / "images") == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])]
+    image(tmp_path / "images/a.jpg")  # as after renaming: now the annotation's own name counts
+    assert convert_voc(tmp_path / "xml", tmp_path / "others", NAMES) == 1
+    assert list(labels_below(tmp_path / "others")) == ["a.txt"]
+
+
+def test_what_programs_leave_beside_annotations_is_none(tmp_path: Path) -> None:
+    image(tmp_path / "x.jpg")
+    voc(tmp_path / "x.xml")
+    for name in ("._x.xml", "__MACOSX/._x.xml", ".ipynb_checkpoints/x-checkpoint.xml"):
+        write(tmp_path / name, "no annotation")
+    assert convert_voc(tmp_path, tmp_path, NAMES) == 1
+    assert labels_below(tmp_path) == {"x.txt": ROW}
+
+
+@pytest.mark.parametrize("line", ["big bolt 0", "big bolt", "Big_Bolt 1"])
+def test_dota_names_may_have_spaces_and_files_be_from_windows(tmp_path: Path, line: str) -> None:
+    image(tmp_path / "images/x.png")
+    write(tmp_path / "labelTxt/x.txt", "").write_bytes(f"10 10 30 10 30 30 10 30 {line}\r\n".encode("utf-16"))
+    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", ["big bolt"]) == 1
+    assert labels_below(tmp_path / "labels") == {"x.txt": ROW}
+
+
+def test_arguments_in_another_order_are_named(tmp_path: Path) -> None:
+    order = "the order of arguments is annotations, labels, names$"
+    with pytest.raises(ValueError, match=rf"^labels: give a path, not \['bolt', 'nut'\]; {order}"):
+        convert_voc(tmp_path, NAMES, tmp_path / "labels")
+    with pytest.raises(ValueError, match=f"^annotations: give a path, not None; {order}"):
+        convert_coco(None, tmp_path)
+    with pytest.raises(ValueError, match="^images: give a path, .* annotations, images, labels, names$"):
+        convert_dota(tmp_path, NAMES, tmp_path, tmp_path)

@@ -1,0 +1,93 @@
+"""Parameter groups, optimisers and the schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.base.config import Hyp
+from utils.training.optim import Recipe, Schedule, build_optimizer, choose_recipe, parameter_groups
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
+
+
+def test_no_parameters_no_groups() -> None:
+    assert parameter_groups(nn.Identity()) == ([], [], [])
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = net()
+    model.scale = nn.Parameter(torch.ones(3))
+    norms, weights, biases = parameter_groups(model)
+    assert len(norms) == 2 and {id(p) for p in weights} >= {id(model.scale), id(model[2].in_proj_weight)}
+    everything = [id(p) for p in norms + weights + biases]
+    assert len(everything) == len(set(everything)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_only_weights_are_decayed(name: str) -> None:
+    optimizer = build_optimizer(net(), Recipe(name, 0.01, 0.9, 0.05))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05, 0.0]
+
+
+def test_decay_is_scaled_to_the_nominal_batch() -> None:
+    hyp = Hyp()
+    assert choose_recipe("SGD", hyp, 10**6, 16).weight_decay == pytest.approx(0.0005)
+    assert choose_recipe("SGD", hyp, 10**6, 128).weight_decay == pytest.approx(0.001)
+    assert choose_recipe("SGD", hyp, 10**6, 48).weight_decay == pytest.approx(0.0005 * 48 / 64)
+
+
+def test_auto_depends_on_the_run_length() -> None:
+    assert choose_recipe("auto", Hyp(), 780, 16).optimizer == "AdamW"
+    assert choose_recipe("auto", Hyp(), 10**6, 16).optimizer == "SGD"
+    with pytest.raises(ValueError, match="choose one of"):
+        choose_recipe("Lion", Hyp(), 780, 16)
+
+
+def rates(schedule: Schedule, iterations: range, name: str = "SGD") -> list[tuple[float, float, float, float, int]]:
+    optimizer, rows = build_optimizer(net(), schedule.recipe), []
+    for i in iterations:
+        accumulate = schedule.apply(optimizer, i)
+        rows.append(
+            (*(group["lr"] for group in optimizer.param_groups), optimizer.param_groups[0]["momentum"], accumulate)
+        )
+    return rows
+
+
+def test_warm_up_ends_where_the_schedule_begins() -> None:
+    hyp = Hyp(warmup_epochs=3)
+    schedule = Schedule(hyp, Recipe("SGD", 0.01, 0.937, 0), epochs=100, batches=500, total_batch=16)
+    assert schedule.warmup == 1500
+    first, last, after = (
+        rates(schedule, range(0, 1)),
+        rates(schedule, range(1499, 1500)),
+        rates(schedule, range(1500, 1501)),
+    )
+    assert first[0] == (0.0, 0.0, 0.1, 0.8, 1)
+    assert last[0][0] == pytest.approx(after[0][0], rel=0.02) and last[0][2] == pytest.approx(after[0][2], rel=0.02)
+    assert after[0][3:] == (0.937, 4)
+
+
+@pytest.mark.parametrize("epochs, batches", [(1, 1), (1, 2), (3, 5), (60, 13), (300, 1000)])
+def test_warm_up_never_takes_more_than_a_third(epochs: int, batches: int) -> None:
+    schedule = Schedule(Hyp(), Recipe("SGD", 0.01, 0.937, 0), epochs, batches, 16)
+    assert schedule.warmup <= epochs * batches / 3
+    assert Schedule(Hyp(warmup_epochs=0), schedule.recipe, epochs, batches, 16).warmup == 0
+
+
+def test_linear_and_cosine_end_at_lrf() -> None:
+    linear = Schedule(Hyp(), Recipe("SGD", 1, 0.9, 0), 10, 1, 64)
+    cosine = Schedule(Hyp(), Recipe("SGD", 1, 0.9, 0), 10, 1, 64, cosine=True)
+    assert [linear.factor(0), linear.factor(5), linear.factor(10)] == pytest.approx([1, 0.505, 0.01])
+    assert [cosine.factor(0), cosine.factor(5), cosine.factor(10)] == pytest.approx([1, 0.505, 0.01])
+    assert cosine.factor(2) == pytest.approx((1 + math.cos(math.pi * 0.2)) / 2 * 0.99 + 0.01)
+
+
+def test_the_schedule_has_no_memory() -> None:
+    schedule = Schedule(Hyp(), Recipe("SGD", 0.01, 0.9, 0), 20, 10, 16)
+    assert rates(schedule, range(150, 160)) == rates(schedule, range(0, 160))[150:]

@@ -1,0 +1,79 @@
+"""What is decided before training starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.checkpoints.checkpoint import save_checkpoint
+from utils.training.setup import STATE, find_run, meet, own_device, set_up
+from utils.training.train_options import TrainOptions, check_options, warn_of_idle_flags
+
+
+def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    check_options(TrainOptions())
+    warn_of_idle_flags(TrainOptions())
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": -2}, "--batch-size"),
+        ({"workers": -1}, "--workers"),
+        ({"evolve": 0}, "--evolve 0"),
+        ({"save_minutes": -1.0}, "--save-minutes"),
+    ],
+)
+def test_what_cannot_work_is_refused(change: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_options(replace(TrainOptions(), **change))
+
+
+@pytest.mark.parametrize(
+    "change, says", [({"batch_size": 5}, "multiple of the 2"), ({"image_weights": True}, "single process")]
+)
+def test_what_cannot_be_shared_is_refused(change: dict, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=says):
+        check_options(replace(TrainOptions(), **change))
+
+
+def test_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_idle_flags(replace(TrainOptions(), bucket="mine", upload_dataset="val"))
+    assert "--bucket, --upload_dataset" in caplog.text
+
+
+def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    meet()
+    assert not torch.distributed.is_initialized() and own_device("cpu") == torch.device("cpu")
+
+
+def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: Path) -> None:
+    setup = set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), device="cpu"))
+    assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp"
+    assert [path.name for path in setup.folder.iterdir()] == ["run.lock"]
+    assert setup.hyp.pooled == 1 and setup.opt.data == str(squares.resolve())
+    assert replace(setup, opt=replace(setup.opt, single_cls=True)).names == ["item"]
+    with pytest.raises(ValueError, match="later"), setup.hold:
+        raise ValueError("later")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no .*last.pt below"):
+        find_run(TrainOptions(resume=True, project=str(tmp_path)))
+
+
+def test_a_checkpoint_out_of_its_run_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for content, says in (({"x": 1}, "holds no training run"), (dict.fromkeys(STATE, 1), "a run's folder weights")):
+        save_checkpoint(tmp_path / "a/last.pt", content)
+        with pytest.raises(ValueError, match=says):
+            set_up(TrainOptions(resume=str(tmp_path / "a/last.pt")))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "last.pt"]

@@ -1,0 +1,237 @@
+"""Weights carried by what layers mean."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from models.description.build import SIZES, resolve_cfg
+from models.experimental import attempt_load
+from models.initial import build_model
+from models.yolo import Model
+from utils.base.config import Hyp
+from utils.base.paths import ROOT
+from utils.training.transfer import Layer, align, carried, intersect_dicts, match_names, report, transfer
+
+
+def network(cfg, size=None, nc=3):
+    description, _ = resolve_cfg(cfg)
+    if size:
+        description["depth_multiple"], description["width_multiple"] = SIZES[size]
+    return Model(description, ch=3, nc=nc, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A nano network whose every number says which it is."""
+    torch.manual_seed(0)
+    model = network("yolov5n.yaml")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not name.endswith("anchors"):
+            tensor.uniform_(0.5, 1.5) if name.endswith(("running_var", "bn.weight")) else tensor.normal_(std=0.1)
+    model.names = ["person", "car", "bus"]
+    return model.eval()
+
+
+def layer(index, **shapes):
+    return Layer(index, {name.replace("_", "."): torch.zeros(shape) for name, shape in shapes.items()})
+
+
+# ---- sequences of layers
+def test_nothing_is_aligned_with_nothing():
+    assert align([], []) == [] and align([layer(0, a_b=2)], []) == [] and align([], [layer(0, a_b=2)]) == []
+    assert intersect_dicts({}, {}) == {} and match_names([], ["a"]) == {} and match_names(["a"], []) == {}
+
+
+def test_rows_put_in_taken_out_and_repeated():
+    donor = [layer(0, conv_weight=(4, 3)), layer(1, conv_weight=(8, 4)), layer(2, conv_weight=(8, 8))]
+    receiver = [donor[0], layer(1, qkv_weight=(4, 4)), *donor[1:]]
+    receiver = [Layer(index, old.tensors) for index, old in enumerate(receiver)]
+    assert [(old.index, new.index) for old, new, _ in align(donor, receiver)] == [(0, 0), (1, 2), (2, 3)]
+    assert [(old.index, new.index) for old, new, _ in align(receiver, donor)] == [(0, 0), (2, 1), (3, 2)]
+    swapped = [donor[1], donor[0]]
+    assert len(align(donor[:2], swapped)) == 1  # order decides what a layer means
+
+
+def test_of_layers_that_look_the_same_the_one_fed_alike_is_taken():
+    donor = [Layer(0, {"conv.weight": torch.zeros(2)}, 8, ("Conv",))]
+    twins = [Layer(i, {"conv.weight": torch.zeros(2)}, 8, (feed,)) for i, feed in enumerate(("C3", "Conv", "SPPF"))]
+    assert [new.index for _, new, _ in align(donor, twins)] == [1]
+
+
+def test_what_belongs_together_is_carried_whole_or_not_at_all():
+    old = layer(0, cv1_conv_weight=(4, 3), cv1_bn_weight=4, cv2_conv_weight=(4, 4), cv2_bn_weight=4)
+    wider = layer(0, cv1_conv_weight=(4, 6), cv1_bn_weight=4, cv2_conv_weight=(4, 4), cv2_bn_weight=4)
+    assert set(carried(old, wider)) == {"cv2.conv.weight", "cv2.bn.weight"}  # no batch norm without its convolution
+
+
+def test_other_strides_have_seen_other_sizes():
+    old, new = layer(0, conv_weight=2), layer(0, conv_weight=2)
+    old.stride, new.stride = 32, 64
+    assert carried(old, new) == {}
+    new.stride = None
+    assert set(carried(old, new)) == {"conv.weight"}
+
+
+# ---- states
+def test_intersect_dicts_of_plain_states_goes_by_name_and_shape():
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "anchor": torch.zeros(1), "new": torch.zeros(1)}
+    there = {"a": torch.ones(2), "b": torch.ones(4), "anchor": torch.ones(1)}
+    assert list(intersect_dicts(wanted, there)) == ["a", "anchor"]
+    assert list(intersect_dicts(wanted, there, exclude=["anch"])) == ["a"]
+
+
+def test_intersect_dicts_of_detectors_sees_through_other_numbers(plain):
+    there = network("yolov5n_BiFormer.yaml").state_dict()
+    fitting = intersect_dicts(plain.state_dict(), there, exclude=["anchor"])
+    assert len(fitting) == len(plain.state_dict()) - 1 and fitting.keys() <= there.keys()
+    assert torch.equal(fitting["model.21.cv1.conv.weight"], plain.model[20].cv1.conv.weight)
+    assert torch.equal(fitting["model.26.m.2.bias"], plain.model[24].m[2].bias)
+    same = plain.state_dict()
+    assert intersect_dicts(same, same).keys() == same.keys()
+
+
+# ---- models
+@pytest.mark.parametrize("size", "nsmlx")
+def test_everything_of_a_plain_network_goes_into_one_with_bra_and_back(size):
+    old, new = network(f"yolov5{size}.yaml"), network(f"yolov5{size}_BiFormer.yaml", nc=2)
+    old.names = ["car", "bus", "person"]
+    there = transfer(old, new, ["bus", "tram"])
+    assert len(there.state) == len(old.state_dict()) == len(old.state_dict().keys())
+    assert {new.model[i].type.rpartition(".")[2] for i in range(26) if new.model[i].np and i not in there.pairs} == {
+        "BiLevelRoutingAttention"
+    }
+    new.names = ["bus", "tram"]
+    assert len(transfer(new, old, old.names).state) == len(old.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("file", "count"),
+    [
+        ("yolov5-BiFormer-p345.yaml", 349),
+        ("yolov5-BiFormer-p2.yaml", 349),
+        ("yolov5-p2.yaml", 349),
+        ("yolov5-panet.yaml", 349),
+        ("yolov5-p34.yaml", 349 - 36 - 2),  # a convolution and a C3 of six, and the level they feed
+        ("yolov5-C3BRA.yaml", 349 - 2 * 12),  # the bottlenecks inside two C3 blocks
+    ],
+)
+def test_every_tensor_with_a_counterpart_is_carried(plain, file, count):
+    other = network(file, "n")
+    found = transfer(plain, other, plain.names)
+    assert len(found.state) == count
+    state = other.state_dict()
+    assert all(state[key].shape == tensor.shape for key, tensor in found.state.items())
+    assert len(transfer(other, plain, plain.names).state) == count
+
+
+def test_a_fourth_level_takes_what_lies_at_the_same_strides(plain):
+    found = transfer(plain, network("yolov5n6.yaml"), plain.names)
+    assert {new: old for new, (old, _, _) in found.pairs.items()} == {
+        **{i: i for i in (0, 1, 2, 3, 4, 5, 6)},
+        **{19: 13, 20: 14, 23: 17, 24: 18, 26: 20, 27: 21},
+    }  # not SPPF, which is as wide there, at stride 64
+    assert "head: boxes kept at stride 8, 16; fresh at stride 32, 64" in found.head
+
+
+def test_a_block_of_the_same_shape_for_another_place_is_left_alone(plain):
+    pyramid = network("yolov5-fpn.yaml", "n")
+    assert 10 not in transfer(plain, pyramid, plain.names).pairs  # one input; the donor's like it joins two maps
+
+
+@pytest.mark.parametrize("sides", [(64, 64), (64, 96), (320, 320), (416, 640)])
+def test_before_the_first_step_the_receiver_computes_what_the_donor_does(plain, sides):
+    """Rows of attention that begin as nothing were put in, and nothing else."""
+    other = network("yolov5n-BiFormer-residual.yaml").eval()
+    other.load_state_dict(transfer(plain, other, plain.names).state, strict=False)
+    image = torch.rand(1, 3, *sides)
+    with torch.no_grad():
+        expected = plain(image)[0]
+        assert expected.std() > 1 and torch.equal(other(image)[0], expected)
+
+
+def test_classes_go_by_name(plain):
+    other = network("yolov5n.yaml", nc=4)
+    fresh = copy.deepcopy(other.state_dict())
+    found = transfer(plain, other, ["tram", "Bus", "bicycle", "PERSON"])
+    old = plain.model[24].m[1].weight.unflatten(0, (3, 8))
+    new, start = (state["model.24.m.1.weight"].unflatten(0, (3, 9)) for state in (found.state, fresh))
+    assert torch.equal(new[:, :5], old[:, :5])
+    assert torch.equal(new[:, 6], old[:, 7]) and torch.equal(new[:, 8], old[:, 5])
+    assert torch.equal(new[:, [5, 7]], start[:, [5, 7]])
+    assert "head: 2 of 4 classes kept: Bus, PERSON; fresh: tram, bicycle" in found.head
+
+
+def test_names_are_compared_exactly_first():
+    assert match_names(["Cat", "dog", "stop sign"], ["cat", "dog", "Stop_Sign", "bird"]) == {0: 0, 1: 1, 2: 2}
+    assert match_names(["Cat", "cat"], ["cat", "Cat", "CAT"]) == {0: 1, 1: 0}  # which of the two is CAT?
+    assert match_names(["a", "a"], ["a"]) == {0: 0}
+
+
+def test_anchors_go_with_the_boxes_made_for_them(plain):
+    donor = copy.deepcopy(plain)
+    donor.model[-1].anchors *= 1.5
+    open_sizes = network("yolov5-p34.yaml", "n")
+    found = transfer(donor, open_sizes, plain.names)
+    assert torch.equal(found.state["model.21.anchors"], donor.model[-1].anchors[:2])
+    assert "anchors: those of the weights" in found.head
+    kept = transfer(donor, open_sizes, plain.names, keep_anchors=True)
+    assert "model.21.anchors" not in kept.state and "anchors: those of the model description" in kept.head
+
+
+def test_another_number_of_anchors_starts_the_head_fresh(plain):
+    other = Model("yolov5n.yaml", nc=3, anchors=4, verbose=False)
+    found = transfer(plain, other, plain.names)
+    assert len(found.state) == 342 and found.head == [
+        "head: starts fresh (no level of the same stride, width and number of anchors)"
+    ]
+
+
+def test_the_report_says_what_came_from_where(plain):
+    other = network("yolov5n_BiFormer.yaml")
+    assert report(transfer(plain, other, ["car", "bus", "kite"]), other) == [
+        "layers 0-18 from 0-18",
+        "layers 21-22 from 20-21",
+        "layer 25 from 23",
+        "fresh: layers 20 BiLevelRoutingAttention, 24 BiLevelRoutingAttention",
+        "head: boxes kept at stride 8, 16, 32",
+        "head: 2 of 3 classes kept: car, bus; fresh: kite",
+        "anchors: those of the weights",
+    ]
+    inside = network("yolov5-C3BRA.yaml", "n")
+    assert "layer 20 from 20 (C3BRA, in part)" in report(transfer(plain, inside, ["car"] * 3), inside)
+
+
+# ---- a training run
+def setup_for(**options):
+    opt = SimpleNamespace(weights="", cfg="", freeze=[0], **options)
+    return SimpleNamespace(opt=opt, names=["car", "kite"], hyp=Hyp(), resumed=None, device=torch.device("cpu"))
+
+
+def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
+    file = ROOT / "tests/golden/yolov5n.pt"
+    if not file.is_file():
+        pytest.skip("needs tests/golden/yolov5n.pt")
+    donor = attempt_load(file, fuse=False)
+    setup = setup_for()
+    setup.opt.weights, setup.opt.cfg = str(file), "yolov5n_BiFormer.yaml"
+    setup.names = [donor.names[1], "kite"]
+    model = build_model(setup)
+    assert model.names == setup.names
+    assert torch.equal(model.model[25].cv3.conv.weight, donor.model[23].cv3.conv.weight)
+    new, old = model.model[26].m[0].bias.view(3, 7), donor.model[24].m[0].bias.view(3, -1)
+    assert torch.equal(new[:, :5], old[:, :5]) and torch.equal(new[:, 5], old[:, 6])
+
+
+def test_anchors_that_a_description_names_stay(tmp_path, plain):
+    from models.initial import take_over
+
+    description = yaml.safe_load((ROOT / "models/yolov5n.yaml").read_text())
+    description["anchors"][0] = [5, 5, 6, 6, 7, 7]
+    mine = Model(description, nc=3, verbose=False)
+    before = mine.model[-1].anchors.clone()
+    take_over(plain, mine, plain.names, "donor.pt")
+    assert torch.equal(mine.model[-1].anchors, before)
+    assert torch.equal(mine.model[0].conv.weight, plain.model[0].conv.weight)

@@ -1,0 +1,1 @@
+"""What everything stands on: log, paths, files, YAML, options, configuration, devices."""

@@ -1,0 +1,78 @@
+"""Devices by name, seeds, and a clock that waits for the GPU."""
+
+from __future__ import annotations
+
+import platform
+import random
+import re
+import time
+
+import numpy as np
+import torch
+
+
+def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch.device:
+    """The device a name means: "" the first GPU if there is one, "cpu", "mps", "0", "cuda:0", "0,1".
+
+    Of several GPUs the first is returned (`gpu_indices` gives all). The environment is left as it is. Raises
+    ValueError for a device this machine lacks or a batch size that the GPUs cannot share evenly.
+    """
+    name = str(device).strip().lower().removeprefix("cuda:")
+    if name in ("", "cuda"):
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r}: this machine has no MPS; there is: {_devices_here()}")
+    if name in ("cpu", "mps"):
+        return torch.device(name)
+    indices = gpu_indices(device)
+    if batch_size > 0 and batch_size % len(indices):
+        raise ValueError(f"batch size {batch_size} must be a multiple of the {len(indices)} GPUs in device {device!r}")
+    return torch.device(f"cuda:{indices[0]}")
+
+
+def gpu_indices(device: str | torch.device) -> list[int]:
+    """The numbers in "0,2" or "cuda:0,2". Raises ValueError for another form or for a GPU that is not there."""
+    name = str(device).strip().lower().replace("cuda:", "").replace(" ", "")
+    if not re.fullmatch(r"\d+(,\d+)*", name):
+        raise ValueError(f"device {device!r}: expected cpu, mps, or GPU numbers such as 0 or 0,1")
+    indices = [int(number) for number in name.split(",")]
+    if max(indices) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: this machine has no such GPU; there is: {_devices_here()}")
+    return indices
+
+
+def _devices_here() -> str:
+    gpus = [f"{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
+    return ", ".join(["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])])
+
+
+def device_summary(device: torch.device) -> str:
+    """One line for the log: Python, torch, and what will compute."""
+    versions = f"Python-{platform.python_version()} torch-{torch.__version__}"
+    if device.type != "cuda":
+        return f"{versions} {device.type.upper()}"
+    gpu = torch.cuda.get_device_properties(device)
+    return f"{versions} CUDA:{device.index or 0} ({gpu.name}, {gpu.total_memory / 2**20:.0f}MiB)"
+
+
+def seed_everything(seed: int, deterministic: bool | None = False) -> None:
+    """Seed Python, numpy and torch on all devices; `deterministic` prefers algorithms that repeat bit for bit.
+
+    None leaves the algorithms as they are. An operation without such an algorithm runs all the same, and PyTorch's
+    warning names it: on CUDA, among others, the gradient of adaptive pooling (BRA's ada_avgpool and ada_maxpool), whose
+    last bits may vary from run to run. Another GPU, another PyTorch or another number of processes may differ always.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic is not None:
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def time_sync() -> float:
+    """Seconds on a clock that only goes forward, once the GPU has finished what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

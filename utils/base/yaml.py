@@ -1,0 +1,147 @@
+"""YAML files in and out. A file may be anybody's: it can neither run code nor fill the memory.
+
+Aliases make a short file long (`b: [*a, *a]`, and so on: every line doubles what there is) or endless (`a: &a [*a]`),
+so what they stand for is counted before any of it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.base.files import MIB, decoded, printable, read_bytes
+
+MAX_BYTES = MIB  # the names of 20,000 classes take half of it
+MAX_NODES = 200_000  # keys and values, aliases written out
+MAX_LEVELS = 50
+MAX_NUMBER = 1 << 63
+
+_REFUSALS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
+    name = printable(path)
+    try:
+        text = decoded(read_bytes(path, MAX_BYTES))
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeError:
+        raise ValueError(f"{name}: is not a text file in UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot be read ({error})") from None
+    try:
+        content = _built(text)
+    except _REFUSALS as error:  # PyYAML lets through what Python says of a wrong date or number
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
+        reason = printable(problem or _first_line(error) or "syntax error")
+        raise ValueError(f"{name}{where}: is not valid YAML ({reason})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: expected 'key: value' lines, not {type(content).__name__ if content else 'nothing'}")
+    return content
+
+
+def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping in its own order; paths become text."""
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in content.items()}
+    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def shortened(value: Any) -> str:
+    """A value for a message: what Python calls it, cut off after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _first_line(error: BaseException) -> str:
+    return "" if isinstance(error, yaml.YAMLError) else (str(error).splitlines() or [""])[0]
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops reading where there is more than anything made of it would be."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """One more value."""
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES:,} values")
+        return super().compose_node(parent, index)
+
+
+def _built(text: str) -> Any:
+    """What the text stands for, once its size is known."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {})
+        content = loader.construct_document(node)
+    finally:
+        loader.dispose()
+    for value in _leaves(content):
+        _check_leaf(value)
+    return content
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """(nodes, levels) with every alias written out; raises ValueError when that is endless or too much."""
+    if id(node) in known:
+        if (found := known[id(node)]) is None:
+            raise ValueError("an alias stands for something that it is part of itself")
+        return found
+    known[id(node)] = None
+    _check_keys(node)
+    nodes, levels = 1, 1
+    for part in _parts(node):
+        below, deep = _measure(part, known)
+        nodes, levels = nodes + below, max(levels, deep + 1)
+        if nodes > MAX_NODES or levels > MAX_LEVELS:
+            raise ValueError(f"more than {MAX_NODES:,} values or {MAX_LEVELS} levels, aliases written out")
+    known[id(node)] = nodes, levels
+    return nodes, levels
+
+
+def _check_keys(node: yaml.Node) -> None:
+    """Raise ValueError for a mapping with one key twice, of which only the last would count."""
+    seen = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+            raise ValueError(f"line {key.start_mark.line + 1}: {key.value[:40]!r} is there twice; remove one")
+        seen.add((key.tag, str(key.value)))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(key)
+            yield from _leaves(part)
+    elif isinstance(value, (list, tuple, set)):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _check_leaf(value: Any) -> None:
+    """Raise ValueError for numbers that nothing counts to and for text that can be neither printed nor written."""
+    if isinstance(value, int) and not -MAX_NUMBER < value < MAX_NUMBER:
+        raise ValueError("a whole number of more than 18 digits")
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise ValueError(f"text with what is no character: {value[:40]!r}")

@@ -1,0 +1,1 @@
+"""Geometry of boxes: conversions, overlaps and the losses built on them, suppression."""

@@ -1,0 +1,202 @@
+"""Pictures kept ready at the training size, in memory or on disk, so that a file is decoded only once.
+
+Both kinds hold what `fit_longest` gives. The size of the original stays with the labels, so boxes find their way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.arrays import read_array
+from utils.base.log import LOGGER
+from utils.base.paths import shown
+from utils.base.progress import progress
+from utils.data.label_arrays import LabelIndex
+from utils.data.label_index import CHECKING_THREADS, CHUNK
+from utils.distributed.shared_memory import ALONE, layout_of, reserve
+from utils.distributed.team import Team
+from utils.images.reading import DECODER, fit_longest, fitted_size
+
+GIB = 1 << 30
+HEADROOM = 0.9  # part of the free memory or disk that a cache may take
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping or passing a container's limit, None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    free = int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024
+    limits = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((limits / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
+        kept = dict(line.split() for line in (limits / "memory.stat").read_text(encoding="ascii").splitlines())
+        return free if most == "max" else min(free, int(most) - int(used) + int(kept["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no limits of this kind here
+        return free
+
+
+def _for_each(positions: Sequence[int], work: Callable[[int], bool], description: str) -> int:
+    """Run `work` on these positions in threads with a progress bar; how often it said yes."""
+    done = 0
+    with (
+        ThreadPoolExecutor(CHECKING_THREADS) as pool,
+        progress(None, description, len(positions), " pictures") as bar,
+    ):
+        for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work as it is handed in
+            for result in pool.map(work, positions[start : start + CHUNK]):
+                done += result
+                bar.update()
+    return done
+
+
+def fitted_sizes(sizes: np.ndarray, size: int) -> np.ndarray:
+    """(n, 2) width and height that `fit_longest` gives pictures of these (n, 2)."""
+    return np.maximum((sizes * (size / sizes.max(axis=1, keepdims=True))).astype(np.int64), 1)
+
+
+class MemoryCache:
+    """All pictures of a data set in one block of memory, once for all processes and loader workers of a machine."""
+
+    def __init__(self, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE) -> None:
+        """Each process of the team decodes its share.
+
+        Raises MemoryError, with the numbers, when the pictures would not fit, and OSError when there is no shared
+        memory; in all processes if in one.
+        """
+        shapes = fitted_sizes(index.sizes, size)
+        starts = np.concatenate(([0], np.cumsum(shapes.prod(axis=1) * 3)))
+        needed = int(starts[-1])
+        with team.agreed():
+            free = _free_memory() if team.is_first else None
+            if free is not None and needed > HEADROOM * free:
+                raise MemoryError(f"{needed / GIB:.1f} GiB of pictures, {free / GIB:.1f} GiB of memory free")
+        layout = layout_of({"shapes": shapes, "starts": starts})
+        arrays = reserve((*layout, ("filled", "|b1", (len(index),)), ("pixels", "|u1", (needed,))), team)
+        if team.is_first:
+            arrays["shapes"][...], arrays["starts"][...] = shapes, starts
+        self._arrays, self._index, self._size, self._smooth = arrays, index, size, smooth
+        team.tell(None)  # nobody fills before the places are known
+        with team.agreed():
+            _for_each(team.mine(range(len(index))), self._fill, f"{prefix}caching pictures in memory")
+        count = np.count_nonzero(arrays["filled"])
+        LOGGER.info(f"{prefix}{count} pictures cached in {needed / GIB:.2f} GiB of memory")
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(bytes,) all pictures, one after the other."""
+        return self._arrays["pixels"]
+
+    def _place(self, position: int) -> np.ndarray:
+        start, end = self._arrays["starts"][position : position + 2]
+        width, height = self._arrays["shapes"][position]
+        return self.pixels[start:end].reshape(height, width, 3)
+
+    def _fill(self, position: int) -> bool:
+        try:
+            original = self._index.image(position)
+        except ValueError as error:
+            LOGGER.warning(f"not cached: {error}")
+            return False
+        image = fit_longest(original, self._size, self._smooth)
+        place = self._place(position)
+        if image.shape != place.shape:  # decoded to another size than its header says: read it each time
+            return False
+        place[:] = image
+        self._arrays["filled"][position] = True
+        return True
+
+    def get(self, position: int) -> np.ndarray | None:
+        """The fitted picture (h, w, 3) uint8 BGR, not to be written to; None if it is not here."""
+        return self._place(position) if self._arrays["filled"][position] else None
+
+
+class DiskCache:
+    """Fitted pictures as .npy files in a folder of their own, one for each size and way of scaling.
+
+    The name of a file is a digest of the image's full path, size and modification time and of the decoder, so an edited
+    image, another one of the same name, or other pixels of the same file never find a wrong file.
+    """
+
+    def __init__(self, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE) -> None:
+        """Each process of the team decodes its share.
+
+        Raises OSError, with the reason, when there is no place or no permission to write; in all processes if in one.
+        """
+        self.index, self.size, self.smooth = index, size, smooth
+        beside = Path(index.file(0)).absolute().parent
+        self.folder = beside.with_name(f"{beside.name}_npy") / f"{size}-{'linear' if smooth else 'area'}"
+        with team.agreed():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            needed = 3 * int(fitted_sizes(index.sizes, size).prod(axis=1).sum())
+            free = shutil.disk_usage(self.folder).free
+            if team.is_first and needed > HEADROOM * free:
+                raise OSError(f"{needed / GIB:.1f} GiB of pictures, {free / GIB:.1f} GiB of disk free")
+        count = 0
+        with team.agreed():
+            count = _for_each(team.mine(range(len(index))), self._fill, f"{prefix}caching pictures on disk")
+        LOGGER.info(f"{prefix}{sum(team.gather(count))} pictures cached in {shown(self.folder)}")
+
+    def _file(self, position: int) -> Path:
+        path = os.path.abspath(self.index.path(position))
+        status = os.stat(self.index.file(position))
+        key = os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns} {DECODER}".encode()
+        return self.folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
+
+    def _fill(self, position: int) -> bool:
+        if self.get(position) is not None:
+            return True
+        try:
+            original = self.index.image(position)
+        except ValueError as error:
+            LOGGER.warning(f"not cached: {error}")
+            return False
+        height, width = original.shape[:2]
+        if (width, height) != tuple(self.index.sizes[position]):  # its own size could not be told afterwards
+            return False
+        file = self._file(position)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
+            try:
+                np.save(temporary, fit_longest(original, self.size, self.smooth))
+                temporary.flush()
+            except OSError:
+                os.unlink(temporary.name)  # no half-written file stays on a full disk
+                raise
+        os.replace(temporary.name, file)
+        return True
+
+    def get(self, position: int) -> np.ndarray | None:
+        """The fitted picture (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
+        expected = fitted_size(*map(int, self.index.sizes[position]), self.size)[::-1]
+        try:
+            image = read_array(self._file(position), 1024 + 3 * self.size**2)
+        except (OSError, ValueError):
+            return None  # absent or damaged: the picture itself is read instead
+        return image if image.shape == (*expected, 3) and image.dtype == np.uint8 else None
+
+
+def open_cache(
+    kind: str | bool | None, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE
+) -> MemoryCache | DiskCache | None:
+    """The cache called "ram" or "disk", filled by the whole team; None, with a warning, where there is no room for it.
+
+    If one process cannot have it, none has. Raises ValueError for another kind.
+    """
+    if not kind:
+        return None
+    if kind not in ("ram", "disk", True):
+        raise ValueError(f"unknown cache {kind!r}; there are: ram, disk")
+    try:
+        return (DiskCache if kind == "disk" else MemoryCache)(index, size, smooth, prefix, team)
+    except (MemoryError, OSError) as error:
+        LOGGER.warning(f"{prefix}pictures are not cached: {error}")
+        return None

@@ -1,0 +1,263 @@
+"""Images and their label files: read them, check each pair once.
+
+A label file has one object per line, `class x-centre y-centre width height`, or a class followed by the points of a
+polygon, everything but the class as a fraction of the image's width or height. Files are only ever read: what is
+wrong with one is told (file, line, reason, remedy), never repaired on disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from utils.base.config import MAX_CLASSES
+from utils.base.files import MIB, check_size, decoded, printable, read_bytes
+from utils.data.image_files import find_images, img2label_paths, is_image
+from utils.data.problems import Problem
+from utils.images.reading import (
+    IMG_FORMATS,
+    LARGE_PIXELS,
+    Inspection,
+    fit_longest,
+    fitted_size,
+    inspect_image,
+    picture_size,
+    read_image,
+)
+
+__all__ = [
+    "IMG_FORMATS", "LabelError", "Problem", "Record", "check_pair", "find_images", "first_class_above", "fit_longest",
+    "fitted_size", "img2label_paths", "is_image", "parse_label_text", "picture_size", "read_image", "read_labels",
+    "verify_image_label",
+]  # fmt: skip
+
+MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
+ROUNDING = 1e-4  # of a coordinate: what four digits and single precision leave, a tenth of a pixel in 1000
+NO_POINTS = np.zeros((0, 2), dtype=np.float32)
+
+_ROW_FORM = "write `class x-centre y-centre width height` on each line, or a class and at least 4 polygon points"
+_FRACTIONS = "coordinates are fractions of the image's width and height, from 0 to 1"
+_DEEP = ("more than 8 bits a channel", "scaled to 8 by the bits they declare or use, other numbers by their range")
+_PAGES = ("several images in one file", "only the first is used; save the others as files of their own")
+_ROUNDED = (f"coordinates outside of 0 to 1 by at most {ROUNDING:g}", "taken for rounding, and clipped")
+_FLAT = ("labels without width or height", "kept, but no detection matches them: remove or correct them")
+
+
+class LabelError(ValueError):
+    """A label row that cannot be used: its line (from 1), what is wrong and what to do."""
+
+    def __init__(self, line: int, reason: str, remedy: str) -> None:
+        super().__init__(f"line {line}: {reason}; {remedy}")
+        self.line, self.reason, self.remedy = line, reason, remedy
+
+
+class Record(NamedTuple):
+    """One image and its labels as found on disk; `size` is None when the pair cannot be used."""
+
+    path: str
+    label_path: str
+    size: tuple[int, int] | None  # width, height as decoded, EXIF orientation applied
+    labels: np.ndarray  # (n, 5) float32: class, cx, cy, w, h in 0..1
+    segments: tuple[np.ndarray, ...]  # n polygons (k, 2) in 0..1; (0, 2) where a label is only a box
+    has_label_file: bool
+    problem: Problem | None = None
+    notes: tuple[Problem, ...] = ()  # what is so with many images, and counted
+
+    @property
+    def message(self) -> str:
+        """The problem in one line, or nothing."""
+        return "" if self.problem is None else str(self.problem)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problem, if any, and the notes."""
+        return self.notes if self.problem is None else (self.problem, *self.notes)
+
+
+# ---- label files -----------------------------------------------------------------------------------------------------
+
+
+def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.ndarray]:
+    """One line's tokens -> (class cx cy w h), polygon. `polygons`: the file has them, so three points are one too."""
+    try:
+        values = [float(token) for token in tokens]
+    except ValueError as error:
+        remedy = "separate the values by spaces" if "," in "".join(tokens) else _ROW_FORM
+        raise LabelError(line, f"not numbers: {' '.join(tokens)[:60]!r}", remedy) from error
+    count = len(values)
+    if count == 5:
+        return values, NO_POINTS
+    if count % 2 == 0 or count < (7 if polygons else 9):
+        raise LabelError(line, f"{count} columns where a box has 5", _ROW_FORM)
+    points = np.array(values[1:], dtype=np.float32).reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    return [values[0], *((low + high) / 2).tolist(), *(high - low).tolist()], points
+
+
+def _check_digits(rows: Iterable[tuple[int, list[str]]]) -> None:
+    """Raise LabelError for digits of other scripts and for underscores, which Python would take for numbers."""
+    for line, tokens in rows:
+        if odd := [token for token in tokens if not token.isascii() or "_" in token]:
+            raise LabelError(line, f"not a plain number: {odd[0][:60]!r}", "write numbers with the digits 0 to 9")
+
+
+def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
+    """Raise LabelError for the first row that is not finite, of no class, or outside the image."""
+    boxes = labels[:, 1:]
+    finite = np.isfinite(labels).all(1)
+    whole = (labels[:, 0] >= 0) & (labels[:, 0] == np.floor(labels[:, 0]))
+    positive, inside = (boxes >= 0).all(1), (boxes <= 1).all(1)
+    bad = ~(finite & whole & positive & inside) | (labels[:, 0] >= MAX_CLASSES)
+    if not bad.any():
+        return
+    first = int(bad.argmax())
+    line, label = lines[first], labels[first]
+    shown = " ".join(str(value).removesuffix(".0") for value in label)
+    if not finite[first]:
+        raise LabelError(line, f"a value is not finite: {shown}", "remove the row or write its numbers")
+    if not whole[first]:
+        raise LabelError(line, f"class {label[0]:g} is not a whole number from 0", "number the classes 0, 1, 2 ...")
+    if label[0] >= MAX_CLASSES:
+        raise LabelError(line, f"class {label[0]:g} is too high", f"number the classes 0, 1, 2 ... below {MAX_CLASSES}")
+    if not positive[first]:
+        raise LabelError(line, f"negative value: {shown}", _FRACTIONS)
+    raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the image's size")
+
+
+def _rounded_off(labels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Rows (n, 5) with coordinates that only rounding put outside of 0 to 1 on its edge; and whether there were any."""
+    boxes = labels[:, 1:]
+    near = ((boxes < 0) & (boxes >= -ROUNDING)) | ((boxes > 1) & (boxes <= 1 + ROUNDING))
+    if not near.any():
+        return labels, False
+    return np.hstack([labels[:, :1], np.where(near, boxes.clip(0, 1), boxes)]), True
+
+
+def _parsed(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int], bool]:
+    """`parse_label_text`, and whether coordinates were rounded off."""
+    rows = [(line, tokens) for line, tokens in enumerate(map(str.split, text.splitlines()), start=1) if tokens]
+    polygons = any(len(tokens) > 8 for _, tokens in rows)
+    if not text.isascii() or "_" in text:
+        _check_digits(rows)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as infinite
+        parsed = [_row(line, tokens, polygons) for line, tokens in rows]
+        labels = np.array([values for values, _ in parsed], dtype=np.float32).reshape(-1, 5) + 0  # so that -0 is 0
+    lines = [line for line, _ in rows]
+    labels, rounded = _rounded_off(labels)
+    _check_values(labels, lines)
+    return labels, [points for _, points in parsed], lines, rounded
+
+
+def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """Label text -> (n, 5) float32 class cx cy w h; n polygons, empty for plain boxes; n line numbers from 1.
+
+    Coordinates outside of 0 to 1 by no more than `ROUNDING` are clipped. Raises LabelError for the first row that
+    cannot be used.
+    """
+    return _parsed(text)[:3]
+
+
+def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
+    content = read_bytes(label_path, MAX_LABEL_BYTES) if content is None else content
+    check_size(len(content), MAX_LABEL_BYTES)
+    return decoded(content)
+
+
+def read_labels(
+    label_path: str | Path, content: bytes | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None, bool]:
+    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked.
+
+    That is the repetitions, and whether coordinates were clipped as rounded. Raises LabelError for a row that cannot be
+    used, ValueError for what is no file, too large a one or not text, OSError if unreadable.
+    """
+    labels, segments, lines, rounded = _parsed(_label_text(label_path, content))
+    _, first = np.unique(labels, axis=0, return_index=True)
+    if len(first) == len(labels):
+        return labels, tuple(segments), None, rounded
+    repeated = sorted(set(range(len(labels))) - set(first.tolist()))
+    reason = f"{len(repeated)} duplicate labels ignored"
+    problem = Problem(str(label_path), lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
+    return labels[first], tuple(segments[index] for index in first), problem, rounded
+
+
+def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | None:
+    """(line, class) of the first row whose class is `limit` or more."""
+    labels, _, lines = parse_label_text(_label_text(label_path))
+    high = np.flatnonzero(labels[:, 0] >= limit)
+    return (lines[high[0]], int(labels[high[0], 0])) if len(high) else None
+
+
+# ---- one pair --------------------------------------------------------------------------------------------------------
+
+
+def _image_problem(path: str, error: Exception) -> Problem:
+    if isinstance(error, FileNotFoundError):
+        return Problem(path, None, "no such image", "correct the list that names it")
+    reason, _, remedy = str(error).replace(repr(path), "it").partition("; ")
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        reason = "empty file"
+    reason = printable(reason) or type(error).__name__
+    return Problem(path, None, f"unusable image: {reason}", printable(remedy) or "re-save or remove it")
+
+
+def _label_problem(label_path: str, error: Exception) -> Problem:
+    if isinstance(error, LabelError):
+        return Problem(label_path, error.line, error.reason, error.remedy)
+    if isinstance(error, UnicodeError):
+        return Problem(label_path, None, "not UTF-8 text", "save it as UTF-8 text")
+    reason = getattr(error, "strerror", None) or printable(str(error))
+    return Problem(label_path, None, f"no readable label file: {reason}", "replace or remove it")
+
+
+def _counted(file: str, said: tuple[str, str]) -> Problem:
+    return Problem(file, None, *said, dropped=False, count=1)
+
+
+def _remarks(path: str, found: Inspection) -> tuple[Problem | None, tuple[Problem, ...]]:
+    """What is to be said of a sound image: of itself, and counted."""
+    width, height = found.size
+    large = None
+    if width * height > LARGE_PIXELS:
+        large = Problem(path, None, f"{width} x {height} pixels are slow to read", "cut it into tiles", False)
+    said = (_DEEP,) * found.is_deep + (_PAGES,) * found.is_first
+    return large, tuple(_counted(path, words) for words in said)
+
+
+def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
+    """Check one image and its label file, or their `content`; problems end up in the record, none is raised."""
+    empty = np.zeros((0, 5), dtype=np.float32)
+    has_file = os.path.isfile(label_path) if content is None else content[1] is not None
+    try:
+        found = inspect_image(path if content is None else content[0])
+    except Exception as error:  # a damaged file can make a decoder raise anything; it is said, with its name
+        return Record(path, label_path, None, empty, (), has_file, _image_problem(path, error))
+    problem, notes = _remarks(path, found)
+    if not has_file and (content is not None or not os.path.lexists(label_path)):
+        return Record(path, label_path, found.size, empty, (), False, problem, notes)
+    try:
+        labels, segments, remark, rounded = read_labels(label_path, content and content[1])
+    except (OSError, ValueError) as error:
+        return Record(path, label_path, None, empty, (), has_file, _label_problem(label_path, error))
+    notes += (_counted(label_path, _ROUNDED),) * rounded
+    notes += (_counted(label_path, _FLAT),) * (not labels[:, 3:].all())
+    return Record(path, label_path, found.size, labels, segments, True, remark or problem, notes)
+
+
+def verify_image_label(args: tuple[str, str, str]) -> tuple:
+    """v6.1's form of `check_pair`: (image, label, prefix) -> image, labels, (w, h), segments, nm, nf, ne, nc, message.
+
+    The four counts say missing, found, empty and corrupt; the first four entries are None for an unusable pair.
+    """
+    path, label_path, prefix = args
+    record = check_pair(str(path), str(label_path))
+    message = f"{prefix}WARNING: {record.problem}" if record.problem else ""
+    missing, found = int(not record.has_label_file), int(record.has_label_file)
+    if record.size is None:
+        return None, None, None, None, missing, found, 0, 1, message
+    polygons = list(record.segments) if any(len(points) for points in record.segments) else []
+    return path, record.labels, record.size, polygons, missing, found, int(found and not len(record.labels)), 0, message

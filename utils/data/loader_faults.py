@@ -1,0 +1,112 @@
+"""Loader processes that die or fail: which one, the likely cause and the remedy, in one line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.DOTALL)  # torch's words
+_FAILED = re.compile(r"Caught (\w+) in (?:DataLoader worker process|pin memory thread)")
+_BY_SIGNAL = "is killed by signal: "
+_LESS_MEMORY = "train with fewer --workers, a smaller --batch-size or without --cache"
+
+
+class WorkerFault(RuntimeError):
+    """A loader process died or failed; the message names it, the likely cause and the remedy."""
+
+
+class _Calm:
+    """torch's signal handler for children that end, without its raising in the midst of anything.
+
+    A death is noticed when the next batch is asked for; what torch said of it is kept by process.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self.handler, self.said = handler, dict[int, str]()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.handler(number, frame)
+        except RuntimeError as error:
+            if found := _DEAD.match(str(error)):
+                self.said[int(found[1])] = found[2]
+
+
+def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader. What happens to its processes is raised here, between two batches, as WorkerFault.
+
+    So the state between two steps stays whole: torch itself would raise in the middle of whatever is being done.
+    """
+    iterator: Iterator[Any] | None = None
+    while True:
+        try:
+            iterator = iterator or iter(loader)
+            _calm_down()
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            if getattr(loader, "num_workers", 0) == 0 or (words := _worker_words(error)) is None:
+                raise
+            raise WorkerFault(words) from None
+        yield batch
+
+
+def _calm_down() -> None:
+    """Put `_Calm` before torch's handler, which torch sets when the first loader process starts."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _Calm):
+        signal.signal(signal.SIGCHLD, _Calm(handler))
+
+
+def _worker_words(error: Exception) -> str | None:
+    """One line on the loader process whose end or failure an error tells of; None for an error of another kind."""
+    text = str(error)
+    if found := _DEAD.match(text):
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        said = handler.said.pop(int(found[1]), found[2]) if isinstance(handler, _Calm) else found[2]
+        return f"the loader process {found[1]} {_end_words(said)}"
+    if found := _FAILED.match(text):
+        named = [one.start() for one in re.finditer(rf"^(?:[\w.]+\.)?{found[1]}\b", text, re.MULTILINE)]
+        reason = " ".join(text[named[-1] if named else 0 :].split())  # what follows the traceback
+        return f"a loader process failed with {reason}{_remedy(reason)}"
+    if isinstance(error, (ConnectionError, EOFError)):  # its end of the line is gone
+        return f"a loader process died; most likely memory ran out: {_LESS_MEMORY}"
+    if isinstance(error, OSError):
+        return f"no loader process could be started ({error.strerror or error}); train with fewer --workers"
+    return None
+
+
+def _end_words(said: str) -> str:
+    """How a process ended and what to do, from torch's words."""
+    if not said.startswith(_BY_SIGNAL):
+        return f"ended without a word; most likely memory ran out: {_LESS_MEMORY}"
+    word = said.removeprefix(_BY_SIGNAL).split(". ")[0].strip(" .")
+    name = next((one.name for one in signal.Signals if signal.strsignal(one) == word), word)
+    if name == "SIGBUS":
+        return f"was ended by SIGBUS{_remedy('shared memory')}"
+    if name == "SIGKILL":
+        return f"was killed (SIGKILL), as the system does when memory runs out: {_LESS_MEMORY}"
+    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        return f"was ended by {name}, from outside; begin again"
+    return f"crashed ({name}), which a library does; see with --workers 0 which picture does it"
+
+
+def _remedy(reason: str) -> str:
+    """What helps where memory, shared or not, ran out; nothing for other reasons."""
+    if re.search(r"shared memory|shm|No space left", reason):
+        try:
+            size = f" ({shutil.disk_usage('/dev/shm').total >> 20} MiB)"
+        except OSError:
+            size = ""
+        return f": /dev/shm{size} is full, most likely; enlarge it (docker run --shm-size 8g), or {_LESS_MEMORY}"
+    if re.search(r"MemoryError|[Cc]annot allocate|bad_alloc|[Oo]ut of memory|[Ii]nsufficient memory", reason):
+        return f": {_LESS_MEMORY}"
+    return ""

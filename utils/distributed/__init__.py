@@ -1,0 +1,1 @@
+"""Several processes: rank, votes, shares, shared memory, batch norm over all of them."""

@@ -1,0 +1,159 @@
+"""Arrays that the processes of a machine hold together, once.
+
+They lie in memory that has no name in any folder, so nothing is left when processes are killed, and the size of
+/dev/shm (64 MB in a container) does not matter. On Linux that is a memory file, which the others open through its
+owner's entry in /proc; where there are none it is a temporary file whose name is removed as soon as all have opened it.
+Forked loader processes inherit the mapping, spawned ones are handed the open file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import reduction
+from multiprocessing.context import get_spawning_popen
+from typing import Any
+
+import numpy as np
+
+from utils.base.log import LOGGER
+from utils.distributed.team import Team
+
+ALIGNMENT = 64  # bytes, a cache line
+ALONE = Team()
+Layout = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype and shape of each array
+
+
+def layout_of(arrays: Mapping[str, np.ndarray]) -> Layout:
+    """What `reserve` must know to make room for these arrays."""
+    return tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
+
+
+def _places(layout: Layout) -> tuple[list[int], int]:
+    """Where each array begins, and how many bytes there are in all (at least one: nothing cannot be mapped)."""
+    starts, end = [], 0
+    for _, kind, shape in layout:
+        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        end = starts[-1] + int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
+    return starts, max(end, 1)
+
+
+class SharedArrays(Mapping[str, np.ndarray]):
+    """Arrays by name in one open file that is mapped into memory: a write is seen by every process that maps it.
+
+    A process that is spawned with one gets the same memory; any other copy is one of the values, as a dict.
+    """
+
+    def __init__(self, file: int, layout: Layout) -> None:
+        """Takes over the descriptor `file`. Raises OSError where it is too short or cannot be mapped."""
+        self.file, self.layout = file, layout
+        weakref.finalize(self, os.close, file)
+        starts, size = _places(layout)
+        if os.fstat(file).st_size < size:  # a page beyond the end would kill the process that touches it
+            raise OSError("the shared file is shorter than its arrays")
+        memory = mmap.mmap(file, size)
+        self._views = {
+            name: np.ndarray(shape, kind, buffer=memory, offset=start)
+            for start, (name, kind, shape) in zip(starts, layout, strict=True)
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        if get_spawning_popen() is None or not hasattr(reduction, "DupFd"):
+            return dict, ({name: view.copy() for name, view in self.items()},)
+        return _handed_over, (reduction.DupFd(self.file), self.layout)
+
+
+def _handed_over(file: Any, layout: Layout) -> SharedArrays:
+    return SharedArrays(file.detach(), layout)
+
+
+# ---- making them -----------------------------------------------------------------------------------------------------
+
+
+def _memory_file(size: int) -> tuple[int, str]:
+    """(descriptor, path by which others of this machine can open it) of `size` zero bytes in memory."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError("this system has no memory files")
+    file = os.memfd_create("yolov5")
+    os.truncate(file, size)
+    return file, f"/proc/{os.getpid()}/fd/{file}"
+
+
+def _temporary_file(size: int) -> tuple[int, str]:
+    """The same on disk; the room is taken at once, for running out of it later would kill the process that writes."""
+    path = os.path.join(tempfile.gettempdir(), f"yolov5-{secrets.token_hex(8)}")
+    vanishing = getattr(os, "O_TEMPORARY", 0)  # Windows removes no open file, but this one when it is closed
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | vanishing, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.truncate(file, size)
+    except OSError:
+        os.close(file)
+        _remove(path)
+        raise
+    return file, path
+
+
+def _remove(path: str) -> None:
+    if not hasattr(os, "O_TEMPORARY"):
+        os.unlink(path)
+
+
+def _reserve(layout: Layout, team: Team, owner: int, make: Callable[[int], tuple[int, str]]) -> SharedArrays:
+    path, arrays = "", None
+    try:
+        with team.agreed():
+            if team.number == owner:
+                file, path = make(_places(layout)[1])
+                arrays = SharedArrays(file, layout)
+        address = team.gather(path)[owner]
+        with team.agreed():
+            arrays = SharedArrays(os.open(address, os.O_RDWR), layout) if arrays is None else arrays
+        return arrays
+    finally:
+        if path and make is _temporary_file:
+            _remove(path)
+
+
+def reserve(layout: Layout, team: Team = ALONE, owner: int = 0) -> SharedArrays:
+    """Arrays of zeros that the whole team holds together, made by the process numbered `owner`.
+
+    Raises OSError, in every process, when one of them cannot have them.
+    """
+    try:
+        return _reserve(layout, team, owner, _memory_file)
+    except OSError:
+        return _reserve(layout, team, owner, _temporary_file)
+
+
+def share(arrays: Mapping[str, np.ndarray] | None, team: Team = ALONE, owner: int = 0) -> Mapping[str, np.ndarray]:
+    """The arrays of the process numbered `owner` (the others give None), held once by all of them.
+
+    Where that is impossible every process gets a copy of its own, with a warning.
+    """
+    layout = team.gather(None if arrays is None else layout_of(arrays))[owner]
+    try:
+        shared = reserve(layout, team, owner)
+    except OSError as error:
+        LOGGER.warning(f"labels are copied into every process: no shared memory ({error})")
+        return team.gather(arrays)[owner]
+    with team.agreed():
+        if arrays is not None:
+            for name, values in arrays.items():
+                shared[name][...] = values
+    return shared

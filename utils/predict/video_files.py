@@ -1,0 +1,151 @@
+"""Video files: opened for what they are, never for what they name, and read no further than makes sense.
+
+To FFmpeg, which reads videos for OpenCV, a playlist is a video: sixty bytes of text in `clip.mp4` can name other files,
+addresses, or themselves. So a file must be a container of the kinds below by its content, whatever its name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import cv2
+
+from utils.base.files import file_size, printable
+
+VID_FORMATS = (
+    "3g2", "3gp", "asf", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts",
+    "vob", "webm", "wmv",
+)  # fmt: skip
+CONTAINERS = "asf,avi,flv,gif,live_flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"  # FFmpeg's names of them
+OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # environment variable that OpenCV reads whenever it opens something
+NO_FRAME = "no frame of this video can be read; convert it to MP4 or remove it"
+FALLBACK_FPS = 30.0  # of what does not say
+MANY_FRAMES = 10**9  # no honest container promises more
+LEAST_LIMIT, MORE_THAN_PROMISED = 1000, 10  # a file ends at so many frames, or so many times what it promises
+UNPROMISED_LIMIT = 1_000_000  # where it promises nothing: nine hours at 30 frames per second
+LARGEST_FILE = 1 << 62  # bytes: any file, but a file
+HEAD = 512  # bytes that tell text from a container
+
+
+class _Environment:
+    """FFmpeg's options around openings: those that want the same go side by side, the others wait for them."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.users, self.extra, self.before = 0, "", None
+
+    @contextmanager
+    def holding(self, extra: str) -> Iterator[None]:
+        """While the block runs, `extra` comes after what the user has set."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.users or self.extra == extra)
+            if not self.users:
+                self.extra, self.before = extra, os.environ.get(OPTIONS)
+                self._set("|".join(filter(None, (self.before, extra))) or None)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.users -= 1
+                if not self.users:
+                    self._set(self.before)
+                    self.changed.notify_all()
+
+    def _set(self, value: str | None) -> None:
+        if value is None:
+            os.environ.pop(OPTIONS, None)
+        else:
+            os.environ[OPTIONS] = value
+
+
+_environment = _Environment()
+
+
+def suffix_of(address: str) -> str:
+    """Lower-case suffix without its dot; of a URL the path's, so that queries and upper case do not matter.
+
+    Raises ValueError for a URL that makes no sense.
+    """
+    try:
+        name = urlsplit(address).path if "://" in address else address
+    except ValueError as error:
+        raise ValueError(f"{printable(address)}: {error}; correct the address") from error
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def open_video(place: str) -> cv2.VideoCapture:
+    """The frames of a webcam (its number), an address (`rtsp://...`) or a file.
+
+    An address may be a playlist of more (HLS and the like), unless it ends as a video does: then it must be one of the
+    containers, as files must. Redirections and playlists lead to other addresses, never to local files: FFmpeg's own
+    rule. Raises OSError for a file that is not there and ValueError for one that is no video by its content.
+    """
+    if place.isdecimal():
+        return cv2.VideoCapture(int(place))
+    if "://" not in place:
+        return open_file(place)
+    if suffix_of(place) in VID_FORMATS:
+        return _open(place, f"format_whitelist;{CONTAINERS}")
+    with _environment.holding(""):
+        return cv2.VideoCapture(place)
+
+
+def open_file(file: str) -> cv2.VideoCapture:
+    """The frames of a file that is a container of a known kind; nothing that it names is opened.
+
+    The path is made absolute, because FFmpeg takes `concat:a.mp4` for a protocol. Raises as
+    `open_video` does.
+    """
+    name = printable(file)
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:  # OpenCV would crash
+        raise ValueError(f"{name}: its name is not text; rename the file") from error
+    try:
+        size = file_size(file, LARGEST_FILE)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    with open(file, "rb") as content:
+        head = content.read(HEAD)
+    if _is_text(head):
+        kind = "text; playlists are not followed" if size else "nothing at all"
+        raise ValueError(f"{name}: {NO_FRAME} (its content is {kind})")
+    return _open(os.path.abspath(file), f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
+
+
+def _open(place: str, extra: str) -> cv2.VideoCapture:
+    """With FFmpeg where OpenCV has it: the next in line would take a number in a name for a series of images."""
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
+    with _environment.holding(extra):
+        return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether these first bytes are all letters and line ends, as no container's are, or begin a known playlist."""
+    return head.startswith((b"ffconcat", b"#EXTM3U")) or not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head)
+
+
+def length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:
+    """Frames in all, 0 for unknown or endless, and frames per second; many containers report nonsense for either."""
+    total, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    return int(total) if 0 < total < MANY_FRAMES else 0, float(fps) if 0 < fps < 1000 else FALLBACK_FPS
+
+
+def frame_limit(total: int, size: int = MANY_FRAMES, max_frames: int | None = None) -> int:
+    """Frames after which a video of `size` bytes that promises `total` (0: nothing) is left; `max_frames` where given.
+
+    A promise of more frames than bytes counts for nothing.
+    """
+    promised = total if total <= size else 0
+    return max_frames or (max(MORE_THAN_PROMISED * promised, LEAST_LIMIT) if promised else UNPROMISED_LIMIT)
+
+
+def say_limit(total: int, limit: int) -> str:
+    """Why reading stopped, for people."""
+    promise = f"it promises {total}" if total else "it does not say how many it has"
+    return f"left after {limit} frames ({promise}); --max-frames {10 * limit} reads on"

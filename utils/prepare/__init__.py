@@ -1,0 +1,1 @@
+"""Data sets before training: fetched, unpacked, converted, drawn, split, packed."""

@@ -1,0 +1,61 @@
+"""What is wrong with a data set, as a table for the person who owns it: a row for each file, with reason and remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.base.files import printable
+from utils.data.problems import Problem
+
+NAME = "dataset_report.csv"
+COLUMNS = ("split", "file", "line", "reason", "remedy", "left out")
+_FORMULA = tuple("=+-@＝＋－＠")  # what makes spreadsheets calculate, or start a program
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet shows as it is: on one line, and no formula."""
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def _table(splits: Mapping[str, Sequence[Problem]]) -> str:
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\r\n")
+    table.writerow(COLUMNS)
+    for split, problems in splits.items():
+        for problem in problems:
+            line = "" if problem.line is None else str(problem.line)
+            words = (split, problem.file, line, problem.reason, problem.remedy, "yes" if problem.dropped else "no")
+            table.writerow(map(_cell, words))
+    return content.getvalue()
+
+
+def write_report(folder: Path, splits: Mapping[str, Sequence[Problem]]) -> Path | None:
+    """Write `dataset_report.csv` into a folder, whole or not at all: the problems of every split, a row each.
+
+    The file is UTF-8 with a mark that tells spreadsheets so. Bytes of names that are no text are written as escapes;
+    what could pass for a formula gets an apostrophe in front. Where there is no problem there is no file: an old one is
+    removed, and None returned. Raises OSError when the folder cannot be written to.
+    """
+    target = folder / NAME
+    if not any(splits.values()):
+        target.unlink(missing_ok=True)
+        return None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=NAME, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(_table(splits).encode("utf-8-sig"))
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # temporary files are private
+            os.replace(file.name, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise
+    return target

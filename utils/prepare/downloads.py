@@ -1,0 +1,306 @@
+"""Fetch files somebody asked for, and unpack archives: resumable, checked where a checksum is known, never by a shell.
+
+Nothing here runs by itself. A file or folder appears under its name only when it is whole, and takes no other's place.
+What is fetched has a largest size, MAX_GIB unless the environment variable YOLOV5_MAX_DOWNLOAD gives another number of
+GiB; an archive may unpack to four times as much, in 250,000 files a GiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.base.files import printable
+from utils.base.log import LOGGER
+from utils.base.paths import shown
+from utils.base.progress import progress
+from utils.distributed.run_lock import Busy, RunLock
+from utils.prepare.archives import ARCHIVES, ArchiveLimits, extract
+from utils.prepare.web import open_url
+
+CHUNK = 1 << 20
+WAIT = 0.5  # seconds between looks at another process that fetches the same
+ATTEMPTS = 3
+TIMEOUT, PATIENCE = 30.0, 120.0  # seconds without a byte; with hardly any
+SCHEMES = ("https", "http", "file")
+MAX_GIB = 2.0
+VARIABLE = "YOLOV5_MAX_DOWNLOAD"
+
+
+class Remote(NamedTuple):
+    """A file to fetch: where it is and, where known, its checksum as "md5:..." or "sha256:..."."""
+
+    url: str
+    checksum: str | None = None
+
+
+def url2file(url: str) -> str:
+    """The file name at the end of a URL, without its query. Raises ValueError for a URL that makes no sense."""
+    try:
+        return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    except ValueError as error:
+        raise ValueError(f"{printable(url)}: {error}; correct the address") from error
+
+
+def _target(folder: Path, url: str) -> Path:
+    """Where a URL's file goes. Raises ValueError when it ends in no name, or in one that leads elsewhere."""
+    name = url2file(url)
+    if name in ("", "..") or any(letter in name for letter in "\\/:\0"):
+        raise ValueError(f"{printable(url)}: ends in no file name; correct the address")
+    return folder / name
+
+
+def file_checksum(path: Path, kind: str) -> str:
+    """Hexadecimal digest of a file; `kind` as hashlib names it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _verify(path: Path, checksum: str | None, url: str) -> None:
+    if checksum is None:
+        return
+    kind, _, expected = checksum.partition(":")
+    if (found := file_checksum(path, kind)) != expected.lower():
+        path.unlink()
+        raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
+
+
+def largest(gib: float | None = None) -> float:
+    """How many GiB of one file are fetched: `gib`, else what YOLOV5_MAX_DOWNLOAD says, else MAX_GIB."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if gib is not None or not text:
+        return MAX_GIB if gib is None else gib
+    try:
+        chosen = float(text)
+    except ValueError:
+        chosen = 0.0
+    if not 0 < chosen < 1 << 30:
+        raise ValueError(f"{VARIABLE}={printable(text)[:40]}: expected a number of GiB above 0")
+    return chosen
+
+
+# ---- one file --------------------------------------------------------------------------------------------------------
+
+
+def _validator(headers: Message) -> str:
+    """What tells one version of a remote file from the next; nothing if the server does not say."""
+    etag = headers.get("ETag", "")
+    found = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    return found if found.isascii() and found.isprintable() else ""
+
+
+def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
+    """Ask for the rest of a half-fetched file, on the condition that it is still the same one."""
+    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", known)
+    return request
+
+
+class _TooLargeError(ValueError):
+    """More bytes than are fetched."""
+
+
+def _check_room(size: int, room: int) -> None:
+    """Raise _TooLargeError for more bytes than there is room for."""
+    if size > room:
+        raise _TooLargeError
+
+
+def _chunks(answer: Any, room: int) -> Iterator[bytes]:
+    """What an answer sends. Raises _TooLargeError for more than `room` bytes."""
+    size = 0
+    while chunk := answer.read1(CHUNK):
+        size += len(chunk)
+        _check_room(size, room)
+        yield chunk
+
+
+def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
+    """Fetch into `part`, from where it ends if the server agrees. Raises OSError when the connection ends early."""
+    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
+        resumed = getattr(answer, "status", None) == 206
+        start = part.stat().st_size if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length[:19]) if length and length.isascii() and length.isdigit() else None
+        _check_room(total or start, room)
+        note.write_text(_validator(answer.headers), encoding="utf-8")
+        bar = progress(None, printable(url2file(url)), total, "B", initial=start)
+        with bar, open(part, "ab" if resumed else "wb") as file:
+            for chunk in _chunks(answer, room - start):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and part.stat().st_size != total:
+            raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+
+
+def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
+    """Try a few times, going on where the last try ended. Raises OSError in one line when it does not work."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _fetch_once(url, part, note, room)
+        except urllib.error.HTTPError as error:
+            last: Exception = error
+            if error.code == 416:  # nothing left to send, or another file by now: begin again
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                break
+        except (OSError, HTTPException) as error:
+            last = error
+        if attempt < ATTEMPTS:
+            time.sleep(attempt)
+    reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
+    reason = printable(str(reason))[:200]
+    raise OSError(
+        f"{printable(url)} cannot be fetched ({reason}); check the address and the network, then try again"
+    ) from last
+
+
+def download_file(url: str, target: str | Path, checksum: str | None = None, limit: float | None = None) -> Path:
+    """Fetch a URL of at most `limit` GiB to the file `target`.
+
+    An existing file is kept (if its checksum, where given, is right). A broken transfer leaves `target.part` and goes
+    on from there next time. Raises ValueError, and leaves nothing, for a wrong checksum, a scheme other than https,
+    http and file, and more bytes than `largest` allows; OSError when the file cannot be had.
+    """
+    target = Path(target)
+    url2file(url)
+    if urllib.parse.urlsplit(url).scheme not in SCHEMES:
+        raise ValueError(f"{printable(url)}: only {', '.join(SCHEMES)} addresses can be fetched")
+    room = int(largest(limit) * (1 << 30))
+    if target.exists():
+        _verify(target, checksum, url)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
+    if part.is_symlink() or note.is_symlink():
+        raise ValueError(f"{printable(part)} is a link to another file; remove it")
+    try:
+        _fetch_whole(url, part, note, room)
+        _verify(part, checksum, url)
+    except ValueError as error:
+        part.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        reason = str(error).removeprefix(f"{url}: ")
+        if isinstance(error, _TooLargeError):
+            reason = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
+        raise ValueError(f"{printable(url)}: {printable(reason)[:500]}") from error
+    os.replace(part, target)
+    note.unlink(missing_ok=True)
+    return target
+
+
+def _limits(gib: float) -> ArchiveLimits:
+    """What an archive of at most so many GiB may unpack to."""
+    return ArchiveLimits(int(gib * (4 << 30)), max(int(gib * 250_000), 1))
+
+
+def fetch(
+    files: Sequence[str | Remote],
+    folder: str | Path,
+    unpack: bool = True,
+    threads: int = 1,
+    limit: float | None = None,
+    top: str = "",
+) -> list[Path]:
+    """Fetch several files of at most `limit` GiB into a folder, unpack the archives among them there and remove those.
+
+    With `top`, what an archive has in its folder of that name is unpacked, without that folder. An archive that was
+    there before stays. Returns the paths of what was fetched (gone, for unpacked archives). Raises as `download_file`
+    and `extract` do.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch_one(file: str | Remote) -> Path:
+        """Fetch, and unpack, one of them."""
+        remote = Remote(file) if isinstance(file, str) else file
+        target = _target(folder, remote.url)
+        was_there = target.exists()
+        path = download_file(remote.url, target, remote.checksum, limit)
+        if unpack and path.name.lower().endswith(ARCHIVES):
+            LOGGER.info(f"unpacking {shown(path)}")
+            extract(path, folder, _limits(largest(limit)), top)
+            if not was_there:
+                path.unlink()
+        return path
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(fetch_one, files))
+
+
+def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
+    """Fetch an archive that becomes the new folder `folder`, in which the paths `wanted` have to be.
+
+    They may lie in a folder of the archive's own. Everything happens in a hidden folder beside, so that nothing that is
+    there is touched and no half of it stays; what was fetched of a broken transfer waits in it. Another process that
+    fetches the same folder is waited for, and its folder taken. Raises ValueError where `folder` is there and not
+    empty, and as `download_file` and `extract` do.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _claim(folder)
+    try:
+        if not all((folder / path).exists() for path in wanted):
+            _fetch_new(url, folder, wanted)
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path) -> RunLock:
+    """The lock of who fetches this folder; waits for whoever has it, and says so."""
+    said = False
+    while True:
+        try:
+            return RunLock(folder.parent, name=f".{folder.name}.download.lock", does="fetches")
+        except Busy as error:
+            if not said:
+                LOGGER.info(f"{error}; waiting for it")
+            said = True
+            time.sleep(WAIT)
+
+
+def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
+    """What `fetch_folder` does, while nobody else does."""
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
+    staging = folder.with_name(f".{folder.name}.download")
+    if staging.is_symlink():
+        raise ValueError(f"{printable(staging)} is a link to another folder; remove it")
+    try:
+        archive = download_file(url, _target(staging, url))
+        with tempfile.TemporaryDirectory(dir=staging) as place:
+            LOGGER.info(f"unpacking {shown(archive)}")
+            unpacked = extract(archive, Path(place) / "all", _limits(largest()))
+            source = _wanted_part(unpacked, wanted, url)
+            if folder.is_dir():
+                folder.rmdir()
+            source.rename(folder)
+    except ValueError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging)
+
+
+def _wanted_part(unpacked: Path, wanted: Sequence[Path], url: str) -> Path:
+    """What was unpacked, or the folder in it that has everything that is wanted. Raises ValueError if none has."""
+    inside = sorted(unpacked.iterdir()) if unpacked.is_dir() else []
+    for place in (unpacked, *(path for path in inside if path.is_dir())):
+        if all((place / path).exists() for path in wanted):
+            if place != unpacked and len(inside) > 1:
+                others = ", ".join(printable(path.name)[:40] for path in inside if path != place)
+                LOGGER.warning(f"{printable(url)}: left out, beside {printable(place.name)}: {others[:200]}")
+            return place
+    raise ValueError(f"{printable(url)}: has no {' and '.join(map(str, wanted))} in it; correct train and val")

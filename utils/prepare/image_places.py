@@ -1,0 +1,216 @@
+"""Where the images lie that other people's annotations name, and where their label files therefore belong.
+
+Annotations name images as they lay on the machine that wrote them: with folders or without, with either kind of slash,
+as addresses, with the prefix of an upload. Which label file belongs to an image on disk is `image_files`' to say.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from utils.base.files import is_hidden, is_one_line, printable, walk_files
+from utils.base.log import LOGGER
+from utils.data.image_files import img2label_paths, is_image, label_places
+from utils.images.reading import picture_size
+
+MAX_NAME = 200  # characters of an image's name, folders included
+_OTHER_ENDINGS = frozenset("avif gif heic heif jfif jpe jp2 jxl pgm pnm ppm svg tga".split())  # to be converted first
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)", re.IGNORECASE | re.DOTALL)  # Label Studio's prefix
+
+Parts = tuple[str, ...]  # folders, then the file's name
+
+
+def has_ending(name: str) -> bool:
+    """Whether a name ends like an image, be it one that has to be converted before it can be read."""
+    return is_image(name) or name.rpartition(".")[2].lower() in _OTHER_ENDINGS
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """An image as annotations name it: its `parts`, and where below the images' folder that is if nothing is found.
+
+    `whole` is False where only the name without its ending is known.
+    """
+
+    text: str
+    parts: Parts
+    place: Parts
+    whole: bool = True
+
+    @classmethod
+    def read(cls, text: str, whole: bool = True) -> ImageName:
+        """Raises ValueError for what cannot be the name of a file."""
+        path = _plain_path(text)
+        absolute = bool(re.match(r"[A-Za-z]:|[\\/]", path)) or "?d=" in text
+        parts: list[str] = []
+        for part in re.split(r"[\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
+            if part == "..":
+                absolute |= not parts  # it leads out of the folder
+                parts = parts[:-1]
+            elif part not in ("", "."):
+                parts.append(part)
+        place = _place(tuple(parts), absolute)
+        if not place or not place[-1].strip(" .") or sum(map(len, place)) > MAX_NAME or not is_one_line(path):
+            raise ValueError(f"annotations name an image that cannot be: {text!r:.200}")
+        return cls(text, tuple(parts), place, whole)
+
+    def without_upload(self) -> ImageName | None:
+        """The name that the file had before it was uploaded to Label Studio, None where it has no such prefix."""
+        match = _UPLOADED.fullmatch(self.parts[-1])
+        return ImageName(self.text, match.groups(), match.groups(), self.whole) if match else None
+
+
+def _plain_path(text: str) -> str:
+    """The path inside an address; other text as it is."""
+    if "?d=" in text:  # Label Studio's address of a file that stays where it is
+        return parse_qs(urlsplit(text).query).get("d", [""])[0] or text
+    if _ADDRESS.match(text):
+        return "/" + unquote(urlsplit(text).path)
+    return text.partition("?")[0] if has_ending(text.partition("?")[0]) else text
+
+
+def _place(parts: Parts, absolute: bool) -> Parts:
+    """Folders from another machine mean nothing, but what is below its `images` does; `images/` itself is the root."""
+    last = max((number for number, part in enumerate(parts[:-1]) if part.lower() == "images"), default=None)
+    if absolute:
+        return parts[-1:] if last is None else parts[last + 1 :]
+    return parts[1:] if last == 0 else parts
+
+
+class ImageFolder:
+    """The images below a folder, or only those in it (`deep` off), found by what annotations call them."""
+
+    def __init__(self, folder: str | Path, deep: bool = True) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self.deep = deep
+
+    @functools.cached_property
+    def _known(self) -> tuple[dict[str, list[Parts]], dict[str, list[Parts]]]:
+        """Places of the images by name, and by name without ending."""
+        names: dict[str, list[Parts]] = defaultdict(list)
+        stems: dict[str, list[Parts]] = defaultdict(list)
+        files = walk_files(self.folder) if self.deep else map(str, self.folder.glob("*"))
+        for path in sorted(file for file in files if is_image(file) and not is_hidden(file, self.folder)):
+            parts = Path(path).parts[len(self.folder.parts) :]
+            names[parts[-1]].append(parts)
+            stems[os.path.splitext(parts[-1])[0]].append(parts)
+        return names, stems
+
+    def __bool__(self) -> bool:
+        return bool(self._known[0])
+
+    def find(self, name: ImageName) -> Path | None:
+        """The image that is meant: by its name, else by the name without ending; None if there is none, or several."""
+        last, direct = name.parts[-1], self.folder.joinpath(*name.place)
+        if name.whole and is_image(last) and direct.is_file():
+            return direct
+        names, stems = self._known
+        known = names.get(last, []), stems.get(os.path.splitext(last)[0], [])
+        if not name.whole:
+            known = stems.get(last, []), names.get(last, [])
+        found = next((parts for places in known if (parts := _best(places, name.parts))), None)
+        if found:
+            return self.folder.joinpath(*found)
+        before = name.without_upload()
+        return self.find(before) if before else None
+
+
+def _best(places: Iterable[Parts], wanted: Parts) -> Parts | None:
+    """The place that shares most folders with what is wanted, None where several do."""
+    fitting = [place for place in places if _agree(place[:-1], wanted[:-1])]
+    if any(len(place) == len(wanted) for place in fitting):
+        fitting = [place for place in fitting if len(place) == len(wanted)]
+    longest = max((_shared(place, wanted) for place in fitting), default=0)
+    best = [place for place in fitting if _shared(place, wanted) == longest]
+    return best[0] if len(best) == 1 else None
+
+
+def _shared(one: Parts, other: Parts) -> int:
+    return min(len(one), len(other))
+
+
+def _agree(folders: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the shorter path is the end of the longer."""
+    shared = _shared(tuple(folders), tuple(others))
+    return shared == 0 or tuple(folders[-shared:]) == tuple(others[-shared:])
+
+
+def _home(labels: Path) -> Path:
+    """The folder whose images have their labels in `labels`: `images` for `labels`, else that folder itself."""
+    for number in range(len(labels.parts) - 1, 0, -1):
+        if labels.parts[number].lower() == "labels":
+            for word in ("images", "Images"):
+                folder = Path(*labels.parts[:number], word, *labels.parts[number + 1 :])
+                if folder.is_dir() and Path(label_places(folder / "no image.jpg")[0]).is_relative_to(labels):
+                    return folder
+    return labels
+
+
+class LabelPlaces:
+    """Says for each image that annotations name where its label file goes inside `labels`, and how large the image is.
+
+    Images are looked for where train.py will look from `labels`, then in the folders `beside` the annotations; where
+    `beside` is None nowhere: the annotations' names say where they are.
+    """
+
+    def __init__(self, labels: str | Path, beside: Iterable[ImageFolder] | None = ()) -> None:
+        self.labels = Path(os.path.abspath(labels))
+        self.folders = [] if beside is None else [ImageFolder(_home(self.labels)), *beside]
+
+    def image(self, name: ImageName) -> Path | None:
+        """The image on disk."""
+        return next((path for folder in self.folders if (path := folder.find(name))), None)
+
+    def size(self, name: ImageName) -> tuple[int, int] | None:
+        """Width and height in pixels of the image on disk, None where it is not found or is no sound image."""
+        path = self.image(name)
+        try:
+            return picture_size(path) if path else None
+        except Exception:  # noqa: BLE001 - a damaged file can make a decoder raise anything; its boxes are counted
+            return None
+
+    def label_files(self, names: Iterable[ImageName]) -> dict[ImageName, Path]:
+        """Each image's label file. Raises ValueError, naming both, where two images would have the same."""
+        owners: dict[Path, ImageName] = {}
+        for name in names:
+            path = self._label_file(name)
+            if (other := owners.setdefault(path, name)) is not name:
+                raise ValueError(
+                    f"{printable(other.text)} and {printable(name.text)} would share the label file "
+                    f"{printable(path)}; rename one of the images, or give each its folder"
+                )
+        return {name: path for path, name in owners.items()}
+
+    def _label_file(self, name: ImageName) -> Path:
+        found = self.image(name)
+        expected = Path(label_places(found)[0]) if found else None
+        if expected and expected.is_relative_to(self.labels):
+            return expected
+        if found and found.is_relative_to(self.folders[0].folder):
+            return self.labels / found.relative_to(self.folders[0].folder).with_suffix(".txt")
+        file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
+        return self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
+
+    def check(self, files: Mapping[ImageName, Path]) -> None:
+        """Warn of label files, now that they are written, that train.py will not find, and of images not found."""
+        lost, missing = [], []
+        for name, path in files.items():
+            found = self.image(name)
+            expected = Path(img2label_paths([found])[0]) if found else None
+            if expected and expected != path:
+                lost.append(f"{printable(path)} instead of {printable(expected)}); convert into {expected.parent}")
+            elif not found:
+                missing.append(printable(name.text))
+        if lost:
+            LOGGER.warning(f"{len(lost)} label files are not where train.py looks (first: {lost[0]}")
+        if missing and self.folders and self.folders[0]:
+            where = f"not found in {printable(self.folders[0].folder)}, or there several times"
+            LOGGER.warning(f"{len(missing)} images are {where} (first: {missing[0]}); put them there")

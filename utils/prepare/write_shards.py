@@ -1,0 +1,119 @@
+"""Pack a folder data set into shards: tar files as webdataset and `utils.data.shards` read them.
+
+    python -m utils.prepare.write_shards --data coco.yaml --split train --out /data/shards --per-shard 2000
+
+Pictures and label files go in byte for byte, in shuffled order, so that any run of shards is a fair sample of the set.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.config import DataConfig
+from utils.base.log import LOGGER, one_line, set_up_logging
+from utils.base.options import Range, flag, parse
+from utils.base.paths import check_yaml, shown
+from utils.base.progress import progress
+from utils.data.image_files import find_images, img2label_paths
+
+DIGITS = 6  # of a shard's number
+
+
+@dataclass(slots=True)
+class ShardOptions:
+    """What is to be packed, and where to."""
+
+    data: str = flag("", help="the data set's YAML", shown="")
+    split: str = flag("train", help="which of its parts", choices=["train", "val", "test"])
+    out: str = flag("", help="folder for the shards, made if need be", shown="")
+    per_shard: int = flag(1000, help="pictures in a shard", bounds=Range(1))
+    seed: int = flag(0, help="of the order; -1 keeps that of the paths", bounds=Range(-1))
+
+
+def _keys(images: Sequence[Path]) -> Iterator[str]:
+    """A name for each picture: its own without dots, which end a key, and numbered where there are several of it."""
+    taken: set[str] = set()
+    repeats: Counter[str] = Counter()
+    for image in images:
+        stem = key = image.stem.replace(".", "_")
+        while key in taken:
+            repeats[stem] += 1
+            key = f"{stem}-{repeats[stem] + 1}"
+        taken.add(key)
+        yield key
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # owner and times are left out: the same set makes the same bytes
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _write(file: Path, pairs: Iterable[tuple[str, Path, str]]) -> None:
+    """One shard, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as archive:
+            for key, image, label in pairs:
+                _add(archive, f"{key}{image.suffix.lower()}", image.read_bytes())
+                if os.path.isfile(label):
+                    _add(archive, f"{key}.txt", Path(label).read_bytes())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shards(
+    sources: str | Path | Iterable[str | Path], folder: str | Path, per_shard: int = 1000, seed: int | None = 0
+) -> str:
+    """Pack the pictures of folders and lists, and their label files, into `folder`; returns the shards' common path.
+
+    That path, as in `folder/shard-{000000..000041}.tar`, is what a data YAML names. `seed` shuffles the pictures; None
+    keeps the order of their paths. Raises ValueError when there are none or shards are there already, OSError where
+    reading or writing fails.
+    """
+    if per_shard < 1:
+        raise ValueError(f"--per-shard {per_shard}: a shard holds at least 1 picture")
+    images = find_images(sources)
+    if seed is not None:
+        images = [images[number] for number in np.random.default_rng(seed).permutation(len(images))]
+    pairs = list(zip(_keys(images), images, img2label_paths(images)))
+    count, folder = -(-len(pairs) // per_shard), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if old := next(folder.glob("shard-*.tar"), None):
+        raise ValueError(f"{shown(old)}: there are shards already; remove them or choose another folder")
+    for number in progress(range(count), "writing shards", unit=" shards"):
+        _write(folder / f"shard-{number:0{DIGITS}}.tar", pairs[number * per_shard : (number + 1) * per_shard])
+    numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
+    LOGGER.info(f"{len(pairs)} pictures in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
+    return str(folder / f"shard-{numbers}.tar")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: a mistake of the user's is one line and exit status 1."""
+    set_up_logging()
+    try:
+        options = parse(ShardOptions, argv, __doc__)
+        if not options.data or not options.out:
+            raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
+        sources = getattr(DataConfig.load(check_yaml(options.data)), options.split)
+        if not sources:
+            raise ValueError(f"{options.data}: has no {options.split!r}")
+        write_shards(sources, options.out, options.per_shard, None if options.seed < 0 else options.seed)
+    except (ValueError, OSError) as error:
+        LOGGER.error(one_line(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

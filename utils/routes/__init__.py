@@ -1,0 +1,1 @@
+"""Where bi-level routing attention looks."""

@@ -1,0 +1,77 @@
+"""What is left of a frame's routes: whose regions are shown, a picture for each layer, and the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from utils.base.files import printable
+from utils.base.log import LOGGER
+from utils.base.paths import shown
+from utils.boxes.convert import xyxy2xywh
+from utils.predict.source_files import is_url
+from utils.predict.sources import Frame, readable_name
+from utils.routes.geometry import RoutingMap
+from utils.routes.page import Point, write_routing_page
+from utils.routes.routing_plots import draw_routes
+
+PAGE = "routes.html"
+SUREST = 3  # detections whose regions are shown when nobody asks for others
+
+
+def parse_points(words: Sequence[Any] | None) -> list[Point]:
+    """Positions written as "x,y", or given as pairs, in pixels; ValueError for what is none."""
+    points = []
+    for word in words or ():
+        text = ",".join(map(str, word)) if isinstance(word, (tuple, list)) else str(word)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", text)
+        if match is None:
+            raise ValueError(f"--query {text}: give X,Y in pixels of the picture, such as --query 320,240")
+        points.append((float(match[1]), float(match[2])))
+    return points
+
+
+def choose_points(frame: Frame, wanted: Sequence[Point], detections: Tensor) -> list[Point]:
+    """Positions (x, y) in pixels of the original whose regions are shown.
+
+    Those wanted; one outside of the picture is left out with a warning. Where none is left, the centres of the surest
+    `detections` (n, 6) xyxy, confidence, class, the surest first; where there are none either, the picture's middle.
+    """
+    height, width = frame.original.shape[:2]
+    inside = []
+    for x, y in wanted:
+        if x < width and y < height:
+            inside.append((x, y))
+        else:
+            place = f"{printable(frame.path)} ({width} x {height} pixels)"
+            LOGGER.warning(f"--query {x:g},{y:g} lies outside of {place} and is left out there")
+    centres = xyxy2xywh(detections[:SUREST, :4].cpu().double())[:, :2].tolist()
+    return inside or [(min(x, width - 1), min(y, height - 1)) for x, y in centres] or [(width / 2, height / 2)]
+
+
+def to_input(points: Sequence[Point], original: tuple[int, int], fitted: tuple[int, int]) -> list[Point]:
+    """Positions in a picture of size `original` (height, width) as positions in the letterboxed input made from it."""
+    ratio = min(fitted[0] / original[0], fitted[1] / original[1])
+    left, top = (fitted[1] - original[1] * ratio) / 2, (fitted[0] - original[0] * ratio) / 2
+    return [(x * ratio + left, y * ratio + top) for x, y in points]
+
+
+def write_routes(folder: Path, frame: Frame, maps: Sequence[RoutingMap], points: Sequence[Point]) -> Path:
+    """Draw the routes of every layer into `folder` and write the page beside them; says where, returns the page.
+
+    `points` are in pixels of the original.
+    """
+    picture = np.ascontiguousarray(frame.image.transpose(1, 2, 0))
+    points = to_input(points, frame.original.shape[:2], picture.shape[:2])
+    for routes in maps:
+        queries = list(dict.fromkeys(routes.region_at(x, y) for x, y in points))  # each region once
+        draw_routes(folder / f"{routes.name}_routes.png", picture, routes, queries)
+    name = readable_name(frame.path) if is_url(frame.path) else Path(frame.path).name
+    page = write_routing_page(folder / PAGE, picture, maps, name, points)
+    LOGGER.info(f"Routes of {len(maps)} layer{'s' * (len(maps) != 1)} in {shown(page)}")
+    return page

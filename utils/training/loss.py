@@ -1,0 +1,323 @@
+"""What a detector learns from a batch: `match` says which prediction learns which object, `ComputeLoss` how much.
+
+Shapes: B pictures, L levels, A anchors per level, C classes, N targets, K matches of one level. A level's predictions
+are (B, A, rows, cols, 5 + C) logits; boxes are in units of the level's cells.
+
+Where several processes train together, each has a part of the batch. A mean over the part's matches would depend on how
+the batch was cut, so `ComputeLoss(shared=True)` counts the matches of all parts (`_Portions`): with gradients averaged
+over the processes it moves the weights as one process with the whole batch would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.boxes.iou import RunningMean, check_loss_name, iou_loss
+from utils.distributed.processes import is_joined, mean_over_ranks
+
+BALANCE_THREE = (4.0, 1.0, 0.4)  # weight of each level's objectness, finest level first
+BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
+BALANCE_DECAY = 0.9999
+LEAST_LOSS = 1e-4  # of a level's objectness, when the weights of the levels are balanced by it
+REACH = 0.5  # cells; an object nearer than this to a neighbouring cell is that cell's business too
+
+
+class Matches(NamedTuple):
+    """The K predictions of one level that learn an object."""
+
+    image: Tensor  # (K,) index of the picture in the batch
+    anchor: Tensor  # (K,) index of the anchor in the level
+    row: Tensor  # (K,)
+    col: Tensor  # (K,)
+    box: Tensor  # (K, 4) what to predict: centre relative to the cell's corner, width and height, in cells
+    anchor_size: Tensor  # (K, 2) width and height of the anchor, in cells
+    label: Tensor  # (K,) class
+
+
+def match(targets: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], threshold: float) -> list[Matches]:
+    """Assign targets to predictions, level by level.
+
+    An object goes to every anchor whose sides differ from its own by a factor below `threshold`, in the cell that holds
+    its centre and in the up to two neighbouring cells that are nearer than half a cell. No object is guaranteed a
+    match, several may share one prediction: they keep the order cell, left, upper, right, lower neighbour, each by
+    anchor and target.
+
+    Args:
+        targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the picture.
+        anchors: (L, A, 2) widths and heights in cells of their level.
+        grids: (rows, cols) of each level.
+        threshold: the largest factor by which a side may differ (`anchor_t`).
+    """
+    return [
+        _match_level(targets, level_anchors, rows, cols, threshold)
+        for level_anchors, (rows, cols) in zip(anchors, grids, strict=True)
+    ]
+
+
+def _match_level(targets: Tensor, anchors: Tensor, rows: int, cols: int, threshold: float) -> Matches:
+    grid = targets.new_tensor((cols, rows))
+    centres, sizes = targets[:, 2:4] * grid, targets[:, 4:6] * grid
+    ratio = sizes[None] / anchors[:, None]  # (A, N, 2)
+    fits = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < threshold
+    anchor, target = fits.nonzero(as_tuple=True)
+
+    centre = centres[target]
+    near = torch.stack((centre, grid - centre))  # from the left and upper, from the right and lower border
+    close = (near % 1 < REACH) & (near > 1)  # the nearer half of a cell that has a neighbour on that side
+    own = close.new_ones((1, len(centre)))
+    step, item = torch.cat((own, close.transpose(1, 2).flatten(0, 1))).nonzero(as_tuple=True)
+    offsets = targets.new_tensor(((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))) * REACH
+
+    anchor, target, centre = anchor[item], target[item], centre[item]
+    cell = (centre - offsets[step]).long()
+    col, row = cell[:, 0].clamp(0, cols - 1), cell[:, 1].clamp(0, rows - 1)
+    box = torch.cat((centre - torch.stack((col, row), dim=1), sizes[target]), dim=1)
+    image, label = targets[target, :2].long().unbind(1)
+    return Matches(image, anchor, row, col, box, anchors[anchor], label)
+
+
+def smooth_BCE(eps: float = 0.1) -> tuple[float, float]:
+    """Targets of the right and of the wrong classes under label smoothing by `eps`."""
+    return 1.0 - 0.5 * eps, 0.5 * eps
+
+
+class FocalLoss(nn.Module):
+    """Focal loss (arXiv:1708.02002) around a `BCEWithLogitsLoss`: what is predicted well already counts little."""
+
+    def __init__(self, loss_fcn: nn.BCEWithLogitsLoss, gamma: float = 1.5, alpha: float = 0.25) -> None:
+        super().__init__()
+        self.pos_weight = loss_fcn.pos_weight
+        self.reduction = loss_fcn.reduction
+        self.gamma, self.alpha = gamma, alpha
+
+    def modulation(self, probability: Tensor, target: Tensor) -> Tensor:
+        """How wrong a prediction is, 0..1: one less the probability given to the truth."""
+        return 1 - (target * probability + (1 - target) * (1 - probability))
+
+    def forward(self, pred: Tensor, true: Tensor) -> Tensor:
+        """Logits and targets in 0..1 of any one shape; reduced as the wrapped loss would be."""
+        loss = F.binary_cross_entropy_with_logits(pred, true, pos_weight=self.pos_weight, reduction="none")
+        balance = true * self.alpha + (1 - true) * (1 - self.alpha)
+        loss = loss * balance * self.modulation(pred.sigmoid(), true) ** self.gamma
+        return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[self.reduction](loss)
+
+
+class QFocalLoss(FocalLoss):
+    """Quality focal loss (arXiv:2006.04388): for targets between 0 and 1, by their distance from the prediction."""
+
+    def modulation(self, probability: Tensor, target: Tensor) -> Tensor:
+        """How wrong a prediction is, 0..1: the distance from its target."""
+        return (target - probability).abs()
+
+
+def _settings(hyp: Any) -> Mapping[str, Any]:
+    """Hyper-parameters as a mapping, whether they are one or a dataclass."""
+    return asdict(hyp) if is_dataclass(hyp) else hyp
+
+
+def _criterion(positive_weight: float, gamma: float, device: torch.device) -> nn.Module:
+    weight = None if positive_weight == 1 else torch.tensor([positive_weight], device=device)
+    loss = nn.BCEWithLogitsLoss(pos_weight=weight)
+    return FocalLoss(loss, gamma) if gamma > 0 else loss
+
+
+class _Gather(torch.autograd.Function):
+    """Rows (M, 5 + C) and indices (K,) to the objectness column (M,) and the chosen rows (K, 5 + C).
+
+    Two ordinary selections would each answer with a gradient of the whole size, mostly zeros, to be added up; with many
+    classes that is the larger part of the loss's time. Here both go into one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(chosen)
+        ctx.shape = rows.shape
+        return rows[:, 4].clone(), rows.index_select(0, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, objectness: Tensor, rows: Tensor) -> tuple[Tensor, None]:
+        (chosen,) = ctx.saved_tensors
+        gradient = rows.new_zeros(ctx.shape).index_add_(0, chosen, rows)
+        gradient[:, 4] += objectness
+        return gradient, None
+
+
+class _Portions(NamedTuple):
+    """What this process's part of a batch counts for in the whole.
+
+    A mean over the own matches times `matches` is, averaged over the processes, the mean over all matches; likewise for
+    what is a mean over pictures. Alone all portions are 1, or 0 for a level without a match.
+    """
+
+    totals: Tensor  # (L,) matches of each level in all processes
+    matches: Tensor  # (L,) own matches over the mean of all processes
+    pictures: Tensor  # () own pictures over the mean of all processes
+    batch: Tensor  # () pictures of the mean process
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device, together: bool) -> _Portions:
+        """From the numbers of matches of each level, and of pictures; with `together` all processes must come here."""
+        own = torch.tensor([float(count) for count in counts], device=device)
+        mean = totals = own
+        if together:
+            totals = own.clone()
+            dist.all_reduce(totals)
+            mean = totals / dist.get_world_size()
+        share = own / torch.where(totals > 0, mean, 1)
+        return cls(totals[:-1], share[:-1], share[-1], mean[-1])
+
+
+class _JointMean(RunningMean):
+    """The running mean over the boxes of all processes; each must update it equally often, be it with no box."""
+
+    def update(self, values: Tensor) -> None:
+        """Move towards the mean of all processes' new values; none leave it as it is."""
+        if not is_joined():
+            super().update(values)
+            return
+        values = values.detach()
+        sums = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
+        dist.all_reduce(sums)
+        moved = (1 - self.momentum) * self.value + self.momentum * sums[0] / sums[1].clamp(min=1)
+        self.value = torch.where(sums[1] > 0, moved, self.value)
+
+
+class ComputeLoss:
+    """The training loss of a `Detect` head: box, objectness and class terms over all levels.
+
+    Args:
+        model: `.hyp` has box, obj, cls (gains), cls_pw, obj_pw, fl_gamma, anchor_t and, where wanted, label_smoothing
+            and box_iou (a name of `utils.boxes.iou.LOSSES`, CIoU if absent); `.model[-1]` is the head (nl, na, nc,
+            anchors, stride).
+        autobalance: move the weights of the levels towards equal objectness losses.
+        shared: of a run of several processes, count the matches of all of them. It holds while predictions need a
+            gradient: then every process must compute its loss at the same steps. To be averaged over the processes
+            (gradients by DistributedDataParallel, parts by `mean_over_ranks`), as YOLOv5's loss times their number is.
+
+    Attributes that may be set: `gr`, how far a box's overlap sets the objectness it should have (0: always 1),
+    `balance`, the objectness weight of each level, and `sort_obj_iou`: where objects share a prediction, the one
+    that fits best sets its objectness, not the last.
+
+    Raises:
+        ValueError: an unknown `box_iou`.
+    """
+
+    gr = 1.0
+    sort_obj_iou = False
+
+    def __init__(self, model: nn.Module, autobalance: bool = False, shared: bool = False) -> None:
+        head = model.model[-1]
+        self.hyp = _settings(model.hyp)
+        self.na, self.nc, self.nl, self.anchors = head.na, head.nc, head.nl, head.anchors
+        device = head.anchors.device
+        self.class_loss = _criterion(self.hyp["cls_pw"], self.hyp["fl_gamma"], device)
+        self.object_loss = _criterion(self.hyp["obj_pw"], self.hyp["fl_gamma"], device)
+        self.positive, self.negative = smooth_BCE(self.hyp.get("label_smoothing", 0.0))
+        self.box_iou = check_loss_name(self.hyp.get("box_iou", "CIoU"))
+        self.shared = shared
+        self.mean_iou_loss = _JointMean() if shared else RunningMean()
+        self.pooled = bool(self.hyp.get("pooled", 0))
+        # v6.1 weighs two levels like the first two of five; deeper pyramids than five repeat the last weight
+        self.balance = list(BALANCE_THREE if self.nl == 3 else BALANCE_OTHER)
+        self.balance += self.balance[-1:] * (self.nl - len(self.balance))
+        self.autobalance = autobalance
+        strides = [float(stride) for stride in head.stride]
+        self.anchor_level = min(range(self.nl), key=lambda level: abs(strides[level] - 16))
+
+    def __call__(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of one batch, computed in float32 whatever the predictions are.
+
+        Args:
+            predictions: per level (B, A, rows, cols, 5 + C) logits.
+            targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the picture.
+
+        Returns:
+            loss times B, (1,); its parts without that factor, (3,) box, objectness, class, detached. Shared, the mean
+            of the parts over the processes is that of the whole batch, as is the sum of the losses.
+        """
+        device = predictions[0].device
+        targets = targets.to(device, torch.float32)
+        anchors = self.anchors.to(device, torch.float32)
+        grids = [(level.shape[2], level.shape[3]) for level in predictions]
+        matches = match(targets, anchors, grids, self.hyp["anchor_t"])
+        alone = not (self.shared and is_joined())
+        together = not alone and predictions[0].requires_grad
+        portions = _Portions.of([*(len(found.label) for found in matches), len(predictions[0])], device, together)
+        levels = torch.stack(
+            [self._level_loss(prediction.float(), found, together) for prediction, found in zip(predictions, matches)]
+        )
+        parts = (levels * self._weights(portions)).sum(dim=0)
+        if self.autobalance and (alone or together):  # a validation is no business of all processes
+            objectness = levels[:, 1].detach()
+            self._rebalance(mean_over_ranks(objectness * portions.pictures) if together else objectness)
+        parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
+        return parts.sum(dim=0, keepdim=True) * portions.batch, parts.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training moves: the weights of the levels and WIoU's running mean."""
+        return {"balance": list(self.balance), "mean_iou_loss": self.mean_iou_loss.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the loss of another training stood."""
+        value = state["mean_iou_loss"]
+        self.balance = list(state["balance"])
+        self.mean_iou_loss.value = value.to(self.anchors.device) if isinstance(value, Tensor) else value
+
+    def _weights(self, portions: _Portions) -> Tensor:
+        """What each level's (box, objectness, class) means count for in the sum over levels (L, 3).
+
+        Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects weigh
+        as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps its size.
+        """
+        matches = portions.matches
+        if self.pooled:
+            matches = matches * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
+        balance = matches.new_tensor(self.balance[: self.nl])
+        return torch.stack((matches, balance * portions.pictures, matches), dim=1)
+
+    def _rebalance(self, objectness: Tensor) -> None:
+        """Move the weight of each level by its objectness loss (L,); that of the level of stride 16 stays 1."""
+        for level, loss in enumerate(objectness.tolist()):
+            self.balance[level] = self.balance[level] * BALANCE_DECAY + (1 - BALANCE_DECAY) / max(loss, LEAST_LOSS)
+        reference = self.balance[self.anchor_level]
+        self.balance = [weight / reference for weight in self.balance]
+
+    def _level_loss(self, prediction: Tensor, matched: Matches, together: bool) -> Tensor:
+        """Box, objectness and class loss (3,) of one level, means over this process's matches and cells."""
+        _, anchors, rows, cols, outputs = prediction.shape
+        cell = ((matched.image * anchors + matched.anchor) * rows + matched.row) * cols + matched.col
+        objectness, chosen = _Gather.apply(prediction.reshape(-1, outputs), cell)
+        truth = torch.zeros_like(objectness)
+        box = label = prediction.new_zeros(())
+        if len(cell) or together:  # the others wait for this process's part of a running mean, even if it is empty
+            loss, quality = self._box_loss(chosen[:, :4], matched)
+        if len(cell):
+            box = loss.mean()
+            self._set_objectness(truth, cell, (1 - self.gr) + self.gr * quality.clamp(min=0))
+            if self.nc > 1:
+                classes = torch.full_like(chosen[:, 5:], self.negative)
+                classes.scatter_(1, matched.label[:, None], self.positive)
+                label = self.class_loss(chosen[:, 5:], classes)
+        return torch.stack((box, self.object_loss(objectness, truth), label))
+
+    def _box_loss(self, logits: Tensor, matched: Matches) -> tuple[Tensor, Tensor]:
+        """Loss (K,) and quality (K,) of the boxes that (K, 4) logits mean."""
+        share = logits.sigmoid() * 2
+        boxes = torch.cat((share[:, :2] - 0.5, share[:, 2:].square() * matched.anchor_size), dim=1)
+        return iou_loss(boxes, matched.box, self.box_iou, self.mean_iou_loss)
+
+    def _set_objectness(self, truth: Tensor, cell: Tensor, value: Tensor) -> None:
+        """Write values (K,) to their cells; of several for one cell the last counts, on every device."""
+        if self.sort_obj_iou:
+            truth.scatter_reduce_(0, cell, value, "amax", include_self=False)
+            return
+        order = torch.arange(len(cell), device=cell.device)
+        last = torch.zeros_like(truth, dtype=torch.long).scatter_reduce_(0, cell, order, "amax")
+        truth[cell] = value[last[cell]]

@@ -1,0 +1,117 @@
+"""Which floating-point type a network is trained in: the one asked for, or the one that the machine is quickest in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from utils.distributed.processes import gather
+
+SWITCH = "YOLOV5_CPU_BF16"  # 0: take the processor for one without bfloat16, 1: for one with it, auto: look
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
+_WORDS = {torch.float16: "float16", torch.bfloat16: "bfloat16", None: "float32"}
+# PyTorch's name of each instruction set, which oneDNN has kernels for
+_INSTRUCTIONS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "Arm BF16"}
+_LIMITS_BELOW = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(slots=True)
+class Precision:
+    """Which floating-point type the network computes in, why, and the loss scaling that float16 needs."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    reason: str = "as asked for"
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    @classmethod
+    def choose(cls, name: str, device: torch.device, resumed: Mapping[str, Any] | None = None) -> Precision:
+        """`fp16`, `bf16` and `off` (float32) say it; `auto` is what the run that goes on was begun with, else chosen.
+
+        Chosen is float16 on CUDA and, on CPUs, bfloat16 where the processors of all processes have instructions for it.
+        `resumed` is the state of the run that goes on. Raises ValueError for unknown names and for float16 on a CPU.
+        """
+        on_cpu = device.type == "cpu"
+        _check(name, on_cpu)
+        quick, why = _agreed(bfloat16_on_cpu()) if on_cpu else (True, "")
+        if name != "auto":
+            in_vain = name == "bf16" and not quick
+            return cls(device, KINDS[name], f"as asked for, though {why}" if in_vain else "as asked for")
+        if begun := _begun_with(resumed, on_cpu):
+            return cls(device, KINDS[begun], "as the run was begun")
+        if on_cpu:
+            return cls(device, torch.bfloat16 if quick else None, why)
+        return cls(device, torch.float16 if device.type == "cuda" else None, f"usual on {device.type}")
+
+    @property
+    def name(self) -> str:
+        """What `--amp` calls it."""
+        return next(name for name, dtype in KINDS.items() if dtype is self.dtype)
+
+    def __str__(self) -> str:
+        return f"precision: {_WORDS[self.dtype]} ({self.reason})"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that the forward pass runs in."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+
+def bfloat16_on_cpu() -> tuple[bool, str]:
+    """Whether the processor computes in bfloat16 by instructions of its own, and the reason in a few words.
+
+    It is told by the processor's flags and not by a stopwatch, so that the same command computes the same numbers
+    however busy the machine is. The environment's YOLOV5_CPU_BF16=0 or 1 overrules them. Raises ValueError for others.
+    """
+    switch = os.environ.get(SWITCH, "auto").strip().lower() or "auto"
+    if switch not in ("0", "1", "auto"):
+        raise ValueError(f"{SWITCH}={switch}: choose 0, 1 or auto")
+    if switch != "auto":
+        return switch == "1", f"{SWITCH}={switch}"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if limit.upper() in _LIMITS_BELOW:
+        return False, f"oneDNN is limited to {limit.upper()}"
+    if not torch.backends.mkldnn.is_available():
+        return False, "this PyTorch has no oneDNN"
+    return _by_flags()
+
+
+def _by_flags() -> tuple[bool, str]:
+    """The same, as the processor and PyTorch's build of oneDNN tell it."""
+    flags = torch.cpu.get_capabilities()
+    found = next((name for key, name in _INSTRUCTIONS.items() if flags.get(key)), None)
+    if found == _INSTRUCTIONS["bf16"] and not torch.backends.mkldnn.is_acl_available():
+        return False, "this PyTorch has no Arm Compute Library"
+    return (True, f"this CPU has {found}") if found else (False, "this CPU has no bfloat16 instructions")
+
+
+def _check(name: str, on_cpu: bool) -> None:
+    """Raise ValueError for a precision that is unknown or that a CPU cannot do."""
+    if name not in ("auto", *KINDS):
+        raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
+    if name == "fp16" and on_cpu:
+        raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
+
+
+def _agreed(mine: tuple[bool, str]) -> tuple[bool, str]:
+    """What holds for the processors of all processes: the first that lacks the instructions decides."""
+    return min(gather(mine), key=lambda answer: answer[0])
+
+
+def _begun_with(resumed: Mapping[str, Any] | None, on_cpu: bool) -> str | None:
+    """What a run that goes on was begun with, by `--amp`'s names; None where it may be chosen.
+
+    Files of before `auto` looked at the processor do not say it: on a CPU that was float32. A run that was begun in
+    float16 on a GPU cannot go on so on a CPU.
+    """
+    if resumed is None:
+        return None
+    begun = resumed.get("precision", "off" if on_cpu else None)
+    return None if begun not in KINDS or (begun == "fp16" and on_cpu) else begun

@@ -1,0 +1,252 @@
+"""What is decided before training reads its first picture: options, YAML files, device, folder, a run to resume."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.base.callbacks import Callbacks
+from utils.base.config import DataConfig, Hyp
+from utils.base.devices import gpu_indices, select_device
+from utils.base.log import LOGGER
+from utils.base.options import options
+from utils.base.paths import check_file, check_yaml, claimed, latest_checkpoint, shown
+from utils.base.runs import USUAL_SIZE
+from utils.base.yaml import read_yaml, write_yaml
+from utils.boxes.iou import check_loss_name
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.distributed.processes import is_main, join, local_rank, tell, world_size
+from utils.distributed.run_lock import RunLock
+from utils.distributed.shares import agreed
+from utils.loggers import subscribe_loggers
+from utils.loggers.run import RunInfo
+from utils.prepare.converters import prepare
+from utils.training.train_options import DEFAULT_CFG, TrainOptions, check_options, continued
+
+__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "meet", "open_folder", "own_device", "set_up"]
+
+STATE = frozenset(  # what a checkpoint must have for its run to go on
+    "batches best_fitness ema history hyp loss maps model optimizer options position recipe scaler skipped split "
+    "stopper streak updates".split()
+)
+FULL_STATE = "resume.pt"  # what last.pt was before it was stripped, for training on with more epochs
+PIECES = "pieces.txt"  # left by a process that ran out of memory: how finely batches are to be cut from then on
+
+
+@dataclass(slots=True)
+class Setup:
+    """Everything that is decided before the first picture is read.
+
+    `hold` has the lock of the folder; closed with an error it takes a folder away again that is still empty.
+    """
+
+    opt: TrainOptions
+    hyp: Hyp
+    data: DataConfig
+    device: torch.device
+    folder: Path
+    resumed: dict[str, Any] | None = None
+    hold: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names of this run."""
+        single = self.opt.single_cls and self.data.nc != 1
+        return ["item"] if single else list(self.data.names)
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.folder / "weights"
+
+
+def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
+    """Read the YAML files, check the options, and claim the run's folder: a new one of its own, or the lock of one
+    that is there. Nothing else is written, and no folder made, before all of it is known to be right.
+
+    `given` are the names of the options that were really asked for; a run that is resumed keeps all others. Raises
+    ValueError for what cannot work, and Busy when another process trains in the folder.
+    """
+    check_options(opt)
+    meet()
+    with ExitStack() as hold:
+        return _set_up(opt, given, hold)
+
+
+def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup:
+    last, resumed = find_run(opt), None
+    if last:
+        _claim(opt, last, hold)
+        if found := load_run(last, opt, given):
+            opt, resumed = found
+            check_options(opt)
+    device = own_device(opt.device, opt.batch_size)
+    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+    check_loss_name(hyp.box_iou)
+    opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
+    data = DataConfig.load(opt.data)
+    opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
+    if resumed:
+        _check_classes(resumed, data, opt)
+    folder = last.parent.parent if last else _claim(opt, None, hold)
+    if opt.resume == "auto" and not last and find_run(opt):  # another began it, and ended, since we looked
+        hold.close()
+        return _set_up(opt, given, hold)
+    prepare(data)
+    return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
+
+
+def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
+    """The folder of a run, claimed and locked by the main process, in every process."""
+    return Path(tell(agreed(lambda: _take(opt, last, hold) if is_main() else None)))
+
+
+def _take(opt: TrainOptions, last: Path | None, hold: ExitStack) -> str:
+    """A new folder, or that of `last`, and its lock; `hold` gives both back."""
+    path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
+    if last:
+        path, same = last.parent.parent, True
+        if last.parent.name != "weights":
+            _read_run(last, False)  # which says what else it may be
+            raise ValueError(
+                f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
+            )
+    folder = hold.enter_context(claimed(path, same))
+    hold.callback(RunLock(folder, patient=_restarts() > 0).release)
+    return str(folder)
+
+
+def meet() -> None:
+    """Meet the other processes when torchrun started several, before any of them knows what it will compute on."""
+    if local_rank() >= 0:
+        join("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def own_device(asked: str, batch_size: int = 0) -> torch.device:
+    """The device asked for; of several processes, this one's."""
+    device = select_device(asked, batch_size)
+    if local_rank() < 0 or device.type != "cuda":
+        return device
+    chosen = gpu_indices(asked) if asked else []
+    index = chosen[local_rank()] if len(chosen) >= world_size() else local_rank()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def open_folder(setup: Setup, labels: np.ndarray, callbacks: Callbacks) -> None:
+    """Write down what a run was begun with, and let the loggers in; `labels` (N, 5) are those of its training set."""
+    setup.weights.mkdir(parents=True, exist_ok=True)
+    launch = {"launch": launch_id()} if launch_id() else {}
+    write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
+    write_yaml(setup.folder / "opt.yaml", asdict(setup.opt) | {"save_dir": str(setup.folder)} | launch)
+    history = setup.resumed["history"] if setup.resumed else ()
+    run = RunInfo(setup.folder, setup.names, labels, asdict(setup.opt), asdict(setup.hyp), history)
+    subscribe_loggers(callbacks, run)
+
+
+# ------------------------------------------------------------------------------------------------- a run that goes on
+def launch_id() -> str | None:
+    """What the restarts of one torchrun have in common, None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run in (None, "none"):  # the default is the same for all; the agent's process is not
+        return None if run is None else f"{platform.node()}-{os.getppid()}"
+    return run
+
+
+def _restarts() -> int:
+    """How often torchrun has begun anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def find_run(opt: TrainOptions) -> Path | None:
+    """The last.pt to go on from, as the main process finds it; None where a run is to begin.
+
+    Raises ValueError, there, when the one asked for is not to be found.
+    """
+    last = None
+    if not is_main():
+        pass
+    elif opt.resume == "auto":
+        last = Path(opt.project) / opt.name / "weights/last.pt"
+        last = last if last.is_file() else None
+    elif opt.resume:
+        last = latest_checkpoint(opt.project, "last.pt") if opt.resume is True else check_file(opt.resume, (".pt",))
+        if last is None:
+            raise ValueError(
+                f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
+            )
+    elif _restarts() > 0:
+        last = _begun_by(launch_id(), opt)
+    told = tell(str(last) if last else None)
+    return Path(told) if told else None
+
+
+def _begun_by(launch: str | None, opt: TrainOptions) -> Path | None:
+    """The last.pt of the run that an earlier try of this launch began."""
+    found = Path(opt.project).glob(f"{opt.name}*/weights/last.pt")
+    for last in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        file = last.parent.parent / "opt.yaml"
+        if file.is_file() and read_yaml(file).get("launch") == launch:
+            return last
+    return None
+
+
+def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[TrainOptions, dict[str, Any]] | None:
+    """Options and state of a run that goes on, read by the main process and told to the others.
+
+    A finished run goes on from its `resume.pt`, when more epochs or more patience are asked for. Where nothing is left
+    to go on from, "auto" begins anew (None), anything else raises ValueError.
+    """
+    content = tell(_read_run(last, opt.resume == "auto") if is_main() else None)
+    if content is None:
+        return None
+    stored = options(TrainOptions, content["options"])
+    merged = continued(stored, opt, given)
+    more = merged.epochs > stored.epochs or merged.patience > stored.patience
+    if content["finished"] and not more and opt.resume not in ("auto", False):
+        raise ValueError(
+            f"--resume {last}: that run is finished; to train it further give more --epochs than {stored.epochs}"
+            " (or more --patience, if it stopped early)"
+        )
+    position = content["position"]
+    LOGGER.info(f"resuming {shown(last)} in epoch {position['epoch']}, after {position['batch']} of its batches")
+    return replace(merged, resume=str(last)), content
+
+
+def _read_run(last: Path, may_begin: bool) -> dict[str, Any] | None:
+    content = load_checkpoint(last)
+    if "model" not in content:
+        raise ValueError(f"--resume {last}: holds no training run; name the last.pt of one")
+    full, finished = last.with_name(FULL_STATE), content.get("optimizer") is None
+    if finished and full.is_file():
+        content = load_checkpoint(full)
+    if content.get("optimizer") is None:
+        if may_begin:
+            LOGGER.info(f"{shown(last)} holds the result of a run and not its state: the run begins anew")
+            return None
+        raise ValueError(f"--resume {last}: that run is finished; to train further use --weights {last}")
+    if missing := STATE - content.keys():
+        raise ValueError(
+            f"--resume {last}: lacks {', '.join(sorted(missing))}, so it is damaged or of another version; to train "
+            f"further use --weights {last}"
+        )
+    pieces = last.with_name(PIECES)
+    if pieces.is_file() and (text := pieces.read_text(encoding="utf-8").strip()).isdigit():
+        content["split"] = max(content["split"], int(text))
+    return content | {"finished": finished}
+
+
+def _check_classes(resumed: dict[str, Any], data: DataConfig, opt: TrainOptions) -> None:
+    """Raise ValueError when the data set has other classes than the run that goes on."""
+    known = list(resumed["model"]["names"])
+    names = list(data.names)
+    if not opt.single_cls and known != names:
+        raise ValueError(f"--resume: {opt.data} has the classes {names}, the run was begun with {known}")

@@ -1,0 +1,161 @@
+"""The command line of train.py, and which numbers and combinations cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from utils.base.config import SIDE
+from utils.base.log import LOGGER
+from utils.base.options import Range, check_bounds, flag
+from utils.base.paths import ROOT
+from utils.distributed.processes import world_size
+
+DEFAULT_CFG = "yolov5n_BiFormer.yaml"
+UNUSED = {"bucket": "", "upload_dataset": False, "artifact_alias": "latest"}
+LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "comet")
+
+
+# what may be another when a run goes on; anything else would make it another run
+CHANGEABLE = frozenset(
+    "epochs patience device workers cache data max_det save_minutes save_period loggers project name exist_ok resume "
+    "local_rank entity bbox_interval bucket upload_dataset artifact_alias".split()
+)
+
+
+@dataclass(slots=True)
+class TrainOptions:
+    """The command line of train.py; every name is also an argument of `run`."""
+
+    weights: str = flag("", "initial weights (.pt); empty for training from scratch")
+    cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
+    data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
+    hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
+    epochs: int = flag(300, "how often every picture is seen", bounds=Range(1, 1_000_000))
+    batch_size: int = flag(
+        16,
+        "pictures per batch over all processes, -1 for the largest that fits",
+        bounds=Range(1, 1_000_000, also=(-1,)),
+    )
+    imgsz: int = flag(
+        0,
+        "side of the pictures in pixels",
+        aliases=("--img", "--img-size"),
+        shown="the data YAML's imgsz, else 640",
+        bounds=SIDE,
+    )
+    rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
+    resume: Any = flag(
+        False,
+        "go on with the newest run, or with this last.pt; 'auto': with project/name if it was begun, else begin it",
+        type=str,
+        nargs="?",
+        const=True,
+    )
+    nosave: bool = flag(False, "save no epoch's checkpoint but the last one's")
+    noval: bool = flag(False, "validate only after the last epoch")
+    noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
+    cache: str | None = flag(
+        None,
+        "keep decoded pictures in 'ram' or on 'disk', or only those of 'val'",
+        nargs="?",
+        const="ram",
+        choices=("ram", "disk", "val"),
+    )
+    image_weights: bool = flag(False, "show pictures of weak classes more often")
+    device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
+    multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
+    single_cls: bool = flag(False, "train all classes as one")
+    max_det: int = flag(300, "most detections in an image, in validation", bounds=Range(1))
+    optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
+    sync_bn: bool = flag(False, "batch norm over all processes of a run, as if they were one")
+    workers: int = flag(
+        8, "loader processes, at most one per core (training on a CPU: the cores above two)", bounds=Range(0, 10_000)
+    )
+    project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
+    name: str = flag("exp", "results go to project/name")
+    exist_ok: bool = flag(False, "write into project/name even if it exists")
+    quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
+    cos_lr: bool = flag(False, "cosine instead of linear schedule")
+    label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1", bounds=Range(0, 0.99))
+    patience: int = flag(100, "epochs without improvement before stopping early, 0 for never", bounds=Range(0))
+    freeze: list[int] = flag(
+        [0],
+        "freeze the first N layers (10: the backbone), or exactly these when several are given",
+        shown="none",
+        bounds=Range(0),
+    )
+    save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never", bounds=Range(-1))
+    save_minutes: float = flag(
+        10.0, "also save last.pt every so many minutes inside an epoch, 0 for never", bounds=Range(0, 1e6)
+    )
+    loggers: list[str] = flag(
+        ["auto"],
+        "who is told besides results.csv and the pictures: auto is TensorBoard where it is installed",
+        choices=LOGGER_NAMES,
+    )
+    seed: int = flag(0, "the same seed gives the same run", bounds=Range(0, 2**62))
+    deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
+    amp: str = flag(
+        "auto",
+        "auto is fp16 on a GPU, bf16 on a CPU with instructions for it and full precision on others",
+        choices=("auto", "off", "fp16", "bf16"),
+    )
+    local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")
+    evolve: int | None = flag(
+        None, "search hyper-parameters over so many trainings (300)", nargs="?", const=300, bounds=Range(1, 1_000_000)
+    )
+    evolve_sampler: str = flag("genetic", "who proposes the next ones", choices=("genetic", "tpe", "cmaes", "random"))
+    evolve_pruner: str = flag(
+        "none", "who gives up hopeless trainings early", choices=("none", "median", "halving", "hyperband")
+    )
+    evolve_storage: str = flag(
+        "",
+        "where workers of one search meet: a journal file's path or a database URL",
+        shown="search.journal in the search's folder",
+    )
+    bucket: str = flag("", "read for compatibility, without effect")
+    entity: str | None = flag(None, "W&B's user or team (--loggers wandb)")
+    upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
+    bbox_interval: int = flag(
+        -1, "send drawn detections to W&B every so many epochs", shown="only at the end", bounds=Range(-1)
+    )
+    artifact_alias: str = flag("latest", "read for compatibility, without effect", shown="")
+
+
+def check_options(opt: TrainOptions) -> None:
+    """Raise ValueError for numbers and combinations that cannot work."""
+    check_bounds(opt)
+    if opt.batch_size % world_size() and opt.batch_size > 0:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
+    if world_size() > 1 and (opt.image_weights or opt.evolve is not None):
+        raise ValueError("--image-weights and --evolve work in a single process only")
+    warn_of_idle_flags(opt)
+
+
+def warn_of_idle_flags(opt: TrainOptions) -> None:
+    """Say which of the given flags are read for compatibility only."""
+    if idle := [name for name in UNUSED if getattr(opt, name) != UNUSED[name]]:
+        LOGGER.warning(f"--{', --'.join(idle)}: read for compatibility, without effect (no W&B or cloud storage here)")
+
+
+def continued(stored: TrainOptions, asked: TrainOptions, given: Collection[str]) -> TrainOptions:
+    """The options of a run that goes on: those it began with, and of the `given` ones those that may change.
+
+    Raises ValueError for one that may not and is another than it was.
+    """
+    changes = {}
+    for item in fields(TrainOptions):
+        name = item.name
+        old, new = getattr(stored, name), getattr(asked, name)
+        if name not in given or old == new or (name == "batch_size" and new < 0):
+            continue
+        if name not in CHANGEABLE:
+            flag_name = name.replace("_", "-")
+            raise ValueError(
+                f"--resume: the run was begun with --{flag_name} {old}, which cannot become {new}; leave it out, or "
+                "begin a new run with --weights"
+            )
+        changes[name] = new
+    return replace(stored, **changes)
