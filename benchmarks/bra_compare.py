@@ -173,7 +173,7 @@ def add_means(table: Table, name: str) -> None:
 
 
 def _columns(cases: Sequence[Case], yardsticks: Sequence[str], wanted: Wanted) -> dict[str, int]:
-    titles = {**{label: 5 for label in cases[0].labels}, "shape": 14, "rival": 9, "rounds": 0}
+    titles = {**dict.fromkeys(cases[0].labels, 5), "shape": 14, "rival": 9, "rounds": 0}
     titles |= {"forward ms": 0, "both ms": 7} | ({"MiB": 5} if wanted.memory else {})
     for other in yardsticks:
         kinds = ("forward", "both", "memory") if wanted.memory else ("forward", "both")

@@ -62,7 +62,7 @@ def by_chance(kind: Kind, seconds: float, seed: int, keep: Path) -> int:
             tried += 1
             try:
                 taken += try_input(kind, content, Path(folder)) == ""
-            except Exception as error:  # noqa: BLE001 - whatever escapes is what is looked for
+            except Exception as error:
                 count, file = broken.get(name := _called(error), (0, None))
                 broken[name] = count + 1, file or _kept(keep, kind, content)
     more = (peak_memory() - before) >> 20

@@ -19,9 +19,30 @@ from models.bra.attention import BiLevelRoutingAttention, KVGather, QKVLinear, T
 from utils.base.networks import fuse_conv_and_bn
 
 __all__ = [
-    "BiLevelRoutingAttention", "Bottleneck", "BottleneckCSP", "C3", "C3Ghost", "C3SPP", "C3TR", "Classify", "Concat",
-    "Contract", "Conv", "DWConv", "Expand", "Focus", "GhostBottleneck", "GhostConv", "KVGather", "QKVLinear", "SPP",
-    "SPPF", "TopkRouting", "TransformerBlock", "TransformerLayer", "autopad",
+    "C3",
+    "C3SPP",
+    "C3TR",
+    "SPP",
+    "SPPF",
+    "BiLevelRoutingAttention",
+    "Bottleneck",
+    "BottleneckCSP",
+    "C3Ghost",
+    "Classify",
+    "Concat",
+    "Contract",
+    "Conv",
+    "DWConv",
+    "Expand",
+    "Focus",
+    "GhostBottleneck",
+    "GhostConv",
+    "KVGather",
+    "QKVLinear",
+    "TopkRouting",
+    "TransformerBlock",
+    "TransformerLayer",
+    "autopad",
 ]  # fmt: skip
 
 Size = int | Sequence[int]

@@ -336,7 +336,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, images: list[Path]) -> None:
     monkeypatch.setattr("utils.data.label_arrays.read_image", read)
 
 
-@pytest.mark.parametrize(("split", "part"), [("train", 0.1), ("train", 1), ("val", 1)])
+@pytest.mark.parametrize("split, part", [("train", 0.1), ("train", 1), ("val", 1)])
 def test_images_that_are_lost_are_counted_and_too_many_end_a_training(
     place: Path, said: Said, monkeypatch: pytest.MonkeyPatch, split: str, part: float
 ) -> None:

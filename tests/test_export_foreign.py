@@ -276,10 +276,10 @@ class FakeTensorRT:
         def __init__(self, level: int) -> None:
             self.level = level
 
-    def Builder(self, logger: object) -> object:  # noqa: N802
+    def Builder(self, logger: object) -> object:
         return self.builder
 
-    def OnnxParser(self, network: object, logger: object) -> object:  # noqa: N802
+    def OnnxParser(self, network: object, logger: object) -> object:
         return SimpleNamespace(parse=lambda content: self.parses, get_error=lambda number: "node 3: no such operator")
 
 
@@ -428,9 +428,8 @@ def test_converters_are_silent_and_their_failures_one_line(capfd):
     with pytest.raises(ExportError, match=r"a tool could not convert the network \(exit status 3\)"):
         with converting("a tool"):
             raise SystemExit("exit status 3\nmore")
-    with pytest.raises(ExportError, match="a tool could not convert the network .KeyError"):
-        with converting("a tool"):
-            raise KeyError
+    with pytest.raises(ExportError, match="a tool could not convert the network .KeyError"), converting("a tool"):
+        raise KeyError
     with hush.hushed(is_loud=True):
         print("loud")
     told = capfd.readouterr()

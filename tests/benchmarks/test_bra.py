@@ -37,7 +37,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    "words, answer",
     [
         ("--shapes", "expected at least one argument"),
         ("--shapes 8x128x40", "give batch x channels x height x width"),

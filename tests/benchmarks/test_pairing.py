@@ -38,7 +38,7 @@ def test_no_rivals_and_no_rounds():
 
 
 @pytest.mark.parametrize(
-    ("budget", "rounds"),
+    "budget, rounds",
     [(100, 6), (19, 4), (20, 5), (0.1, 3)],  # a round takes 4 seconds
 )
 def test_as_many_rounds_as_the_budget_allows_but_three(budget, rounds):

@@ -25,7 +25,7 @@ def table() -> Table:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    "value, text",
     [
         (None, "-"),
         ("auto", "auto"),

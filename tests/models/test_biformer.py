@@ -34,7 +34,7 @@ def miniature(**changes):
 
 
 @pytest.mark.parametrize(
-    ("build", "parameters"),
+    "build, parameters",
     [
         (biformer_tiny, 13_142_760),
         (biformer_small, 25_536_232),
@@ -141,7 +141,7 @@ def test_c3bra_drops_in_for_c3(width):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes, message",
     [
         ({"embed_dim": (8, 16, 24)}, "4 depths, 3 widths"),
         ({"depth": 2}, "depth=2: give a list"),
@@ -238,7 +238,7 @@ def test_shipped_necks_attend_at_every_level_they_say(name):
 
 # ---- what users get wrong
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments, message",
     [
         ({"topk": 0}, "topk=0"),
         ({"topk": -3}, "topk=-3"),

@@ -1,6 +1,5 @@
 """The blocks, each against the same thing computed another way."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,9 +51,7 @@ def shake_statistics(module):
     return module.eval()
 
 
-@pytest.mark.parametrize(
-    ("k", "p", "expected"), [(1, None, 0), (3, None, 1), (6, 2, 2), ((1, 3), None, [0, 1]), (3, 0, 0)]
-)
+@pytest.mark.parametrize("k, p, expected", [(1, None, 0), (3, None, 1), (6, 2, 2), ((1, 3), None, [0, 1]), (3, 0, 0)])
 def test_autopad(k, p, expected):
     assert autopad(k, p) == expected
 
@@ -73,7 +70,7 @@ def test_conv_is_convolution_norm_and_silu():
     torch.testing.assert_close(block(x), maps * torch.sigmoid(maps))
 
 
-@pytest.mark.parametrize(("act", "kind"), [(True, nn.SiLU), (False, nn.Identity), (nn.ReLU(), nn.ReLU)])
+@pytest.mark.parametrize("act, kind", [(True, nn.SiLU), (False, nn.Identity), (nn.ReLU(), nn.ReLU)])
 def test_conv_takes_its_activation(act, kind):
     assert isinstance(Conv(1, 1, act=act).act, kind)
 
@@ -102,7 +99,7 @@ def test_focus_puts_corners_in_the_order_of_checkpoints():
     assert first_square.tolist() == [x[0, 0, 0, 0], x[0, 0, 1, 0], x[0, 0, 0, 1], x[0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize(("c1", "shortcut", "added"), [(8, True, True), (8, False, False), (4, True, False)])
+@pytest.mark.parametrize("c1, shortcut, added", [(8, True, True), (8, False, False), (4, True, False)])
 def test_bottleneck_adds_its_input_only_where_it_can(c1, shortcut, added):
     block = shake_statistics(Bottleneck(c1, 8, shortcut))
     x = torch.randn(1, c1, 4, 4)
@@ -143,7 +140,7 @@ def test_half_of_a_ghost_is_a_convolution_and_half_follows_from_it():
     torch.testing.assert_close(y[:, 4:], block.cv2(y[:, :4]))
 
 
-@pytest.mark.parametrize(("s", "side"), [(1, 8), (2, 4)])
+@pytest.mark.parametrize("s, side", [(1, 8), (2, 4)])
 def test_ghost_bottleneck(s, side):
     assert GhostBottleneck(4, 4, 3, s).eval()(torch.randn(1, 4, 8, 8)).shape == (1, 4, side, side)
 

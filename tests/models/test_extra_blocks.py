@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models.extra_blocks import CrossConv, MixConv2d, Sum, _equal_channels, _equal_weights
 
 
-@pytest.mark.parametrize(("shortcut", "s", "side"), [(False, 1, 6), (True, 1, 6), (False, 2, 3)])
+@pytest.mark.parametrize("shortcut, s, side", [(False, 1, 6), (True, 1, 6), (False, 2, 3)])
 def test_crossconv(shortcut, s, side):
     block = CrossConv(4, 4, 3, s, shortcut=shortcut).eval()
     x = torch.randn(1, 4, 6, 6)

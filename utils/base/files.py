@@ -120,7 +120,7 @@ def decoded(content: bytes, errors: str = "strict") -> str:
 def is_hidden(path: str, folder: str | Path) -> bool:
     """Whether a path below a folder is hidden there: `.name`, or what macOS and notebooks leave, as `__MACOSX`."""
     parts = os.path.relpath(path, folder).split(os.sep)
-    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in parts)
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
 
 
 def walk_files(folder: str | Path) -> Iterator[str]:

@@ -193,7 +193,7 @@ def _read_jpeg(file: BinaryIO) -> Header:
     quantisers: set[int] = set()
     codes: set[int] = set()
     metadata, frames, body = b"", [], b""
-    for marker, body in _segments(file):  # noqa: B007 - the last is the scan's
+    for marker, body in _segments(file):
         if marker == _EXIF:
             metadata += b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
         elif marker == 0xDB:

@@ -174,7 +174,7 @@ class LabelPlaces:
         path = self.image(name)
         try:
             return picture_size(path) if path else None
-        except Exception:  # noqa: BLE001 - a damaged file can make a decoder raise anything; its boxes are counted
+        except Exception:
             return None
 
     def label_files(self, names: Iterable[ImageName]) -> dict[ImageName, Path]:

@@ -32,7 +32,7 @@ def _operation(field: str, content: dict[str, Any], answer: dict[str, Any]) -> d
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": {"description": "the answer", "content": {"application/json": {"schema": answer}}},
-            **{status: refused for status in ("400", "404", "408", "413", "415", "503")},
+            **dict.fromkeys(("400", "404", "408", "413", "415", "503"), refused),
         },
     }
 

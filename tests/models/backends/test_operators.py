@@ -261,7 +261,7 @@ def test_sizes_are_numbers_of_a_size(saved: tuple[Path, nn.Module], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change, match",
     [
         (lambda m: m["graph"]["inputs"].append({"as_custom_obj": {"name": "x"}}), "input or output that is no tensor"),
         (lambda m: m["graph"]["nodes"][0]["inputs"][0].update(arg={"as_operator": "x"}), "argument of the kind"),

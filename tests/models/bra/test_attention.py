@@ -313,7 +313,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+@pytest.mark.parametrize("arguments, message", MISTAKES)
 def test_arguments_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         small(**arguments)

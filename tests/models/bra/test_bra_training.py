@@ -204,7 +204,7 @@ def test_every_mode_can_be_described(mode: str) -> None:
     assert torch.equal(found.eval()(x), expected.eval()(x))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [m for m in MISTAKES if "dim" not in getattr(m, "values", m)[0]])
+@pytest.mark.parametrize("arguments, message", [m for m in MISTAKES if "dim" not in getattr(m, "values", m)[0]])
 def test_mistakes_in_a_description_name_the_layer(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"layer 3 .*BiLevelRoutingAttention.*: .*{message}") as caught:
         attention_of([{"num_heads": 2, **arguments}])

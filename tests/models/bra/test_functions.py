@@ -219,7 +219,7 @@ def test_select_regions_repeats_rows():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         (lambda q, k, v, r: (q[0], k, v, r), "dimensions"),
         (lambda q, k, v, r: (q, k[..., :3], v, r), "do not fit"),
@@ -283,7 +283,7 @@ def test_unknown_backend_and_topk():
 
 
 @pytest.mark.parametrize(
-    ("kind", "value_width", "message"),
+    "kind, value_width, message",
     [("weight", 6, "no routing weights"), ("mask", 6, "no mask"), ("plain", 4, "one head width"), ("plain", 6, "CUDA")],
 )
 def test_what_the_kernels_do_not_take(monkeypatch, kind, value_width, message):

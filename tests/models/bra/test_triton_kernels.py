@@ -90,7 +90,7 @@ def test_under_the_interpreter():
 
 
 @interpreted
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 4e-3)], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_interpreted_kernels(shape, dtype, tolerance):
     check(shape, dtype, "cpu", tolerance)
@@ -173,7 +173,7 @@ def test_interpreted_limits():
 # ---- on a GPU
 @on_gpu
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
 )
 @pytest.mark.parametrize("shape", [*SHAPES.values(), LARGE, (2, 9, 100, 25, 3, 80, 9), (1, 16, 256, 64, 2, 112, 5)])
 def test_kernels_on_the_gpu(shape, dtype, tolerance):

@@ -49,7 +49,7 @@ def test_the_plainest_model_is_built() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "key, value",
     [
         *(("nc", 10**9), ("nc", 100_001), ("ch", 10**9), ("depth_multiple", 1e9), ("width_multiple", 1e9)),
         *(
@@ -125,7 +125,7 @@ def test_counting_takes_no_numbers_from_the_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "values", "products"),
+    "run, values, products",
     [
         (nn.Conv2d(4, 6, 3, 2, 1), 6 * 8 * 8, 6 * 8 * 8 * 4 * 9),
         (nn.Conv2d(4, 6, (3, 1), (2, 1), groups=2), 6 * 7 * 16, 6 * 7 * 16 * 2 * 3),

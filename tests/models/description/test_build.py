@@ -142,7 +142,7 @@ def test_attention_takes_its_channels_and_named_arguments():
 
 
 @pytest.mark.parametrize(
-    ("arg", "value"),
+    "arg, value",
     [("nc", 2), ("anchors", SMALL["anchors"]), ("None", None), ("True", True), ("nearest", "nearest"), (3, 3),
      ("1e-3", 1e-3), (["nc", ["None", 5]], [2, [None, 5]]), ("__import__('os')", "__import__('os')"),
      ("(1, 3)", (1, 3))],
@@ -158,7 +158,7 @@ def test_an_argument_may_be_an_activation():
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    "row, message",
     [
         ([-1, 1, "Conf", [8]], "unknown layer 'Conf'; did you mean 'Conv'"),
         ([-1, 1, "nn.Upsampl", [None, 2]], "did you mean 'nn.Upsample'"),

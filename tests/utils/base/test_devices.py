@@ -25,7 +25,7 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    "name, expected",
     [("", "cuda:0"), ("cuda", "cuda:0"), ("1", "cuda:1"), ("cuda:1", "cuda:1"), ("10,11", "cuda:10"),
      (" 2, 3", "cuda:2"), ("CPU", "cpu")],
 )  # fmt: skip
@@ -155,7 +155,7 @@ def test_average_of_a_worked_example():
     assert average.ema.weight.item() == pytest.approx((1 - past) * later + 2 * (1 - later))
 
 
-@pytest.mark.parametrize(("updates", "decay"), [(0, 0), (1, 0.0005), (100, 0.04877), (2000, 0.63206), (10000, 0.99316)])
+@pytest.mark.parametrize("updates, decay", [(0, 0), (1, 0.0005), (100, 0.04877), (2000, 0.63206), (10000, 0.99316)])
 def test_decay_ramp(updates, decay):
     assert ModelEMA(nn.Identity()).decay(updates) == pytest.approx(decay, abs=5e-6)
 
@@ -187,7 +187,7 @@ def run(patience, fitness):
 
 
 @pytest.mark.parametrize(
-    ("patience", "fitness", "stop"),
+    "patience, fitness, stop",
     [(1, [], None), (2, [0.1, 0.1, 0.09, 0.08], 2), (2, [0.1, 0.1, 0.2, 0.1, 0.2], 4), (0, [0.5] * 50, None),
      (2, [0.0, 0.0, 0.0], 2), (2, [math.nan] * 4, 2), (3, [0.1, 0.2, 0.3, 0.4], None)],
 )  # fmt: skip

@@ -33,7 +33,7 @@ def test_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    "name, shown",
     [
         ("a b.jpg", "a b.jpg"),
         ("图 é 👩‍🔬 \u202f.jpg", "图 é 👩‍🔬 \u202f.jpg"),
@@ -56,7 +56,7 @@ def test_what_cannot_be_seen_or_turns_the_line_round_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "folder"),
+    "name, stem, folder",
     [
         ("bus (1)", "bus (1)", "bus (1)"),
         ("图 é.v2", "图 é.v2", "图 é.v2"),

@@ -125,7 +125,7 @@ def test_the_folder_must_exist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("attack", "name"),
+    "attack, name",
     [
         (Attack(os.system, "exit 1"), "system"),
         (Attack(eval, "TRACES.append(1)"), "eval"),

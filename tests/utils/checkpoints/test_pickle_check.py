@@ -237,7 +237,7 @@ def test_the_callers_own_classes_take_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "programs"),
+    "limit, programs",
     [
         ("MAX_BYTES", [called("_codecs.encode", text("a" * 100), text("latin1"))] * 2),
         ("MAX_VALUES", [called("builtins.set", b"](" + b"N" * 60 + b"e")] * 2),
@@ -314,7 +314,7 @@ def test_numbers_that_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "name"),
+    "program, name",
     [
         (b"cos\nsystem\n.", "os.system"),
         (b"c__builtin__\neval\n.", "eval"),

@@ -114,7 +114,7 @@ HEADER, ENTRY = 30, 46  # bytes before a name
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change, match",
     [
         (lambda b, d, n: joined(b"#!" + b, d, n, len(b)), "end record begins"),
         (lambda b, d, n: joined(b"#!" + b, d, n), "follow each other"),

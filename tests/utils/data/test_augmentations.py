@@ -100,7 +100,7 @@ def check_labels_on_pixels(sample: Sample, slack: float) -> None:
 
 # ---------------------------------------------------------------------------------------------------- letterbox
 @pytest.mark.parametrize(
-    ("kwargs", "shape", "ratio", "pad"),
+    "kwargs, shape, ratio, pad",
     [
         ({}, (64, 64), (0.64, 0.64), (0, 13)),
         ({"auto": False}, (64, 64), (0.64, 0.64), (0, 13)),
@@ -239,7 +239,7 @@ def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[
     return [painted(kind, tuple(map(int, shape)), rng, polygon) for kind, shape in zip(kinds, shapes, strict=True)]
 
 
-@pytest.mark.parametrize(("mosaic", "count"), [(mosaic4, 4), (mosaic9, 9)])
+@pytest.mark.parametrize("mosaic, count", [(mosaic4, 4), (mosaic9, 9)])
 def test_mosaic_of_empty_pictures(mosaic, count: int):
     out = mosaic([Sample(noise(i, 32, 20), NO_LABELS) for i in range(count)], 32, ZOOM, np.random.default_rng(0))
     assert out.image.shape == (32, 32, 3) and out.labels.shape == (0, 5) and out.segments == ()
@@ -395,7 +395,7 @@ def test_train_transforms_of_a_picture_without_labels():
     assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize(("flipud", "fliplr"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("flipud, fliplr", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_flips_by_probability(flipud: float, fliplr: float):
     image = noise(6)
     hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=flipud, fliplr=fliplr)

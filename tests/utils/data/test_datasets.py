@@ -89,7 +89,7 @@ def test_labels_lie_on_their_objects_after_letterbox(folder: Path) -> None:
 
 
 def test_labels_lie_on_their_objects_after_a_mirror(folder: Path) -> None:
-    still = {key: 0.0 for key in ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")}
+    still = dict.fromkeys(("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr"), 0.0)
     for flip in ("fliplr", "flipud"):
         dataset = DetectionDataset(folder, 96, 4, True, {**still, flip: 1.0})
         image, targets, *_ = dataset[0]
@@ -171,7 +171,7 @@ def test_old_names(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "pad", "expected"),
+    "sizes, pad, expected",
     [
         ([(300, 400)], 0.5, [[672, 512]]),
         ([(300, 400)], 0.0, [[640, 480]]),

@@ -46,7 +46,7 @@ def test_pictures_of_folders_and_lists_are_sorted(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("image", "label"),
+    "image, label",
     [
         ("/d/images/train/a.jpg", "/d/labels/train/a.txt"),
         ("/images/images/a.b.png", "/images/labels/a.b.txt"),
@@ -195,7 +195,7 @@ def test_labels_folder_first_then_beside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "renamed"),
+    "images, labels, renamed",
     [
         ("Images", "Labels", "Images to images and Labels to labels"),
         ("images", "LABELS", "LABELS to labels"),
@@ -221,7 +221,7 @@ def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("label", "remedy"),
+    "label, remedy",
     [
         ("labels/train/a.TXT", "rename it to a.txt"),
         ("labels/train/a.jpg.txt", "rename it to a.txt"),

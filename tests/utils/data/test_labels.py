@@ -52,7 +52,7 @@ def test_size_is_that_of_the_decoded_picture(tmp_path: Path, suffix: str, orient
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "png"), ("RGBA", "png"), ("P", "png"), ("LA", "png"), ("1", "tif"), ("CMYK", "jpg")]
+    "mode, suffix", [("L", "png"), ("RGBA", "png"), ("P", "png"), ("LA", "png"), ("1", "tif"), ("CMYK", "jpg")]
 )
 def test_every_kind_becomes_three_channels(tmp_path: Path, mode: str, suffix: str) -> None:
     path = picture(tmp_path / f"a.{suffix}", mode=mode)
@@ -142,7 +142,7 @@ def test_reading_names_the_file(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize(("wide", "high", "size"), [(100, 50, 40), (30, 60, 40), (40, 40, 40), (3000, 2, 320)])
+@pytest.mark.parametrize("wide, high, size", [(100, 50, 40), (30, 60, 40), (40, 40, 40), (3000, 2, 320)])
 def test_longer_side_fits(wide: int, high: int, size: int) -> None:
     for smooth in (True, False):
         height, width = fit_longest(np.zeros((high, wide, 3), np.uint8), size, smooth).shape[:2]
@@ -194,9 +194,7 @@ def test_what_is_outside_by_rounding_is_clipped_and_counted(tmp_path: Path, case
     assert note.count == 1 and str(note).startswith(f"1 image, the first {label}: coordinates outside of 0 to 1")
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"), [("0 .5 .5 1.00011 1", "0 0.5 0.5 1.00011 1"), ("0 -.00011 1 1 1", "-0.00011")]
-)
+@pytest.mark.parametrize("text, shown", [("0 .5 .5 1.00011 1", "0 0.5 0.5 1.00011 1"), ("0 -.00011 1 1 1", "-0.00011")])
 def test_what_is_further_out_is_shown_with_its_digits(text: str, shown: str) -> None:
     with pytest.raises(LabelError, match=f"(value above 1|negative value): .*{shown}"):
         parse_label_text(text)
@@ -413,7 +411,7 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.fsencode(load_index(tmp_path / "images").path(0)) == raw
 
 
-@pytest.mark.parametrize(("text", "said"), [("0 .5 .5 .2 .2", 0), ("0 .5 .5 .2 .2\n0 .5 .5 0 .2", 1), ("", 0)])
+@pytest.mark.parametrize("text, said", [("0 .5 .5 .2 .2", 0), ("0 .5 .5 .2 .2\n0 .5 .5 0 .2", 1), ("", 0)])
 def test_boxes_without_a_side_are_kept_and_counted(tmp_path: Path, text: str, said: int) -> None:
     image, label = pair(tmp_path, text)
     record = check_pair(str(image), str(label))

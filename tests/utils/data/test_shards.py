@@ -79,7 +79,7 @@ def content(source: object) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "names"),
+    "pattern, names",
     [
         ("", [""]),
         ("a.tar", ["a.tar"]),
@@ -112,7 +112,7 @@ def test_braces_end_with_any_text(text: str) -> None:
     names = expand_braces(text)
     assert names and len(set(names)) == len(names)
     braceexpand = pytest.importorskip("braceexpand")
-    if not set(text) & set("-{}") or text.count("{") == 1 == text.count("}") and "-" not in text:
+    if not set(text) & set("-{}") or (text.count("{") == 1 == text.count("}") and "-" not in text):
         try:
             expected = list(dict.fromkeys(braceexpand.braceexpand(text, escape=False)))
         except (braceexpand.UnbalancedBracesError, ValueError):

@@ -149,7 +149,7 @@ def test_a_label_and_its_polygon_leave_together():
     assert [len(points) for points in segments] == [0, 3]
 
 
-@pytest.mark.parametrize(("left", "kept"), [(0.15, 1), (0.05, 0)])
+@pytest.mark.parametrize("left, kept", [(0.15, 1), (0.05, 0)])
 def test_what_is_left_of_a_box_is_judged_at_the_new_scale(left: float, kept: int):
     box = np.array([(0, 40 * left - 40, 10, 40 * left, 30)], np.float32)
     labels, _ = warp_labels(box, (np.zeros((0, 2), np.float32),), Warp(np.diag((0.5, 0.5, 1.0)), 0.5, (100, 80)))
@@ -163,7 +163,7 @@ def test_a_polygon_around_the_whole_picture_fills_it():
 
 
 @pytest.mark.parametrize(
-    ("polygon", "expected"),
+    "polygon, expected",
     [
         ([], []),
         ([(1, 1), (5, 1), (5, 5)], [(1, 1), (5, 1), (5, 5)]),  # inside: untouched

@@ -44,7 +44,7 @@ def test_a_copy_is_one_of_the_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "memory_files"),
+    "method, memory_files",
     [("fork", True), ("spawn", True), ("forkserver", True), ("fork", False), ("spawn", False)],
 )
 def test_started_processes_write_into_the_same_memory(

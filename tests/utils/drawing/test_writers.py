@@ -99,7 +99,7 @@ def test_no_outputs(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("names", "stems"),
+    "names, stems",
     [
         (["bus.jpg", "bus.jpg", "bus-2.jpg", "bus.jpg"], ["bus", "bus-2", "bus-2-2", "bus-3"]),
         (["a.jpg", "a.png", "A.jpg", "b.jpg"], ["a", "a-2", "A-3", "b"]),

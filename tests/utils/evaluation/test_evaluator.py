@@ -52,10 +52,10 @@ class Quiet(Listener):
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
         return torch.tensor([1.0, 2.0, 3.0])
 
-    def image(self, result) -> None:  # noqa: ANN001
+    def image(self, result) -> None:
         self.images.append(result)
 
-    def batch(self, index: int, batch, detections) -> None:  # noqa: ANN001
+    def batch(self, index: int, batch, detections) -> None:
         self.batches += 1
 
 
@@ -156,10 +156,10 @@ class Reporter(Quiet):
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
         return raw[0].sum() * torch.tensor([0.1, 0.3, 0.7])
 
-    def batch(self, index: int, batch, detections) -> None:  # noqa: ANN001
+    def batch(self, index: int, batch, detections) -> None:
         self.images.append((index, batch.paths))
 
-    def image(self, result) -> None:  # noqa: ANN001
+    def image(self, result) -> None:
         pass
 
     def parcel(self) -> list:
@@ -169,11 +169,11 @@ class Reporter(Quiet):
         self.images = sorted(sum(parcels, []))
 
 
-def evaluated(seen: Detections, world: int, monkeypatch: pytest.MonkeyPatch, **settings) -> tuple:  # noqa: ANN003
+def evaluated(seen: Detections, world: int, monkeypatch: pytest.MonkeyPatch, **settings) -> tuple:
     """The main process's result and what its listener knows, the processes taking turns; the main one comes last."""
     sent: list = []
 
-    def gather(share):  # noqa: ANN001, ANN202
+    def gather(share):
         sent.insert(0, copy.deepcopy(share))
         return sent if len(sent) == world else None
 
@@ -181,7 +181,7 @@ def evaluated(seen: Detections, world: int, monkeypatch: pytest.MonkeyPatch, **s
     for first in reversed(range(world)):
         answers, listener = iter(seen.answers[first::world]), Reporter()
 
-        def forward(images: Tensor, answers=answers) -> tuple[Tensor, list[Tensor]]:  # noqa: ANN001
+        def forward(images: Tensor, answers=answers) -> tuple[Tensor, list[Tensor]]:
             found = next(answers)
             return found, [found]
 

@@ -135,7 +135,7 @@ def test_the_check_and_the_decoder_agree_on_every_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    "name, size",
     [
         ("JPEG, EXIF 6", (HEIGHT, WIDTH)),
         ("JPEG, EXIF 3", (WIDTH, HEIGHT)),
@@ -246,7 +246,7 @@ def test_avif_is_read_whatever_it_is_called() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "bits", "is_odd"),
+    "content, bits, is_odd",
     [
         (saved(Image.fromarray(deep(np.uint16, 9)), "PNG"), 0, False),
         (saved(Image.fromarray(deep(np.uint16, 9)), "TIFF"), 16, False),

@@ -56,7 +56,7 @@ def test_every_choice_of_the_command_line_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "packages", "services"),
+    "log, packages, services",
     [
         ([], ALL, []),
         (["none"], ALL, []),

@@ -31,7 +31,7 @@ def run_of(run: RunInfo, tell: Tell, epochs: range) -> None:
     tell(callbacks, epochs)
 
 
-@pytest.mark.parametrize(("key", "online"), [(None, False), ("secret", None)])
+@pytest.mark.parametrize("key, online", [(None, False), ("secret", None)])
 def test_an_experiment_that_watches_nothing(
     comet: Any, info: Info, tell: Tell, said: Callable[[], list[str]], key: str | None, online: bool | None
 ) -> None:

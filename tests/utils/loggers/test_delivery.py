@@ -154,7 +154,7 @@ print("trained")
 """
 
 
-@pytest.mark.parametrize(("last", "status"), [("", 0), ("raise ValueError('afterwards')", 1)])
+@pytest.mark.parametrize("last, status", [("", 0), ("raise ValueError('afterwards')", 1)])
 def test_the_process_ends_though_a_service_would_not_let_it(last: str, status: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", END.format(last=last, file=module.__file__)],

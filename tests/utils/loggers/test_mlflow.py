@@ -66,7 +66,7 @@ def test_a_server_takes_a_hundred_parameters_at_once(mlflow: Any, info: Info, te
     assert max(len(value) for batch in sizes for _, value in batch) == 500
 
 
-@pytest.mark.parametrize(("known", "ids"), [(True, "abc 2\n"), (False, "new 2\n")])
+@pytest.mark.parametrize("known, ids", [(True, "abc 2\n"), (False, "new 2\n")])
 def test_a_resumed_run_goes_on_where_the_server_has_it(
     mlflow: Any, info: Info, tell: Tell, row: Callable[[int], list[float]], known: bool, ids: str
 ) -> None:

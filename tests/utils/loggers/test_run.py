@@ -26,7 +26,7 @@ def test_a_resumed_one(info: Info, row: Callable[[int], list[float]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("project", "name"),
+    "project, name",
     [(str(ROOT / "runs/train"), "YOLOv5"), ("runs/train", "YOLOv5"), ("train", "train"), ("a/bees.v2", "bees.v2")],
 )
 def test_the_project_is_named_after_its_folder(info: Info, project: str, name: str) -> None:

@@ -78,7 +78,7 @@ def test_the_environment_decides(
     assert started(wandb)["mode"] == mode and not wandb.asked.called
 
 
-@pytest.mark.parametrize(("key", "mode"), [("secret", "online"), (None, "offline")])
+@pytest.mark.parametrize("key, mode", [("secret", "online"), (None, "offline")])
 def test_older_versions_are_asked_for_their_key(wandb: Any, info: Info, tell: Tell, key: str | None, mode: str) -> None:
     def login(relogin: bool = False) -> bool:
         raise AssertionError("this one prompts")

@@ -237,7 +237,7 @@ def test_suffixes() -> None:
 
 # ---- an end
 @pytest.mark.parametrize(
-    ("total", "size", "asked", "limit"),
+    "total, size, asked, limit",
     [
         (0, 10**9, None, UNPROMISED_LIMIT),
         (1, 10**9, None, LEAST_LIMIT),

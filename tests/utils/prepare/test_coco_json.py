@@ -100,7 +100,7 @@ def test_so_are_ids_and_sizes_written_as_text(read, changes: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("note", "reason"),
+    "note, reason",
     [
         ({"iscrowd": 1}, "iscrowd; convert with crowds=True"),
         ({"iscrowd": "1"}, "iscrowd"),
@@ -182,7 +182,7 @@ def test_one_image_listed_twice_is_one_image(read) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    "changes, what",
     [
         ({"images": [IMAGE, {**OTHER, "id": "7"}]}, "id 7 belongs to two images, 'train/a.jpg' and 'b.c.jpg'"),
         ({"categories": [*CATEGORIES, {"id": 3, "name": "cat"}]}, "category id 3 is no id, or belongs to two names"),
@@ -247,7 +247,7 @@ def runs(pixels: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("counts", "box"),
+    "counts, box",
     [
         ([7, 2, 3, 2, 6], (1, 2, 3, 4)),  # 5 rows x 4 columns, rows 2 and 3 of columns 1 and 2
         ([0, 20], (0, 0, 4, 5)),

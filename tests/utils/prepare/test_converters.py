@@ -136,7 +136,7 @@ def test_an_archive_of_anybody_may_only_become_a_new_folder(
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
+    "path, place",
     [("x", "sets/x"), ("../datasets/x", "sets/x"), ("a/x", "sets/a/x"), ("datasets/x", "sets/x"), ("./x", "sets/x")],
 )
 @pytest.mark.parametrize("top", ["", "top/"])

@@ -44,7 +44,7 @@ def test_every_problem_is_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    "name, shown",
     [
         ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
         ("+1.png", "'+1.png"),

@@ -120,5 +120,5 @@ def test_objects_of_images_with_one_name_do_not_replace_each_other(tmp_path: Pat
         (tmp_path / "set" / name).with_suffix(".txt").write_text("1 .5 .5 .2 .4\n0 .2 .2 .1 .1\n")
     for _ in range(2):
         written = extract_boxes(tmp_path / "set", tmp_path / "crops")
-        crops = [path for path in (tmp_path / "crops").rglob("*.jpg")]
+        crops = list((tmp_path / "crops").rglob("*.jpg"))
         assert written == len(crops) == 8

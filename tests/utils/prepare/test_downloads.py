@@ -36,7 +36,7 @@ class Server(BaseHTTPRequestHandler):
     tag = '"v1"'
     ranges: list[str | None] = []
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+    def do_GET(self) -> None:
         cls = type(self)
         wanted = self.headers.get("Range")
         cls.ranges.append(wanted)
@@ -304,7 +304,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "match"),
+    "parts, match",
     [
         ({"images/a.png": b"1"}, "has no images and labels/a.txt in it"),
         ({}, "has no images"),

@@ -24,7 +24,7 @@ def test_names_that_no_image_has(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    "name, place",
     [
         ("a.jpg", "a.jpg"),
         ("./a.jpg", "a.jpg"),
@@ -75,7 +75,7 @@ def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("labels", "on_disk", "name", "label"),
+    "labels, on_disk, name, label",
     [
         ("set/labels", "set/images/a.jpg", "a.jpg", "set/labels/a.txt"),
         ("set/labels", "set/images/default/a.jpg", "a.jpg", "set/labels/default/a.txt"),  # CVAT's subset

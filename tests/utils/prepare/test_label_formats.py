@@ -76,7 +76,7 @@ def test_any_two_opposite_corners_are_one_box(corners: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("corners", "kept", "said"),
+    "corners, kept, said",
     [
         ((10, 10, 30, 20), 1, ""),
         ((-1, -1, 101, 51), 1, ""),  # a pixel may be a matter of counting
@@ -123,7 +123,7 @@ def test_dota_boxes_and_corners() -> None:
 
 @pytest.mark.parametrize("polygons", [False, True])
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    "line, reason",
     [
         ("10 10 30 10 30 20 10 20 ships 0", "called 'ships', which is not among the names; did you mean 'ship'?"),
         ("10 10 30 10 30 20 10 20", "line without four corners and a kind"),

@@ -148,7 +148,7 @@ def test_sizes_are_read_from_the_images(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("file", "labels", "images", "names"),
+    "file, labels, images, names",
     [
         # Label Studio: result.json beside images/, names with either kind of slash
         ("result.json", "labels", ["images/ab-a.jpg"], ["images/ab-a.jpg"]),
@@ -233,7 +233,7 @@ def test_two_annotations_of_one_image_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotations", "xml", "labels", "images"),
+    "annotations, xml, labels, images",
     [
         ("Annotations", ["Annotations/a.xml"], "labels", ["images/a.jpg"]),
         ("Annotations", ["Annotations/s/b.xml"], "JPEGImages", ["JPEGImages/s/b.jpg"]),

@@ -62,7 +62,7 @@ def test_what_everybody_writes_is_read(read, item: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "reason"),
+    "item, reason",
     [
         (thing("bolts"), "called 'bolts', which is not among the names; did you mean 'bolt'?"),
         ("<object><bndbox/></object>", "called ''"),
@@ -112,7 +112,7 @@ def read_text(text: str):
 
 
 @pytest.mark.parametrize(
-    ("declared", "encoding"),
+    "declared, encoding",
     [
         ("gb2312", "gb2312"),
         ("GBK", "gbk"),
@@ -155,7 +155,7 @@ def test_codecs_that_are_no_encodings_of_xml_are_refused(tmp_path: Path, codec: 
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    "content, what",
     [
         (b"", "no element"),
         (b"<annotation>", "no element"),
@@ -186,7 +186,7 @@ def test_a_billion_laughs_are_not_laughed(tmp_path: Path, declared: str, encodin
 
 
 @pytest.mark.parametrize(
-    ("filename", "stem", "name"),
+    "filename, stem, name",
     [
         ("a.jpg", "a", ("a.jpg", True)),
         ("C:\\old\\a.JPG", "a", ("a.JPG", True)),

@@ -124,7 +124,7 @@ def test_every_word_is_there_in_both_languages(page):
     for key, english in words["en"].items():
         chinese, gaps = words["zh"][key], re.compile(r"\{\w+\}")
         assert sorted(gaps.findall(english)) == sorted(gaps.findall(chinese))
-        assert key == "other" or (english.isascii() or "×" in english) and not chinese.isascii()
+        assert key == "other" or ((english.isascii() or "×" in english) and not chinese.isascii())
     used = {a["data-text"] for _, a in found.elements if "data-text" in a} | set(re.findall(r'say\("(\w+)"', script))
     assert used == words["en"].keys()
 

@@ -19,7 +19,7 @@ def known(boxes: list[list[float]], shape: tuple[int, int] | None = None) -> Sim
     """A model that gives the same rows (centre x, centre y, w, h, objectness, two classes) for every picture."""
 
     def look(batch: torch.Tensor) -> torch.Tensor:
-        assert batch.dtype == torch.float32 and 0 <= batch.min() and batch.max() <= 1
+        assert batch.dtype == torch.float32 and batch.min() >= 0 and batch.max() <= 1
         return torch.tensor(boxes).reshape(1, -1, 7).repeat(len(batch), 1, 1)
 
     class Model:

@@ -117,9 +117,8 @@ def test_an_upload_that_takes_too_long() -> None:
 
 def test_the_rest_goes_by() -> None:
     async def whole(body: Body) -> bool:
-        with pytest.raises(Refusal):
-            with Gate(1, 10**9).let_in() as admission:
-                await read_files(body, admission, ["image"], 1)
+        with pytest.raises(Refusal), Gate(1, 10**9).let_in() as admission:
+            await read_files(body, admission, ["image"], 1)
         return await body.drained()
 
     assert asyncio.run(whole(body_of([b"x"] * 50, content_type="text/plain")))

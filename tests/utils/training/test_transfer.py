@@ -108,7 +108,7 @@ def test_everything_of_a_plain_network_goes_into_one_with_bra_and_back(size):
 
 
 @pytest.mark.parametrize(
-    ("file", "count"),
+    "file, count",
     [
         ("yolov5-BiFormer-p345.yaml", 349),
         ("yolov5-BiFormer-p2.yaml", 349),
