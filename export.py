@@ -40,8 +40,8 @@ from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
 from utils.base.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
 from utils.base.runs import trained_size, trained_with
-from utils.data.augmentations import letterbox
 from utils.data.image_files import find_images
+from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
 from utils.prepare.converters import prepare
 

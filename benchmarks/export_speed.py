@@ -28,7 +28,7 @@ from models.yolo import Model
 from utils.base.log import set_up_logging
 from utils.base.options import Parser
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 
 EAGER = "PyTorch"
 

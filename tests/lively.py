@@ -13,7 +13,7 @@ import torch
 from models.exporters.compare import as_batch, load_pictures
 from models.yolo import Model
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 
 SEEN = ((64, 64), (128, 128), (128, 192), (192, 128), (320, 320))  # heights and widths behind batch norm's statistics
 NAMES = ["cup", "猫", 'it\'s "odd"']

@@ -6,11 +6,11 @@ from utils.data.augmentations import (
     copy_paste,
     cutout,
     hist_equalize,
-    letterbox,
     mixup,
     random_perspective,
 )
 from utils.data.warp import box_candidates
+from utils.images.letterbox import letterbox
 
 __all__ = [
     "Albumentations",

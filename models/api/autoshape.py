@@ -18,8 +18,8 @@ from utils.base.devices import time_sync
 from utils.base.runs import USUAL_SIZE
 from utils.boxes.convert import scale_boxes
 from utils.boxes.nms import non_max_suppression
-from utils.data.augmentations import letterbox
 from utils.drawing.writers import Output, OutputNames
+from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
 from utils.predict.source_files import is_url
 from utils.predict.sources import fetch_image, readable_name

@@ -21,7 +21,7 @@ from utils.base.paths import ROOT, shown
 from utils.boxes.convert import xywh2xyxy
 from utils.boxes.iou import pairwise_iou
 from utils.boxes.nms import non_max_suppression
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
 
 PICTURES = ROOT / "data/images"

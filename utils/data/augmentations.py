@@ -15,48 +15,13 @@ from numpy.random import Generator
 
 from utils.base.config import Hyp
 from utils.data.warp import Sample, Warp, random_warp, shift, warp_labels, warp_points
+from utils.images.letterbox import GREY
 
-GREY = 114  # the level v6.1's weights know as "nothing here"
 MAX_HIDDEN = 0.3  # copy-paste: the most a pasted object may cover of any other box
 MAX_CUTOUT = 0.6  # the most of a box that holes may take before its label goes
 CUTOUT_HOLES = ((0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8), (0.03125, 16))  # part of the picture's side, how many
 
 Transform = Callable[[Sample, Generator], Sample]
-
-
-def letterbox(
-    im: np.ndarray,
-    new_shape: int | tuple[int, int] = (640, 640),
-    color: tuple[int, int, int] = (GREY,) * 3,
-    auto: bool = True,
-    scaleFill: bool = False,
-    scaleup: bool = True,
-    stride: int = 32,
-) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-    """Fit a picture into `new_shape` (h, w) and pad it evenly -> picture, (x, y) ratio, (x, y) padding of one side.
-
-    `auto` pads only up to the next multiple of `stride` and wins over `scaleFill`, which stretches instead of padding.
-    Without `scaleup` small pictures keep their size. At least one pixel of every side survives.
-    """
-    height, width = im.shape[:2]
-    target_h, target_w = (new_shape, new_shape) if isinstance(new_shape, int) else new_shape
-    gain = min(target_h / height, target_w / width)
-    gain = gain if scaleup else min(gain, 1.0)
-    ratio = (gain, gain)
-    fitted = (max(round(width * gain), 1), max(round(height * gain), 1))
-    spare_x, spare_y = target_w - fitted[0], target_h - fitted[1]
-    if auto:
-        spare_x, spare_y = spare_x % stride, spare_y % stride
-    elif scaleFill:
-        spare_x = spare_y = 0
-        fitted, ratio = (target_w, target_h), (target_w / width, target_h / height)
-    if fitted != (width, height):
-        im = cv2.resize(im, fitted, interpolation=cv2.INTER_LINEAR)
-    if spare_x or spare_y:  # an odd pixel goes to the bottom and to the right
-        top, left = spare_y // 2, spare_x // 2
-        edges = (top, spare_y - top, left, spare_x - left)
-        im = cv2.copyMakeBorder(im, *edges, cv2.BORDER_CONSTANT, value=color)
-    return im, ratio, (spare_x / 2, spare_y / 2)
 
 
 def augment_hsv(im: np.ndarray, hgain: float, sgain: float, vgain: float, rng: Generator) -> np.ndarray:

@@ -24,7 +24,6 @@ from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.boxes.convert import xywhn2xyxy, xyxy2xywhn
 from utils.data.augmentations import (
-    letterbox,
     mixup,
     mosaic4,
     mosaic9,
@@ -41,9 +40,8 @@ from utils.data.warp import Sample
 from utils.distributed.processes import world_size
 from utils.distributed.shared_memory import ALONE, share
 from utils.distributed.team import Team
-from utils.images.reading import fit_longest
+from utils.images.letterbox import GREY, fit_longest, letterbox
 
-GREY = 114
 MAX_STAND_INS = 0.25  # part of a data set's images that may be unreadable before a result means nothing
 
 

@@ -23,7 +23,8 @@ from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import CHECKING_THREADS, CHUNK
 from utils.distributed.shared_memory import ALONE, layout_of, reserve
 from utils.distributed.team import Team
-from utils.images.reading import DECODER, fit_longest, fitted_size
+from utils.images.letterbox import fit_longest, fitted_sizes
+from utils.images.reading import DECODER
 
 GIB = 1 << 30
 HEADROOM = 0.9  # part of the free memory or disk that a cache may take
@@ -57,11 +58,6 @@ def _for_each(positions: Sequence[int], work: Callable[[int], bool], description
                 done += result
                 bar.update()
     return done
-
-
-def fitted_sizes(sizes: np.ndarray, size: int) -> np.ndarray:
-    """(n, 2) width and height that `fit_longest` gives pictures of these (n, 2)."""
-    return np.maximum((sizes * (size / sizes.max(axis=1, keepdims=True))).astype(np.int64), 1)
 
 
 class MemoryCache:
@@ -176,7 +172,7 @@ class DiskCache:
 
     def get(self, position: int) -> np.ndarray | None:
         """The fitted picture (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
-        expected = fitted_size(*map(int, self.index.sizes[position]), self.size)[::-1]
+        expected = tuple(fitted_sizes(self.index.sizes[position], self.size)[::-1].tolist())
         try:
             image = read_array(self._file(position), 1024 + 3 * self.size**2)
         except (OSError, ValueError):

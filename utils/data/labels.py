@@ -16,24 +16,8 @@ import numpy as np
 
 from utils.base.config import MAX_CLASSES
 from utils.base.files import MIB, check_size, decoded, printable, read_bytes
-from utils.data.image_files import find_images, img2label_paths, is_image
 from utils.data.problems import Problem
-from utils.images.reading import (
-    IMG_FORMATS,
-    LARGE_PIXELS,
-    Inspection,
-    fit_longest,
-    fitted_size,
-    inspect_image,
-    picture_size,
-    read_image,
-)
-
-__all__ = [
-    "IMG_FORMATS", "LabelError", "Problem", "Record", "check_pair", "find_images", "first_class_above", "fit_longest",
-    "fitted_size", "img2label_paths", "is_image", "parse_label_text", "picture_size", "read_image", "read_labels",
-    "verify_image_label",
-]  # fmt: skip
+from utils.images.reading import LARGE_PIXELS, Inspection, inspect_image
 
 MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
 ROUNDING = 1e-4  # of a coordinate: what four digits and single precision leave, a tenth of a pixel in 1000

@@ -188,25 +188,6 @@ def _refuse_long_parts(content: bytes | np.ndarray) -> None:
         place += 12 + length
 
 
-def fit_longest(image: np.ndarray, size: int, smooth: bool = True) -> np.ndarray:
-    """Scale so that the longer side is `size`, the other truncated but at least 1 px.
-
-    Enlarging, and shrinking with `smooth` (training), is bilinear; shrinking otherwise averages areas.
-    """
-    height, width = image.shape[:2]
-    ratio = size / max(height, width)
-    if ratio == 1:
-        return image
-    method = cv2.INTER_LINEAR if smooth or ratio > 1 else cv2.INTER_AREA
-    return cv2.resize(image, fitted_size(width, height, size), interpolation=method)
-
-
-def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """(width, height) that `fit_longest` gives a picture of this size."""
-    ratio = size / max(height, width)
-    return max(int(width * ratio), 1), max(int(height * ratio), 1)
-
-
 def _stored_size(content: bytes | np.ndarray) -> tuple[int, int]:
     """(width, height) in a file's header; raises KeyError, or what Pillow raises, where there is none.
 

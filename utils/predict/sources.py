@@ -15,8 +15,8 @@ import numpy as np
 
 from utils.base.files import MIB, file_size, file_stem, folder_name, printable
 from utils.base.log import LOGGER
-from utils.data.augmentations import letterbox
 from utils.drawing.writers import Output, picture_suffix
+from utils.images.letterbox import letterbox
 from utils.images.reading import decode_image, read_image
 from utils.predict.source_files import WEB_SCHEMES, is_url, sources_in
 from utils.predict.streams import read_streams

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.boxes.convert import scale_boxes
 from utils.boxes.nms import non_max_suppression
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 from utils.routes.geometry import RoutingMap
 from utils.serving.settings import Settings
 from utils.serving.uploaded_images import Decoder, DecodingCost

@@ -19,7 +19,6 @@ from utils.data.augmentations import (
     flip_left_right,
     flip_up_down,
     hist_equalize,
-    letterbox,
     mixup,
     mosaic4,
     mosaic9,
@@ -96,49 +95,6 @@ def check_labels_on_pixels(sample: Sample, slack: float) -> None:
     for kind, (x1, y1, x2, y2) in found.items():
         is_cut = min(x1, y1) == 0 or x2 == width or y2 == height
         assert kind in labelled or is_cut or min(x2 - x1, y2 - y1) <= 2, f"object {kind} lost its label"
-
-
-# ---------------------------------------------------------------------------------------------------- letterbox
-@pytest.mark.parametrize(
-    "kwargs, shape, ratio, pad",
-    [
-        ({}, (64, 64), (0.64, 0.64), (0, 13)),
-        ({"auto": False}, (64, 64), (0.64, 0.64), (0, 13)),
-        ({"auto": False, "scaleFill": True}, (64, 64), (0.64, 64 / 60), (0, 0)),
-        ({"stride": 16}, (48, 64), (0.64, 0.64), (0, 5)),
-    ],
-)
-def test_letterbox_worked_examples(kwargs: dict, shape: tuple, ratio: tuple, pad: tuple):
-    image, got_ratio, got_pad = letterbox(noise(0, 60, 100), 64, **kwargs)
-    assert image.shape == (*shape, 3) and image.dtype == np.uint8
-    assert got_ratio == pytest.approx(ratio) and got_pad == pytest.approx(pad)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 900)])
-def test_letterbox_of_extreme_shapes(shape: tuple[int, int]):
-    image, _, _ = letterbox(np.zeros((*shape, 3), np.uint8), (64, 96), auto=False)
-    assert image.shape == (64, 96, 3)
-
-
-def test_letterbox_of_a_fitting_picture_is_that_picture():
-    image = noise(1, 64, 96)
-    assert letterbox(image, (64, 96), auto=False)[0] is image
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(20, 300), st.integers(20, 300), st.booleans(), st.booleans())
-def test_letterbox_says_where_things_are(height: int, width: int, auto: bool, scaleup: bool):
-    """A box painted into the picture is found where ratio and padding put it."""
-    image = np.full((height, width, 3), 114, np.uint8)
-    box = np.array((width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2))
-    image[box[1] : box[3], box[0] : box[2]] = 255
-    out, ratio, pad = letterbox(image, (160, 192), auto=auto, scaleup=scaleup)
-    assert out.shape[0] <= 160 and out.shape[1] <= 192
-    assert not auto or (out.shape[0] - 160) % 32 == (out.shape[1] - 192) % 32 == 0
-    rows, cols = np.nonzero(out[..., 0] > 184)
-    found = np.array((cols.min(), rows.min(), cols.max() + 1, rows.max() + 1))
-    np.testing.assert_allclose(found, box * (ratio * 2) + pad * 2, atol=1.6)
-    np.testing.assert_allclose((found - pad * 2) / (ratio * 2), box, atol=1.6 / min(ratio))
 
 
 # ------------------------------------------------------------------------------------------------------- colour

@@ -18,7 +18,8 @@ from utils.data.collate import Batch, rect_shapes
 from utils.data.datasets import DetectionDataset, LoadImagesAndLabels, create_dataloader
 from utils.data.image_cache import DiskCache, MemoryCache
 from utils.data.samplers import EpochSampler, SampleKey
-from utils.images.reading import fit_longest, read_image
+from utils.images.letterbox import fit_longest
+from utils.images.reading import read_image
 from utils.prepare.dataset_tools import autosplit, dataset_stats, extract_boxes
 
 ALL_ON = {"mosaic": 0.8, "mosaic9": 0.3, "mixup": 0.5, "copy_paste": 0.5, "degrees": 5.0, "flipud": 0.2}
@@ -286,7 +287,7 @@ def test_a_new_epoch_takes_effect_at_once(folder: Path) -> None:
 
 
 def test_batches_number_their_pictures(folder: Path) -> None:
-    loader, dataset = create_dataloader(folder, 64, 4, 32, workers=0)
+    loader, _ = create_dataloader(folder, 64, 4, 32, workers=0)
     assert len(loader) == 3
     for batch in loader:
         names = [Path(batch.paths[int(number)]).stem for number in batch.targets[:, 0]]
@@ -297,7 +298,7 @@ def test_batches_number_their_pictures(folder: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 4, 10])
 def test_quads(folder: Path, batch_size: int) -> None:
-    loader, dataset = create_dataloader(folder, 64, batch_size, 32, quad=True, workers=0)
+    loader, _ = create_dataloader(folder, 64, batch_size, 32, quad=True, workers=0)
     for batch in loader:
         assert batch.images.shape[2:] == (128, 128)
         assert len(batch.images) == len(batch.paths) == len(batch.shapes)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.statements import together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
-from utils.data.image_cache import fitted_sizes
-from utils.data.label_arrays import LabelIndex
-from utils.images.reading import fitted_size
 
 
 def draw(root: Path, count: int) -> Path:
@@ -27,19 +21,6 @@ def draw(root: Path, count: int) -> Path:
         Image.new("RGB", (32 + number, 24), (10 * number,) * 3).save(root / f"images/{number:02}.png")
         (root / f"labels/{number:02}.txt").write_text(f"{number} .5 .5 .5 .5")
     return root / "images"
-
-
-def test_no_pictures_have_no_sizes() -> None:
-    assert fitted_sizes(np.zeros((0, 2), np.int64), 64).shape == (0, 2)
-    assert len(LabelIndex.pack([]).sizes) == 0
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), min_size=1, max_size=50), st.integers(1, 4096)
-)
-def test_all_sizes_at_once_are_those_one_by_one(sizes: list[tuple[int, int]], size: int) -> None:
-    expected = [fitted_size(width, height, size) for width, height in sizes]
-    assert fitted_sizes(np.array(sizes), size).tolist() == [list(pair) for pair in expected]
 
 
 def test_free_memory_ends_at_the_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from utils.base.log import LOGGER
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import cache_path, load_index
 from utils.data.labels import LabelError, check_pair, parse_label_text, verify_image_label
-from utils.images.reading import fit_longest, fitted_size, picture_size, read_image
+from utils.images.letterbox import fit_longest
+from utils.images.reading import picture_size, read_image
 
 POLYGON = "0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5"
 
@@ -140,14 +141,6 @@ def test_reading_names_the_file(tmp_path: Path) -> None:
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"{name}: {reason}"):
             read_image(tmp_path / name)
-
-
-@pytest.mark.parametrize("wide, high, size", [(100, 50, 40), (30, 60, 40), (40, 40, 40), (3000, 2, 320)])
-def test_longer_side_fits(wide: int, high: int, size: int) -> None:
-    for smooth in (True, False):
-        height, width = fit_longest(np.zeros((high, wide, 3), np.uint8), size, smooth).shape[:2]
-        assert max(height, width) == size and min(height, width) >= 1
-        assert (width, height) == fitted_size(wide, high, size)
 
 
 # ---- label files -----------------------------------------------------------------------------------------------------

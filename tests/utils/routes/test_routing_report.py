@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.boxes.convert import scale_boxes
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 from utils.predict.sources import Frame
 from utils.routes import routing_report
 from utils.routes.geometry import RoutingMap

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.augmentations import letterbox
+from utils.images.letterbox import letterbox
 from utils.serving.detector import Detector
 from utils.serving.limits import Refusal
 from utils.serving.settings import Settings
