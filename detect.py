@@ -24,20 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.api.detections import Clock, count_words
+from models.api.detections import count_words
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDES
-from utils.base.devices import select_device, time_sync
+from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
 from utils.base.options import SHARE, Range, check_bounds, class_numbers, flag, options, parse
 from utils.base.paths import ROOT, claimed, latest_checkpoint, shown
-from utils.boxes.convert import scale_boxes
 from utils.boxes.nms import non_max_suppression
 from utils.checkpoints.checkpoint import strip_optimizer
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
+from utils.predict.pipeline import Clock, Suppression, find_objects
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
@@ -210,26 +210,22 @@ def look(
     With a folder for `features` these are drawn, and the routes of attention layers come back as well. With a `tracker`
     detections have the number of their track as a seventh column.
     """
-    begin = time_sync()
-    batch = torch.from_numpy(frame.image).to(model.device)[None]
-    batch = (batch.half() if model.fp16 else batch.float()) / 255
-    prepared = time_sync()
+    least, before = tracker.low if tracker else opt.conf_thres, clock.network
+    settings = Suppression(least, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
+    dtype = torch.float16 if model.fp16 else torch.float32
+
+    def network(images: Tensor) -> Tensor:
+        return model(images, augment=opt.augment, visualize=None if opt.visualize == "routes" else features)
+
     with record_routes(model.model) if features else nullcontext([]) as routes:
-        predictions = model(batch, augment=opt.augment, visualize=None if opt.visualize == "routes" else features)
-    predicted = time_sync()
-    least = tracker.low if tracker else opt.conf_thres
-    found = non_max_suppression(predictions, least, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)[0]
-    boxes = scale_boxes(batch.shape[2:], found[:, :4], frame.original.shape[:2]).round()
-    detections = torch.cat([boxes, found[:, 4:]], 1)
-    clock.prepare += prepared - begin
-    clock.network += predicted - prepared
-    clock.suppress += time_sync() - predicted
-    clock.frames += 1
+        (found,), _ = find_objects(network, [frame.image], settings, clock, model.device, dtype)
+    detections = frame.geometry.to_image(found)
+    detections[:, :4].round_()
     if tracker:
         detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
     size = "x".join(map(str, frame.image.shape[1:]))
     words = count_words(detections[:, 5].tolist(), model.names)
-    LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({predicted - prepared:.3f}s)")
+    LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({clock.network - before:.3f}s)")
     return detections, routes
 
 
@@ -258,7 +254,7 @@ def detect(opt: DetectOptions) -> Path:
                 results.pages.append(write_routes(features, frame, routes, choose_points(frame, wanted, detections)))
             if results.stopped:
                 break
-        if not clock.frames:
+        if not clock.images:
             raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
     finish(opt, results)

@@ -32,7 +32,6 @@ from models.exporters import (
     NmsSettings,
     export,
 )
-from models.exporters.compare import as_batch
 from models.exporters.engines import MOST_CALIBRATION
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
@@ -41,8 +40,8 @@ from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
 from utils.base.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
 from utils.base.runs import trained_size, trained_with
 from utils.data.image_files import find_images
-from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
+from utils.predict.pipeline import prepare_image, to_network
 from utils.prepare.converters import prepare
 
 
@@ -114,7 +113,7 @@ def calibration_pictures(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
     prepare(config)
     files = find_images(config.train)
     chosen = files[:: max(1, len(files) // MOST_CALIBRATION)][:MOST_CALIBRATION]
-    return [as_batch([letterbox(read_image(file), imgsz, auto=False)[0]]) for file in chosen]
+    return [to_network([prepare_image(read_image(file), imgsz, auto=False)[0]]) for file in chosen]
 
 
 def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:

@@ -23,12 +23,12 @@ from benchmarks.pairing import interleave, median_ratio
 from benchmarks.report import Table, machine, save
 from models.backends import DetectMultiBackend
 from models.exporters import FORMATS, ExportJob, ExportSettings, export
-from models.exporters.compare import as_batch, load_pictures
+from models.exporters.compare import load_pictures
 from models.yolo import Model
 from utils.base.log import set_up_logging
 from utils.base.options import Parser
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
-from utils.images.letterbox import letterbox
+from utils.predict.pipeline import prepare_image, to_network
 
 EAGER = "PyTorch"
 
@@ -40,8 +40,7 @@ def rivals(cfg: str, imgsz: int, names: list[str], folder: Path) -> dict[str, Ca
     weights = folder / "best.pt"
     save_checkpoint(weights, {"epoch": -1, "model": describe_model(model), "ema": None})
     model.fuse().requires_grad_(False)
-    pictures = [letterbox(picture, (imgsz, imgsz), auto=False)[0] for picture in load_pictures()]
-    batches = [as_batch([picture]) for picture in pictures]
+    batches = [to_network([prepare_image(picture, (imgsz, imgsz), auto=False)[0]]) for picture in load_pictures()]
     opened = {EAGER: DetectMultiBackend(weights, device="cpu")}
     for name in names:
         kind, _, precision = name.partition("-")

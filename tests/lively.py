@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from models.exporters.compare import as_batch, load_pictures
+from models.exporters.compare import load_pictures
 from models.yolo import Model
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
-from utils.images.letterbox import letterbox
+from utils.predict.pipeline import prepare_image, to_network
 
 SEEN = ((64, 64), (128, 128), (128, 192), (192, 128), (320, 320))  # heights and widths behind batch norm's statistics
 NAMES = ["cup", "猫", 'it\'s "odd"']
@@ -21,7 +21,7 @@ NAMES = ["cup", "猫", 'it\'s "odd"']
 
 def pictures(height: int, width: int) -> torch.Tensor:
     """The repository's pictures, (4, 3, height, width) in 0..1."""
-    return as_batch([letterbox(picture, (height, width), auto=False)[0] for picture in load_pictures()])
+    return to_network([prepare_image(picture, (height, width), auto=False)[0] for picture in load_pictures()])
 
 
 def lively_model(cfg: str | dict, seed: int = 0) -> Model:

@@ -16,11 +16,9 @@ from models.api.detections import Detections
 from models.backends import DetectMultiBackend
 from utils.base.devices import time_sync
 from utils.base.runs import USUAL_SIZE
-from utils.boxes.convert import scale_boxes
-from utils.boxes.nms import non_max_suppression
 from utils.drawing.writers import Output, OutputNames
-from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
+from utils.predict.pipeline import Clock, Suppression, find_objects, prepare_image
 from utils.predict.source_files import is_url
 from utils.predict.sources import fetch_image, readable_name
 
@@ -136,6 +134,7 @@ class AutoShape(nn.Module):
         """
         start = time_sync()
         parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
+        device = parameter.device
         if isinstance(imgs, Tensor) and imgs.ndim == 4:
             return self._predict(_fractions(imgs).to(parameter.device).type_as(parameter), augment, profile)
         items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
@@ -143,24 +142,20 @@ class AutoShape(nn.Module):
             raise ValueError("no picture given; give one or a list of at least one")
         pictures, names = map(list, zip(*(load_picture(item) for item in items), strict=True))
         shape = self._common_shape([picture.shape[:2] for picture in pictures], size)
-        batch = np.stack([letterbox(picture, shape, auto=False)[0].transpose(2, 0, 1) for picture in pictures])
-        tensor = torch.from_numpy(batch).to(parameter.device).type_as(parameter) / 255
-        prepared = time_sync()
-        with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
-            found = self._predict(tensor, augment, profile)
-        predicted = time_sync()
-        found = non_max_suppression(
-            found if isinstance(found, Tensor) else found[0],
-            self.conf,
-            self.iou,
-            classes=self.classes,
-            agnostic=self.agnostic,
-            multi_label=self.multi_label,
-            max_det=self.max_det,
+        pixels, places = zip(
+            *(prepare_image(picture, shape, auto=False, bgr=False) for picture in pictures), strict=True
         )
-        boxes = [_native(rows, shape, picture.shape[:2]) for rows, picture in zip(found, pictures, strict=True)]
-        times = (start, prepared, predicted, time_sync())
-        return Detections(pictures, boxes, self._files(names), times, self.names, tuple(tensor.shape))
+
+        def network(images: Tensor) -> Tensor | tuple[Tensor, Any]:
+            with torch.autocast(device.type, enabled=self.amp and device.type != "cpu"):
+                return self._predict(images, augment, profile)
+
+        settings = Suppression(self.conf, self.iou, self.classes, self.agnostic, self.multi_label, self.max_det)
+        clock = Clock(prepare=time_sync() - start)
+        found, _ = find_objects(network, pixels, settings, clock, device, parameter.dtype)
+        boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]
+        times = np.cumsum([start, clock.prepare, clock.network, clock.suppress]).tolist()
+        return Detections(pictures, boxes, self._files(names), times, self.names, (len(pixels), *pixels[0].shape))
 
     def _files(self, names: Sequence[str]) -> list[str]:
         outputs = output_names(names)
@@ -191,8 +186,3 @@ def _fractions(batch: Tensor) -> Tensor:
     if not batch.is_floating_point():
         raise ValueError(f"a batch goes to the network as it is, but this one is {batch.dtype}: give batch / 255")
     return batch
-
-
-def _native(rows: Tensor, from_shape: tuple[int, int], to_shape: tuple[int, int]) -> Tensor:
-    """Detections (n, 6) with their boxes in the pixels of the original picture."""
-    return torch.cat([scale_boxes(from_shape, rows[:, :4], to_shape), rows[:, 4:]], 1)

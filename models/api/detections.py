@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from utils.boxes.convert import xyxy2xywh
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, save_one_box, write_image
+from utils.predict.pipeline import SPEED
 from utils.predict.viewer import display_problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DIR = "runs/detect/exp"
 CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
-SPEED = "Speed: {:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS per image at shape {}"
 CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
 
 
@@ -44,21 +43,6 @@ def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
 
 def _plural(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds spent on preparation, network and suppression, and over how many frames."""
-
-    prepare: float = 0.0
-    network: float = 0.0
-    suppress: float = 0.0
-    frames: int = 0
-
-    def line(self, shape: tuple[int, ...]) -> str:
-        """The line of speeds, in milliseconds per picture."""
-        spent = (1000 * seconds / max(self.frames, 1) for seconds in (self.prepare, self.network, self.suppress))
-        return SPEED.format(*spent, shape)
 
 
 class Detections:

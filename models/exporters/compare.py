@@ -20,9 +20,8 @@ from utils.base.log import LOGGER, one_line
 from utils.base.paths import ROOT, shown
 from utils.boxes.convert import xywh2xyxy
 from utils.boxes.iou import pairwise_iou
-from utils.boxes.nms import non_max_suppression
-from utils.images.letterbox import letterbox
 from utils.images.reading import read_image
+from utils.predict.pipeline import Suppression, prepare_image, suppress, to_network
 
 PICTURES = ROOT / "data/images"
 COMPARED = 300  # candidates of each picture, the surest of both sides: as many as a picture may have detections
@@ -95,17 +94,11 @@ def views(pictures: list[np.ndarray], imgsz: tuple[int, int], is_fixed: bool, st
     height, width = picture.shape[:2]
     parts = [picture[: height // 2], picture[:, : width // 2]]
     if is_fixed:
-        yield as_batch([letterbox(one, imgsz, auto=False)[0] for one in pictures + parts])
+        yield to_network([prepare_image(one, imgsz, auto=False)[0] for one in pictures + parts])
         return
-    yield as_batch([letterbox(one, imgsz, auto=False)[0] for one in pictures])
+    yield to_network([prepare_image(one, imgsz, auto=False)[0] for one in pictures])
     for part in parts:
-        yield as_batch([letterbox(part, imgsz, auto=True, stride=stride)[0]])
-
-
-def as_batch(pictures: list[np.ndarray]) -> Tensor:
-    """BGR pictures of one size as (B, 3, h, w), RGB, in 0..1."""
-    stacked = np.stack([picture[..., ::-1].transpose(2, 0, 1) for picture in pictures])
-    return torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
+        yield to_network([prepare_image(part, imgsz, stride)[0]])
 
 
 def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
@@ -255,9 +248,8 @@ def changes(expected: list[Tensor], found: list[Tensor]) -> str:
 def _suppressed(predictions: Tensor, nms: NmsSettings) -> list[Tensor]:
     """Detections (n, 6) of every picture as the file shall give them: so many of a class, so many in all."""
     kept = []
-    for rows in non_max_suppression(
-        predictions, nms.conf_thres, nms.iou_thres, agnostic=nms.agnostic, max_det=predictions.shape[1]
-    ):
+    settings = Suppression(nms.conf_thres, nms.iou_thres, agnostic=nms.agnostic, max_det=predictions.shape[1])
+    for rows in suppress(predictions, settings):
         groups = torch.zeros_like(rows[:, 5]) if nms.agnostic else rows[:, 5]
         earlier = (groups[:, None] == groups).tril(-1).sum(1)  # of the same group, and surer
         kept.append(rows[earlier < nms.per_class][: nms.in_all])

@@ -99,6 +99,16 @@ def clip_boxes(boxes: Array, shape: Sequence[float]) -> Array:
     return result
 
 
+def placement(
+    input_shape: Sequence[float], shape: Sequence[float], ratio_pad: RatioPad | None = None
+) -> tuple[float, float, float]:
+    """Return how an image of `shape` lies in the network's input: its ratio, and the padding on the left and on top."""
+    if ratio_pad is not None:
+        return ratio_pad[0][0], ratio_pad[1][0], ratio_pad[1][1]
+    ratio = min(input_shape[0] / shape[0], input_shape[1] / shape[1])
+    return ratio, (input_shape[1] - shape[1] * ratio) / 2, (input_shape[0] - shape[0] * ratio) / 2
+
+
 def scale_boxes(
     from_shape: Sequence[float], boxes: Array, to_shape: Sequence[float], ratio_pad: RatioPad | None = None
 ) -> Array:
@@ -111,11 +121,7 @@ def scale_boxes(
         ratio_pad: what letterboxing did, if known: ((ratio h, ratio w), (left, top)); of the ratios the first counts.
             Without it, the picture is taken to be fitted into the input and centred.
     """
-    if ratio_pad is None:
-        ratio = min(from_shape[0] / to_shape[0], from_shape[1] / to_shape[1])
-        left, top = (from_shape[1] - to_shape[1] * ratio) / 2, (from_shape[0] - to_shape[0] * ratio) / 2
-    else:
-        ratio, (left, top) = ratio_pad[0][0], ratio_pad[1]
+    ratio, left, top = placement(from_shape, to_shape, ratio_pad)
     result = _float_copy(boxes)
     result[..., X] = (result[..., X] - left) / ratio
     result[..., Y] = (result[..., Y] - top) / ratio

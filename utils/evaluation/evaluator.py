@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.base.devices import time_sync
 from utils.base.log import LOGGER
 from utils.base.progress import BAR, is_terminal, progress
-from utils.boxes.convert import scale_boxes, xywh2xyxy
-from utils.boxes.nms import non_max_suppression
+from utils.boxes.convert import xywh2xyxy
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import gather_to_main, is_main
 from utils.distributed.shares import agreed
 from utils.evaluation.metrics import DetectionMetrics, DetectionResult
+from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
 Forward = Callable[[Tensor], tuple[Tensor, Any]]
@@ -121,36 +120,36 @@ def _score_share(
     forward: Forward, loader: Iterable[Any], device: torch.device, scorer: Scorer, listener: Listener
 ) -> _Share:
     """The loop over this process's batches."""
-    settings, clock = scorer.settings, np.zeros(3)
+    settings, clock = scorer.settings, Clock()
+    dtype = torch.float16 if settings.half else torch.float32
     numbers: list[int] = []
     pictures: list[int] = []
     losses: list[Tensor] = []
     title, quiet = HEADER if is_terminal() else "validating", not (listener.progress and is_main())
     total = len(loader) if isinstance(loader, Sized) else None
-    for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=quiet, bar_format=BAR):
-        start = time_sync()
-        images = batch.images.to(device, non_blocking=True)
-        images = (images.half() if settings.half else images.float()) / 255
-        targets = batch.targets.to(device)
-        ready = time_sync()
+
+    def network(images: Tensor) -> tuple[Tensor, Any]:
         with torch.inference_mode(), settings.context(device):
             predictions, raw = forward(images)
-        done = time_sync()
+        return predictions.float(), raw
+
+    for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=quiet, bar_format=BAR):
+        targets = batch.targets.to(device)
+        labels = scorer.labels(targets, batch.images.shape)
+        detections, (_, raw) = find_objects(network, batch.images, scorer.suppression, clock, device, dtype, labels)
         if raw is not None:
             losses.append(listener.loss([level.float() for level in raw], targets))
         else:
             losses.append(torch.zeros(3, device=device))
-        begin_suppression = time_sync()
-        detections = scorer.suppress(predictions.float(), targets, images.shape[2:])
-        clock += (ready - start, done - ready, time_sync() - begin_suppression)
         number = settings.first + len(numbers) * settings.stride
         for result in scorer.score(detections, targets, batch, number):
             listener.image(result)
         listener.batch(number, batch, detections)
         numbers.append(number)
-        pictures.append(len(images))
+        pictures.append(len(batch.images))
     values = torch.stack([torch.zeros(3, device=device), *losses]).float().cpu().numpy()[1:]
-    return _Share(np.array(numbers), np.array(pictures), values, clock, scorer.metrics.pack(), listener.parcel())
+    seconds = np.array([clock.prepare, clock.network, clock.suppress])
+    return _Share(np.array(numbers), np.array(pictures), values, seconds, scorer.metrics.pack(), listener.parcel())
 
 
 def _join(shares: Sequence[_Share], scorer: Scorer) -> ValResult:
@@ -203,23 +202,21 @@ class Scorer:
     def __init__(self, names: Sequence[str], settings: EvalSettings) -> None:
         import_module("torchvision.ops")  # suppression needs it; the first batch's time must not hold its import
         self.settings = settings
-        self.metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
-
-    def suppress(self, predictions: Tensor, targets: Tensor, shape: torch.Size) -> list[Tensor]:
-        """(n, 6) detections per picture, in the pixels of the batch of `shape` (H, W)."""
-        settings, labels = self.settings, []
-        if settings.hybrid:
-            boxes = torch.cat((targets[:, 1:2], targets[:, 2:] * _sides(shape, targets)), 1)
-            labels = [boxes[targets[:, 0] == i] for i in range(len(predictions))]
-        return non_max_suppression(
-            predictions,
+        self.suppression = Suppression(
             settings.conf_thres,
             settings.iou_thres,
-            labels=labels,
-            multi_label=True,
             agnostic=settings.single_cls,
+            multi_label=True,
             max_det=settings.max_det,
         )
+        self.metrics = DetectionMetrics(["item"] if settings.single_cls else list(names))
+
+    def labels(self, targets: Tensor, shape: torch.Size) -> list[Tensor]:
+        """What joins the candidates of each image of a batch of `shape` (B, 3, H, W): with `hybrid` its labels."""
+        if not self.settings.hybrid:
+            return []
+        boxes = torch.cat((targets[:, 1:2], targets[:, 2:] * _sides(shape[2:], targets)), 1)
+        return [boxes[targets[:, 0] == i] for i in range(shape[0])]
 
     def score(
         self, detections: Sequence[Tensor], targets: Tensor, batch: Any, number: int = 0
@@ -228,12 +225,13 @@ class Scorer:
         shape = batch.images.shape[2:]
         for i, found in enumerate(detections):
             native, ratio_pad = batch.shapes[i]
-            mine, found = targets[targets[:, 0] == i, 1:], found.clone()
+            geometry = Geometry(native, shape, ratio_pad)
+            mine = targets[targets[:, 0] == i, 1:]
+            found = geometry.to_image(found)
             if self.settings.single_cls:
                 found[:, 5] = 0
                 mine = torch.cat((torch.zeros_like(mine[:, :1]), mine[:, 1:]), 1)
-            found[:, :4] = scale_boxes(shape, found[:, :4], native, ratio_pad)
-            boxes = scale_boxes(shape, xywh2xyxy(mine[:, 1:] * _sides(shape, mine)), native, ratio_pad)
+            boxes = geometry.to_image(xywh2xyxy(mine[:, 1:] * _sides(shape, mine)))
             correct = self.metrics.update(found, torch.cat((mine[:, :1], boxes), 1))
             yield ImageResult(batch.paths[i], native, found, correct, number)
 

@@ -16,8 +16,8 @@ import numpy as np
 from utils.base.files import MIB, file_size, file_stem, folder_name, printable
 from utils.base.log import LOGGER
 from utils.drawing.writers import Output, picture_suffix
-from utils.images.letterbox import letterbox
 from utils.images.reading import decode_image, read_image
+from utils.predict.pipeline import Geometry, prepare_image
 from utils.predict.source_files import WEB_SCHEMES, is_url, sources_in
 from utils.predict.streams import read_streams
 from utils.predict.video_files import (
@@ -46,6 +46,7 @@ class Frame:
     path: str  # file or address
     image: np.ndarray  # (3, h, w) uint8 RGB, letterboxed, contiguous: what the network gets, before /255
     original: np.ndarray  # (H, W, 3) uint8 BGR
+    geometry: Geometry  # how the original lies in `image`
     kind: Kind
     source: int = 0  # which of the files and streams, from 0
     sources: int = 1  # how many there are
@@ -140,9 +141,8 @@ class Source:
         ]
 
     def _frame(self, path: str, original: np.ndarray, kind: Kind, source: int, **place: float) -> Frame:
-        fitted = letterbox(original, self.imgsz, stride=self.stride, auto=self.auto)[0]
-        image = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1))
-        return Frame(path, image, original, kind, source, len(self), **place)
+        image, geometry = prepare_image(original, self.imgsz, self.stride, self.auto)
+        return Frame(path, image, original, geometry, kind, source, len(self), **place)
 
     def _video(self, file: str, position: int) -> Iterator[Frame]:
         capture = open_file(file)

@@ -54,20 +54,13 @@ def choose_points(frame: Frame, wanted: Sequence[Point], detections: Tensor) -> 
     return inside or [(min(x, width - 1), min(y, height - 1)) for x, y in centres] or [(width / 2, height / 2)]
 
 
-def to_input(points: Sequence[Point], original: tuple[int, int], fitted: tuple[int, int]) -> list[Point]:
-    """Positions in a picture of size `original` (height, width) as positions in the letterboxed input made from it."""
-    ratio = min(fitted[0] / original[0], fitted[1] / original[1])
-    left, top = (fitted[1] - original[1] * ratio) / 2, (fitted[0] - original[0] * ratio) / 2
-    return [(x * ratio + left, y * ratio + top) for x, y in points]
-
-
 def write_routes(folder: Path, frame: Frame, maps: Sequence[RoutingMap], points: Sequence[Point]) -> Path:
     """Draw the routes of every layer into `folder` and write the page beside them; says where, returns the page.
 
     `points` are in pixels of the original.
     """
     picture = np.ascontiguousarray(frame.image.transpose(1, 2, 0))
-    points = to_input(points, frame.original.shape[:2], picture.shape[:2])
+    points = frame.geometry.to_input(points)
     for routes in maps:
         queries = list(dict.fromkeys(routes.region_at(x, y) for x, y in points))  # each region once
         draw_routes(folder / f"{routes.name}_routes.png", picture, routes, queries)

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.boxes.convert import scale_boxes
-from utils.boxes.nms import non_max_suppression
-from utils.images.letterbox import letterbox
+from utils.boxes.convert import placement
+from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects, prepare_image, to_network
 from utils.routes.geometry import RoutingMap
 from utils.serving.settings import Settings
 from utils.serving.uploaded_images import Decoder, DecodingCost
@@ -26,11 +25,11 @@ Row = dict[str, float | int | str]
 class Prepared:
     """A picture on its way to the network.
 
-    pixels: (3, H, W) uint8, letterboxed. original: height and width of the picture. settings: how to look at it.
+    pixels: (3, H, W) uint8, letterboxed. geometry: how the image lies in them. settings: how to look at it.
     """
 
     pixels: np.ndarray
-    original: tuple[int, int]
+    geometry: Geometry
     settings: Settings
 
 
@@ -45,6 +44,7 @@ class Detector:
     def __init__(self, model: Any, decode: Decoder, record: Recorder | None = None, detections: int = 1000) -> None:
         self.model, self.decode, self.record, self.detections = model, decode, record, detections
         self.names: list[str] = list(model.names)
+        self.dtype = torch.float16 if model.fp16 else torch.float32
 
     def measure(self, data: bytes, name: str = "the picture") -> DecodingCost:
         """What decoding a file's content will take; raises Refusal for what is not taken."""
@@ -55,8 +55,7 @@ class Detector:
         picture = self.decode(data, name)
         shape = self.model.shape
         target = shape or self.model.picture_size(settings.size)
-        fitted = letterbox(picture, target, auto=shape is None, stride=self.model.stride)[0]
-        return Prepared(np.ascontiguousarray(fitted.transpose(2, 0, 1)), picture.shape[:2], settings)
+        return Prepared(*prepare_image(picture, target, self.model.stride, auto=shape is None, bgr=False), settings)
 
     def work(self, key: Hashable, pictures: list[Prepared]) -> list[Any]:
         """Results for pictures of one shape; `key` is (what is wanted, the shape)."""
@@ -68,30 +67,25 @@ class Detector:
     @torch.inference_mode()
     def detect(self, pictures: Sequence[Prepared]) -> list[list[Row]]:
         """Rows like v6.1's data frames for each picture, all inputs of one shape: the most confident first."""
-        predictions = self._predict(pictures)
-        return [self._rows(predictions[i : i + 1], picture) for i, picture in enumerate(pictures)]
+        chosen = [picture.settings for picture in pictures]
+        settings = [Suppression(one.conf, one.iou, one.classes, max_det=self.detections) for one in chosen]
+        pixels = [picture.pixels for picture in pictures]
+        found, _ = find_objects(self.model, pixels, settings, Clock(), self.model.device, self.dtype)
+        pairs = zip(found, pictures, strict=True)
+        return [self._rows(picture.geometry.to_image(rows.cpu())) for rows, picture in pairs]
 
     @torch.inference_mode()
     def routes(self, picture: Prepared) -> dict[str, Any]:
         """The routes of every routing attention layer, regions in pixels of the original picture."""
         assert self.record is not None
         with self.record(self.model.model) as maps:
-            self._predict([picture])
-        height, width = picture.original
+            self.model(to_network([picture.pixels], self.model.device, self.dtype))
+        height, width = picture.geometry.image
         return {"width": width, "height": height, "layers": [_layer(routes, picture) for routes in maps]}
 
-    def _predict(self, pictures: Sequence[Prepared]) -> Tensor:
-        batch = torch.from_numpy(np.stack([picture.pixels for picture in pictures])).to(self.model.device)
-        return self.model((batch.half() if self.model.fp16 else batch.float()) / 255)
-
-    def _rows(self, predictions: Tensor, picture: Prepared) -> list[Row]:
-        chosen = picture.settings
-        found = non_max_suppression(
-            predictions, chosen.conf, chosen.iou, classes=chosen.classes, max_det=self.detections
-        )[0].cpu()
-        boxes = scale_boxes(picture.pixels.shape[1:], found[:, :4], picture.original).tolist()
+    def _rows(self, found: Tensor) -> list[Row]:
         rows: list[Row] = []
-        for (left, top, right, bottom), (confidence, number) in zip(boxes, found[:, 4:].tolist(), strict=True):
+        for left, top, right, bottom, confidence, number in found.tolist():
             row = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom, "confidence": confidence}
             rows.append(row | {"class": int(number), "name": self._name(int(number))})
         return rows
@@ -104,11 +98,10 @@ class Detector:
 def _layer(routes: RoutingMap, picture: Prepared) -> dict[str, Any]:
     """A layer's grid and choices; regions that hold nothing of the picture have no size."""
     x, y = routes.edges(*picture.pixels.shape[1:])
-    height, width = picture.original
-    tall, wide = picture.pixels.shape[1:]
-    ratio = min(tall / height, wide / width)
-    x = ((x - (wide - width * ratio) / 2) / ratio).clip(0, width)
-    y = ((y - (tall - height * ratio) / 2) / ratio).clip(0, height)
+    height, width = picture.geometry.image
+    ratio, left, top = placement(picture.geometry.input, picture.geometry.image)
+    x = ((x - left) / ratio).clip(0, width)
+    y = ((y - top) / ratio).clip(0, height)
     return {
         "name": routes.name,
         "rows": routes.rows,

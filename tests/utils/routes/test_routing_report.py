@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 
 from utils.boxes.convert import scale_boxes
 from utils.images.letterbox import letterbox
+from utils.predict.pipeline import Geometry, prepare_image
 from utils.predict.sources import Frame
 from utils.routes import routing_report
 from utils.routes.geometry import RoutingMap
-from utils.routes.routing_report import choose_points, parse_points, to_input, write_routes
+from utils.routes.routing_report import choose_points, parse_points, write_routes
 
 NOTHING = torch.zeros(0, 6)
 
 
 def frame(height=60, width=100, path="in/bus.jpg"):
     original = np.zeros((height, width, 3), np.uint8)
-    image = np.ascontiguousarray(letterbox(original, (64, 64), stride=32)[0].transpose(2, 0, 1))
-    return Frame(path, image, original, "image")
+    image, geometry = prepare_image(original, (64, 64))
+    return Frame(path, image, original, geometry, "image")
 
 
 def boxes(*centres):
@@ -77,7 +78,7 @@ def test_what_is_asked_for_comes_first_and_must_lie_inside(caplog):
 def test_positions_are_mapped_as_boxes_are_mapped_back(original, auto, share):
     fitted = letterbox(np.zeros((*original, 3), np.uint8), (96, 64), auto=auto, stride=32)[0].shape[:2]
     x, y = share[1] * original[1], share[0] * original[0]
-    ((there_x, there_y),) = to_input([(x, y)], original, fitted)
+    ((there_x, there_y),) = Geometry(original, fitted).to_input([(x, y)])
     back = scale_boxes(fitted, np.array([[there_x, there_y, there_x, there_y]]), original)
     np.testing.assert_allclose(back, [[x, y, x, y]], atol=1e-6)
     assert -1e-9 <= there_x < fitted[1] and -1e-9 <= there_y < fitted[0]  # rounded
@@ -90,7 +91,7 @@ def test_positions_land_on_what_they_showed(original):
     picture[y - 4 : y + 4, x - 4 : x + 4] = 255
     fitted = letterbox(picture, (128, 160), color=(0, 0, 0), auto=False)[0]
     rows, columns = np.nonzero(fitted[..., 0] > 100)
-    ((there_x, there_y),) = to_input([(x, y)], original, fitted.shape[:2])
+    ((there_x, there_y),) = Geometry(original, fitted.shape[:2]).to_input([(x, y)])
     assert abs(columns.mean() + 0.5 - there_x) < 1 and abs(rows.mean() + 0.5 - there_y) < 1
 
 

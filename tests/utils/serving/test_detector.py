@@ -62,7 +62,7 @@ def test_free_sizes_are_padded_to_the_stride_only(height: int, width: int) -> No
     prepared = detector([]).prepare(file_of(height, width), Settings(size=100))
     pixels = np.asarray(Image.open(io.BytesIO(file_of(height, width))))
     expected = letterbox(pixels, (128, 128), auto=True, stride=32)[0].transpose(2, 0, 1)
-    assert (prepared.pixels == expected).all() and prepared.original == (height, width)
+    assert (prepared.pixels == expected).all() and prepared.geometry.image == (height, width)
     assert max(prepared.pixels.shape) == 128 and not any(side % 32 for side in prepared.pixels.shape[1:])
 
 
