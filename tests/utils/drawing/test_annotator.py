@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from utils.drawing import annotator as module
-from utils.drawing.annotator import Annotator, colors, readable_on, tag_size
+from utils.drawing.annotator import Annotator, colors
 from utils.drawing.batches import plot_images
 
 
@@ -68,8 +68,11 @@ def test_colours_repeat_after_twenty_and_turn_round_for_opencv():
     assert len(set(colors.palette)) == 20
 
 
-def test_text_colour_contrasts():
-    assert readable_on((255, 255, 255)) == (20, 20, 20) and readable_on((0, 0, 0)) == (255, 255, 255)
+@pytest.mark.parametrize("colour, text", [((255, 255, 0), (20, 20, 20)), ((0, 0, 200), (255, 255, 255))])
+def test_text_colour_contrasts(colour, text):
+    drawing = Annotator(blank(), font_size=20)
+    drawing.box_label((20, 40, 190, 95), "WWW", colour)
+    assert text in set(map(tuple, drawing.result().reshape(-1, 3)))
 
 
 # ---- tags: a label with its text
@@ -101,9 +104,7 @@ def test_large_boxes_have_tags_in_full_size():
     pixels, height = tag_pixels((50, 100, 350, 350), font_size=12, line_width=1)
     margin = 2
     assert height == mask.shape[0] + 2 - 1 and pixels == height * (mask.shape[1] + 2 * margin)
-    assert tag_size(1e6, 1000.0, 12) == 12 and tag_size(2000, 1000.0, 12) == 12
-    assert tag_size(1000, 1000.0, 12) == 8 and tag_size(880, 1000.0, 12) == 0 and tag_size(0, 1000.0, 12) == 0
-    assert tag_size(1e6, 1000.0, 5) == 5, "somebody wants it small"
+    assert tag_pixels((50, 100, 350, 350), font_size=5, line_width=1)[0] > 0, "somebody wants it small"
 
 
 def test_only_what_is_in_the_image_of_a_box_counts():

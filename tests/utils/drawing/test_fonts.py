@@ -15,17 +15,15 @@ from utils.drawing import fonts as module
 from utils.drawing.annotator import Annotator
 from utils.drawing.batches import plot_images, plot_labels
 from utils.drawing.figures import new_figure, text_font
-from utils.drawing.fonts import drawable_names, find_font, font_runs, plain
+from utils.drawing.fonts import drawable_names, font_runs, plain
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves, plot_val_study
 
-CACHES = (
-    module._system_fonts, module._owners, module._probe, module._missing_glyph, module._has, module.font_runs,
-)  # fmt: skip
+CACHES = (module._system_fonts, module._owners, module._characters_in)
 
 
 @pytest.fixture
 def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(module, "_font_folders", lambda: [])
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
     monkeypatch.setattr(module, "_warned", set())
     monkeypatch.setattr(module.sys, "platform", "linux")
     monkeypatch.delenv("YOLOV5_FONT", raising=False)
@@ -67,8 +65,8 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_nothing_and_plain_letters_need_no_font_file(no_system_fonts: None) -> None:
-    assert find_font("") == "" and font_runs("") == [("", "")] and drawable_names([]) == []
-    assert find_font("car 0.5") == "" and font_runs("car #3 0.5") == [("", "car #3 0.5")]
+    assert font_runs("") == [("", "")] and font_runs(" ") == [("", " ")] and drawable_names([]) == []
+    assert font_runs("car #3 0.5") == [("", "car #3 0.5")]
     assert drawable_names(["car", "bus"]) == ["car", "bus"] and drawable_names({1: "b", 0: "a"}) == ["a", "b"]
 
 
@@ -115,28 +113,23 @@ def test_the_environment_names_a_font(
 ) -> None:
     (tmp_path / "none.ttf").write_text("no font")
     monkeypatch.setenv("YOLOV5_FONT", str(tmp_path / "none.ttf"))
-    assert find_font("car") == find_font("bus") == ""
+    assert font_runs("car") == [("", "car")] and font_runs("bus") == [("", "bus")]
     assert caplog.text.count("none.ttf") == 1, "an unreadable one is said and passed over"
     font = str(made_font(tmp_path / "Mine.ttf", "car行"))
     monkeypatch.setenv("YOLOV5_FONT", font)
-    assert find_font("car") == font and find_font("car行") == font and find_font("bus") == ""
+    assert font_runs("car 行") == [(font, "car 行")] and font_runs("bus") == [("", "bus")]
     assert font_runs("行 ö", font)[0] == (font, "行 ")
 
 
 def test_system_fonts_are_found_the_better_looking_first(
     no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    names = [
-        "wqy-zenhei.ttc", "NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "sub/Any.TTF", "Any-Bold.ttf", "a.txt",
-        "LastResort.otf",
-    ]  # fmt: skip
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(module, "_font_folders", lambda: [tmp_path, tmp_path / "missing"])
-    assert [Path(name).name for name in module._system_fonts()] == [
-        "NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc", "wqy-zenhei.ttc", "Any.TTF", "Any-Bold.ttf",
-    ]  # fmt: skip
+    best = ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc", "wqy-zenhei.ttc", "Any.TTF", "Any-Bold.ttf"]
+    files = [str(tmp_path / name) for name in [*best[::-1], "LastResort.otf"]]
+    for file in files:
+        Path(file).touch()
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: files)
+    assert [Path(name).name for name in module._system_fonts()] == best
     assert drawable_names(["行"]) == ["#0"], "files that are no fonts are passed over"
 
 
@@ -144,12 +137,12 @@ def test_a_text_has_one_font_where_that_can_be_and_else_one_for_each_piece(
     no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cjk, thai = made_font(tmp_path / "wqy-microhei.ttf", "行人0.9"), made_font(tmp_path / "Thai.ttf", "คน")
-    monkeypatch.setattr(module, "_font_folders", lambda: [tmp_path])
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: list(map(str, tmp_path.glob("*.ttf"))))
     assert drawable_names(["行人", "คน", "人 คน ß", "語"]) == ["行人", "คน", "人 คน ß", "#3"]
     assert font_runs("行人 0.9") == [(str(cjk), "行人 0.9")]
     assert font_runs("คน 0.87") == [(str(thai), "คน "), ("", "0.87")]
     pieces = font_runs("人 คน ß")
-    assert [characters for _, characters in pieces] == ["人 ", "คน ", "ß"] and find_font("人 คน ß") is None
+    assert [characters for _, characters in pieces] == ["人 ", "คน ", "ß"]
 
 
 NAMES = ["ö", "ß", "Д", "λ", "行", "人"]
@@ -158,7 +151,7 @@ NAMES = ["ö", "ß", "Д", "λ", "行", "人"]
 @pytest.fixture
 def cjk(no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     font = made_font(tmp_path / "simhei.ttf", "行人")
-    monkeypatch.setattr(module, "_font_folders", lambda: [tmp_path])
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: list(map(str, tmp_path.glob("*.ttf"))))
     return font
 
 
