@@ -29,11 +29,12 @@ from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDES
 from utils.base.devices import select_device
-from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.base.options import SHARE, Range, check_bounds, class_numbers, flag, options, parse
-from utils.base.paths import ROOT, claimed, latest_checkpoint, shown
+from utils.base.log import LOGGER, colorstr, set_up_logging
+from utils.base.options import SHARE, Range, class_numbers, flag, options
+from utils.base.paths import ROOT, choose_weights, claimed, shown
 from utils.boxes.nms import non_max_suppression
 from utils.checkpoints.checkpoint import strip_optimizer
+from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
@@ -101,8 +102,7 @@ class DetectOptions:
 
 
 def check(opt: DetectOptions) -> None:
-    """ValueError for numbers out of their range and for flags that do not go together."""
-    check_bounds(opt)
+    """Raise ValueError for flags that do not go together."""
     if opt.visualize not in (False, True, "routes"):
         raise ValueError(f"--visualize {opt.visualize}: is 'routes', or stands alone")
     if opt.query and not opt.visualize:
@@ -111,13 +111,8 @@ def check(opt: DetectOptions) -> None:
 
 def complete(opt: DetectOptions) -> DetectOptions:
     """Check the options, and fill in the newest weights where none are given."""
-    if not opt.weights:
-        newest = latest_checkpoint(ROOT / "runs/train")
-        if newest is None:
-            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
-        LOGGER.info(f"--weights {shown(newest)} (the newest)")
-        opt = replace(opt, weights=[str(newest)])
     check(opt)
+    opt = replace(opt, weights=choose_weights(opt.weights))
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
     return replace(opt, imgsz=opt.imgsz * 2 if len(opt.imgsz) == 1 else opt.imgsz)
@@ -301,16 +296,7 @@ def run(**given: object) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging()
-    try:
-        detect(parse(DetectOptions, argv, __doc__))
-    except (ValueError, OSError) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    except KeyboardInterrupt:
-        LOGGER.warning("stopped; what was done is saved")
-        return 130
-    return 0
+    return run_script(DetectOptions, lambda given: run(**given), __doc__, argv, "stopped; what was done is saved")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from models.experimental import attempt_load
 from models.exporters import (
     DEFAULT_OPSET,
     FORMATS,
-    ExportError,
     ExportJob,
     ExportSettings,
     NmsSettings,
@@ -35,11 +34,11 @@ from models.exporters import (
 from models.exporters.engines import MOST_CALIBRATION
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
-from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
-from utils.base.paths import ROOT, check_yaml, find_weights, latest_checkpoint, shown
-from utils.base.runs import trained_size, trained_with
+from utils.base.log import LOGGER, colorstr, set_up_logging
+from utils.base.options import SHARE, Range, flag, options
+from utils.base.paths import check_yaml, choose_weights, find_weights, shown, trained_size, trained_with
 from utils.data.image_files import find_images
+from utils.distributed.script import run_script
 from utils.images.reading import read_image
 from utils.predict.pipeline import prepare_image, to_network
 from utils.prepare.converters import prepare
@@ -92,7 +91,6 @@ def check(opt: ExportOptions) -> None:
         raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
     if opt.half and opt.int8:
         raise ValueError("--half and --int8 exclude each other; choose one")
-    check_bounds(opt)
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
 
@@ -146,14 +144,7 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
 def convert(opt: ExportOptions, command: str = "") -> list[Path]:
     """Every format of every weights file. Raises ValueError and `ExportError`, one line each."""
     check(opt)
-    weights = opt.weights
-    if not weights:
-        newest = latest_checkpoint(ROOT / "runs/train")
-        if newest is None:
-            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
-        LOGGER.info(f"--weights {shown(newest)} (the newest)")
-        weights = [str(newest)]
-    return [file for one in weights for file in export_one(opt, find_weights(one), command)]
+    return [file for one in choose_weights(opt.weights) for file in export_one(opt, find_weights(one), command)]
 
 
 def run(**given: object) -> list[Path]:
@@ -165,16 +156,10 @@ def run(**given: object) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1, as is a file that differs from PyTorch."""
-    set_up_logging()
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        convert(parse(ExportOptions, argv, __doc__), shlex.join(["export.py", *words]))
-    except (ValueError, OSError, ExportError) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    return 0
+    command = shlex.join(["export.py", *(sys.argv[1:] if argv is None else argv)])
+    with torch.no_grad():
+        return run_script(ExportOptions, lambda given: convert(options(ExportOptions, given), command), __doc__, argv)
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -31,10 +31,11 @@ from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDE
 from utils.base.devices import select_device
-from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
-from utils.base.paths import ROOT, latest_checkpoint, shown
+from utils.base.log import LOGGER, colorstr, set_up_logging
+from utils.base.options import SHARE, Range, flag, options
+from utils.base.paths import choose_weights, shown
 from utils.boxes.nms import non_max_suppression
+from utils.distributed.script import run_script
 from utils.serving.batching import Batcher
 from utils.serving.detector import Detector
 from utils.serving.limits import MIB, Limits
@@ -107,13 +108,7 @@ def complete(opt: ServeOptions) -> ServeOptions:
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
-    check_bounds(opt)
-    if not opt.weights:
-        newest = latest_checkpoint(ROOT / "runs/train")
-        if newest is None:
-            raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
-        opt = replace(opt, weights=[str(newest)])
-    return opt
+    return replace(opt, weights=choose_weights(opt.weights))
 
 
 def read_array(picture: Image.Image) -> np.ndarray:
@@ -202,15 +197,7 @@ def run(**given: object) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging()
-    try:
-        serve(parse(ServeOptions, argv, __doc__))
-    except (ValueError, OSError) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_script(ServeOptions, lambda given: run(**given), __doc__, argv)
 
 
 def leave(status: int) -> None:

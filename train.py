@@ -28,15 +28,26 @@ from models.yolo import Model
 from utils.base.callbacks import Callbacks
 from utils.base.config import check_img_size
 from utils.base.devices import seed_everything
-from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.base.options import options, parse_given
+from utils.base.log import LOGGER, colorstr, set_up_logging
+from utils.base.options import options
 from utils.base.paths import shown
 from utils.base.progress import is_terminal
 from utils.checkpoints.checkpoint import load_checkpoint, strip_optimizer
 from utils.data.balance import epoch_weights, labels_to_class_weights
 from utils.data.loader_faults import WorkerFault
-from utils.distributed.processes import Vote, gather, is_joined, is_main, leave, rank, tell, world_size
-from utils.distributed.shares import agreed, copy_from_main, my_share
+from utils.distributed.processes import (
+    Vote,
+    agreed,
+    broadcast,
+    copy_from_main,
+    gather,
+    is_joined,
+    is_main,
+    my_share,
+    rank,
+    world_size,
+)
+from utils.distributed.script import run_script
 from utils.distributed.sync_bn import convert_sync_batchnorm
 from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evaluation.metrics import fitness
@@ -47,7 +58,7 @@ from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import check_train_batch_size
 from utils.training.average import ModelEMA
-from utils.training.guard import OutOfMemory, TrainingFault
+from utils.training.guard import OutOfMemory
 from utils.training.interruption import Interrupted, Interruption, Watched
 from utils.training.loaders import build_loaders
 from utils.training.loss import ComputeLoss
@@ -142,9 +153,10 @@ class Run:
                 weights = epoch_weights(self.dataset.labels, self.trainer.model.class_weights, progress.maps)
                 self.loader.sampler.set_weights(weights)
             losses = self.trainer.epoch(self.loader, position, self.after_step)
-            agreed(self.dataset.check_stand_ins)
+            with agreed():
+                self.dataset.check_stand_ins()
             self.callbacks.run("on_train_epoch_end", epoch=position.epoch)
-            stop = tell(self.take_stock(losses))
+            stop = broadcast(self.take_stock(losses))
         self.vote.finish()
         skipped = f"; {self.trainer.guard.skipped} steps were not finite and skipped" * bool(self.trainer.guard.skipped)
         hours = (time.time() - began) / 3600
@@ -219,7 +231,8 @@ class Run:
         )
         loader = Watched(self.val_loader, self.told)
         result = evaluate(model.half() if half else model, loader, setup.names, setup.device, settings, report)
-        agreed(self.val_loader.dataset.check_stand_ins)
+        with agreed():
+            self.val_loader.dataset.check_stand_ins()
         report.finish(result)
         return result
 
@@ -232,7 +245,7 @@ class Run:
         if is_main() and best.exists():
             strip_optimizer(best)
             LOGGER.info(f"\nValidating {shown(best)}...")
-        stored = tell(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
+        stored = broadcast(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)
             loss = ComputeLoss(model)
@@ -305,22 +318,8 @@ def run(**given: Any) -> TrainOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging(is_main())
-    given = parse_given(TrainOptions, argv, __doc__)
-    try:
-        opt = options(TrainOptions, given)
-        train(opt, given=given) if opt.evolve is None else evolve(opt, train)
-    except (ValueError, OSError, TrainingFault) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    except Interrupted as stop:
-        return 128 + stop.signal
-    except KeyboardInterrupt:
-        LOGGER.warning("stopped; what last.pt holds goes on with --resume")
-        return 130
-    finally:
-        leave()
-    return 0
+    stopped = "stopped; what last.pt holds goes on with --resume"
+    return run_script(TrainOptions, lambda given: run(**given), __doc__, argv, stopped)
 
 
 if __name__ == "__main__":

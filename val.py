@@ -21,14 +21,21 @@ import torch
 from models.backends import DetectMultiBackend
 from utils.base.callbacks import Callbacks
 from utils.base.config import SIDE, DataConfig
-from utils.base.log import LOGGER, colorstr, one_line, set_up_logging
-from utils.base.options import SHARE, Range, check_bounds, flag, options, parse
-from utils.base.paths import ROOT, check_yaml, claimed, find_weights, latest_checkpoint, shown
-from utils.base.runs import trained_with
+from utils.base.log import LOGGER, colorstr
+from utils.base.options import SHARE, Range, flag, options
+from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, find_weights, shown, trained_with
 from utils.data.datasets import create_dataloader
-from utils.data.loader_faults import WorkerFault
-from utils.distributed.processes import is_main, leave, loader_workers, rank, tell
-from utils.distributed.shares import agreed, my_share, own_batches
+from utils.distributed.processes import (
+    agreed,
+    broadcast,
+    is_main,
+    leave,
+    loader_workers,
+    my_share,
+    own_batches,
+    rank,
+)
+from utils.distributed.script import run_script
 from utils.evaluation.coco_truth import CocoTruth, find_annotations, read_truth
 from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evaluation.plots import plot_val_study
@@ -94,18 +101,8 @@ class ValOptions:
 
 def complete(opt: ValOptions) -> ValOptions:
     """Fill in what was not given: the newest weights, and the data that they were trained with."""
-    if not opt.weights:
-        newest = latest_checkpoint(ROOT / "runs/train")
-        if newest is None:
-            raise ValueError(
-                f"no --weights, and no trained ones below {ROOT / 'runs/train'}: train first, or name a .pt file"
-            )
-        opt = replace(opt, weights=[str(newest)])
-        LOGGER.info(f"--weights {shown(newest)} (the newest)")
-    opt = replace(opt, weights=[str(find_weights(file)) for file in opt.weights])
-    data = opt.data or str(trained_with(opt.weights).get("data", "shapes.yaml"))
-    check_bounds(opt)
-    return replace(opt, data=data)
+    weights = [str(find_weights(file)) for file in choose_weights(opt.weights)]
+    return replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
 
 
 def as_trained(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> ValOptions:
@@ -159,7 +156,8 @@ def open_report(
     opt: ValOptions, data: DataConfig, images: Sequence[str], folder: Path, callbacks: Callbacks | None
 ) -> Report:
     """What writes all that is wanted of these images into a folder. Raises ValueError as `find_truth` does."""
-    truth = agreed(lambda: find_truth(opt, data, images) if is_main() else None)
+    with agreed():
+        truth = find_truth(opt, data, images) if is_main() else None
     rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
     settings = ReportSettings(
         folder,
@@ -192,7 +190,9 @@ def new_folder(opt: ValOptions) -> Iterator[Path]:
     """A new numbered folder for the results, the same one in every process; gone again if nothing comes of it."""
     path = Path(opt.project) / opt.name
     with ExitStack() as stack:
-        yield tell(agreed(lambda: stack.enter_context(claimed(path, opt.exist_ok)) if is_main() else None))
+        with agreed():
+            folder = stack.enter_context(claimed(path, opt.exist_ok)) if is_main() else None
+        yield broadcast(folder)
 
 
 def validate(
@@ -230,7 +230,8 @@ def validate_into(
     result = evaluate(
         lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
     )
-    agreed(dataset.check_stand_ins)
+    with agreed():
+        dataset.check_stand_ins()
     if result is None:
         return None
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
@@ -301,22 +302,14 @@ def run(
         with torch.inference_mode():
             result = score(opt, callbacks)
         row = (result.summary, result.metrics.maps.tolist(), result.speed) if isinstance(result, ValResult) else None
-        return tell(row)
+        return broadcast(row)
     finally:
         leave()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging(is_main())
-    try:
-        score(parse(ValOptions, argv, __doc__))
-    except (ValueError, OSError, WorkerFault) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    finally:
-        leave()
-    return 0
+    return run_script(ValOptions, lambda given: score(options(ValOptions, given)), __doc__, argv, "stopped")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ from benchmarks.report import Table, machine, save
 from utils.base.devices import time_sync
 from utils.base.log import LOGGER, one_line, set_up_logging
 from utils.base.options import flag, nearest, parse
-from utils.base.paths import ROOT, increment_path, shown
-from utils.base.runs import trained_size, trained_with
+from utils.base.paths import ROOT, increment_path, shown, trained_size, trained_with
 from utils.drawing.figures import GREY, INK, new_figure, save_figure, series_colour, title
 
 PYTORCH = "PyTorch"  # the baseline: the weights as they are

@@ -35,7 +35,7 @@ from utils.base.options import Parser
 from utils.data.datasets import DetectionDataset, create_dataloader
 from utils.data.label_arrays import LabelIndex
 from utils.data.labels import NO_POINTS, Record
-from utils.distributed.processes import gather, join, leave, rank, wait_for_all
+from utils.distributed.processes import gather, join, leave, rank
 
 MIB = 1 << 20
 LABELS = 7  # a picture: about as many as COCO has
@@ -160,13 +160,13 @@ def _rank(number: int, options: argparse.Namespace, answer: processes.Queue) -> 
             dataset._cache.pixels.max()  # every rank has touched every page
         walk(loader, 0)
         gc.collect()
-        wait_for_all(machine=True)
+        gather(None, machine=True)
         told[cache] = sum(memory(pid).data for pid in [os.getpid(), *children(os.getpid())])
-        wait_for_all(machine=True)  # nobody goes on while another counts
+        gather(None, machine=True)  # nobody goes on while another counts
         pixels = dataset._cache.pixels.nbytes / MIB if cache else 0
         del loader, dataset
         gc.collect()
-        wait_for_all(machine=True)
+        gather(None, machine=True)
     everyone = gather(told)
     if rank() == 0:
         answer.put((everyone, pixels))

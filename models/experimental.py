@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
 from utils.base.files import printable
-from utils.base.paths import find_weights
-from utils.base.runs import usable_size
+from utils.base.paths import find_weights, usable_size
 from utils.checkpoints.checkpoint import load_checkpoint
 
 __all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]

@@ -17,7 +17,7 @@ from docs.figures import rooms
 from utils.former_paths import FORMER
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"train", "val", "detect", "export", "serve", "hubconf"}
+SCRIPTS = {"train", "val", "detect", "export", "serve", "hubconf", "console"}
 FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "models").rglob("*.py"), *(ROOT / "utils").rglob("*.py")])
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "print"}
 

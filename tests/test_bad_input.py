@@ -263,9 +263,9 @@ OPTIONS = {
     "--device 9": ["device '9': this machine has no such GPU"],
 }
 HYP = {
-    "lr00: 3\n": ["hyp.yaml: unknown hyper-parameter 'lr00', did you mean 'lr0'?"],
-    "lr0: fast\n": ["hyp.yaml: lr0 must be a number, not 'fast'"],
-    "mosaic: 2\n": ["hyp.yaml: mosaic must be from 0 to 1, not 2"],
+    "lr00: 3\n": ["hyp.yaml: unknown key 'lr00', did you mean 'lr0'?"],
+    "lr0: fast\n": ["hyp.yaml: lr0 fast: must be a number"],
+    "mosaic: 2\n": ["hyp.yaml: mosaic 2: must be from 0 to 1"],
     "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
     "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
 }

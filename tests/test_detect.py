@@ -24,6 +24,7 @@ from utils.drawing.writers import VideoWriter, write_image
 def plain_log(monkeypatch):
     """Runs inside this process leave the logger as pytest knows it."""
     monkeypatch.setattr(detect, "set_up_logging", lambda: None)
+    monkeypatch.setattr("utils.distributed.script.set_up_logging", lambda main: None)
 
 
 @pytest.fixture(scope="module")
@@ -307,12 +308,13 @@ def test_q_ends_the_run(run, source, monkeypatch):
 
 
 def test_the_newest_weights_are_taken_and_named(source, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(detect, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match="train first"):
-        detect.complete(options(detect.DetectOptions, {}))
     for run_name in ("exp", "exp2"):
         (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
         write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="train first"):
+        detect.complete(options(detect.DetectOptions, {}))
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
     with caplog.at_level("INFO", "yolov5"):
         opt = detect.complete(options(detect.DetectOptions, {}))
     assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text

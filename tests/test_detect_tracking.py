@@ -31,6 +31,7 @@ def find_squares(self, im, augment=False, visualize=None, val=False):
 @pytest.fixture(autouse=True)
 def finder(monkeypatch):
     monkeypatch.setattr(detect, "set_up_logging", lambda: None)
+    monkeypatch.setattr("utils.distributed.script.set_up_logging", lambda main: None)
     monkeypatch.setattr(detect.DetectMultiBackend, "forward", find_squares)
 
 

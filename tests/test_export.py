@@ -74,11 +74,11 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def test_nothing_to_export(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match="no --weights"):
-        export.run()
     with pytest.raises(ValueError, match="--include: is empty; give text"):
         export.run(weights=write_lively(tmp_path / "a.pt", CONFIGS[0]), include=[])
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
+    with pytest.raises(ValueError, match="no --weights"):
+        export.run()
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -202,7 +202,7 @@ def test_resume_weighs_pictures_by_the_last_validation(
     )
     given = BASE | {"epochs": 2, "noval": True, "image_weights": True}
     with pytest.raises(Torn), monkeypatch.context() as patch:
-        patch.setattr(train, "tell", lambda stop: (_ for _ in ()).throw(Torn))
+        patch.setattr(train, "broadcast", lambda stop: (_ for _ in ()).throw(Torn))
         train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="cut", **given)
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     assert [list(maps) for maps in seen] == [[0, 0], [0.25, 0.75]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.api.detections import Detections
 from models.backends import DetectMultiBackend
 from utils.base.devices import time_sync
-from utils.base.runs import USUAL_SIZE
+from utils.base.paths import USUAL_SIZE
 from utils.drawing.writers import Output, OutputNames
 from utils.images.reading import read_image
 from utils.predict.pipeline import Clock, Suppression, find_objects, prepare_image

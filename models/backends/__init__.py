@@ -27,8 +27,7 @@ from utils.base.devices import select_device
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.options import nearest
-from utils.base.paths import check_yaml, find_weights
-from utils.base.runs import trained_size
+from utils.base.paths import check_yaml, find_weights, trained_size
 from utils.base.yaml import read_yaml
 
 __all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from utils.base.files import printable
-from utils.base.runs import LARGEST_SIZE, usable_size
+from utils.base.paths import LARGEST_SIZE, usable_size
 
 SMALLEST_STRIDE = 32  # pictures are padded to at least this, as in v6.1, even for a model that asks for less
 NOTES = "yolov5.json"  # name of the entry in formats that keep named texts

@@ -18,7 +18,7 @@ from models.backends.hush import hushed
 from models.backends.tools import is_there, need
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.base.runs import LARGEST_SIZE
+from utils.base.paths import LARGEST_SIZE
 
 
 def with_shape(facts: Facts, shape: Sequence[Any], file: object) -> Facts:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from models.backends.facts import NOTES, Facts
 from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.base.log import LOGGER
+from utils.base.log import LOGGER, Fault
 
 DEFAULT_OPSET = 18  # the least that PyTorch's present ONNX exporter writes without converting down
 
 
-class ExportError(RuntimeError):
+class ExportError(Fault):
     """A file was written, but it does not do what the network does; the message is one line."""
 
 

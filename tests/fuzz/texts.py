@@ -17,7 +17,7 @@ from models.yolo import Model
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged, odd_text
 from utils.base.config import MAX_CLASSES, DataConfig, Hyp
-from utils.base.runs import trained_size
+from utils.base.paths import trained_size
 from utils.data.image_files import find_images
 from utils.data.labels import check_pair
 from utils.drawing.batches import _read_results, _result_columns

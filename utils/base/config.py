@@ -1,10 +1,8 @@
-"""What the YAML files mean: `DataConfig` a data set, `Hyp` the hyper-parameters of a training run.
-
-The names of `utils.base.options`, which reads command lines, are here too.
-"""
+"""What the YAML files mean: `DataConfig` a data set, `Hyp` the hyper-parameters of a training run; classes by name."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import typing
@@ -13,19 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.base.files import is_one_line
+from utils.base.files import MIB, decoded, folded, is_one_line, printable, read_bytes
 from utils.base.log import LOGGER
-from utils.base.options import SHARE, Range, flag, inner_type, nearest, options, parse
+from utils.base.options import SHARE, Range, flag, nearest, options
 from utils.base.paths import ROOT, datasets_root
-from utils.base.yaml import read_yaml, shortened, write_yaml
-
-__all__ = [
-    "DataConfig", "Hyp", "check_img_size", "flag", "make_divisible", "options", "parse", "read_yaml", "write_yaml",
-]  # fmt: skip
+from utils.base.yaml import read_yaml, shortened
 
 MAX_CLASSES = 100_000
 SIDES = Range(1, 32_736)  # pixels, the largest multiple of 32 that OpenCV maps
 SIDE = Range(SIDES.least, SIDES.most, also=(0,))  # 0: as is usual
+
+# a list, a mapping from 0, 1, 2 ... to name, a data YAML, or a text file with one name a line (classes.txt, obj.names)
+Names = Sequence[str] | Mapping[int, str] | Mapping[str, str] | str | Path
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -55,7 +52,7 @@ def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> i
 # ---------------------------------------------------------------------------------------------------------- data set
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """A data set description: where the pictures of each split lie and what the classes are called."""
+    """A data set description: where the images of each split lie and what the classes are called."""
 
     file: Path | None
     root: Path
@@ -83,88 +80,50 @@ class DataConfig:
         """
         file = Path(file)
         content = read_yaml(file)
-        for key in content:
-            if key not in cls.KEYS and (near := nearest(key, cls.KEYS)):
+        extra = [key for key in content if key not in cls.KEYS]
+        for key in extra:
+            if near := nearest(key, cls.KEYS):
                 raise ValueError(f"{file}: unknown key {shortened(key)}{near}; known: {', '.join(cls.KEYS)}")
-        if extra := [shortened(key).strip("'") for key in content if key not in cls.KEYS]:
-            LOGGER.warning(f"{file}: {', '.join(extra)} mean nothing here; known: {', '.join(cls.KEYS)}")
-        names = _class_names(file, content)
-        root = _data_root(file, content.get("path"))
-        splits = {split: _split_paths(file, root, split, content.get(split)) for split in ("train", "val", "test")}
-        for split in ("train", "val"):
-            if not splits[split]:
-                raise ValueError(
-                    f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
-                )
-        download, imgsz = content.get("download"), content.get("imgsz")
+        if extra:
+            unknown = ", ".join(shortened(key).strip("'") for key in extra)
+            LOGGER.warning(f"{file}: {unknown} mean nothing here; known: {', '.join(cls.KEYS)}")
+        imgsz, download = content.get("imgsz"), content.get("download")
         if imgsz is not None and (type(imgsz) is not int or imgsz not in SIDES):
             raise ValueError(f"{file}: imgsz must be whole pixels {SIDES}, not {shortened(imgsz)}")
-        download = None if download is None else str(download).strip()
-        return cls(file, root, **splits, names=names, download=download, imgsz=imgsz)
+        root = _data_root(file, content.get("path"))
+        return cls(
+            file,
+            root,
+            **{split: _split_paths(file, root, split, content.get(split)) for split in ("train", "val", "test")},
+            names=_names_of(file, content.get("names"), content.get("nc")),
+            download=None if download is None else str(download).strip(),
+            imgsz=imgsz,
+        )
 
 
-def _class_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    """`names` as a tuple in class order, checked against `nc` where that is given."""
-    names, count = content.get("names"), _class_count(file, content.get("nc"))
+def _names_of(file: Path, names: Any, count: Any) -> tuple[str, ...]:
+    """Return `names` in class order, checked against `nc` where that is given."""
+    if count is not None and not (type(count) is int and 1 <= count <= MAX_CLASSES):
+        raise ValueError(f"{file}: nc must be a whole number of classes, 1 to {MAX_CLASSES}, not {shortened(count)}")
     if names is None:
         if count is None:
             raise ValueError(f"{file}: has neither 'names' nor 'nc'; add 'names: [first, second]'")
         return tuple(f"class{i}" for i in range(count))
-    if isinstance(names, dict):
-        names = _numbered(file, names)
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            found = list(names)[:5]
-            raise ValueError(
-                f"{file}: names must be numbered 0 to {len(names) - 1} without gaps, not {shortened(found)}"
-            )
-        names = [name for _, name in sorted(names.items())]
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, (list, dict)):
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {shortened(names)}")
-    if count is not None and len(names) != count:
-        raise ValueError(f"{file}: nc is {count} but there are {len(names)} names; make them agree or leave nc out")
-    found = tuple(_class_name(file, number, name) for number, name in enumerate(names))
-    _say_repeated(file, found)
+    found = class_names(names, f"{file}: names")
+    if count is not None and len(found) != count:
+        raise ValueError(f"{file}: nc is {count} but there are {len(found)} names; make them agree or leave nc out")
+    first = {name: number for number, name in reversed(list(enumerate(found)))}
+    if again := [number for number, name in enumerate(found) if first[name] != number]:
+        name = found[again[0]]
+        both = f"{first[name]} and {again[0]}"
+        LOGGER.warning(f"{file}: classes {both} have one name, {shortened(name)}; is that meant?")
     return found
 
 
-def _say_repeated(file: Path, names: tuple[str, ...]) -> None:
-    """Warn of two classes with one name."""
-    first = {name: number for number, name in reversed(list(enumerate(names)))}
-    if again := [number for number, name in enumerate(names) if first[name] != number]:
-        name = shortened(names[again[0]])
-        LOGGER.warning(f"{file}: classes {first[names[again[0]]]} and {again[0]} have one name, {name}; is that meant?")
-
-
-def _numbered(file: Path, names: dict[Any, Any]) -> dict[Any, Any]:
-    """The mapping with whole numbers as keys, those in quotes too."""
-    numbered: dict[Any, Any] = {}
-    for key, name in names.items():
-        is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
-        number = int(key) if is_text and len(key) < 10 else key
-        if number in numbered:
-            raise ValueError(f"{file}: names has class {number} twice, with and without quotes; remove one")
-        numbered[number] = name
-    return numbered
-
-
-def _class_name(file: Path, number: int, name: Any) -> str:
-    """Text or a whole number as text; what YAML makes of `no`, `2024-01-01` or nothing at all is no name."""
-    if type(name) not in (str, int):
-        found = "null" if name is None else shortened(name)
-        raise ValueError(f"{file}: names: class {number} must be text, not {found}; write its name in quotes")
-    if not is_one_line(str(name)):  # it would break tables, logs and folder names
-        raise ValueError(f"{file}: names: class {number} must be one line of text, not {shortened(name)}; rename it")
-    return str(name)
-
-
-def _class_count(file: Path, count: Any) -> int | None:
-    if count is None or (type(count) is int and 1 <= count <= MAX_CLASSES):
-        return count
-    raise ValueError(f"{file}: nc must be a whole number of classes, 1 to {MAX_CLASSES}, not {shortened(count)}")
-
-
 def _data_root(file: Path, path: Any) -> Path:
-    """The first existing reading of `path`; when none exists yet, the place a download would go to."""
+    """Return the first existing reading of `path`; when none exists yet, the place a download would go to."""
     here = file.resolve().parent
     if path is None:
         return here
@@ -179,25 +138,25 @@ def _data_root(file: Path, path: Any) -> Path:
 
 
 def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:
-    if value is None or value == "":
-        return ()
-    entries = value if isinstance(value, list) else [value]
+    """Return where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
+    entries = [] if value is None or value == "" else value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {shortened(value)}")
-    return tuple(_split_path(root, _expanded(file, split, entry)) for entry in entries)
-
-
-def _split_path(root: Path, entry: Path) -> Path:
-    """Where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
-    path = root / entry
-    if entry.parts[:1] != ("..",) or os.path.exists(path):
-        return path
-    inside = root.joinpath(*[part for part in entry.parts if part != ".."])
-    return inside if os.path.exists(inside) else path
+    if not entries and split != "test":
+        raise ValueError(
+            f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
+        )
+    paths = []
+    for entry in entries:
+        parts = _expanded(file, split, entry).parts
+        inside = root.joinpath(*[part for part in parts if part != ".."])
+        path = root.joinpath(*parts)
+        paths.append(inside if parts[:1] == ("..",) and not os.path.exists(path) and os.path.exists(inside) else path)
+    return tuple(paths)
 
 
 def _expanded(file: Path, key: str, path: str) -> Path:
-    """The path with ~ written out, and with slashes where it was written on Windows."""
+    """Return the path with ~ written out, and with slashes where it was written on Windows."""
     if "\\" in path and not os.path.exists(path):
         path = path.replace("\\", "/")
     try:
@@ -206,106 +165,140 @@ def _expanded(file: Path, key: str, path: str) -> Path:
         raise ValueError(f"{file}: {key}: there is no home folder for {shortened(path)}; write it out") from error
 
 
+# ----------------------------------------------------------------------------------------------------------- classes
+def class_names(names: Names, source: str = "names") -> tuple[str, ...]:
+    """Return the names in class order. Raises ValueError where they are none, or their numbers have gaps."""
+    if isinstance(names, (str, Path)):
+        return _names_in(Path(names))
+    if isinstance(names, Mapping):
+        numbered: dict[Any, Any] = {}
+        for key, name in names.items():
+            is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
+            number = int(key) if is_text and len(key) < 10 else key
+            if number in numbered:
+                raise ValueError(f"{source} has class {number} twice, with and without quotes; remove one")
+            numbered[number] = name
+        if set(numbered) != set(range(len(numbered))):
+            found = shortened(list(numbered)[:5])
+            raise ValueError(f"{source}: must be numbered 0 to {len(numbered) - 1} without gaps, not {found}")
+        names = [numbered[number] for number in range(len(numbered))]
+    listed: list[Any] = list(names)
+    if not listed:
+        raise ValueError(f"{source}: must be the classes' names in order, as in [bolt, nut], or a mapping to them")
+    for number, name in enumerate(listed):  # what YAML makes of `no`, `2024-01-01` or nothing at all is no name
+        if type(name) not in (str, int):
+            found = "null" if name is None else shortened(name)
+            raise ValueError(f"{source}: class {number} must be text, not {found}; write its name in quotes")
+        if not is_one_line(str(name)):  # it would break tables, logs and folder names
+            raise ValueError(f"{source}: class {number} must be one line of text, not {shortened(name)}; rename it")
+    return tuple(map(str, listed))
+
+
+def _names_in(file: Path) -> tuple[str, ...]:
+    """Return the names of a data YAML, or the lines of any other file."""
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return DataConfig.load(file).names
+    try:
+        text = decoded(read_bytes(file, MIB))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"names: {printable(file)} is no list, data YAML or text file ({reason})") from None
+    return class_names([line.strip() for line in text.splitlines() if line.strip()])
+
+
+class ClassNames:
+    """Finds classes by name: as it stands, else without regard to case, spaces, hyphens and underscores."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = class_names(names)
+        self._exact = {name: number for number, name in reversed(list(enumerate(self.names)))}
+        self._folded: dict[str, int | None] = {}
+        for name, number in self._exact.items():  # two classes that differ in nothing else are told apart exactly only
+            self._folded[folded(name)] = None if folded(name) in self._folded else number
+        self._reasons: dict[str, str] = {}
+
+    def find(self, name: str) -> int | None:
+        """Return the class that `name` means, None where it is not listed."""
+        number = self._exact.get(name)
+        return self._folded.get(folded(name)) if number is None else number
+
+    def unlisted(self, name: str) -> str:
+        """Return why boxes of this name are dropped, with what comes near and the remedy."""
+        if name not in self._reasons:
+            known = {folded(known): known for known in reversed(self.names)}
+            near = difflib.get_close_matches(folded(name)[:80], known, n=1)
+            hint = f"did you mean {known[near[0]]!r}?" if near else "add it to keep them"
+            self._reasons[name] = f"called {name[:80]!r}, which is not among the names; {hint}"
+        return self._reasons[name]
+
+
 # -------------------------------------------------------------------------------------------------- hyper-parameters
-HYP_BOUNDS: dict[str, Range] = {  # what a training can work with; the limits of a search lie inside
-    "lr0": Range(0, 10, above=True),
-    "lrf": Range(0, 10),
-    "momentum": Range(0, 0.9999, above=True),  # Nesterov's, or Adam's first beta
-    "weight_decay": Range(0, 1),
-    "warmup_epochs": Range(0, 1000),
-    "warmup_momentum": Range(0, 0.9999),
-    "warmup_bias_lr": Range(0, 10),
-    "box": Range(0, 1000),
-    "cls": Range(0, 1000),
-    "cls_pw": Range(0, 1000),
-    "obj": Range(0, 1000),
-    "obj_pw": Range(0, 1000),
-    "iou_t": SHARE,
-    "anchor_t": Range(1, 1000, above=True),
-    "anchors": Range(0, 100),
-    "fl_gamma": Range(0, 10),
-    "hsv_h": SHARE,
-    "hsv_s": SHARE,
-    "hsv_v": SHARE,
-    "degrees": Range(0, 180),
-    "translate": SHARE,
-    "scale": Range(0, 0.99),
-    "shear": Range(0, 80),
-    "perspective": Range(0, 0.01),
-    **dict.fromkeys(("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "mosaic9", "albumentations"), SHARE),
-    "label_smoothing": Range(0, 0.99),
-    "pooled": SHARE,
-    "close_mosaic": Range(0, 1_000_000),
-    "ema_tau": Range(0, 1e9, above=True),
-    "warmup_floor": Range(0, 1_000_000_000),
-    "clip_norm": Range(0, 1e9),
-    "nominal_batch": Range(1, 1_000_000),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Hyp:
     """Hyper-parameters of a training run, as in YOLOv5's hyp YAML files, and ours below them.
 
-    Defaults are those of `hyp.scratch-low.yaml`; a key of ours that a file does not name keeps YOLOv5's behaviour.
+    Defaults are those of `hyp.scratch-low.yaml`; a key of ours that a file does not name keeps YOLOv5's behaviour. The
+    bounds are what a training can work with; the limits of a search lie inside.
     """
 
-    lr0: float = 0.01
-    lrf: float = 0.01
-    momentum: float = 0.937
-    weight_decay: float = 0.0005
-    warmup_epochs: float = 3.0
-    warmup_momentum: float = 0.8
-    warmup_bias_lr: float = 0.1
-    box: float = 0.05
-    cls: float = 0.5
-    cls_pw: float = 1.0
-    obj: float = 1.0
-    obj_pw: float = 1.0
-    iou_t: float = 0.2
-    anchor_t: float = 4.0
-    anchors: float | None = None
-    fl_gamma: float = 0.0
-    hsv_h: float = 0.015
-    hsv_s: float = 0.7
-    hsv_v: float = 0.4
-    degrees: float = 0.0
-    translate: float = 0.1
-    scale: float = 0.5
-    shear: float = 0.0
-    perspective: float = 0.0
-    flipud: float = 0.0
-    fliplr: float = 0.5
-    mosaic: float = 1.0
-    mixup: float = 0.0
-    copy_paste: float = 0.0
-    label_smoothing: float = 0.0  # the last of YOLOv5's; ours follow
-    box_iou: str = "CIoU"  # which overlap the box loss is made of
-    albumentations: float = 0.0  # share of pictures for each of the extra pixel effects (an optional package)
-    mosaic9: float = 0.0  # share of mosaics made of nine pictures instead of four
-    pooled: int = 0  # 1: every matched box counts alike, 0: every level's mean does
-    close_mosaic: int = 0  # last epochs that see whole pictures only
-    ema_tau: float = 2000.0  # updates over which the weight average becomes slow
-    warmup_floor: int = 1000  # fewest warm-up iterations (never more than a third of the run)
-    clip_norm: float = 0.0  # longest gradient of one step, 0 for no limit
-    nominal_batch: int = 64  # gradients are gathered up to this many pictures a step
+    lr0: float = flag(0.01, bounds=Range(0, 10, above=True))
+    lrf: float = flag(0.01, bounds=Range(0, 10))
+    momentum: float = flag(0.937, "Nesterov's, or Adam's first beta", bounds=Range(0, 0.9999, above=True))
+    weight_decay: float = flag(0.0005, bounds=SHARE)
+    warmup_epochs: float = flag(3.0, bounds=Range(0, 1000))
+    warmup_momentum: float = flag(0.8, bounds=Range(0, 0.9999))
+    warmup_bias_lr: float = flag(0.1, bounds=Range(0, 10))
+    box: float = flag(0.05, bounds=Range(0, 1000))
+    cls: float = flag(0.5, bounds=Range(0, 1000))
+    cls_pw: float = flag(1.0, bounds=Range(0, 1000))
+    obj: float = flag(1.0, bounds=Range(0, 1000))
+    obj_pw: float = flag(1.0, bounds=Range(0, 1000))
+    iou_t: float = flag(0.2, bounds=SHARE)
+    anchor_t: float = flag(4.0, bounds=Range(1, 1000, above=True))
+    anchors: float | None = flag(None, bounds=Range(0, 100))
+    fl_gamma: float = flag(0.0, bounds=Range(0, 10))
+    hsv_h: float = flag(0.015, bounds=SHARE)
+    hsv_s: float = flag(0.7, bounds=SHARE)
+    hsv_v: float = flag(0.4, bounds=SHARE)
+    degrees: float = flag(0.0, bounds=Range(0, 180))
+    translate: float = flag(0.1, bounds=SHARE)
+    scale: float = flag(0.5, bounds=Range(0, 0.99))
+    shear: float = flag(0.0, bounds=Range(0, 80))
+    perspective: float = flag(0.0, bounds=Range(0, 0.01))
+    flipud: float = flag(0.0, bounds=SHARE)
+    fliplr: float = flag(0.5, bounds=SHARE)
+    mosaic: float = flag(1.0, bounds=SHARE)
+    mixup: float = flag(0.0, bounds=SHARE)
+    copy_paste: float = flag(0.0, bounds=SHARE)
+    label_smoothing: float = flag(0.0, bounds=Range(0, 0.99))  # the last of YOLOv5's; ours follow
+    box_iou: str = flag("CIoU", "which overlap the box loss is made of")
+    albumentations: float = flag(
+        0.0, "share of images for each of the extra pixel effects (an optional package)", bounds=SHARE
+    )
+    mosaic9: float = flag(0.0, "share of mosaics made of nine images instead of four", bounds=SHARE)
+    pooled: int = flag(0, "1: every matched box counts alike, 0: every level's mean does", bounds=SHARE)
+    close_mosaic: int = flag(0, "last epochs that see whole images only", bounds=Range(0, 1_000_000))
+    ema_tau: float = flag(
+        2000.0, "updates over which the weight average becomes slow", bounds=Range(0, 1e9, above=True)
+    )
+    warmup_floor: int = flag(
+        1000, "fewest warm-up iterations (never more than a third of the run)", bounds=Range(0, 1_000_000_000)
+    )
+    clip_norm: float = flag(0.0, "longest gradient of one step, 0 for no limit", bounds=Range(0, 1e9))
+    nominal_batch: int = flag(64, "gradients are gathered up to this many images a step", bounds=Range(1, 1_000_000))
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Hyp:
         """From a YAML file or a mapping. Raises ValueError for an unknown key, a wrong type or an impossible value."""
         name = "hyp" if isinstance(source, Mapping) else str(source)
-        content = dict(source) if isinstance(source, Mapping) else read_yaml(source)
-        hints = typing.get_type_hints(cls)
+        content = source if isinstance(source, Mapping) else read_yaml(source)
         for key, value in content.items():
-            if key not in hints:
-                raise ValueError(
-                    f"{name}: unknown hyper-parameter {shortened(key)}{nearest(key, hints)}; known: {', '.join(hints)}"
-                )
-            content[key] = _hyp_value(name, key, value, inner_type(hints[key])[0])
-        return cls(**content)
+            if value is None and key != "anchors":
+                raise ValueError(f"{name}: {shortened(key)} must have a value, not None; give it one, or remove it")
+        return options(cls, content, name)
 
     def scaled(self, levels: int, nc: int, imgsz: int, label_smoothing: float = 0.0) -> Hyp:
-        """Loss gains for this many detection levels, classes and pixels (YOLOv5's reference is 3, 80 and 640)."""
+        """Return the loss gains for so many detection levels, classes and pixels (YOLOv5's reference: 3, 80, 640)."""
         return replace(
             self,
             box=self.box * 3 / levels,
@@ -313,25 +306,3 @@ class Hyp:
             obj=self.obj * (imgsz / 640) ** 2 * 3 / levels,
             label_smoothing=label_smoothing or self.label_smoothing,
         )
-
-
-def _hyp_value(name: str, key: str, value: Any, kind: type) -> Any:
-    """`value` as `kind`, inside its bounds; YAML 1.1 reads 1e-2 as text, so text that is a number counts as one."""
-    bounds = HYP_BOUNDS.get(key)
-    if kind is str:
-        if isinstance(value, str):
-            return value
-    elif value is None and key == "anchors":
-        return None
-    elif not isinstance(value, bool):
-        try:
-            number = kind(value)
-            fits = math.isfinite(number) and number == float(value)
-        except (TypeError, ValueError, OverflowError):
-            fits = False
-        if fits and number not in bounds:
-            raise ValueError(f"{name}: {key} must be {bounds}, not {shortened(value)}")
-        if fits:
-            return number
-    wanted = {str: "text", int: "a whole number", float: "a number"}[kind]
-    raise ValueError(f"{name}: {key} must be {wanted}, not {shortened(value)}")

@@ -10,9 +10,11 @@ import codecs
 import hashlib
 import os
 import re
+import secrets
 import stat
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MIB = 1 << 20
@@ -100,6 +102,32 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
             length += len(part)
             check_size(length, limit)  # it may have grown, or lie where sizes mean nothing
     return b"".join(parts)
+
+
+@contextmanager
+def replacing(target: str | Path, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a new file beside `target`, which takes its place when the block ends: whole or not at all.
+
+    Where the block fails, `target` stays as it was and the new file is removed. With `durable` the content has reached
+    the disk before it takes the place, so that a crash of the machine leaves the one or the other.
+    """
+    target = Path(target)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield beside
+        if durable:
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(beside, target)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(target: str | Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a crash leaves the earlier one or the new one. Raises OSError."""
+    with replacing(target, durable=True) as beside:
+        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def folded(name: str) -> str:

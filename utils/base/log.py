@@ -48,6 +48,10 @@ class _Tidy(logging.Formatter):
         return "".join(pieces if self.colour else pieces[::2])
 
 
+class Fault(RuntimeError):
+    """What ends a script with one line: the message says what happened, what is safe, and what to do."""
+
+
 def colorstr(*parts: str) -> str:
     """The last part wrapped in the ANSI styles named before it; a single part becomes bold blue."""
     *styles, text = parts if len(parts) > 1 else ("blue", "bold", parts[0])

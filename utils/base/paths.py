@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from utils.base.files import printable
+from utils.base.log import LOGGER
+from utils.base.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+USUAL_SIZE = 640  # pixels of an image's side, when nothing says otherwise
+LARGEST_SIZE = 8192  # pixels that a stranger's file may ask for by itself
 _SEARCHED = ("data", "models")
 
 
@@ -143,6 +148,36 @@ def latest_checkpoint(folder: str | Path, name: str = "best.pt") -> Path | None:
     """The newest `<folder>/*/weights/<name>`, None if there is none."""
     found = [path for path in Path(folder).glob(f"*/weights/{name}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def choose_weights(given: Sequence[str]) -> list[str]:
+    """Return the weights that were given, or, without any, the newest training run's best.pt; ValueError for none."""
+    if given:
+        return list(given)
+    newest = latest_checkpoint(ROOT / "runs/train")
+    if newest is None:
+        raise ValueError(f"no --weights, and none below {ROOT / 'runs/train'}: train first, or name a .pt file")
+    LOGGER.info(f"--weights {shown(newest)} (the newest)")
+    return [str(newest)]
+
+
+def trained_with(weights: Sequence[str | Path]) -> dict[str, Any]:
+    """The options of the run that the first weights file lies in (its opt.yaml), empty when there is none."""
+    file = Path(weights[0]).parent.parent / "opt.yaml" if weights else None
+    return read_yaml(file) if file and file.is_file() else {}
+
+
+def trained_size(weights: Sequence[str | Path]) -> int:
+    """The side in pixels of the images that the weights were trained on, as their run's folder tells, else 640.
+
+    For weights that do not know it themselves, as those of earlier versions.
+    """
+    return usable_size(trained_with(weights).get("imgsz")) or USUAL_SIZE
+
+
+def usable_size(size: Any) -> int:
+    """The side in pixels that a file states, 0 for none or for what cannot be one."""
+    return size if type(size) is int and 0 < size <= LARGEST_SIZE else 0
 
 
 def shown(path: str | Path) -> str:

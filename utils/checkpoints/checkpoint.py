@@ -7,10 +7,8 @@ list: no constructor and no method of theirs runs, their fields are only looked 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import os
 import pickle
 import re
 import struct
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.base.files import MIB, printable
+from utils.base.files import MIB, printable, replacing
 from utils.base.log import LOGGER
 from utils.checkpoints.pickle_check import check_pickle
 from utils.checkpoints.torch_zip import read_record, read_records
@@ -238,20 +236,13 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     path = Path(path).resolve()
     plain = _plain({"format": FORMAT, **content}, "checkpoint")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, durable=True) as beside, beside.open("wb") as file:
             torch.save(plain, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         kept = f"the earlier {path.name} is unchanged; " if path.exists() else ""
         cause = getattr(error, "strerror", None) or "the disk took only a part, it may be full"
         raise OSError(f"{path}: could not be written ({cause}); {kept}make room or choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:

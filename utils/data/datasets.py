@@ -37,9 +37,8 @@ from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
 from utils.data.samplers import EpochSampler, SampleKey
 from utils.data.warp import Sample
-from utils.distributed.processes import world_size
+from utils.distributed.processes import Team, world_size
 from utils.distributed.shared_memory import ALONE, share
-from utils.distributed.team import Team
 from utils.images.letterbox import GREY, fit_longest, letterbox
 
 MAX_STAND_INS = 0.25  # part of a data set's images that may be unreadable before a result means nothing

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.base.arrays import read_array
+from utils.base.files import replacing
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.base.progress import progress
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import CHECKING_THREADS, CHUNK
+from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, layout_of, reserve
-from utils.distributed.team import Team
 from utils.images.letterbox import fit_longest, fitted_sizes
 from utils.images.reading import DECODER
 
@@ -81,7 +81,7 @@ class MemoryCache:
         if team.is_first:
             arrays["shapes"][...], arrays["starts"][...] = shapes, starts
         self._arrays, self._index, self._size, self._smooth = arrays, index, size, smooth
-        team.tell(None)  # nobody fills before the places are known
+        team.broadcast(None)  # nobody fills before the places are known
         with team.agreed():
             _for_each(team.mine(range(len(index))), self._fill, f"{prefix}caching pictures in memory")
         count = np.count_nonzero(arrays["filled"])
@@ -159,15 +159,8 @@ class DiskCache:
         height, width = original.shape[:2]
         if (width, height) != tuple(self.index.sizes[position]):  # its own size could not be told afterwards
             return False
-        file = self._file(position)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
-            try:
-                np.save(temporary, fit_longest(original, self.size, self.smooth))
-                temporary.flush()
-            except OSError:
-                os.unlink(temporary.name)  # no half-written file stays on a full disk
-                raise
-        os.replace(temporary.name, file)
+        with replacing(self._file(position)) as beside, beside.open("wb") as file:
+            np.save(file, fit_longest(original, self.size, self.smooth))
         return True
 
     def get(self, position: int) -> np.ndarray | None:

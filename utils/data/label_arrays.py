@@ -18,8 +18,8 @@ from utils.data import shards
 from utils.data.image_files import img2label_paths, label_places, misplaced_labels
 from utils.data.labels import Record, first_class_above
 from utils.data.problems import Problem
+from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, SharedArrays, share
-from utils.distributed.team import Team
 from utils.images.reading import read_image
 
 COLUMNS = {  # what a row of each array looks like
@@ -194,7 +194,7 @@ class LabelIndex:
         if team.size == 1 and isinstance(index.arrays, SharedArrays):
             return index
         arrays = share(None if index is None else index.arrays, team)
-        return LabelIndex(arrays, *team.tell(None if index is None else (index.counts, index.problems)))
+        return LabelIndex(arrays, *team.broadcast(None if index is None else (index.counts, index.problems)))
 
     # ---- what is in it -----------------------------------------------------------------------------------------------
 

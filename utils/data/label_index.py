@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from utils.base.arrays import read_arrays
-from utils.base.files import printable
+from utils.base.files import printable, replacing
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.base.progress import progress
@@ -29,8 +28,8 @@ from utils.data.label_arrays import Counts, LabelIndex, pack_names, unpack_name
 from utils.data.labels import check_pair
 from utils.data.problems import Problem, gathered
 from utils.data.shards import check_shard, find_shards, is_shard
+from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, share
-from utils.distributed.team import Team
 from utils.images.reading import DECODER, quiet_decoder
 
 __all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprint", "load_cache", "load_index",
@@ -96,17 +95,11 @@ def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
         "problems": [asdict(problem) for problem in index.problems],
     }
     encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as beside, beside.open("wb") as file:
             np.savez(file, header=encoded, **index.arrays)
-        os.chmod(temporary, 0o644)  # temporary files are private; a cache may be shared like the labels
-        os.replace(temporary, path)
     except OSError as error:
         LOGGER.warning(f"labels are checked again next time: {shown(path)} cannot be written ({error.strerror})")
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------
@@ -308,7 +301,7 @@ def load_index(
         if team.is_first:
             search = _Search.of(listed)
             index = load_cache(search.place, search.stamp) if cache else None
-    known = team.tell(index is not None)
+    known = team.broadcast(index is not None)
     if not known:
         index = _check_together(search.units if search else None, prefix, team)
     with team.agreed():

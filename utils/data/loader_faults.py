@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
+from utils.base.log import Fault
+
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.DOTALL)  # torch's words
 _FAILED = re.compile(r"Caught (\w+) in (?:DataLoader worker process|pin memory thread)")
 _BY_SIGNAL = "is killed by signal: "
 _LESS_MEMORY = "train with fewer --workers, a smaller --batch-size or without --cache"
 
 
-class WorkerFault(RuntimeError):
+class WorkerFault(Fault):
     """A loader process died or failed; the message names it, the likely cause and the remedy."""
 
 

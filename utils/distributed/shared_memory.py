@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from utils.base.log import LOGGER
-from utils.distributed.team import Team
+from utils.distributed.processes import Team
 
 ALIGNMENT = 64  # bytes, a cache line
 ALONE = Team()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 
 Id = int | str
 

@@ -21,8 +21,7 @@ from utils.base.log import LOGGER
 from utils.base.progress import BAR, is_terminal, progress
 from utils.boxes.convert import xywh2xyxy
 from utils.data.loader_faults import batches_of
-from utils.distributed.processes import gather_to_main, is_main
-from utils.distributed.shares import agreed
+from utils.distributed.processes import agreed, gather_to_main, is_main
 from utils.evaluation.metrics import DetectionMetrics, DetectionResult
 from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects
 
@@ -104,11 +103,9 @@ def evaluate(
     others None. A ValueError or OSError of one is then raised in all.
     """
     listener, scorer, several = listener or Listener(), Scorer(names, settings), settings.stride > 1
-
-    def score() -> _Share:
-        return _score_share(forward, loader, device, scorer, listener)
-
-    shares = gather_to_main(agreed(score)) if several else [score()]
+    with agreed() if several else nullcontext():
+        share = _score_share(forward, loader, device, scorer, listener)
+    shares = gather_to_main(share) if several else [share]
     if shares is None:
         return None
     listener.receive([one.heard for one in shares])

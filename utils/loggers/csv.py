@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.base.files import write_whole
 from utils.base.log import LOGGER
-from utils.loggers.run import write_whole
 
 COLUMNS = (
     "train/box_loss",

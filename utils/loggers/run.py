@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +44,3 @@ class RunInfo:
         together = self.options | {f"hyp/{name}": value for name, value in self.hyp.items()}
         return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in
                 together.items()}  # fmt: skip
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file complete or not at all: a crash leaves the earlier one. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-    finally:
-        with contextlib.suppress(OSError):  # after success it is gone already
-            temporary.unlink(missing_ok=True)

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from utils.base.files import write_whole
 from utils.base.log import LOGGER, one_line
 from utils.loggers.csv import COLUMNS
 from utils.loggers.curves import PrCurve, pr_curves
 from utils.loggers.delivery import Guard
-from utils.loggers.run import RunInfo, write_whole
+from utils.loggers.run import RunInfo
 
 PATIENCE = 30.0  # seconds that services have to send the rest when training has ended
 HURRY = 5.0  # and when it was broken off: whoever stops a process may not wait longer

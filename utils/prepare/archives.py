@@ -11,14 +11,13 @@ import re
 import stat
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from utils.base.files import printable
+from utils.base.files import printable, replacing
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 
@@ -156,19 +155,12 @@ def _write(content: BinaryIO, target: Path, room: int) -> int:
     """Copy at most `room` bytes to a new file, which appears when it is whole; how many there were."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".unpacking", delete=False) as file:
-        try:
-            while chunk := content.read(CHUNK):
-                written += len(chunk)
-                if written > room:
-                    raise ValueError("it unpacks to far more than its size allows to believe")
-                file.write(chunk)
-            file.flush()
-            os.chmod(file.name, 0o644)  # temporary files are private
-            os.replace(file.name, target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(target) as beside, beside.open("xb") as file:
+        while chunk := content.read(CHUNK):
+            written += len(chunk)
+            if written > room:
+                raise ValueError("it unpacks to far more than its size allows to believe")
+            file.write(chunk)
     return written
 
 

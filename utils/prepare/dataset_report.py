@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.base.files import printable
+from utils.base.files import printable, write_whole
 from utils.data.problems import Problem
 
 NAME = "dataset_report.csv"
@@ -47,15 +44,5 @@ def write_report(folder: Path, splits: Mapping[str, Sequence[Problem]]) -> Path 
     if not any(splits.values()):
         target.unlink(missing_ok=True)
         return None
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=NAME, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(_table(splits).encode("utf-8-sig"))
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private
-            os.replace(file.name, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+    write_whole(target, _table(splits).encode("utf-8-sig"))
     return target

@@ -13,8 +13,6 @@ import io
 import json
 import math
 import operator
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.base.class_names import ClassNames, Names
-from utils.base.files import MIB, decoded, printable, read_bytes
+from utils.base.config import ClassNames, Names
+from utils.base.files import MIB, decoded, printable, read_bytes, replacing
 from utils.prepare.tally import Tally
 
 MAX_JSON_BYTES = 8192 * MIB  # Objects365 has five
@@ -115,15 +113,8 @@ def write_rows(path: str | Path, rows: Iterable[str]) -> None:
     """Write a label file, whole or not at all; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8", delete=False) as file:
-        try:
-            file.writelines(f"{row}\n" for row in rows)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(f"{row}\n" for row in rows)
 
 
 @contextlib.contextmanager

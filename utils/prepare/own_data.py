@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.base.class_names import Names
+from utils.base.config import Names
 from utils.base.files import is_hidden, printable, walk_files
 from utils.data.image_files import find_images
 from utils.images.reading import picture_size

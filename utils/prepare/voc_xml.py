@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.base.class_names import ClassNames, Names
+from utils.base.config import ClassNames, Names
 from utils.base.files import read_bytes
 from utils.prepare.image_places import has_ending
 from utils.prepare.label_formats import MAX_TEXT_BYTES, NONSENSE, Size, boxed, is_size, told

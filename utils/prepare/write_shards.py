@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.base.config import DataConfig
+from utils.base.files import replacing
 from utils.base.log import LOGGER, one_line, set_up_logging
 from utils.base.options import Range, flag, parse
 from utils.base.paths import check_yaml, shown
@@ -60,16 +61,11 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _write(file: Path, pairs: Iterable[tuple[str, Path, str]]) -> None:
     """One shard, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as archive:
-            for key, image, label in pairs:
-                _add(archive, f"{key}{image.suffix.lower()}", image.read_bytes())
-                if os.path.isfile(label):
-                    _add(archive, f"{key}.txt", Path(label).read_bytes())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as beside, tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as archive:
+        for key, image, label in pairs:
+            _add(archive, f"{key}{image.suffix.lower()}", image.read_bytes())
+            if os.path.isfile(label):
+                _add(archive, f"{key}.txt", Path(label).read_bytes())
 
 
 def write_shards(

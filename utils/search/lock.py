@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 
 from utils.base.log import LOGGER
-from utils.distributed.workers import seen_alive, this_worker
+from utils.distributed.run_lock import seen_alive, this_worker
 
 GRACE = 60.0  # seconds for which a holder that cannot be seen from here may hold the lock
 SHORTEST, LONGEST = 0.001, 0.2  # seconds between attempts

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.drawing.figures import GREY, INK, new_figure, save_figure, series_colour, title
+from utils.base.files import replacing
+from utils.drawing.figures import GREY, INK, new_figure, series_colour, title
 from utils.evaluation.metrics import fitness
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROWS, COLUMNS, RESULTS = 6, 5, 7  # panels, and columns of evolve.csv before the hyper-parameters
 
@@ -83,8 +83,8 @@ def _shades(count: int) -> np.ndarray:
     return LinearSegmentedColormap.from_list("time", ["#bfdbfe", "#3b82f6", "#1e3a8a"])(np.linspace(0, 1, count))
 
 
-def _save(figure: object, file: Path) -> Path:
+def _save(figure: Figure, file: Path) -> Path:
     """Two workers may finish at once: the picture is written whole, then moved to its name."""
-    temporary = save_figure(figure, file.with_name(f".{uuid.uuid4().hex}{file.suffix}"), dpi=100)
-    os.replace(temporary, file)
+    with replacing(file) as beside:
+        figure.savefig(beside, format="png", dpi=100)
     return file

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from utils.base.files import write_whole
 from utils.base.paths import shown
 from utils.search.space import SearchSpace
 from utils.search.storage import TABLE
@@ -39,16 +38,6 @@ def write_tables(folder: Path, ledger: Ledger, space: SearchSpace, opt: TrainOpt
         write_whole(folder / TABLE, results_table(finished, space))
         write_whole(folder / WHO, who_table(finished))
         write_whole(folder / BEST_HYP, best_hyp(finished, space, opt))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Replace a file's content at one stroke."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def results_table(finished: Numbered, space: SearchSpace) -> str:

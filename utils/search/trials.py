@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.base.log import LOGGER, one_line
-from utils.distributed.workers import seen_alive, this_worker
+from utils.distributed.run_lock import seen_alive, this_worker
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

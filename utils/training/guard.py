@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.base.log import LOGGER
+from utils.base.log import LOGGER, Fault
 from utils.distributed.processes import gather_to_main, is_main
 
 LIMIT = 10  # refused steps in a row that end the run
@@ -15,7 +15,7 @@ SHOWN_PATHS = 4
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
-class TrainingFault(RuntimeError):
+class TrainingFault(Fault):
     """Training cannot go on; the message says why, what is safe, and what to do."""
 
 

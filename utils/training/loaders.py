@@ -6,8 +6,7 @@ from typing import Any
 
 from utils.base.log import colorstr
 from utils.data.datasets import create_dataloader
-from utils.distributed.processes import loader_workers, rank, world_size
-from utils.distributed.shares import my_share, own_batches
+from utils.distributed.processes import loader_workers, my_share, own_batches, rank, world_size
 from utils.training.setup import Setup
 
 VAL_BATCH = 32  # most pictures in a batch of validation, as val.py takes: its number decides their shapes

@@ -18,14 +18,12 @@ from utils.base.config import DataConfig, Hyp
 from utils.base.devices import gpu_indices, select_device
 from utils.base.log import LOGGER
 from utils.base.options import options
-from utils.base.paths import check_file, check_yaml, claimed, latest_checkpoint, shown
-from utils.base.runs import USUAL_SIZE
+from utils.base.paths import USUAL_SIZE, check_file, check_yaml, claimed, latest_checkpoint, shown
 from utils.base.yaml import read_yaml, write_yaml
 from utils.boxes.iou import check_loss_name
 from utils.checkpoints.checkpoint import load_checkpoint
-from utils.distributed.processes import is_main, join, local_rank, tell, world_size
+from utils.distributed.processes import agreed, broadcast, is_main, join, local_rank, world_size
 from utils.distributed.run_lock import RunLock
-from utils.distributed.shares import agreed
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.prepare.converters import prepare
@@ -106,7 +104,9 @@ def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
     """The folder of a run, claimed and locked by the main process, in every process."""
-    return Path(tell(agreed(lambda: _take(opt, last, hold) if is_main() else None)))
+    with agreed():
+        folder = _take(opt, last, hold) if is_main() else None
+    return Path(broadcast(folder))
 
 
 def _take(opt: TrainOptions, last: Path | None, hold: ExitStack) -> str:
@@ -185,7 +185,7 @@ def find_run(opt: TrainOptions) -> Path | None:
             )
     elif _restarts() > 0:
         last = _begun_by(launch_id(), opt)
-    told = tell(str(last) if last else None)
+    told = broadcast(str(last) if last else None)
     return Path(told) if told else None
 
 
@@ -205,7 +205,7 @@ def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[Tra
     A finished run goes on from its `resume.pt`, when more epochs or more patience are asked for. Where nothing is left
     to go on from, "auto" begins anew (None), anything else raises ValueError.
     """
-    content = tell(_read_run(last, opt.resume == "auto") if is_main() else None)
+    content = broadcast(_read_run(last, opt.resume == "auto") if is_main() else None)
     if content is None:
         return None
     stored = options(TrainOptions, content["options"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.base.files import replacing
 from utils.base.log import LOGGER
 from utils.checkpoints.checkpoint import describe_model, load_checkpoint, save_checkpoint, strip_optimizer
 from utils.distributed.processes import is_main
@@ -149,13 +150,11 @@ class Keeper:
         if load_checkpoint(self.last).get("optimizer") is None:
             return  # somebody stripped it meanwhile: resume.pt, if there is one, has more
         if not self.setup.opt.nosave:
-            beside = self.last.with_name(f".{FULL_STATE}.tmp")
-            beside.unlink(missing_ok=True)
-            try:
-                os.link(self.last, beside)
-            except OSError:  # a file system without links
-                shutil.copyfile(self.last, beside)
-            os.replace(beside, self.last.with_name(FULL_STATE))
+            with replacing(self.last.with_name(FULL_STATE)) as beside:
+                try:
+                    os.link(self.last, beside)
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.last, beside)
         strip_optimizer(self.last)
         self.last.with_name(PIECES).unlink(missing_ok=True)
 

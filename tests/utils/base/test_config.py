@@ -8,34 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.base import config, options
-from utils.base.config import HYP_BOUNDS, DataConfig, Hyp, check_img_size, make_divisible
+from utils.base.config import ClassNames, DataConfig, Hyp, check_img_size, class_names, make_divisible
+from utils.base.files import folded
 from utils.base.paths import ROOT
-from utils.base.yaml import read_yaml, write_yaml
 from utils.search.space import LIMITS
-
-
-def test_command_lines_are_here_too() -> None:
-    assert all(getattr(config, name) is getattr(options, name) for name in ("flag", "options", "parse"))
-    assert all(hasattr(config, name) for name in config.__all__)
-
-
-@pytest.mark.parametrize(
-    "text, says", [("", "nothing"), ("- 1\n", "list"), ("a: [1\nb: 2", "line 2"), ("\tx: 1", "line 1")]
-)
-def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, says: str) -> None:
-    (file := tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ValueError, match=says) as error:
-        read_yaml(file)
-    assert "\n" not in str(error.value) and str(file) in str(error.value)
-
-
-def test_yaml_round_trip(tmp_path: Path) -> None:
-    content = {"z": 1, "a": [0.5, "文字"], "p": Path("x")}
-    write_yaml(tmp_path / "x.yaml", content)
-    assert read_yaml(tmp_path / "x.yaml") == {"z": 1, "a": [0.5, "文字"], "p": "x"}
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_yaml(tmp_path / "none.yaml")
 
 
 def data_yaml(folder: Path, text: str) -> Path:
@@ -102,7 +78,7 @@ def test_names_that_are_too_long_for_any_file_are_only_missing(tmp_path: Path) -
         ("train: a\nval: a\nnmaes: [x]", "unknown key 'nmaes', did you mean 'names'"),
         ("train: a\nval: a\nnames: [x]\nimgsz: big", "imgsz must be"),
         ("path: 3\ntrain: a\nval: a\nnames: [x]", "path must be"),
-        ("train: a\nval: a\nnames: {}", "names must be"),
+        ("train: a\nval: a\nnames: {}", "names: must be"),
         ("train: a\nval: a\nnames: {0: null}", "names: class 0 must be text, not null; write its name in quotes"),
         ("train: a\nval: a\nnames:\n  - x\n  -\n", "class 1 must be text, not null"),
         ("train: a\nval: a\nnames: [yes, no]", "class 0 must be text, not True"),
@@ -147,19 +123,19 @@ def test_hyp_reads_numbers_written_as_text() -> None:
 @pytest.mark.parametrize(
     "content, says",
     [
-        ({"lr": 1}, "unknown hyper-parameter"),
+        ({"lr": 1}, "hyp: unknown key 'lr', did you mean 'lrf'.; there are: lr0, "),
         ({"lr0": "x"}, "a number"),
-        ({"mosaic": 2}, "mosaic must be from 0 to 1, not 2"),
-        ({"box_iou": 3}, "text"),
-        ({"lr0": float("nan")}, "a number"),
+        ({"mosaic": 2}, "hyp: mosaic 2: must be from 0 to 1"),
+        ({"box_iou": [3]}, "must be text"),
+        ({"lr0": float("nan")}, "lr0 nan: must be above 0 and at most 10"),
         ({"anchor_t": 1}, "above 1"),
-        ({"hsv_h": True}, "hsv_h must be a number"),
-        ({"lr0": None}, "a number, not None"),
+        ({"hsv_h": True}, "hyp: hsv_h True: must be a number"),
+        ({"lr0": None}, "lr0. must have a value"),
         ({"lr0": [1]}, "a number"),
         ({"lr0": 10**400}, "a number"),
-        ({"close_mosaic": 2.5}, "close_mosaic must be a whole number, not 2.5"),
+        ({"close_mosaic": 2.5}, "close_mosaic 2.5: must be a whole number"),
         ({"close_mosaic": "x"}, "a whole number"),
-        ({"pooled": float("inf")}, "a whole number, not inf"),
+        ({"pooled": float("inf")}, "inf: must be a whole number"),
         ({"warmup_floor": 10**400}, "a whole number"),
     ],
 )
@@ -194,18 +170,18 @@ def test_image_size_fits_the_stride(caplog: pytest.LogCaptureFixture) -> None:
         check_img_size(0)
 
 
-NUMBERS = [item.name for item in fields(Hyp) if item.type != "str"]
+HYP_BOUNDS = {item.name: item.metadata["bounds"] for item in fields(Hyp) if item.type != "str"}
 
 
-@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("key", HYP_BOUNDS)
 def test_every_hyper_parameter_has_a_range_and_keeps_to_it(key: str) -> None:
     bounds = HYP_BOUNDS[key]
     assert -math.inf < bounds.least < bounds.most < math.inf
     for value in (bounds.least - 1, bounds.most + 1, 1e308, -1e308, "1000000000000"):
-        with pytest.raises(ValueError, match=rf"hyp: {key} must be (from|above) {bounds.least:.10g} "):
+        with pytest.raises(ValueError, match=rf"hyp: {key} \S+: must be (a whole|(from|above) {bounds.least:.10g}) "):
             Hyp.load({key: value})
     for value in (math.inf, -math.inf, math.nan, ".nan"):
-        with pytest.raises(ValueError, match=f"{key} must be a"):
+        with pytest.raises(ValueError, match=f"{key} .*: must be"):
             Hyp.load({key: value})
     ends = (bounds.most, bounds.least + 1e-9 * bounds.above) if isinstance(getattr(Hyp(), key), float) else ()
     assert all(getattr(Hyp.load({key: value}), key) == value for value in ends)
@@ -234,3 +210,40 @@ def test_a_yaml_in_another_coding(tmp_path: Path) -> None:
     file.write_bytes(text.encode("gbk"))
     with pytest.raises(ValueError, match="x.yaml: is not a text file in UTF-8; save it as UTF-8"):
         DataConfig.load(file)
+
+
+@pytest.mark.parametrize("names", [[], (), {}, [None], [["a"]], [1.5], {1: "a"}, {0: "a", 2: "b"}, {"a": "b"}], ids=str)
+def test_what_is_no_list_of_names(names: object) -> None:
+    with pytest.raises(ValueError, match="^names: "):
+        class_names(names)
+
+
+def test_every_form_of_names(tmp_path: Path) -> None:
+    yaml = tmp_path / "bolts.yaml"
+    yaml.write_text("path: nowhere\ntrain: images/train\nval: images/val\nnames: {0: bolt, 1: nut}\n")
+    text = tmp_path / "classes.txt"
+    text.write_bytes("\ufeffbolt\r\n\r\n nut \r\n".encode())
+    forms = (["bolt", "nut"], {0: "bolt", 1: "nut"}, {"1": "nut", "0": "bolt"}, yaml, str(yaml), text, str(text))
+    assert {class_names(form) for form in forms} == {("bolt", "nut")}
+    assert class_names([5, "x"]) == ("5", "x")
+    with pytest.raises(ValueError, match="names: bolt is no list, data YAML or text file"):
+        class_names("bolt")
+
+
+@pytest.mark.parametrize("name", ["Traffic Light", "traffic_light ", " TRAFFIC-LIGHT", "ｔraffic \tlight"])
+def test_case_width_and_separators_do_not_matter(name: str) -> None:
+    assert ClassNames(["car", "traffic light"]).find(name) == 1
+
+
+def test_names_that_differ_in_nothing_else_are_told_apart() -> None:
+    names = ClassNames(["a-b", "a b", "Straße", "x", "x"])
+    assert (names.find("a-b"), names.find("a b"), names.find("A_B"), names.find("STRASSE")) == (0, 1, None, 2)
+    assert names.find("x") == 3 and names.find("X") == 3 and folded(" A__b ") == "a b"
+
+
+def test_what_is_not_listed_says_what_comes_near() -> None:
+    names = ClassNames(["Bolt", "nut"])
+    assert names.find("bolts") is None and names.find("") is None
+    assert names.unlisted("bolts") == "called 'bolts', which is not among the names; did you mean 'Bolt'?"
+    assert names.unlisted("cat") == "called 'cat', which is not among the names; add it to keep them"
+    assert len(names.unlisted("x" * 10_000)) < 200

@@ -22,7 +22,9 @@ from utils.base.files import (
     is_one_line,
     printable,
     read_bytes,
+    replacing,
     walk_files,
+    write_whole,
 )
 
 
@@ -183,3 +185,26 @@ def test_text_of_another_coding_says_what_to_do() -> None:
 )
 def test_hidden_is_what_lies_hidden_below_the_folder(path: str, hidden: int) -> None:
     assert is_hidden(f".cache/set/{path}", ".cache/set") == bool(hidden)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, durable: bool) -> None:
+    file = tmp_path / "a.txt"
+    with replacing(file, durable) as beside:
+        beside.write_text("one")
+        assert not file.exists() and beside.parent == tmp_path and is_hidden(str(beside), tmp_path)
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), replacing(file, durable) as beside:
+            raise error(beside.write_text("half of tw"))
+    with pytest.raises(OSError), replacing(file, durable):
+        pass  # nothing was written
+    assert file.read_text() == "one" and list(tmp_path.iterdir()) == [file]
+    write_whole(file, "ä\n")
+    assert file.read_bytes() == "ä\n".encode() and file.stat().st_mode & 0o077 == 0o077 & ~_umask() & 0o666
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "no" / "a.txt", "x")
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.base.runs import trained_size, trained_with, usable_size
+from utils.base.paths import trained_size, trained_with, usable_size
 
 
 def test_weights_without_a_run() -> None:

@@ -112,8 +112,9 @@ def test_an_interrupt_while_writing_leaves_no_trace(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs the device that is always full")
-def test_a_really_full_device(tmp_path):
-    (tmp_path / f".a.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+def test_a_really_full_device(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda length: "here")
+    (tmp_path / ".a.pt.here.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="could not be written"):
         save_checkpoint(tmp_path / "a.pt", {"weight": torch.zeros(100_000)})
     assert not list(tmp_path.iterdir())

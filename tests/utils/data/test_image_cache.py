@@ -64,7 +64,7 @@ TOGETHER = """
 from pathlib import Path
 from utils.data import label_arrays
 from utils.data.datasets import DetectionDataset, create_dataloader
-from utils.distributed.team import Team
+from utils.distributed.processes import Team
 team, images, said, seen = Team.of_this_machine(), arguments["images"], {}, []
 read_image = label_arrays.read_image
 def counted(path, content=None):

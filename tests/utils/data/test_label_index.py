@@ -169,7 +169,7 @@ from tests.utils.data.test_label_index import digest
 from pathlib import Path
 from utils.data import label_index
 from utils.data.label_index import load_index
-from utils.distributed.team import Team
+from utils.distributed.processes import Team
 team, images, said = Team.of_this_machine(), arguments["images"], {}
 checked, check_pair = [], label_index.check_pair
 def counted(path, label):

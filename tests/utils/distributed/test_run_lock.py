@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from utils.base.paths import ROOT
 from utils.distributed import run_lock
-from utils.distributed.run_lock import NAME, Busy, RunLock
+from utils.distributed.run_lock import NAME, Busy, RunLock, process_birth, seen_alive, this_worker
 
 HOLDS = """
 import os, sys, time
@@ -30,45 +31,31 @@ time.sleep(60)
 """
 
 
-def hold(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """A process that has the lock."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(folder), *more], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout and process.stdout.readline() == "held\n"
-    return process
-
-
 def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     written = json.loads((tmp_path / NAME).read_text())
     assert written["pid"] == os.getpid() and written["since"] and written["host"]
+    with pytest.raises(Busy, match=rf"process {os.getpid()} on .*, since \d+.* trains in this folder"):
+        RunLock(tmp_path)  # another run of the same process
     lock.release()
     lock.release()
     assert not list(tmp_path.iterdir())
     RunLock(tmp_path).release()
 
 
-def test_another_run_of_the_same_process_is_refused(tmp_path: Path) -> None:
-    lock = RunLock(tmp_path)
-    with pytest.raises(Busy, match=rf"process {os.getpid()} on .*, since \d+.* trains in this folder"):
-        RunLock(tmp_path)
-    lock.release()
-
-
 @pytest.mark.parametrize("more", [(), ("fork",)])
 def test_the_holder_is_named_and_its_death_frees(tmp_path: Path, more: tuple[str, ...]) -> None:
-    holder = hold(tmp_path, *more)
-    began = time.monotonic()
-    try:
-        with pytest.raises(Busy, match=f"process {holder.pid} on"):
-            RunLock(tmp_path)
-        assert time.monotonic() - began < 20, "who lives is not waited for long"
-    finally:
-        holder.send_signal(signal.SIGKILL)
-    RunLock(tmp_path).release()  # at once, the dead process not even waited for
-    holder.wait()
-    holder.stdout.close()
+    command = [sys.executable, "-c", HOLDS, str(tmp_path), *more]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        began = time.monotonic()
+        try:
+            with pytest.raises(Busy, match=f"process {holder.pid} on"):
+                RunLock(tmp_path)
+            assert time.monotonic() - began < 20, "who lives is not waited for long"
+        finally:
+            holder.send_signal(signal.SIGKILL)
+        RunLock(tmp_path).release()  # at once, the dead process not even waited for
 
 
 def _in_a_child(lock: RunLock) -> None:
@@ -118,10 +105,10 @@ def test_what_a_holder_wrote_may_be_anything(tmp_path: Path, monkeypatch: pytest
 def test_without_locks_the_run_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def none(file: object) -> None:
+    def none(file: object, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(run_lock, "_lock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     for _ in range(2):
         RunLock(tmp_path).release()
     assert caplog.text.count("no locks here (Operation not supported)") == 2 and not list(tmp_path.iterdir())
@@ -134,3 +121,19 @@ def test_the_lock_is_no_link(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a link"):
         RunLock(tmp_path / "run")
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no /proc on this system")
+def test_who_lives() -> None:
+    me = this_worker()
+    assert me["pid"] == os.getpid() and me == this_worker() and seen_alive(me, me)
+    assert seen_alive(me | {"born": "1"}, me) is False, "another process of that number"
+    assert seen_alive(me | {"space": "elsewhere"}, me) is None
+    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    other = me | {"pid": process.pid, "born": process_birth(process.pid)}
+    assert seen_alive(other, me)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table
+    assert seen_alive(other, me) is False
+    process.communicate()
+    assert process_birth(process.pid) is None

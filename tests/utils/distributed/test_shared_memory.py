@@ -92,7 +92,7 @@ TEAM = """
 import os
 import numpy as np
 from utils.distributed import shared_memory as memory
-from utils.distributed.team import Team
+from utils.distributed.processes import Team
 team = Team.of_this_machine()
 said = {"team": [team.number, team.size, list(team.mine(range(7)))]}
 

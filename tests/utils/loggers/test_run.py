@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from utils.base.paths import ROOT
-from utils.loggers.run import RunInfo, write_whole
+from utils.loggers.run import RunInfo
 
 Info = Callable[..., RunInfo]
 
@@ -36,12 +35,3 @@ def test_the_project_is_named_after_its_folder(info: Info, project: str, name: s
 def test_flat_values_are_plain(info: Info) -> None:
     flat = info(freeze=[0], cache=None, cos_lr=True).flat()
     assert flat["hyp/lr0"] == 0.01 and flat["freeze"] == "[0]" and flat["cache"] == "None" and flat["cos_lr"] is True
-
-
-def test_a_file_is_written_whole(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    write_whole(file, "x\n")
-    write_whole(file, "ä\n")
-    assert file.read_bytes() == "ä\n".encode() and list(tmp_path.iterdir()) == [file]
-    with pytest.raises(OSError):
-        write_whole(tmp_path / "no" / "a.txt", "x")

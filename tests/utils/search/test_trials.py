@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.distributed.workers import process_birth
+from utils.distributed.run_lock import process_birth
 from utils.search import trials as search_trials
 from utils.search.trials import DRAWN, Claim, Ledger, Pulse, is_done, latest_attempts
 
