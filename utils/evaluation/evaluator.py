@@ -41,7 +41,7 @@ class EvalSettings:
     half: bool = False
     autocast: torch.dtype | None = None
     first: int = 0  # the loader's batches are first, first + stride, ... of the whole set
-    stride: int = 1  # above 1: every process of the run evaluates its share, see `utils.distributed.shares`
+    stride: int = 1  # above 1: every process of the run evaluates its share, see `own_batches`
 
     def context(self, device: torch.device) -> AbstractContextManager[Any]:
         """What the network runs in."""
