@@ -22,7 +22,9 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO
 
 MAX_STEPS = 2_000_000  # instructions; the largest training checkpoint of YOLOv5 has about 300,000
@@ -48,26 +50,28 @@ _LEAVES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "S
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_TUPLE": "tuple", "EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _SCALARS = (bool, int, float, str, bytes, type(None))
+_ORDERED = "collections.OrderedDict"
+_STATEFUL = (_ORDERED, "dict")
 
 
+@dataclass(slots=True, eq=False)
 class _Value:
     """What stands for an object: its kind, what is in it, and of a leaf, a name or a call what it is called.
 
     Kinds: leaf, name, call, storage, and tuple, list, dict, set.
     """
 
-    __slots__ = ("kind", "measure", "parts", "plain")
-
-    def __init__(self, kind: str, parts: list[_Value], plain: Any = None) -> None:
-        self.kind, self.parts, self.plain = kind, parts, plain
-        self.measure: tuple[int, int] | None = None
+    kind: str
+    parts: list[_Value]
+    plain: Any = None
+    measure: tuple[int, int] | None = None
 
     def is_leaf(self, *types: type) -> bool:
-        """Whether it is a number, text or the like of exactly one of these types."""
+        """Return whether it is a number, text or the like of exactly one of these types."""
         return self.kind == "leaf" and type(self.plain) in types
 
     def integers(self) -> list[int]:
-        """The numbers of a tuple that consists of a few whole numbers from 0 on; ValueError for anything else."""
+        """Return the numbers of a tuple of a few whole numbers from 0 on. Raises ValueError for anything else."""
         if self.kind != "tuple" or len(self.parts) > MAX_SIDES or not all(part.is_leaf(int) for part in self.parts):
             raise ValueError("a size that is no tuple of a few whole numbers")
         if any(part.plain < 0 for part in self.parts):
@@ -88,59 +92,84 @@ def check_pickle(stream: BinaryIO, allowed: Collection[str], sizes: Mapping[str,
         if opcode.name not in machine.steps:
             raise pickle.UnpicklingError(f"unsupported instruction {opcode.name}")
         machine.steps[opcode.name](argument)
-    for value in machine.everything():
+    for value in chain(machine.stack, *machine.marks, machine.memo.values()):  # PyTorch has made them all, used or not
         _measure(value, [0])
 
 
+def _measure(value: _Value, above: list[int]) -> tuple[int, int]:
+    """Return (objects, levels), shared ones counted each time. Raises ValueError for too much or without end."""
+    if value.measure is not None:
+        return value.measure
+    above[0] += 1
+    if above[0] > MAX_LEVELS:
+        raise ValueError("objects nested without end")
+    objects, levels = 1, 1
+    for part in value.parts:
+        below, deep = _measure(part, above)
+        objects, levels = objects + below, max(levels, deep + 1)
+    if objects > MAX_VALUES or levels > MAX_LEVELS:
+        raise ValueError(f"more than {MAX_VALUES:,} objects, or too deep, for what shares parts again and again")
+    above[0] -= 1
+    value.measure = objects, levels
+    return value.measure
+
+
 class _Machine:
-    """The stack machine that a pickle is a program for, as far as PyTorch's checkpoints use it."""
+    """The stack machine that a pickle is a program for, as far as PyTorch's checkpoints use it.
+
+    `steps` has a function for each instruction, `checks` one for each function that PyTorch itself may call, which
+    takes its arguments and raises ValueError for what is too much.
+    """
 
     def __init__(self, allowed: Collection[str], sizes: Mapping[str, int], room: int) -> None:
         self.allowed, self.sizes, self.room = allowed, dict(sizes), room
         self.stack: list[_Value] = []
         self.marks: list[list[_Value]] = []
         self.memo: dict[int, _Value] = {}
-        self.calls = _Calls()
-        self.steps = {
-            **dict.fromkeys(_LEAVES, lambda plain: self.push("leaf", [], plain)),
-            **{name: lambda _, plain=plain: self.push("leaf", [], plain) for name, plain in _CONSTANTS.items()},
-            **{name: lambda _, kind=kind: self.push(kind, []) for name, kind in _EMPTY.items()},
+        self.bytes = self.items = self.odd_keys = 0
+        stack, rebuild = self.push, "torch._utils._rebuild_"
+        self.steps: dict[str, Callable[[Any], object]] = {
+            **dict.fromkeys(_LEAVES, lambda plain: stack("leaf", [], plain)),
+            **{name: lambda _, plain=plain: stack("leaf", [], plain) for name, plain in _CONSTANTS.items()},
+            **{name: lambda _, kind=kind: stack(kind, []) for name, kind in _EMPTY.items()},
+            **{f"TUPLE{n}": lambda _, n=n: stack("tuple", self.pop(n)) for n in (1, 2, 3)},
             **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda place: self.stack.append(self.memo[place])),
-            **dict.fromkeys(("BINPUT", "LONG_BINPUT"), self.keep),
+            **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda place: self.memo.update({place: self.stack[-1]})),
             **dict.fromkeys(("PROTO", "STOP"), lambda _: None),
-            "APPEND": lambda _: self.extend([self.stack.pop()]),
-            "APPENDS": lambda _: self.extend(self.pop_mark()),
-            "BUILD": self.build,
-            "REDUCE": self.call,
-            "NEWOBJ": self.new,
-            "SETITEM": lambda _: self.set_items([self.stack.pop(-2), self.stack.pop()]),
-            "SETITEMS": lambda _: self.set_items(self.pop_mark()),
             "MARK": self.mark,
-            "TUPLE": lambda _: self.push("tuple", self.pop_mark()),
-            "TUPLE1": lambda _: self.join(1),
-            "TUPLE2": lambda _: self.join(2),
-            "TUPLE3": lambda _: self.join(3),
+            "TUPLE": lambda _: stack("tuple", self.pop_mark()),
+            "APPEND": lambda _: self.extend(self.pop(1)),
+            "APPENDS": lambda _: self.extend(self.pop_mark()),
+            "SETITEM": lambda _: self.set_items(self.pop(2)),
+            "SETITEMS": lambda _: self.set_items(self.pop_mark()),
+            "BUILD": lambda _: self.build(*self.pop(2)),
+            "REDUCE": lambda _: self.call(*self.pop(2), new=False),
+            "NEWOBJ": lambda _: self.call(*self.pop(2), new=True),
             "GLOBAL": self.name_global,
-            "BINPERSID": self.load_storage,
+            "BINPERSID": lambda _: self.load_storage(*self.pop(1)),
+        }
+        self.checks: dict[str, Callable[..., object]] = {
+            _ORDERED: lambda: None,
+            **dict.fromkeys(("builtins.set", "__builtin__.set"), self.check_set),
+            **dict.fromkeys(("builtins.complex", "__builtin__.complex"), self.check_complex),
+            "_codecs.encode": self.check_encode,
+            "torch.Size": lambda sides: sides.integers(),
+            "torch.device": self.check_device,
+            **dict.fromkeys((f"{rebuild}tensor", f"{rebuild}tensor_v2"), self.check_tensor),
+            **dict.fromkeys((f"{rebuild}parameter", f"{rebuild}parameter_with_state"), self.check_parameter),
         }
 
+    # ---- instructions
     def push(self, kind: str, parts: list[_Value], plain: Any = None) -> None:
-        """One more, on top."""
+        """Put one more on top."""
         self.stack.append(_Value(kind, parts, plain))
 
-    def keep(self, place: int) -> None:
-        """Remember the uppermost value, which stays."""
-        self.memo[place] = self.stack[-1]
-
-    def join(self, count: int) -> None:
-        """A tuple of the uppermost values."""
-        self.stack[-count:] = [_Value("tuple", self.last(count))]
-
-    def last(self, count: int) -> list[_Value]:
-        """The uppermost values, which stay."""
+    def pop(self, count: int) -> list[_Value]:
+        """Take the uppermost values."""
         if len(self.stack) < count:
             raise pickle.UnpicklingError("too few values")
-        return self.stack[-count:]
+        taken, self.stack[-count:] = self.stack[-count:], []
+        return taken
 
     def mark(self, _: Any) -> None:
         """Begin a stack of its own."""
@@ -148,7 +177,7 @@ class _Machine:
         self.stack = []
 
     def pop_mark(self) -> list[_Value]:
-        """All since the mark."""
+        """Take all since the mark."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -159,53 +188,44 @@ class _Machine:
         self.stack[-1].parts.extend(parts)
 
     def set_items(self, items: list[_Value]) -> None:
-        """Keys and values in turn; PyTorch hashes a key as soon as it has it."""
+        """Put keys and values in turn into a mapping; PyTorch hashes a key as soon as it has it."""
         target = self.stack[-1]
         if target.kind != "dict" and (target.kind, target.plain) != ("call", _ORDERED):
             raise ValueError("items for what is no mapping")
         for key in items[::2]:
-            self.calls.check_key(key)
+            self.check_key(key)
         target.parts.extend(items)
 
-    def build(self, _: Any) -> None:
-        """Give a state to the value below it: a mapping to an OrderedDict, anything to the caller's own objects."""
-        target, state = self.last(2)
+    def build(self, target: _Value, state: _Value) -> None:
+        """Give a state to an object: a mapping to an OrderedDict, anything to the caller's own objects."""
         if target.kind != "call" or (target.plain not in self.allowed and (target.plain, state.kind) != _STATEFUL):
             raise ValueError("a state for an object that PyTorch gives none")
-        target.parts.append(self.stack.pop())
+        target.parts.append(state)
+        self.stack.append(target)
 
     def name_global(self, argument: str) -> None:
-        """A class or function, by name only."""
+        """Take a class or function, by name only."""
         name = argument.replace(" ", ".", 1)
-        if name not in self.allowed and name not in self.calls.checks and not _PLAIN.fullmatch(name):
+        if name not in self.allowed and name not in self.checks and not _PLAIN.fullmatch(name):
             raise pickle.UnpicklingError(f"GLOBAL {re.sub(r'^(__builtin__|builtins)[.]', '', name)}")
         self.push("name", [], name)
 
-    def call(self, _: Any) -> None:
-        """A function or class with a tuple of arguments."""
-        function, arguments = self.last(2)
-        if function.kind != "name" or arguments.kind != "tuple":
+    def call(self, function: _Value, arguments: _Value, new: bool) -> None:
+        """Call a function or class with a tuple of arguments, or make a `new` object of a class the caller allows."""
+        if function.kind != "name" or (arguments.kind != "tuple" and not new):
             raise ValueError("a call of what is no function, or without arguments")
         if function.plain not in self.allowed:
-            if function.plain not in self.calls.checks:
+            if new or function.plain not in self.checks:
                 raise ValueError(f"a call of {function.plain}")
             try:
-                self.calls.checks[function.plain](*arguments.parts)
+                self.checks[function.plain](*arguments.parts)
             except TypeError as error:
                 raise ValueError(f"a call of {function.plain} with other arguments than PyTorch writes") from error
-        self.stack[-2:] = [_Value("call", [function, arguments], function.plain)]
+        self.push("call", [function, arguments], function.plain)
 
-    def new(self, _: Any) -> None:
-        """An object of a class that the caller allows; PyTorch's own are called."""
-        function, arguments = self.last(2)
-        if function.kind != "name" or function.plain not in self.allowed:
-            raise ValueError("a new object of what is no class of a module")
-        self.stack[-2:] = [_Value("call", [function, arguments], function.plain)]
-
-    def load_storage(self, _: Any) -> None:
-        """The numbers of a tensor: ("storage", kind, key, place, count), in old files with a view, which is none."""
-        told = self.stack.pop()
-        _, kind, key, place, count, *view = told.parts
+    def load_storage(self, given: _Value) -> None:
+        """Take a tensor's numbers: ("storage", kind, key, place, count), in old files with a view, which is none."""
+        _, kind, key, place, count, *view = given.parts
         width = _WIDTHS.get(str(kind.plain).rpartition(".")[2]) if kind.kind == "name" else None
         if width is None or not key.is_leaf(str) or not place.is_leaf(str) or not count.is_leaf(int):
             raise ValueError("a storage of no kind that is read")
@@ -217,39 +237,9 @@ class _Machine:
             self.room -= size  # each is read once, all of them from one file
         if not 0 <= size <= self.sizes[key.plain]:
             raise ValueError(f"storage {key.plain[:20]!r} has to have {count.plain} numbers, more than the file")
-        self.push("storage", [told], count.plain)
+        self.push("storage", [given], count.plain)
 
-    def everything(self) -> Iterator[_Value]:
-        """All values that there still are: PyTorch has made every one of them, used or not."""
-        yield from self.stack
-        for stack in self.marks:
-            yield from stack
-        yield from self.memo.values()
-
-
-_ORDERED = "collections.OrderedDict"
-_STATEFUL = (_ORDERED, "dict")
-
-
-class _Calls:
-    """What PyTorch itself may call; a check for each function takes its arguments, and raises for what is too much."""
-
-    def __init__(self) -> None:
-        self.bytes = self.items = self.odd_keys = 0
-        rebuild = "torch._utils._rebuild_"
-        self.checks: dict[str, Callable[..., None]] = {
-            _ORDERED: lambda: None,
-            **dict.fromkeys(("builtins.set", "__builtin__.set"), self.check_set),
-            **dict.fromkeys(("builtins.complex", "__builtin__.complex"), self.check_complex),
-            "_codecs.encode": self.check_encode,
-            "torch.Size": lambda sides: sides.integers(),
-            "torch.device": self.check_device,
-            f"{rebuild}tensor": self.check_tensor,
-            f"{rebuild}tensor_v2": self.check_tensor,
-            f"{rebuild}parameter": self.check_parameter,
-            f"{rebuild}parameter_with_state": self.check_parameter,
-        }
-
+    # ---- functions that may be called
     def check_key(self, value: _Value) -> None:
         """Raise ValueError for what takes long to hash, or has a hash that can be chosen, so that many are alike."""
         if value.is_leaf(*_SCALARS) and (type(value.plain) is not int or abs(value.plain) < (1 << 61) - 1):
@@ -294,7 +284,9 @@ class _Calls:
         """
         if storage.kind != "storage" or not offset.is_leaf(int) or offset.plain < 0 or len(more) not in (0, 2):
             raise ValueError("a tensor without numbers")
-        if offset.plain + _last_place(size.integers(), stride.integers()) >= storage.plain:
+        sides, steps = size.integers(), stride.integers()
+        last = sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1
+        if offset.plain + last >= storage.plain:
             raise ValueError("a tensor that is larger than its storage")
         if more and (not more[0].is_leaf(bool) or more[1].plain != _ORDERED or more[1].parts[2:]):
             raise ValueError("a tensor with hooks")
@@ -303,26 +295,3 @@ class _Calls:
         """A tensor, whether it wants a gradient, its hooks, and perhaps its attributes."""
         if tensor.kind != "call" or not more or not more[0].is_leaf(bool):
             raise ValueError("a parameter that is no tensor")
-
-
-def _last_place(sides: list[int], steps: list[int]) -> int:
-    """The place of a tensor's last number, counted from its first; -1 where it has none."""
-    return sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1
-
-
-def _measure(value: _Value, above: list[int]) -> tuple[int, int]:
-    """(objects, levels) with what is shared counted each time; raises ValueError where that is too much or endless."""
-    if value.measure is not None:
-        return value.measure
-    above[0] += 1
-    if above[0] > MAX_LEVELS:
-        raise ValueError("objects nested without end")
-    objects, levels = 1, 1
-    for part in value.parts:
-        below, deep = _measure(part, above)
-        objects, levels = objects + below, max(levels, deep + 1)
-    if objects > MAX_VALUES or levels > MAX_LEVELS:
-        raise ValueError(f"more than {MAX_VALUES:,} objects, or too deep, for what shares parts again and again")
-    above[0] -= 1
-    value.measure = objects, levels
-    return value.measure
