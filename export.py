@@ -117,8 +117,8 @@ def calibration_pictures(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
 def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     """All formats of one weights file."""
     start = time.perf_counter()
-    if weights.suffix != ".pt":
-        raise ValueError(f"{weights}: export starts from .pt weights")
+    if weights.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"{weights}: export starts from .pt or .safetensors weights")
     device = select_device(opt.device)
     model = attempt_load(weights, device=device, fuse=True)
     wanted = opt.imgsz or [model.imgsz or trained_size([weights])]

@@ -46,10 +46,10 @@ def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_a
 
 
 def _donor(weights: str) -> Model:
-    """The model whose weights training begins with. Raises ValueError for a file that is not there or no .pt file."""
+    """The model whose weights training begins with. Raises ValueError for a file that is not there or no checkpoint."""
     file = find_weights(weights)
-    if file.suffix != ".pt":
-        raise ValueError(f"--weights {weights}: expected a file ending in .pt, as training begins with no other")
+    if file.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"--weights {weights}: expected .pt or .safetensors, as training begins with no other file")
     return attempt_load(file, fuse=False)
 
 

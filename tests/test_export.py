@@ -29,7 +29,7 @@ from utils.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIGS = ("yolov5n.yaml", "yolov5n_BiFormer.yaml")
 SIZE = 128
-HERE = ("torchscript", "onnx", "openvino", "pt2", "yolov5")  # others: tests/test_export_foreign.py
+HERE = ("torchscript", "onnx", "openvino", "pt2", "safetensors", "yolov5")  # others: tests/test_export_foreign.py
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def test_format(weights, name, capsys):
     assert "next to PyTorch" in told and f" of {SIZE} x {SIZE}" in told
     network, reread = DetectMultiBackend(weights), DetectMultiBackend(file, trust=name == "torchscript")
     assert reread.names == network.names and reread.stride == 32
-    if name != "yolov5":
+    if name not in ("yolov5", "safetensors"):
         assert reread.shape == (SIZE, SIZE) and reread.facts.letterbox == "fixed"
         assert name in reread.facts.command and reread.facts.precision == "fp32"
     batch = pictures(SIZE, SIZE)  # more than the file takes at a time

@@ -37,6 +37,7 @@ __all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
 # and `model`. The longest ending that fits counts.
 BACKENDS: dict[str, type[nn.Module]] = {
     ".pt": PyTorchBackend,
+    ".safetensors": PyTorchBackend,
     ".torchscript": TorchScriptBackend,
     ".onnx": OnnxBackend,
     "_openvino_model": OpenVINOBackend,
@@ -86,7 +87,7 @@ class DetectMultiBackend(nn.Module):
         super().__init__()
         kind, files = _found(weights)
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
-        self.pt = kind == ".pt"
+        self.pt = BACKENDS[kind] is PyTorchBackend
         chosen = OpenCVBackend if dnn and kind == ".onnx" else BACKENDS[kind]
         in_half = fp16 and _computes_in_half(chosen, self.device)
         self.fp16 = in_half and self.pt
@@ -206,7 +207,7 @@ def kind_of(weights: Sequence[str | Path]) -> str:
             found = f"suffix {suffix} is not known{nearest(suffix, BACKENDS)}" if suffix else "the name has no suffix"
             raise ValueError(f"cannot read weights {file}: {found}; readable: {known}")
     kinds = {ending_of(file) for file in weights}
-    if len(kinds) > 1 or (len(weights) > 1 and kinds != {".pt"}):
+    if len(kinds) > 1 or (len(weights) > 1 and not kinds <= {".pt", ".safetensors"}):
         raise ValueError(f"only .pt weights can be pooled, not {', '.join(str(file) for file in weights)}")
     return kinds.pop()
 

@@ -13,7 +13,13 @@ from models.exporters.job import ExportJob, ExportSettings
 from models.exporters.litert import LITERT, export_tflite
 from models.exporters.mobile import export_coreml, export_executorch, export_ncnn
 from models.exporters.onnx_file import export_onnx
-from models.exporters.programs import export_package, export_program, export_torchscript, export_yolov5
+from models.exporters.programs import (
+    export_package,
+    export_program,
+    export_safetensors,
+    export_torchscript,
+    export_yolov5,
+)
 from models.exporters.tensorflow import ONNX2TF, export_edgetpu, export_pb, export_saved_model, export_tfjs
 from utils.base.log import LOGGER
 from utils.base.options import nearest
@@ -92,6 +98,7 @@ FORMATS: dict[str, Format] = {
     "aoti": Format("AOTInductor", "_aoti.pt2", export_package, (), _flags("dynamic", "gpu")),
     "executorch": Format("ExecuTorch", ".pte", export_executorch, _pip("executorch")),
     "ncnn": Format("ncnn", "_ncnn_model", export_ncnn, _pip("pnnx", "ncnn"), _flags("cpu_half"), routes=False),
+    "safetensors": Format("safetensors", ".safetensors", export_safetensors, _pip("safetensors"), _flags("cpu_half")),
     "yolov5": Format("YOLOv5 6.1 checkpoint", "_yolov5.pt", export_yolov5, (), _flags("cpu_half")),
 }
 

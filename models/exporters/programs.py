@@ -19,6 +19,8 @@ from models.backends.pytorch import TORCHSCRIPT_NOTES
 from models.experimental import attempt_load
 from models.exporters.job import ExportJob, Predictor
 from utils.base.log import LOGGER
+from utils.checkpoints.checkpoint import describe_model
+from utils.checkpoints.safetensors_file import save_safetensors
 
 TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 
@@ -108,6 +110,15 @@ def export_yolov5(job: ExportJob) -> Path:
             f"{file.name} names {', '.join(own)}, which YOLOv5 and the packages made of it do not have: only a program "
             "with this project's models/ on its path can unpickle it; for others export to onnx"
         )
+    return file
+
+
+def export_safetensors(job: ExportJob) -> Path:
+    """Weights that any program can read without running code, and that detect, val, serve, export and train load."""
+    file = job.file(".safetensors")
+    model = attempt_load(job.weights, fuse=False)
+    model = model.half() if job.settings.half else model
+    save_safetensors(file, {"epoch": -1, "model": describe_model(model), "ema": None, "imgsz": model.imgsz})
     return file
 
 

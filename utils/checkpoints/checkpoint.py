@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from utils.base.files import MIB, printable, replacing
 from utils.base.log import LOGGER
 from utils.checkpoints.pickle_check import check_pickle
+from utils.checkpoints.safetensors_file import ENDING, load_safetensors
 from utils.checkpoints.torch_zip import read_record, read_records
 
 FORMAT = "yolov5-biformer-1"
@@ -113,6 +114,8 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint; train one, or give the path of a .pt file")
+    if path.suffix == ENDING:
+        return load_safetensors(path)
     try:
         allowed = _allowed(classes)
         _check_content(path, {name for _, name in allowed})
@@ -248,8 +251,10 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
     """Keep what inference needs of a checkpoint, the averaged model in half precision; written to `s` or back to `f`.
 
-    Raises ValueError when there is no model in it.
+    Raises ValueError when there is no model in it. Files in safetensors have no optimizer and stay as they are.
     """
+    if Path(f).suffix == ENDING:
+        return
     content = load_checkpoint(f)
     model = content.get("ema") or content.get("model")
     if not isinstance(model, dict) or "state_dict" not in model:
