@@ -30,9 +30,8 @@ from utils.base.devices import select_device, time_sync
 from utils.base.networks import copy_attr
 from utils.base.options import Parser
 from utils.base.paths import check_yaml
-from utils.training.average import ModelEMA
 from utils.training.loss import ComputeLoss
-from utils.training.optim import Schedule, build_optimizer, choose_recipe
+from utils.training.optim import ModelEMA, Schedule, build_optimizer, choose_recipe
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Trainer
 

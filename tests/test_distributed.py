@@ -30,9 +30,8 @@ from utils.data.datasets import create_dataloader
 from utils.data.samplers import EpochSampler
 from utils.distributed.processes import rank, world_size
 from utils.distributed.sync_bn import convert_sync_batchnorm
-from utils.training.average import ModelEMA
 from utils.training.loss import ComputeLoss
-from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.setup import set_up
 from utils.training.train_options import TrainOptions

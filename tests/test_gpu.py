@@ -24,9 +24,8 @@ from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.drawing.writers import write_image
-from utils.training.average import ModelEMA
 from utils.training.loss import ComputeLoss
-from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Trainer
 

@@ -3,7 +3,8 @@
 from utils.base.devices import select_device, time_sync
 from utils.base.networks import copy_attr, de_parallel, fuse_conv_and_bn, initialize_weights, is_parallel, scale_img
 from utils.base.profiling import model_info, profile
-from utils.training.average import EarlyStopping, ModelEMA
+from utils.training.optim import ModelEMA
+from utils.training.state import EarlyStopping
 from utils.training.transfer import intersect_dicts
 
 __all__ = [

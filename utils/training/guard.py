@@ -1,43 +1,61 @@
-"""What keeps a fault from ruining a run: steps that are not finite are taken back, many end the run; lack of memory."""
+"""What keeps a fault or a signal from ruining a run: bad steps are undone, lack of memory and signals recognised."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from utils.base.log import LOGGER, Fault
-from utils.distributed.processes import gather_to_main, is_main
+from utils.base.log import LOGGER
+from utils.distributed.processes import gather_to_main, is_joined, is_main
 
 LIMIT = 10  # refused steps in a row that end the run
 SHOWN_PATHS = 4
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 20.0  # seconds that a process of a distributed run has to reach its next step; another one may be gone already
 
 
 class TrainingFault(Fault):
     """Training cannot go on; the message says why, what is safe, and what to do."""
 
 
-class OutOfMemory(TrainingFault):
-    """One of several processes ran out of memory; the next try is to compute its batches in `pieces`."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped training, which has saved where it stands. `signal` is the number of the signal."""
 
-    def __init__(self, message: str, pieces: int) -> None:
-        super().__init__(message)
-        self.pieces = pieces
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Criterion(Protocol):
+    """A training loss: (predictions, targets (N, 6)) to the loss of the batch and its (3,) parts, with a state."""
+
+    def __call__(self, predictions: Any, targets: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Does this error say that memory ran out, on a GPU or on a CPU?"""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
-    )
+    """Return whether memory ran out, on a GPU or on a CPU."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-def halves(images: Tensor, targets: Tensor, parts: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """A batch in `parts` pieces, or as many as it has pictures: images (b, 3, H, W), targets (n, 6) numbered anew."""
+def in_pieces(images: Tensor, targets: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a batch in `count` pieces, or one per image: images (b, 3, H, W), targets (n, 6) numbered anew."""
+    if count == 1:
+        yield images, targets
+        return
     start = 0
-    for piece in images.tensor_split(min(parts, len(images))):
+    for piece in images.tensor_split(min(count, len(images))):
         mine = targets[(targets[:, 0] >= start) & (targets[:, 0] < start + len(piece))].clone()
         mine[:, 0] -= start
         start += len(piece)
@@ -45,60 +63,101 @@ def halves(images: Tensor, targets: Tensor, parts: int) -> Iterable[tuple[Tensor
 
 
 class StepGuard:
-    """Takes back what a step with a loss or gradient that is not finite has done to the model's buffers.
+    """Undoes what a step with a loss or gradient that is not finite has done to buffers and to the loss's state.
 
     The forward pass of such a batch has already moved the running statistics of the normalisations: not stepping is not
     enough. `skipped` counts refused steps of the run, `streak` those in a row.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: Criterion) -> None:
+        self.skipped = self.streak = 0
+        self._loss, self._loss_state = loss, loss.state_dict()
         self._buffers = list(model.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._suspects: list[str] = []
-        self.skipped = self.streak = 0
 
-    def note(self, losses: Tensor, batch: int, paths: Sequence[str]) -> bool:
-        """Remember a batch whose losses (3,) in this process are not finite; is this one such?"""
-        bad = not bool(losses.isfinite().all())
-        if bad:
+    def suspect(self, losses: Tensor, batch: int, paths: Sequence[str]) -> None:
+        """Remember a batch if its losses (3,) in this process are not finite."""
+        if not losses.isfinite().all():
             more = f" and {len(paths) - SHOWN_PATHS} more" if len(paths) > SHOWN_PATHS else ""
             self._suspects.append(f"batch {batch} ({', '.join(paths[:SHOWN_PATHS])}{more})")
-        return bad
 
     def accept(self) -> None:
-        """A step was good: this is what a later one is taken back to."""
-        _copy(self._buffers, self._kept)
+        """Keep the state after a good step, for later ones to be taken back to."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        self._loss_state = self._loss.state_dict()
         self._suspects.clear()
         self.streak = 0
 
     def undo(self) -> None:
-        """Give the model the buffers it had after the last good step."""
-        _copy(self._kept, self._buffers)
+        """Give model and loss the state they had after the last good step."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
+        self._loss.load_state_dict(self._loss_state)
 
     def refuse(self, epoch: int, batch: int) -> None:
-        """Take back a step that ended with this batch, and say whose fault it was, in every process alike.
+        """Take back a step that ended with this batch, and log which batch did it, in every process alike.
 
-        Raises TrainingFault when it was the last of `LIMIT` in a row.
+        Raise TrainingFault when it was the last of `LIMIT` in a row.
         """
         self.undo()
         self.skipped, self.streak = self.skipped + 1, self.streak + 1
-        told = gather_to_main(self._suspects)
+        gathered = gather_to_main(self._suspects)
         self._suspects = []
-        suspects = [suspect for process in told or () for suspect in process]
+        suspects = [suspect for process in gathered or () for suspect in process]
         where = "; ".join(suspects) or f"the gradient up to batch {batch}"
         if is_main():
             LOGGER.warning(f"epoch {epoch}: not finite: {where}; step skipped ({self.streak} in a row)")
         if self.streak >= LIMIT:
             raise TrainingFault(
                 f"stopped in epoch {epoch}: {LIMIT} steps in a row were not finite, the last by {where}; last.pt holds "
-                "the weights before them; look at these pictures and labels, lower lr0, or train with --amp off"
+                "the weights before them; look at these images and labels, lower lr0, or train with --amp off"
             )
 
 
-@torch.no_grad()
-def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    if sources:
-        torch._foreach_copy_(targets, sources)
+class Interruption:
+    """Within `with Interruption() as interruption:` a first SIGINT or SIGTERM only sets `interruption.number`.
+
+    A second one ends the program at once, as Python does. Outside of the main thread signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        LOGGER.warning(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once")
+        self.__exit__()
+        if is_joined():  # a process that is gone would be waited for without end
+            last = threading.Timer(GRACE, os._exit, (128 + number,))
+            last.daemon = True
+            last.start()
 
 
-# ---------------------------------------------------------------------------------------------------- loader processes
+@dataclass(slots=True)
+class StoppableLoader:
+    """A loader that raises Interrupted between two batches after a signal, if this process is the only one."""
+
+    loader: Any
+    interruption: Interruption
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if self.interruption.number and not is_joined():
+                raise Interrupted(self.interruption.number)
+            yield batch

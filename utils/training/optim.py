@@ -1,8 +1,10 @@
-"""Who is optimised how, and how fast at each iteration: parameter groups, optimisers, warm-up and schedule."""
+"""Parameter groups, optimisers, warm-up and schedule, and the average of the weights."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +12,21 @@ import torch
 from torch import nn
 
 from utils.base.config import Hyp
+from utils.base.networks import copy_attr, de_parallel
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW")
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """(normalisation weights, other weights, biases), each parameter exactly once; only the second group is decayed.
+    """Return (normalisation weights, other weights, biases), each parameter exactly once; only weights are decayed.
 
     Whatever is neither a normalisation's nor a bias counts as a weight, whatever its name, so that attention's
     `in_proj_weight` or a learned scale is trained too.
     """
-    norms, weights, biases = [], [], []
+    norms: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     normalisations = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -45,7 +50,7 @@ class Recipe:
 
 
 def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
-    """What `--optimizer` means in a run of this many optimiser steps.
+    """Return what `--optimizer` means in a run of this many optimiser steps.
 
     `auto` takes AdamW with a step size of 0.003 for runs under 10,000 steps, and SGD with 0.01 above;
     a named optimiser takes lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is
@@ -63,7 +68,7 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser over three groups in YOLOv5's order: normalisation weights, weights, biases."""
+    """Return the optimiser over three groups in YOLOv5's order: normalisation weights, weights, biases."""
     norms, weights, biases = parameter_groups(model)
     groups = [
         {"params": norms, "weight_decay": 0.0},
@@ -96,28 +101,60 @@ class Schedule:
         self.warmup = min(wanted, epochs * batches // 3)
 
     def factor(self, epoch: int) -> float:
-        """Share of the first step size that is left in this epoch."""
+        """Return the share of the first step size that is left in this epoch."""
         done = min(epoch / self.epochs, 1.0)
         shape = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
         return shape * (1 - self.hyp.lrf) + self.hyp.lrf
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> int:
-        """Set every group for this iteration (counted from 0 over the run); returns batches per optimiser step."""
-        lr = self.recipe.lr * self.factor(iteration // self.batches)
-        momentum, accumulate, start = self.recipe.momentum, self.accumulate, {}
+        """Set every group for this iteration (counted from 0 over the run); return batches per optimiser step."""
+        lr = lr_biases = self.recipe.lr * self.factor(iteration // self.batches)
+        momentum, accumulate = self.recipe.momentum, self.accumulate
         if iteration < self.warmup:
             ramp = [0, self.warmup]
             accumulate = max(1, int(np.interp(iteration, ramp, [1, self.accumulate]).round()))
             momentum = float(np.interp(iteration, ramp, [min(self.hyp.warmup_momentum, momentum), momentum]))
             bias_start = self.hyp.warmup_bias_lr if self.recipe.optimizer == "SGD" else 0.0
-            start = {2: float(np.interp(iteration, ramp, [bias_start, lr]))}
-            lr_others = float(np.interp(iteration, ramp, [0.0, lr]))
-        else:
-            lr_others = lr
-        for index, group in enumerate(optimizer.param_groups):
-            group["lr"] = start.get(index, lr_others)
+            lr, lr_biases = (float(np.interp(iteration, ramp, [start, lr])) for start in (0.0, bias_start))
+        for group, group_lr in zip(optimizer.param_groups, (lr, lr, lr_biases), strict=True):
+            group["lr"] = group_lr
             if "momentum" in group:
                 group["momentum"] = momentum
             elif "betas" in group:
                 group["betas"] = (momentum, group["betas"][1])
         return accumulate
+
+
+class ModelEMA:
+    """Exponential moving average of everything in a model's state that is a fraction.
+
+    The decay starts near 0 and approaches `decay` over about `tau` updates, so that the average leaves the random
+    start behind soon. `ema` is the averaged model: in evaluation mode, without gradients.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
+        self.ema = copy.deepcopy(de_parallel(model)).eval().requires_grad_(False)
+        self.updates = updates
+        self._limit, self._tau = decay, tau
+
+    def decay(self, updates: int) -> float:
+        """Return the weight of the past after so many updates."""
+        return self._limit * (1 - math.exp(-updates / self._tau))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's present state into the average; whole numbers (batches seen) are copied."""
+        self.updates += 1
+        news = de_parallel(model).state_dict()
+        olds = self.ema.state_dict()
+        averaged = [key for key, value in olds.items() if value.is_floating_point()]
+        for key in olds.keys() - set(averaged):
+            olds[key].copy_(news[key])
+        new = [news[key].to(olds[key]) for key in averaged]
+        torch._foreach_lerp_([olds[key] for key in averaged], new, 1 - self.decay(self.updates))
+
+    def update_attr(
+        self, model: nn.Module, include: Collection[str] = (), exclude: Collection[str] = ("process_group", "reducer")
+    ) -> None:
+        """Copy attributes such as names and hyp from the model to the average."""
+        copy_attr(self.ema, de_parallel(model), include, exclude)

@@ -14,7 +14,6 @@ from utils.distributed.processes import gather
 
 SWITCH = "YOLOV5_CPU_BF16"  # 0: take the processor for one without bfloat16, 1: for one with it, auto: look
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
-_WORDS = {torch.float16: "float16", torch.bfloat16: "bfloat16", None: "float32"}
 # PyTorch's name of each instruction set, which oneDNN has kernels for
 _INSTRUCTIONS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "Arm BF16"}
 _LIMITS_BELOW = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -34,18 +33,24 @@ class Precision:
 
     @classmethod
     def choose(cls, name: str, device: torch.device, resumed: Mapping[str, Any] | None = None) -> Precision:
-        """`fp16`, `bf16` and `off` (float32) say it; `auto` is what the run that goes on was begun with, else chosen.
+        """Return the precision of `fp16`, `bf16`, `off` (float32), or of `auto`: as a resumed run began, else chosen.
 
         Chosen is float16 on CUDA and, on CPUs, bfloat16 where the processors of all processes have instructions for it.
-        `resumed` is the state of the run that goes on. Raises ValueError for unknown names and for float16 on a CPU.
+        `resumed` is the state of the run that goes on. Raise ValueError for unknown names and for float16 on a CPU.
         """
         on_cpu = device.type == "cpu"
-        _check(name, on_cpu)
-        quick, why = _agreed(bfloat16_on_cpu()) if on_cpu else (True, "")
+        if name not in ("auto", *KINDS):
+            raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
+        if name == "fp16" and on_cpu:
+            raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
+        # the first processor that lacks the instructions decides for all processes
+        quick, why = min(gather(bfloat16_on_cpu()), key=lambda answer: answer[0]) if on_cpu else (True, "")
         if name != "auto":
             in_vain = name == "bf16" and not quick
             return cls(device, KINDS[name], f"as asked for, though {why}" if in_vain else "as asked for")
-        if begun := _begun_with(resumed, on_cpu):
+        # files of before `auto` looked at the processor lack it: on a CPU that was float32
+        begun = resumed.get("precision", "off" if on_cpu else None) if resumed is not None else None
+        if begun in KINDS and not (begun == "fp16" and on_cpu):  # no CPU can keep what a GPU began
             return cls(device, KINDS[begun], "as the run was begun")
         if on_cpu:
             return cls(device, torch.bfloat16 if quick else None, why)
@@ -57,18 +62,22 @@ class Precision:
         return next(name for name, dtype in KINDS.items() if dtype is self.dtype)
 
     def __str__(self) -> str:
-        return f"precision: {_WORDS[self.dtype]} ({self.reason})"
+        return f"precision: {str(self.dtype or torch.float32).removeprefix('torch.')} ({self.reason})"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context that the forward pass runs in."""
+        """Return the context that the forward pass runs in."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+    def lowers_scale(self) -> bool:
+        """Return whether an overflow of the gradients is no fault: the scaler skips that step and scales less."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
 
 def bfloat16_on_cpu() -> tuple[bool, str]:
-    """Whether the processor computes in bfloat16 by instructions of its own, and the reason in a few words.
+    """Return whether the processor computes in bfloat16 by instructions of its own, and the reason in a few words.
 
-    It is told by the processor's flags and not by a stopwatch, so that the same command computes the same numbers
-    however busy the machine is. The environment's YOLOV5_CPU_BF16=0 or 1 overrules them. Raises ValueError for others.
+    The processor's flags decide and not a stopwatch, so that the same command computes the same numbers however busy
+    the machine is. The environment's YOLOV5_CPU_BF16=0 or 1 overrules them. Raise ValueError for other values.
     """
     switch = os.environ.get(SWITCH, "auto").strip().lower() or "auto"
     if switch not in ("0", "1", "auto"):
@@ -80,38 +89,8 @@ def bfloat16_on_cpu() -> tuple[bool, str]:
         return False, f"oneDNN is limited to {limit.upper()}"
     if not torch.backends.mkldnn.is_available():
         return False, "this PyTorch has no oneDNN"
-    return _by_flags()
-
-
-def _by_flags() -> tuple[bool, str]:
-    """The same, as the processor and PyTorch's build of oneDNN tell it."""
     flags = torch.cpu.get_capabilities()
     found = next((name for key, name in _INSTRUCTIONS.items() if flags.get(key)), None)
     if found == _INSTRUCTIONS["bf16"] and not torch.backends.mkldnn.is_acl_available():
         return False, "this PyTorch has no Arm Compute Library"
     return (True, f"this CPU has {found}") if found else (False, "this CPU has no bfloat16 instructions")
-
-
-def _check(name: str, on_cpu: bool) -> None:
-    """Raise ValueError for a precision that is unknown or that a CPU cannot do."""
-    if name not in ("auto", *KINDS):
-        raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
-    if name == "fp16" and on_cpu:
-        raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
-
-
-def _agreed(mine: tuple[bool, str]) -> tuple[bool, str]:
-    """What holds for the processors of all processes: the first that lacks the instructions decides."""
-    return min(gather(mine), key=lambda answer: answer[0])
-
-
-def _begun_with(resumed: Mapping[str, Any] | None, on_cpu: bool) -> str | None:
-    """What a run that goes on was begun with, by `--amp`'s names; None where it may be chosen.
-
-    Files of before `auto` looked at the processor do not say it: on a CPU that was float32. A run that was begun in
-    float16 on a GPU cannot go on so on a CPU.
-    """
-    if resumed is None:
-        return None
-    begun = resumed.get("precision", "off" if on_cpu else None)
-    return None if begun not in KINDS or (begun == "fp16" and on_cpu) else begun

@@ -1,4 +1,4 @@
-"""What is decided before training reads its first picture: options, YAML files, device, folder, a run to resume."""
+"""What is decided before training reads its first image: options, YAML files, device, folder, a run to resume, data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import torch
 from utils.base.callbacks import Callbacks
 from utils.base.config import DataConfig, Hyp
 from utils.base.devices import gpu_indices, select_device
-from utils.base.log import LOGGER
+from utils.base.log import LOGGER, colorstr
 from utils.base.options import options
 from utils.base.paths import USUAL_SIZE, check_file, check_yaml, claimed, latest_checkpoint, shown
 from utils.base.yaml import read_yaml, write_yaml
 from utils.boxes.iou import check_loss_name
 from utils.checkpoints.checkpoint import load_checkpoint
-from utils.distributed.processes import agreed, broadcast, is_main, join, local_rank, world_size
+from utils.data.datasets import create_dataloader
+from utils.distributed.processes import is_main, join, loader_workers, local_rank, rank, tell, world_size
 from utils.distributed.run_lock import RunLock
+from utils.distributed.shares import agreed, my_share, own_batches
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.prepare.converters import prepare
-from utils.training.train_options import DEFAULT_CFG, TrainOptions, check_options, continued
-
-__all__ = ["DEFAULT_CFG", "Setup", "TrainOptions", "check_options", "meet", "open_folder", "own_device", "set_up"]
+from utils.training.train_options import TrainOptions, check_options, continued
 
 STATE = frozenset(  # what a checkpoint must have for its run to go on
     "batches best_fitness ema history hyp loss maps model optimizer options position recipe scaler skipped split "
@@ -37,11 +37,12 @@ STATE = frozenset(  # what a checkpoint must have for its run to go on
 )
 FULL_STATE = "resume.pt"  # what last.pt was before it was stripped, for training on with more epochs
 PIECES = "pieces.txt"  # left by a process that ran out of memory: how finely batches are to be cut from then on
+VAL_BATCH = 32  # most images in a batch of validation, as val.py takes: its number decides their shapes
 
 
 @dataclass(slots=True)
 class Setup:
-    """Everything that is decided before the first picture is read.
+    """Everything that is decided before the first image is read.
 
     `hold` has the lock of the folder; closed with an error it takes a folder away again that is still empty.
     """
@@ -70,58 +71,48 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
     """Read the YAML files, check the options, and claim the run's folder: a new one of its own, or the lock of one
     that is there. Nothing else is written, and no folder made, before all of it is known to be right.
 
-    `given` are the names of the options that were really asked for; a run that is resumed keeps all others. Raises
+    `given` are the names of the options that were really asked for; a run that is resumed keeps all others. Raise
     ValueError for what cannot work, and Busy when another process trains in the folder.
     """
     check_options(opt)
     meet()
-    with ExitStack() as hold:
-        return _set_up(opt, given, hold)
-
-
-def _set_up(opt: TrainOptions, given: Collection[str], hold: ExitStack) -> Setup:
-    last, resumed = find_run(opt), None
-    if last:
-        _claim(opt, last, hold)
-        if found := load_run(last, opt, given):
-            opt, resumed = found
-            check_options(opt)
-    device = own_device(opt.device, opt.batch_size)
-    hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
-    check_loss_name(hyp.box_iou)
-    opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
-    data = DataConfig.load(opt.data)
-    opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
-    if resumed:
-        _check_classes(resumed, data, opt)
-    folder = last.parent.parent if last else _claim(opt, None, hold)
-    if opt.resume == "auto" and not last and find_run(opt):  # another began it, and ended, since we looked
-        hold.close()
-        return _set_up(opt, given, hold)
-    prepare(data)
-    return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
+    asked = opt
+    while True:
+        opt, last, resumed = asked, find_run(asked), None
+        with ExitStack() as hold:
+            if last:
+                _claim(opt, last, hold)
+                if found := load_run(last, opt, given):
+                    opt, resumed = found
+            device = own_device(opt.device, opt.batch_size)
+            hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+            check_loss_name(hyp.box_iou)
+            opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
+            data = DataConfig.load(opt.data)
+            opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
+            folder = last.parent.parent if last else _claim(opt, None, hold)
+            if opt.resume != "auto" or last or not find_run(opt):  # else another began it, and ended, meanwhile
+                prepare(data)
+                return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
 
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
-    """The folder of a run, claimed and locked by the main process, in every process."""
-    with agreed():
-        folder = _take(opt, last, hold) if is_main() else None
-    return Path(broadcast(folder))
+    """Claim and lock a new folder, or that of `last`, in the main process; `hold` gives both back. Return it in all."""
 
+    def take() -> str:
+        path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
+        if last:
+            path, same = last.parent.parent, True
+            if last.parent.name != "weights":
+                _read_run(last, False)  # which says what else it may be
+                raise ValueError(
+                    f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
+                )
+        folder = hold.enter_context(claimed(path, same))
+        hold.callback(RunLock(folder, patient=_is_restart()).release)
+        return str(folder)
 
-def _take(opt: TrainOptions, last: Path | None, hold: ExitStack) -> str:
-    """A new folder, or that of `last`, and its lock; `hold` gives both back."""
-    path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
-    if last:
-        path, same = last.parent.parent, True
-        if last.parent.name != "weights":
-            _read_run(last, False)  # which says what else it may be
-            raise ValueError(
-                f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
-            )
-    folder = hold.enter_context(claimed(path, same))
-    hold.callback(RunLock(folder, patient=_restarts() > 0).release)
-    return str(folder)
+    return Path(tell(agreed(lambda: take() if is_main() else "")))
 
 
 def meet() -> None:
@@ -131,7 +122,7 @@ def meet() -> None:
 
 
 def own_device(asked: str, batch_size: int = 0) -> torch.device:
-    """The device asked for; of several processes, this one's."""
+    """Return the device asked for; of several processes, this one's."""
     device = select_device(asked, batch_size)
     if local_rank() < 0 or device.type != "cuda":
         return device
@@ -152,26 +143,47 @@ def open_folder(setup: Setup, labels: np.ndarray, callbacks: Callbacks) -> None:
     subscribe_loggers(callbacks, run)
 
 
+def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tuple[Any, Any, Any]:
+    """Return the training loader, its data set, and a loader of this process's share of the validation split.
+
+    Raise ValueError when the training split has not a single label; a validation split without any is a warning.
+    """
+    opt, data = setup.opt, setup.data
+    shared: dict[str, Any] = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
+    shared |= {"rank": rank(), "workers": loader_workers(opt.workers, setup.device)}
+    rect = opt.rect and not opt.image_weights
+    loader, dataset = create_dataloader(
+        data.train, imgsz, batch_size // world_size(), stride, augment=True,
+        cache=None if opt.cache == "val" else opt.cache, rect=rect, image_weights=opt.image_weights, quad=opt.quad,
+        prefix=colorstr("train: "), shuffle=not rect, **shared,
+    )  # fmt: skip
+    dataset.index.check_labelled()
+    val, _ = create_dataloader(
+        data.val, imgsz, min(2 * batch_size, VAL_BATCH), stride, cache=None if opt.noval else opt.cache and "ram",
+        rect=True, pad=0.5, prefix=colorstr("val: "), **shared,
+    )  # fmt: skip
+    return loader, dataset, own_batches(val, *my_share())
+
+
 # ------------------------------------------------------------------------------------------------- a run that goes on
 def launch_id() -> str | None:
-    """What the restarts of one torchrun have in common, None without torchrun."""
+    """Return what the restarts of one torchrun have in common, None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
-    if run in (None, "none"):  # the default is the same for all; the agent's process is not
-        return None if run is None else f"{platform.node()}-{os.getppid()}"
-    return run
+    # the default is the same for all; the agent's process is not
+    return f"{platform.node()}-{os.getppid()}" if run == "none" else run
 
 
-def _restarts() -> int:
-    """How often torchrun has begun anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def _is_restart() -> bool:
+    """Return whether torchrun has begun anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def find_run(opt: TrainOptions) -> Path | None:
-    """The last.pt to go on from, as the main process finds it; None where a run is to begin.
+    """Return the last.pt to go on from, as the main process finds it; None where a run is to begin.
 
-    Raises ValueError, there, when the one asked for is not to be found.
+    Raise ValueError, there, when the one asked for is not to be found.
     """
-    last = None
+    last: Path | None = None
     if not is_main():
         pass
     elif opt.resume == "auto":
@@ -183,24 +195,17 @@ def find_run(opt: TrainOptions) -> Path | None:
             raise ValueError(
                 f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
             )
-    elif _restarts() > 0:
-        last = _begun_by(launch_id(), opt)
-    told = broadcast(str(last) if last else None)
-    return Path(told) if told else None
-
-
-def _begun_by(launch: str | None, opt: TrainOptions) -> Path | None:
-    """The last.pt of the run that an earlier try of this launch began."""
-    found = Path(opt.project).glob(f"{opt.name}*/weights/last.pt")
-    for last in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        file = last.parent.parent / "opt.yaml"
-        if file.is_file() and read_yaml(file).get("launch") == launch:
-            return last
-    return None
+    elif _is_restart():  # of the run that an earlier try of this launch began
+        found = Path(opt.project).glob(f"{opt.name}*/weights/last.pt")
+        written = {one: one.parent.parent / "opt.yaml" for one in found}
+        own = [one for one, file in written.items() if file.is_file() and read_yaml(file).get("launch") == launch_id()]
+        last = max(own, key=lambda path: path.stat().st_mtime, default=None)
+    answer = tell(str(last) if last else None)
+    return Path(answer) if answer else None
 
 
 def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[TrainOptions, dict[str, Any]] | None:
-    """Options and state of a run that goes on, read by the main process and told to the others.
+    """Return options and state of a run that goes on, read by the main process, in every process.
 
     A finished run goes on from its `resume.pt`, when more epochs or more patience are asked for. Where nothing is left
     to go on from, "auto" begins anew (None), anything else raises ValueError.
@@ -216,6 +221,10 @@ def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[Tra
             f"--resume {last}: that run is finished; to train it further give more --epochs than {stored.epochs}"
             " (or more --patience, if it stopped early)"
         )
+    known, names = list(content["model"]["names"]), list(DataConfig.load(check_yaml(merged.data)).names)
+    if not merged.single_cls and known != names:
+        raise ValueError(f"--resume: {merged.data} has the classes {names}, the run was begun with {known}")
+    check_options(merged)
     position = content["position"]
     LOGGER.info(f"resuming {shown(last)} in epoch {position['epoch']}, after {position['batch']} of its batches")
     return replace(merged, resume=str(last)), content
@@ -242,11 +251,3 @@ def _read_run(last: Path, may_begin: bool) -> dict[str, Any] | None:
     if pieces.is_file() and (text := pieces.read_text(encoding="utf-8").strip()).isdigit():
         content["split"] = max(content["split"], int(text))
     return content | {"finished": finished}
-
-
-def _check_classes(resumed: dict[str, Any], data: DataConfig, opt: TrainOptions) -> None:
-    """Raise ValueError when the data set has other classes than the run that goes on."""
-    known = list(resumed["model"]["names"])
-    names = list(data.names)
-    if not opt.single_cls and known != names:
-        raise ValueError(f"--resume: {opt.data} has the classes {names}, the run was begun with {known}")

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from utils.base.files import replacing
 from utils.base.log import LOGGER
 from utils.checkpoints.checkpoint import describe_model, load_checkpoint, save_checkpoint, strip_optimizer
-from utils.distributed.processes import is_main
+from utils.distributed.processes import is_joined, is_main
 from utils.evaluation.evaluator import ValResult
-from utils.training.average import EarlyStopping
 from utils.training.guard import TrainingFault
 from utils.training.setup import FULL_STATE, PIECES, Setup
 from utils.training.trainer import Position, Trainer
+
+
+class EarlyStopping:
+    """Says stop when `patience` epochs have passed since fitness last rose strictly; patience 0 never does."""
+
+    def __init__(self, patience: int = 30) -> None:
+        self.patience = patience or math.inf
+        self.best_fitness, self.best_epoch = -math.inf, 0
+        self.possible_stop = False
+
+    def __call__(self, epoch: int, fitness: float) -> bool:
+        """Return True when this should be the last epoch; `possible_stop` is set when the next one may be."""
+        if fitness > self.best_fitness:
+            self.best_epoch, self.best_fitness = epoch, float(fitness)
+        self.possible_stop = epoch - self.best_epoch >= self.patience - 1
+        if stop := self.exhausted(epoch):
+            LOGGER.info(f"Stopping early: no improvement in {self.patience} epochs since epoch {self.best_epoch}")
+        return stop
+
+    def exhausted(self, epoch: int) -> bool:
+        """Return whether patience was at its end when this epoch was over."""
+        return epoch - self.best_epoch >= self.patience
 
 
 @dataclass(slots=True)
@@ -44,38 +66,59 @@ class Progress:
         """The last finished epoch, -1 before there is one."""
         return self.position.epoch - 1
 
-    @classmethod
-    def begin(cls, classes: int, patience: int, resumed: dict[str, Any] | None, batches: int) -> Progress:
-        """A new run's, or that of one which goes on and has `batches` batches in an epoch."""
-        progress = cls(EarlyStopping(patience), np.zeros(classes))
-        if not resumed:
-            return progress
-        progress.position = Position(**resumed["position"])
-        progress.stopper.best_epoch, progress.stopper.best_fitness = resumed["stopper"].values()
-        progress.maps, progress.history = np.array(resumed["maps"]), resumed["history"]
-        progress.best_fitness = resumed["best_fitness"]
-        if progress.position.batch and resumed["batches"] != batches:
-            LOGGER.warning(
-                f"an epoch had {resumed['batches']} batches and has {batches} now: epoch {progress.position.epoch} is "
-                "begun again"
-            )
-            progress.position = Position(progress.position.epoch)
+
+def begin_or_restore(setup: Setup, trainer: Trainer, batches: int) -> Progress:
+    """Return where the run stands; one that goes on gives the new trainer the state that its checkpoint was written in.
+
+    `batches` are those of an epoch. The trainer's model has its weights already.
+    """
+    progress, resumed = Progress(EarlyStopping(setup.opt.patience), np.zeros(len(setup.names))), setup.resumed
+    if not resumed:
         return progress
-
-
-def restore(trainer: Trainer, resumed: dict[str, Any]) -> None:
-    """Give a new trainer the state of the one that wrote a checkpoint (its model has its weights already)."""
     trainer.optimizer.load_state_dict(resumed["optimizer"])
     trainer.ema.ema.load_state_dict(resumed["ema"]["state_dict"])
     trainer.ema.updates = resumed["updates"]
     if trainer.precision.scaler.is_enabled() and resumed["scaler"]:
         trainer.precision.scaler.load_state_dict(resumed["scaler"])
     trainer.loss.load_state_dict(resumed["loss"])
+    trainer.guard.accept()
     trainer.guard.skipped, trainer.guard.streak = resumed["skipped"], resumed["streak"]
     trainer.split = resumed["split"]
+    progress.position = Position(**resumed["position"])
+    progress.stopper.best_epoch, progress.stopper.best_fitness = resumed["stopper"].values()
+    progress.maps, progress.history = np.array(resumed["maps"]), resumed["history"]
+    progress.best_fitness = resumed["best_fitness"]
+    if progress.position.batch and resumed["batches"] != batches:
+        LOGGER.warning(
+            f"an epoch had {resumed['batches']} batches and has {batches} now: epoch {progress.position.epoch} is "
+            "begun again"
+        )
+        progress.position = Position(progress.position.epoch)
+    return progress
 
 
-class Keeper:
+def cut_finer(trainer: Trainer, setup: Setup, epoch: int) -> None:
+    """After memory ran out: go back to the last step, and compute every batch in twice as many pieces from then on.
+
+    Raise TrainingFault where a single image was too much; and where several processes train together, as the others are
+    in the middle of their batches and wait for this one's gradients: the next try then cuts its batches so.
+    """
+    trainer.split *= 2
+    if is_joined():
+        (setup.weights / PIECES).write_text(str(trainer.split), encoding="utf-8")
+        raise TrainingFault(f"out of memory in epoch {epoch}; --resume goes on in smaller pieces")
+    if trainer.split >= 2 * setup.opt.batch_size:
+        raise TrainingFault(
+            f"out of memory in epoch {epoch} with a single image: begin a new run with a smaller --imgsz or --cfg"
+        )
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.guard.undo()
+    if trainer.precision.device.type == "cuda":
+        torch.cuda.empty_cache()
+    LOGGER.warning(f"out of memory: every batch is now computed in {trainer.split} pieces, with the same steps")
+
+
+class CheckpointWriter:
     """Writes a run's checkpoints in the main process, each whole or not at all, last.pt always last.
 
     So whenever the process dies, last.pt is a state from which the run goes on, and the files beside it are those that
@@ -91,10 +134,14 @@ class Keeper:
             for leftover in setup.folder.rglob(".*.tmp"):  # of a process that died while it wrote
                 leftover.unlink(missing_ok=True)
 
-    def content(self) -> dict[str, Any]:
-        """Everything that the run depends on from here on: the random numbers follow from seed and position."""
-        trainer, progress = self.trainer, self.progress
-        return {
+    def save(self, improved: bool = False) -> None:
+        """Write best.pt when this is the best, epochN.pt when its time has come, then last.pt.
+
+        They hold all that the run depends on from here on: the random numbers follow from seed and position. Raise
+        TrainingFault instead of overwriting good weights with numbers that are not finite.
+        """
+        trainer, progress, setup = self.trainer, self.progress, self.setup
+        content: dict[str, Any] = {
             "epoch": progress.last_epoch,
             "position": asdict(progress.position),
             "batches": self.batches,
@@ -114,30 +161,22 @@ class Keeper:
             "stopper": {"best_epoch": progress.stopper.best_epoch, "best_fitness": progress.stopper.best_fitness},
             "maps": progress.maps.tolist(),
             "history": progress.history,
-            "hyp": asdict(self.setup.hyp),
-            "options": asdict(self.setup.opt),
+            "hyp": asdict(setup.hyp),
+            "options": asdict(setup.opt),
             "date": datetime.now().isoformat(),
         }
-
-    def save(self, improved: bool = False) -> None:
-        """Write best.pt when this is the best, epochN.pt when its time has come, then last.pt.
-
-        Raises TrainingFault instead of overwriting good weights with numbers that are not finite.
-        """
-        content = self.content()
-        for name in ("model", "ema"):
-            if not all(value.isfinite().all() for value in content[name]["state_dict"].values()):
-                raise TrainingFault(f"the weights are not finite any more; {self.last} holds the last good ones")
-        period, epoch = self.setup.opt.save_period, self.progress.last_epoch
-        finished = self.progress.position.batch == 0
+        values = [*content["model"]["state_dict"].values(), *content["ema"]["state_dict"].values()]
+        if not all(value.isfinite().all() for value in values):
+            raise TrainingFault(f"the weights are not finite any more; {self.last} holds the last good ones")
+        period, epoch = setup.opt.save_period, progress.last_epoch
         if improved:
             save_checkpoint(self.best, content)
-        if finished and period > 0 and epoch > 0 and epoch % period == 0:
-            save_checkpoint(self.setup.weights / f"epoch{epoch}.pt", content)
+        if progress.position.batch == 0 and period > 0 and epoch > 0 and epoch % period == 0:
+            save_checkpoint(setup.weights / f"epoch{epoch}.pt", content)
         save_checkpoint(self.last, content)
         self._saved, self._is_stripped = time.monotonic(), False
 
-    def after_step(self) -> None:
+    def save_in_time(self) -> None:
         """Save when `--save-minutes` have passed since the last time."""
         minutes = self.setup.opt.save_minutes
         if is_main() and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes:
@@ -157,8 +196,3 @@ class Keeper:
                     shutil.copyfile(self.last, beside)
         strip_optimizer(self.last)
         self.last.with_name(PIECES).unlink(missing_ok=True)
-
-
-def remember_pieces(folder: Path, pieces: int) -> None:
-    """After one of several processes ran out of memory: the next try cuts its batches this finely."""
-    (folder / PIECES).write_text(str(pieces), encoding="utf-8")

@@ -25,9 +25,8 @@ from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
 from utils.boxes.nms import non_max_suppression
 from utils.checkpoints.checkpoint import describe_model, load_checkpoint, save_checkpoint
-from utils.training.average import ModelEMA
 from utils.training.loss import ComputeLoss
-from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Position, Trainer
 
@@ -144,15 +143,15 @@ def test_a_resumed_run_ends_where_a_whole_one_does(
     monkeypatch.setattr("utils.training.setup.subscribe_loggers", lambda *args: None)
     monkeypatch.setattr(train.Run, "finish", lambda self: ())
     train.run(name="whole", **given)
-    saved = train.Keeper.save
+    saved = train.CheckpointWriter.save
 
-    def stop_after_the_first_epoch(self: train.Keeper, improved: bool = False) -> None:
+    def stop_after_the_first_epoch(self: train.CheckpointWriter, improved: bool = False) -> None:
         saved(self, improved)
         if self.progress.last_epoch == 0:
             raise Torn
 
     with monkeypatch.context() as patch, pytest.raises(Torn):
-        patch.setattr(train.Keeper, "save", stop_after_the_first_epoch)
+        patch.setattr(train.CheckpointWriter, "save", stop_after_the_first_epoch)
         train.run(name="cut", **given)
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     whole, cut = (load_checkpoint(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))

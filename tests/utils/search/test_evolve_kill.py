@@ -24,7 +24,7 @@ import os, sys, time
 from pathlib import Path
 from utils.search import evolve as module
 from utils.base.config import Hyp
-from utils.training.setup import TrainOptions
+from utils.training.train_options import TrainOptions
 name, folder, storage, stuck, go = sys.argv[1:]
 module.POLL, module.plot_evolve = 0.05, lambda file: file
 log = os.open(f"{{folder}}/log", os.O_APPEND | os.O_WRONLY | os.O_CREAT)
