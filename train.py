@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -217,14 +218,14 @@ class Run:
             loss.load_state_dict(trainer.loss.state_dict())
             report = Report(ReportSettings(self.setup.folder, self.setup.names, plots=False), loss, self.callbacks)
             progress.result = self.validate(trainer.ema.ema, report)
+            if progress.result:  # in the main process
+                progress.maps = progress.result.metrics.maps
+                self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
         progress.position = Position(epoch + 1)
         if not is_main():
             return False
-        if scored and progress.result:
-            progress.maps = progress.result.metrics.maps
-            self.callbacks.run("on_val_metrics", progress.result.metrics, epoch)
-        self.log_epoch(losses, progress.result if scored else None, began)
-        values = [*losses, *progress.summary, *(group["lr"] for group in trainer.optimizer.param_groups)]
+        self.log_epoch(losses, scored, began)
+        values = [*losses, *progress.summary, *map(itemgetter("lr"), trainer.optimizer.param_groups)]
         progress.history.append([epoch, *values])
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
@@ -236,17 +237,17 @@ class Run:
             self.callbacks.run("on_model_save", self.writer.last, epoch, final, progress.best_fitness, score)
         return stop
 
-    def log_epoch(self, losses: list[float], result: ValResult | None, began: float) -> None:
+    def log_epoch(self, losses: list[float], scored: bool, began: float) -> None:
         """On a terminal the rows of the table that its bars began, elsewhere one line."""
-        if is_terminal():
-            if result:
-                log_table(result)
-            return
         device, epoch, epochs = self.setup.device, self.progress.last_epoch, self.opt.epochs
-        rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - began:.1f} s"]
-        if self.trainer.pace and epoch + 1 < epochs:
-            rest.append(f"{self.trainer.pace.left(epoch + 1)} left")
-        LOGGER.info(epoch_line(f"{epoch}/{epochs - 1}", losses, result.summary[:4] if result else (), rest))
+        result = self.progress.result if scored else None
+        if not is_terminal():
+            rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - began:.1f} s"]
+            if self.trainer.pace and epoch + 1 < epochs:
+                rest.append(f"{self.trainer.pace.left(epoch + 1)} left")
+            LOGGER.info(epoch_line(f"{epoch}/{epochs - 1}", losses, result.summary[:4] if result else (), rest))
+        elif result:
+            log_table(result)
 
     def validate(self, model: nn.Module, report: Report) -> ValResult | None:
         """Score a model on the validation split, together with the other processes; the main one has the result."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from models.experimental import attempt_load, load_model
@@ -14,14 +16,16 @@ from utils.training.transfer import report, transfer
 
 
 def build_model(setup: Setup) -> Model:
-    """The network: from a YAML, from a checkpoint's own, with whatever weights fit; or as it was left when resuming."""
+    """Build the network from a YAML or a checkpoint's own, with whatever weights fit; or as it was left when resuming.
+
+    Raise ValueError for weights or a description that training cannot begin with, and for layers that are not there.
+    """
     opt, nc = setup.opt, len(setup.names)
     if setup.resumed:
         model = load_model({"model": setup.resumed["model"]})
     else:
         donor = _donor(opt.weights) if opt.weights else None
-        cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
-        model = Model(cfg, ch=3, nc=nc, anchors=setup.hyp.anchors)
+        model = Model(opt.cfg or (donor.yaml if donor else DEFAULT_CFG), ch=3, nc=nc, anchors=setup.hyp.anchors)
         if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
             raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
         if donor:
@@ -29,7 +33,7 @@ def build_model(setup: Setup) -> Model:
     freeze(model, opt.freeze)
     model.names = setup.names
     # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
-    return model.to(setup.device, memory_format=torch.channels_last)
+    return model.to(setup.device).to(memory_format=torch.channels_last)
 
 
 def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_anchors: bool = False) -> None:
@@ -46,11 +50,11 @@ def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_a
 
 
 def _donor(weights: str) -> Model:
-    """The model whose weights training begins with. Raises ValueError for a file that is not there or no checkpoint."""
+    """Return the model whose weights training begins with. Raise ValueError for a file that is none, or not there."""
     file = find_weights(weights)
     if file.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"--weights {weights}: expected .pt or .safetensors, as training begins with no other file")
-    return attempt_load(file, fuse=False)
+    return cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
 
 
 def freeze(model: Model, layers: list[int]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ LEAST_GROWTH = 0.01  # of the memory measured; below it the batch is not what fi
 
 
 def check_train_batch_size(model: nn.Module, imgsz: int = 640, dtype: torch.dtype | None = torch.float16) -> int:
-    """The batch size for training `model` with pictures of side `imgsz`: what fits the GPU, 16 on a CPU.
+    """Return the batch size for training `model` with images of side `imgsz`: what fits the GPU, 16 on a CPU.
 
-    Args:
-        dtype: of autocast while training; None for none.
+    `dtype` is that of autocast while training; None for none.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -41,45 +39,36 @@ def autobatch(
 ) -> int:
     """Measure the memory of a few small batches on the model's GPU and extrapolate to `fraction` of what is free.
 
-    Args:
-        batch_size: the answer where fewer than two batches could be measured.
+    `batch_size` is the answer where fewer than two batches could be measured.
     """
     device = next(model.parameters()).device
-    trial = copy.deepcopy(model).train()
-    for parameter in trial.parameters():
-        parameter.requires_grad_(True)
-    sizes, used = measure_batches(partial(_train_step, trial, imgsz, dtype), TRIED, device)
-    del trial
-    gc.collect()
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    budget = free * fraction
-    chosen = largest_batch(sizes, used, budget) if len(sizes) > 1 else batch_size
-    gib = 1 << 30
-    LOGGER.info(
-        f"AutoBatch: {free / gib:.2f} of {total / gib:.2f} GiB are free; batch size {chosen} should use"
-        f" {fraction:.0%} of them (measured {dict(zip(sizes, (round(value / gib, 2) for value in used), strict=True))})"
-    )
-    return chosen
-
-
-def measure_batches(
-    step: Callable[[int], None], sizes: Sequence[int], device: torch.device
-) -> tuple[list[int], list[float]]:
-    """Run `step` with rising batch sizes: those that fitted, and the bytes each took at its peak beyond the start."""
-    fitted, used = [], []
-    for size in sizes:
+    trial = copy.deepcopy(model).train().requires_grad_(True)
+    used: dict[int, float] = {}  # batch size: bytes at its peak beyond the start
+    for size in TRIED:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_reserved(device)
         try:
-            step(size)
+            images = torch.zeros(size, 3, imgsz, imgsz, device=device)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = trial(images)
+            sum(output.float().square().mean() for output in outputs).backward()
         except torch.OutOfMemoryError:
             LOGGER.info(f"AutoBatch: batch size {size} does not fit")
             break
-        fitted.append(size)
-        used.append(float(torch.cuda.max_memory_reserved(device) - start))
-    return fitted, used
+        trial.zero_grad(set_to_none=True)
+        used[size] = float(torch.cuda.max_memory_reserved(device) - start)
+    del trial
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = (value / (1 << 30) for value in torch.cuda.mem_get_info(device))
+    measured = {size: value / (1 << 30) for size, value in used.items()}
+    chosen = largest_batch([*measured], [*measured.values()], free * fraction) if len(used) > 1 else batch_size
+    LOGGER.info(
+        f"AutoBatch: {free:.2f} of {total:.2f} GiB are free; batch size {chosen} should use {fraction:.0%} of them "
+        f"(measured { ({size: round(value, 2) for size, value in measured.items()}) })"
+    )
+    return chosen
 
 
 def largest_batch(sizes: Sequence[int], used: Sequence[float], budget: float) -> int:
@@ -91,13 +80,3 @@ def largest_batch(sizes: Sequence[int], used: Sequence[float], budget: float) ->
     if slope * max(sizes) < LEAST_GROWTH * max(used):
         return max(sizes)
     return max(1, int((budget - intercept) / slope))
-
-
-def _train_step(model: nn.Module, imgsz: int, dtype: torch.dtype | None, batch_size: int) -> None:
-    """One forward and backward pass on empty pictures."""
-    device = next(model.parameters()).device
-    images = torch.zeros(batch_size, 3, imgsz, imgsz, device=device)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        outputs = model(images)
-    sum(output.float().square().mean() for output in outputs).backward()
-    model.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
 """What a detector learns from a batch: `match` says which prediction learns which object, `ComputeLoss` how much.
 
-Shapes: B pictures, L levels, A anchors per level, C classes, N targets, K matches of one level. A level's predictions
+Shapes: B images, L levels, A anchors per level, C classes, N targets, K matches of one level. A level's predictions
 are (B, A, rows, cols, 5 + C) logits; boxes are in units of the level's cells.
 
 Where several processes train together, each has a part of the batch. A mean over the part's matches would depend on how
@@ -11,7 +11,7 @@ over the processes it moves the weights as one process with the whole batch woul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -50,41 +50,37 @@ def match(targets: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], th
     anchor and target.
 
     Args:
-        targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the picture.
+        targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the image.
         anchors: (L, A, 2) widths and heights in cells of their level.
         grids: (rows, cols) of each level.
         threshold: the largest factor by which a side may differ (`anchor_t`).
     """
-    return [
-        _match_level(targets, level_anchors, rows, cols, threshold)
-        for level_anchors, (rows, cols) in zip(anchors, grids, strict=True)
-    ]
-
-
-def _match_level(targets: Tensor, anchors: Tensor, rows: int, cols: int, threshold: float) -> Matches:
-    grid = targets.new_tensor((cols, rows))
-    centres, sizes = targets[:, 2:4] * grid, targets[:, 4:6] * grid
-    ratio = sizes[None] / anchors[:, None]  # (A, N, 2)
-    fits = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < threshold
-    anchor, target = fits.nonzero(as_tuple=True)
-
-    centre = centres[target]
-    near = torch.stack((centre, grid - centre))  # from the left and upper, from the right and lower border
-    close = (near % 1 < REACH) & (near > 1)  # the nearer half of a cell that has a neighbour on that side
-    own = close.new_ones((1, len(centre)))
-    step, item = torch.cat((own, close.transpose(1, 2).flatten(0, 1))).nonzero(as_tuple=True)
     offsets = targets.new_tensor(((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))) * REACH
+    found = []
+    for sizes, (rows, cols) in zip(anchors, grids, strict=True):
+        grid = targets.new_tensor((cols, rows))
+        centres, sides = targets[:, 2:4] * grid, targets[:, 4:6] * grid
+        ratio = sides[None] / sizes[:, None]  # (A, N, 2)
+        fits = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < threshold
+        anchor, target = fits.nonzero(as_tuple=True)
 
-    anchor, target, centre = anchor[item], target[item], centre[item]
-    cell = (centre - offsets[step]).long()
-    col, row = cell[:, 0].clamp(0, cols - 1), cell[:, 1].clamp(0, rows - 1)
-    box = torch.cat((centre - torch.stack((col, row), dim=1), sizes[target]), dim=1)
-    image, label = targets[target, :2].long().unbind(1)
-    return Matches(image, anchor, row, col, box, anchors[anchor], label)
+        centre = centres[target]
+        near = torch.stack((centre, grid - centre))  # from the left and upper, from the right and lower border
+        close = (near % 1 < REACH) & (near > 1)  # the nearer half of a cell that has a neighbour on that side
+        own = close.new_ones((1, len(centre)))
+        step, item = torch.cat((own, close.transpose(1, 2).flatten(0, 1))).nonzero(as_tuple=True)
+
+        anchor, target, centre = anchor[item], target[item], centre[item]
+        cell = (centre - offsets[step]).long()
+        col, row = cell[:, 0].clamp(0, cols - 1), cell[:, 1].clamp(0, rows - 1)
+        box = torch.cat((centre - torch.stack((col, row), dim=1), sides[target]), dim=1)
+        image, label = targets[target, :2].long().unbind(1)
+        found.append(Matches(image, anchor, row, col, box, sizes[anchor], label))
+    return found
 
 
 def smooth_BCE(eps: float = 0.1) -> tuple[float, float]:
-    """Targets of the right and of the wrong classes under label smoothing by `eps`."""
+    """Return the targets of the right and of the wrong classes under label smoothing by `eps`."""
     return 1.0 - 0.5 * eps, 0.5 * eps
 
 
@@ -98,28 +94,23 @@ class FocalLoss(nn.Module):
         self.gamma, self.alpha = gamma, alpha
 
     def modulation(self, probability: Tensor, target: Tensor) -> Tensor:
-        """How wrong a prediction is, 0..1: one less the probability given to the truth."""
+        """Return how wrong a prediction is, 0..1: one less the probability given to the truth."""
         return 1 - (target * probability + (1 - target) * (1 - probability))
 
     def forward(self, pred: Tensor, true: Tensor) -> Tensor:
-        """Logits and targets in 0..1 of any one shape; reduced as the wrapped loss would be."""
+        """Return the loss of logits and targets in 0..1 of any one shape, reduced as the wrapped loss would be."""
         loss = F.binary_cross_entropy_with_logits(pred, true, pos_weight=self.pos_weight, reduction="none")
         balance = true * self.alpha + (1 - true) * (1 - self.alpha)
         loss = loss * balance * self.modulation(pred.sigmoid(), true) ** self.gamma
-        return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[self.reduction](loss)
+        return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
 
 
 class QFocalLoss(FocalLoss):
     """Quality focal loss (arXiv:2006.04388): for targets between 0 and 1, by their distance from the prediction."""
 
     def modulation(self, probability: Tensor, target: Tensor) -> Tensor:
-        """How wrong a prediction is, 0..1: the distance from its target."""
+        """Return how wrong a prediction is, 0..1: the distance from its target."""
         return (target - probability).abs()
-
-
-def _settings(hyp: Any) -> Mapping[str, Any]:
-    """Hyper-parameters as a mapping, whether they are one or a dataclass."""
-    return asdict(hyp) if is_dataclass(hyp) else hyp
 
 
 def _criterion(positive_weight: float, gamma: float, device: torch.device) -> nn.Module:
@@ -129,7 +120,7 @@ def _criterion(positive_weight: float, gamma: float, device: torch.device) -> nn
 
 
 class _Gather(torch.autograd.Function):
-    """Rows (M, 5 + C) and indices (K,) to the objectness column (M,) and the chosen rows (K, 5 + C).
+    """Split rows (M, 5 + C) by indices (K,) into the objectness column (M,) and the chosen rows (K, 5 + C).
 
     Two ordinary selections would each answer with a gradient of the whole size, mostly zeros, to be added up; with many
     classes that is the larger part of the loss's time. Here both go into one.
@@ -153,17 +144,17 @@ class _Portions(NamedTuple):
     """What this process's part of a batch counts for in the whole.
 
     A mean over the own matches times `matches` is, averaged over the processes, the mean over all matches; likewise for
-    what is a mean over pictures. Alone all portions are 1, or 0 for a level without a match.
+    what is a mean over images. Alone all portions are 1, or 0 for a level without a match.
     """
 
     totals: Tensor  # (L,) matches of each level in all processes
     matches: Tensor  # (L,) own matches over the mean of all processes
-    pictures: Tensor  # () own pictures over the mean of all processes
-    batch: Tensor  # () pictures of the mean process
+    images: Tensor  # () own images over the mean of all processes
+    batch: Tensor  # () images of the mean process
 
     @classmethod
     def of(cls, counts: Sequence[int], device: torch.device, together: bool) -> _Portions:
-        """From the numbers of matches of each level, and of pictures; with `together` all processes must come here."""
+        """Count matches of each level, and images; with `together` all processes must come here."""
         own = torch.tensor([float(count) for count in counts], device=device)
         mean = totals = own
         if together:
@@ -193,9 +184,9 @@ class ComputeLoss:
     """The training loss of a `Detect` head: box, objectness and class terms over all levels.
 
     Args:
-        model: `.hyp` has box, obj, cls (gains), cls_pw, obj_pw, fl_gamma, anchor_t and, where wanted, label_smoothing
-            and box_iou (a name of `utils.boxes.iou.LOSSES`, CIoU if absent); `.model[-1]` is the head (nl, na, nc,
-            anchors, stride).
+        model: `.hyp`, a mapping or a dataclass, has box, obj, cls (gains), cls_pw, obj_pw, fl_gamma, anchor_t and,
+            where wanted, label_smoothing, pooled and box_iou (a name of `utils.boxes.iou.LOSSES`, else ValueError; CIoU
+            if absent); `.model[-1]` is the head (nl, na, nc, anchors, stride).
         autobalance: move the weights of the levels towards equal objectness losses.
         shared: of a run of several processes, count the matches of all of them. It holds while predictions need a
             gradient: then every process must compute its loss at the same steps. To be averaged over the processes
@@ -204,17 +195,15 @@ class ComputeLoss:
     Attributes that may be set: `gr`, how far a box's overlap sets the objectness it should have (0: always 1),
     `balance`, the objectness weight of each level, and `sort_obj_iou`: where objects share a prediction, the one
     that fits best sets its objectness, not the last.
-
-    Raises:
-        ValueError: an unknown `box_iou`.
     """
 
     gr = 1.0
     sort_obj_iou = False
 
-    def __init__(self, model: nn.Module, autobalance: bool = False, shared: bool = False) -> None:
+    def __init__(self, model: Any, autobalance: bool = False, shared: bool = False) -> None:
         head = model.model[-1]
-        self.hyp = _settings(model.hyp)
+        hyp = model.hyp
+        self.hyp: Mapping[str, Any] = hyp if isinstance(hyp, Mapping) else asdict(hyp)
         self.na, self.nc, self.nl, self.anchors = head.na, head.nc, head.nl, head.anchors
         device = head.anchors.device
         self.class_loss = _criterion(self.hyp["cls_pw"], self.hyp["fl_gamma"], device)
@@ -236,7 +225,7 @@ class ComputeLoss:
 
         Args:
             predictions: per level (B, A, rows, cols, 5 + C) logits.
-            targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the picture.
+            targets: (N, 6) image, class, centre x, centre y, width, height as fractions of the image.
 
         Returns:
             loss times B, (1,); its parts without that factor, (3,) box, objectness, class, detached. Shared, the mean
@@ -251,17 +240,27 @@ class ComputeLoss:
         together = not alone and predictions[0].requires_grad
         portions = _Portions.of([*(len(found.label) for found in matches), len(predictions[0])], device, together)
         levels = torch.stack(
-            [self._level_loss(prediction.float(), found, together) for prediction, found in zip(predictions, matches)]
+            [
+                self._level_loss(prediction.float(), matched, together)
+                for prediction, matched in zip(predictions, matches, strict=True)
+            ]
         )
-        parts = (levels * self._weights(portions)).sum(dim=0)
+        # Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects
+        # weigh as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps
+        # its size.
+        counts = portions.matches
+        if self.pooled:
+            counts = counts * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
+        balance = counts.new_tensor(self.balance[: self.nl]) * portions.images
+        parts = (levels * torch.stack((counts, balance, counts), dim=1)).sum(dim=0)
         if self.autobalance and (alone or together):  # a validation is no business of all processes
             objectness = levels[:, 1].detach()
-            self._rebalance(mean_over_ranks(objectness * portions.pictures) if together else objectness)
+            self._rebalance(mean_over_ranks(objectness * portions.images) if together else objectness)
         parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
         return parts.sum(dim=0, keepdim=True) * portions.batch, parts.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training moves: the weights of the levels and WIoU's running mean."""
+        """Return what training moves: the weights of the levels and WIoU's running mean."""
         return {"balance": list(self.balance), "mean_iou_loss": self.mean_iou_loss.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,54 +269,34 @@ class ComputeLoss:
         self.balance = list(state["balance"])
         self.mean_iou_loss.value = value.to(self.anchors.device) if isinstance(value, Tensor) else value
 
-    def _weights(self, portions: _Portions) -> Tensor:
-        """What each level's (box, objectness, class) means count for in the sum over levels (L, 3).
-
-        Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects weigh
-        as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps its size.
-        """
-        matches = portions.matches
-        if self.pooled:
-            matches = matches * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
-        balance = matches.new_tensor(self.balance[: self.nl])
-        return torch.stack((matches, balance * portions.pictures, matches), dim=1)
-
     def _rebalance(self, objectness: Tensor) -> None:
         """Move the weight of each level by its objectness loss (L,); that of the level of stride 16 stays 1."""
         for level, loss in enumerate(objectness.tolist()):
             self.balance[level] = self.balance[level] * BALANCE_DECAY + (1 - BALANCE_DECAY) / max(loss, LEAST_LOSS)
-        reference = self.balance[self.anchor_level]
-        self.balance = [weight / reference for weight in self.balance]
+        self.balance = [weight / self.balance[self.anchor_level] for weight in self.balance]
 
     def _level_loss(self, prediction: Tensor, matched: Matches, together: bool) -> Tensor:
-        """Box, objectness and class loss (3,) of one level, means over this process's matches and cells."""
+        """Return box, objectness and class loss (3,) of one level, means over this process's matches and cells."""
         _, anchors, rows, cols, outputs = prediction.shape
         cell = ((matched.image * anchors + matched.anchor) * rows + matched.row) * cols + matched.col
         objectness, chosen = _Gather.apply(prediction.reshape(-1, outputs), cell)
         truth = torch.zeros_like(objectness)
         box = label = prediction.new_zeros(())
         if len(cell) or together:  # the others wait for this process's part of a running mean, even if it is empty
-            loss, quality = self._box_loss(chosen[:, :4], matched)
+            share = chosen[:, :4].sigmoid() * 2
+            boxes = torch.cat((share[:, :2] - 0.5, share[:, 2:].square() * matched.anchor_size), dim=1)
+            loss, quality = iou_loss(boxes, matched.box, self.box_iou, self.mean_iou_loss)
         if len(cell):
             box = loss.mean()
-            self._set_objectness(truth, cell, (1 - self.gr) + self.gr * quality.clamp(min=0))
+            value = (1 - self.gr) + self.gr * quality.clamp(min=0)
+            if self.sort_obj_iou:
+                truth.scatter_reduce_(0, cell, value, "amax", include_self=False)
+            else:  # of several for one cell the last counts, on every device
+                order = torch.arange(len(cell), device=cell.device)
+                last = torch.zeros_like(truth, dtype=torch.long).scatter_reduce_(0, cell, order, "amax")
+                truth[cell] = value[last[cell]]
             if self.nc > 1:
                 classes = torch.full_like(chosen[:, 5:], self.negative)
                 classes.scatter_(1, matched.label[:, None], self.positive)
                 label = self.class_loss(chosen[:, 5:], classes)
         return torch.stack((box, self.object_loss(objectness, truth), label))
-
-    def _box_loss(self, logits: Tensor, matched: Matches) -> tuple[Tensor, Tensor]:
-        """Loss (K,) and quality (K,) of the boxes that (K, 4) logits mean."""
-        share = logits.sigmoid() * 2
-        boxes = torch.cat((share[:, :2] - 0.5, share[:, 2:].square() * matched.anchor_size), dim=1)
-        return iou_loss(boxes, matched.box, self.box_iou, self.mean_iou_loss)
-
-    def _set_objectness(self, truth: Tensor, cell: Tensor, value: Tensor) -> None:
-        """Write values (K,) to their cells; of several for one cell the last counts, on every device."""
-        if self.sort_obj_iou:
-            truth.scatter_reduce_(0, cell, value, "amax", include_self=False)
-            return
-        order = torch.arange(len(cell), device=cell.device)
-        last = torch.zeros_like(truth, dtype=torch.long).scatter_reduce_(0, cell, order, "amax")
-        truth[cell] = value[last[cell]]

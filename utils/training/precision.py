@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -43,18 +44,15 @@ class Precision:
             raise ValueError(f"--amp {name}: choose one of auto, {', '.join(KINDS)}")
         if name == "fp16" and on_cpu:
             raise ValueError("--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off")
-        # the first processor that lacks the instructions decides for all processes
-        quick, why = min(gather(bfloat16_on_cpu()), key=lambda answer: answer[0]) if on_cpu else (True, "")
+        quick, why = True, f"usual on {device.type}"
+        if on_cpu:  # the first processor that lacks the instructions decides for all processes
+            quick, why = min(gather(bfloat16_on_cpu()), key=itemgetter(0))
         if name != "auto":
             in_vain = name == "bf16" and not quick
             return cls(device, KINDS[name], f"as asked for, though {why}" if in_vain else "as asked for")
-        # files of before `auto` looked at the processor lack it: on a CPU that was float32
-        begun = resumed.get("precision", "off" if on_cpu else None) if resumed is not None else None
-        if begun in KINDS and not (begun == "fp16" and on_cpu):  # no CPU can keep what a GPU began
+        if begun := _begun_with(resumed, on_cpu):
             return cls(device, KINDS[begun], "as the run was begun")
-        if on_cpu:
-            return cls(device, torch.bfloat16 if quick else None, why)
-        return cls(device, torch.float16 if device.type == "cuda" else None, f"usual on {device.type}")
+        return cls(device, {"cpu": torch.bfloat16 if quick else None, "cuda": torch.float16}.get(device.type), why)
 
     @property
     def name(self) -> str:
@@ -84,7 +82,7 @@ def bfloat16_on_cpu() -> tuple[bool, str]:
         raise ValueError(f"{SWITCH}={switch}: choose 0, 1 or auto")
     if switch != "auto":
         return switch == "1", f"{SWITCH}={switch}"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
     if limit.upper() in _LIMITS_BELOW:
         return False, f"oneDNN is limited to {limit.upper()}"
     if not torch.backends.mkldnn.is_available():
@@ -94,3 +92,12 @@ def bfloat16_on_cpu() -> tuple[bool, str]:
     if found == _INSTRUCTIONS["bf16"] and not torch.backends.mkldnn.is_acl_available():
         return False, "this PyTorch has no Arm Compute Library"
     return (True, f"this CPU has {found}") if found else (False, "this CPU has no bfloat16 instructions")
+
+
+def _begun_with(resumed: Mapping[str, Any] | None, on_cpu: bool) -> str | None:
+    """Return `--amp`'s name of what a run that goes on was begun with; None where it may be chosen."""
+    if resumed is None:
+        return None
+    # files of before `auto` looked at the processor lack it: on a CPU that was float32
+    begun = resumed.get("precision", "off" if on_cpu else None)
+    return None if begun not in KINDS or (begun == "fp16" and on_cpu) else begun  # no CPU can keep what a GPU began

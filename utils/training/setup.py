@@ -99,7 +99,7 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
     """Claim and lock a new folder, or that of `last`, in the main process; `hold` gives both back. Return it in all."""
 
-    def take() -> str:
+    def _take() -> str:
         path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
         if last:
             path, same = last.parent.parent, True
@@ -112,7 +112,7 @@ def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
         hold.callback(RunLock(folder, patient=_is_restart()).release)
         return str(folder)
 
-    return Path(tell(agreed(lambda: take() if is_main() else "")))
+    return Path(tell(agreed(lambda: _take() if is_main() else "")))
 
 
 def meet() -> None:
@@ -195,13 +195,20 @@ def find_run(opt: TrainOptions) -> Path | None:
             raise ValueError(
                 f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
             )
-    elif _is_restart():  # of the run that an earlier try of this launch began
-        found = Path(opt.project).glob(f"{opt.name}*/weights/last.pt")
-        written = {one: one.parent.parent / "opt.yaml" for one in found}
-        own = [one for one, file in written.items() if file.is_file() and read_yaml(file).get("launch") == launch_id()]
-        last = max(own, key=lambda path: path.stat().st_mtime, default=None)
+    elif _is_restart():
+        last = _begun_by(launch_id(), opt)
     answer = tell(str(last) if last else None)
     return Path(answer) if answer else None
+
+
+def _begun_by(launch: str | None, opt: TrainOptions) -> Path | None:
+    """Return the last.pt of the run that an earlier try of this launch began."""
+    found = Path(opt.project).glob(f"{opt.name}*/weights/last.pt")
+    for last in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        file = last.parent.parent / "opt.yaml"
+        if file.is_file() and read_yaml(file).get("launch") == launch:
+            return last
+    return None
 
 
 def load_run(last: Path, opt: TrainOptions, given: Collection[str]) -> tuple[TrainOptions, dict[str, Any]] | None:
