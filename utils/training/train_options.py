@@ -32,15 +32,15 @@ class TrainOptions:
     cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
     data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
     hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
-    epochs: int = flag(300, "how often every picture is seen", bounds=Range(1, 1_000_000))
+    epochs: int = flag(300, "how often every image is seen", bounds=Range(1, 1_000_000))
     batch_size: int = flag(
         16,
-        "pictures per batch over all processes, -1 for the largest that fits",
+        "images per batch over all processes, -1 for the largest that fits",
         bounds=Range(1, 1_000_000, also=(-1,)),
     )
     imgsz: int = flag(
         0,
-        "side of the pictures in pixels",
+        "side of the images in pixels",
         aliases=("--img", "--img-size"),
         shown="the data YAML's imgsz, else 640",
         bounds=SIDE,
@@ -58,14 +58,14 @@ class TrainOptions:
     noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
     cache: str | None = flag(
         None,
-        "keep decoded pictures in 'ram' or on 'disk', or only those of 'val'",
+        "keep decoded images in 'ram' or on 'disk', or only those of 'val'",
         nargs="?",
         const="ram",
         choices=("ram", "disk", "val"),
     )
-    image_weights: bool = flag(False, "show pictures of weak classes more often")
+    image_weights: bool = flag(False, "show images of weak classes more often")
     device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
-    multi_scale: bool = flag(False, "vary the picture size by half, batch by batch")
+    multi_scale: bool = flag(False, "vary the image size by half, batch by batch")
     single_cls: bool = flag(False, "train all classes as one")
     max_det: int = flag(300, "most detections in an image, in validation", bounds=Range(1))
     optimizer: str = flag("auto", "auto chooses by the length of the run", choices=("auto", "SGD", "Adam", "AdamW"))
@@ -76,7 +76,7 @@ class TrainOptions:
     project: str = flag(str(ROOT / "runs/train"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
-    quad: bool = flag(False, "merge batches of four pictures into one of twice the size")
+    quad: bool = flag(False, "merge batches of four images into one of twice the size")
     cos_lr: bool = flag(False, "cosine instead of linear schedule")
     label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1", bounds=Range(0, 0.99))
     patience: int = flag(100, "epochs without improvement before stopping early, 0 for never", bounds=Range(0))
@@ -92,7 +92,7 @@ class TrainOptions:
     )
     loggers: list[str] = flag(
         ["auto"],
-        "who is told besides results.csv and the pictures: auto is TensorBoard where it is installed",
+        "where results go besides results.csv and images: auto is TensorBoard where it is installed",
         choices=LOGGER_NAMES,
     )
     seed: int = flag(0, "the same seed gives the same run", bounds=Range(0, 2**62))
@@ -131,21 +131,16 @@ def check_options(opt: TrainOptions) -> None:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.evolve is not None):
         raise ValueError("--image-weights and --evolve work in a single process only")
-    warn_of_idle_flags(opt)
-
-
-def warn_of_idle_flags(opt: TrainOptions) -> None:
-    """Say which of the given flags are read for compatibility only."""
     if idle := [name for name in UNUSED if getattr(opt, name) != UNUSED[name]]:
         LOGGER.warning(f"--{', --'.join(idle)}: read for compatibility, without effect (no W&B or cloud storage here)")
 
 
 def continued(stored: TrainOptions, asked: TrainOptions, given: Collection[str]) -> TrainOptions:
-    """The options of a run that goes on: those it began with, and of the `given` ones those that may change.
+    """Return the options of a run that goes on: those it began with, and of the `given` ones those that may change.
 
-    Raises ValueError for one that may not and is another than it was.
+    Raise ValueError for one that may not and is another than it was.
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for item in fields(TrainOptions):
         name = item.name
         old, new = getattr(stored, name), getattr(asked, name)

@@ -1,6 +1,13 @@
-"""Steps that are taken back, and batches in pieces."""
+"""Steps that are taken back, batches in pieces, and signals: the first one stops training, the second one Python."""
 
 from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -8,52 +15,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.training.guard import LIMIT, StepGuard, TrainingFault, halves, out_of_memory
+from utils.base.paths import ROOT
+from utils.training.guard import (
+    LIMIT,
+    Interrupted,
+    Interruption,
+    StepGuard,
+    StoppableLoader,
+    TrainingFault,
+    in_pieces,
+    out_of_memory,
+)
 
 NAN = torch.tensor([1.0, float("nan"), 0.0])
 
 
 def test_a_model_without_buffers_has_nothing_to_take_back() -> None:
-    guard = StepGuard(nn.Linear(2, 2))
+    guard = StepGuard(nn.Linear(2, 2), nn.Identity())
     guard.accept()
     guard.undo()
     assert (guard.skipped, guard.streak) == (0, 0)
 
 
-def test_statistics_are_those_of_the_last_good_step() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train()
-    guard = StepGuard(model)
+def test_statistics_and_the_state_of_the_loss_are_those_of_the_last_good_step() -> None:
+    model, loss = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train(), nn.BatchNorm1d(1)
+    loss.state_dict = lambda: {"mean": float(loss.running_mean)}
+    loss.load_state_dict = lambda state: loss.running_mean.fill_(state["mean"])
+    guard = StepGuard(model, loss)
     model(torch.rand(2, 1, 4, 4))
+    loss.running_mean.fill_(3)
     guard.accept()
     good = {name: value.clone() for name, value in model.named_buffers()}
     model(torch.full((2, 1, 4, 4), float("nan")))
+    loss.running_mean.fill_(float("nan"))
     assert not torch.equal(good["1.running_mean"], model[1].running_mean)
     guard.refuse(0, 0)
     assert all(torch.equal(value, good[name]) for name, value in model.named_buffers())
-    assert int(model[1].num_batches_tracked) == 1
+    assert int(model[1].num_batches_tracked) == 1 and loss.running_mean == 3
 
 
-def test_the_batch_is_named_and_a_good_step_ends_the_streak(caplog: pytest.LogCaptureFixture) -> None:
-    guard = StepGuard(nn.Linear(1, 1))
-    assert not guard.note(torch.zeros(3), 3, ("good.jpg",)) and guard.note(NAN, 4, [f"{i}.jpg" for i in range(6)])
+def test_the_batch_is_named_a_good_step_ends_the_streak_and_many_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    guard = StepGuard(nn.Linear(1, 1), nn.Identity())
+    guard.suspect(torch.zeros(3), 3, ("good.jpg",))
+    guard.suspect(NAN, 4, [f"{i}.jpg" for i in range(6)])
     guard.refuse(2, 5)
     assert "epoch 2: not finite: batch 4 (0.jpg, 1.jpg, 2.jpg, 3.jpg and 2 more)" in caplog.text
     assert "good.jpg" not in caplog.text and (guard.skipped, guard.streak) == (1, 1)
     guard.accept()
     guard.refuse(2, 6)
     assert "the gradient up to batch 6" in caplog.text and (guard.skipped, guard.streak) == (2, 1)
-
-
-def test_many_in_a_row_end_the_run() -> None:
-    guard = StepGuard(nn.Linear(1, 1))
-    for _ in range(LIMIT - 1):
+    for _ in range(LIMIT - 2):
         guard.refuse(0, 0)
-    guard.note(NAN, 9, ("bad.jpg",))
+    guard.suspect(NAN, 9, ("bad.jpg",))
     with pytest.raises(TrainingFault, match=r"10 steps in a row.*batch 9 \(bad\.jpg\).*last\.pt"):
         guard.refuse(0, 9)
 
 
-def test_memory_errors_are_told_from_others() -> None:
+def test_memory_errors_differ_from_others() -> None:
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as no_room:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -61,12 +79,59 @@ def test_memory_errors_are_told_from_others() -> None:
     assert not out_of_memory(RuntimeError("shapes do not match")) and not out_of_memory(ValueError())
 
 
-@given(pictures=st.integers(1, 9), parts=st.integers(1, 12), owners=st.lists(st.integers(0, 8), max_size=20))
-def test_pieces_hold_every_picture_and_label_once(pictures: int, parts: int, owners: list[int]) -> None:
-    images = torch.arange(pictures).float().view(-1, 1, 1, 1)
-    owners = [owner % pictures for owner in owners]
+@given(count=st.integers(1, 9), parts=st.integers(1, 12), owners=st.lists(st.integers(0, 8), max_size=20))
+def test_pieces_hold_every_image_and_label_once(count: int, parts: int, owners: list[int]) -> None:
+    images = torch.arange(count).float().view(-1, 1, 1, 1)
+    owners = [owner % count for owner in owners]
     targets = torch.tensor([[owner, label] for label, owner in enumerate(owners)]).float().reshape(-1, 2)
-    pieces = list(halves(images, targets, parts))
-    assert len(pieces) == min(parts, pictures) and torch.equal(torch.cat([image for image, _ in pieces]), images)
+    pieces = list(in_pieces(images, targets, parts))
+    assert len(pieces) == min(parts, count) and torch.equal(torch.cat([image for image, _ in pieces]), images)
     found = [(int(image[int(row[0])]), int(row[1])) for image, mine in pieces for row in mine]
     assert sorted(found) == sorted((owner, label) for label, owner in enumerate(owners))
+
+
+# ---- signals
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_handlers_are_back(number: signal.Signals | None) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with Interruption() as interruption:
+        assert list(StoppableLoader([1, 2], interruption)) == [1, 2] and signal.getsignal(signal.SIGTERM) != before[1]
+        if number:
+            os.kill(os.getpid(), number)
+            deadline = time.monotonic() + 5
+            while not interruption.number and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert signal.getsignal(number) in before, "a second one would be ignored"
+            with pytest.raises(Interrupted) as stop:
+                list(StoppableLoader([1, 2], interruption))
+            assert stop.value.signal == number and isinstance(stop.value, KeyboardInterrupt)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    "joined, second, code",
+    [("False", "os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM), ("True", "pass", 128 + signal.SIGTERM)],
+    ids=["second signal", "the step at hand never ends as another process is gone"],
+)
+def test_the_program_ends_at_once(joined: str, second: str, code: int) -> None:
+    program = (
+        "import os, signal, time\nfrom utils.training import guard\n"
+        f"guard.is_joined, guard.GRACE = lambda: {joined}, 0.3\n"
+        "with guard.Interruption():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.1)\n"
+        f"    {second}\n    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=60, capture_output=True)
+    assert done.returncode == code
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    seen = []
+
+    def enter() -> None:
+        with Interruption():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]

@@ -1,8 +1,8 @@
-"""What is decided before training starts."""
+"""What is decided before training starts, and what may change when a run goes on."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,42 +10,60 @@ import torch
 
 from utils.checkpoints.checkpoint import save_checkpoint
 from utils.training.setup import STATE, find_run, meet, own_device, set_up
-from utils.training.train_options import TrainOptions, check_options, warn_of_idle_flags
+from utils.training.train_options import CHANGEABLE, TrainOptions, check_options, continued
 
 
-def test_defaults_are_in_order(caplog: pytest.LogCaptureFixture) -> None:
+def test_defaults_are_in_order_and_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
     check_options(TrainOptions())
-    warn_of_idle_flags(TrainOptions())
     assert not caplog.text
+    check_options(replace(TrainOptions(), bucket="mine", upload_dataset="val"))
+    assert "--bucket, --upload_dataset" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "change, processes, says",
     [
-        ({"epochs": 0}, "--epochs"),
-        ({"batch_size": -2}, "--batch-size"),
-        ({"workers": -1}, "--workers"),
-        ({"evolve": 0}, "--evolve 0"),
-        ({"save_minutes": -1.0}, "--save-minutes"),
+        ({"epochs": 0}, 1, "--epochs"),
+        ({"batch_size": -2}, 1, "--batch-size"),
+        ({"workers": -1}, 1, "--workers"),
+        ({"evolve": 0}, 1, "--evolve 0"),
+        ({"save_minutes": -1.0}, 1, "--save-minutes"),
+        ({"batch_size": 5}, 2, "multiple of the 2"),
+        ({"image_weights": True}, 2, "single process"),
     ],
 )
-def test_what_cannot_work_is_refused(change: dict, says: str) -> None:
+def test_what_cannot_work_is_refused(change: dict, processes: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(ValueError, match=says):
         check_options(replace(TrainOptions(), **change))
 
 
 @pytest.mark.parametrize(
-    "change, says", [({"batch_size": 5}, "multiple of the 2"), ({"image_weights": True}, "single process")]
+    "asked, given, changed",
+    [
+        ({}, (), {}),
+        ({"epochs": 9, "patience": 4, "imgsz": 320}, ["epochs", "seed"], {"epochs": 9}),
+        ({"batch_size": -1}, ["batch_size"], {}),  # the one that was measured stays
+        ({"seed": 1}, ["seed"], None),
+        ({"imgsz": 320}, ["imgsz"], None),
+        ({"optimizer": "SGD"}, ["optimizer"], None),
+        ({"batch_size": 8}, ["batch_size"], None),
+    ],
 )
-def test_what_cannot_be_shared_is_refused(change: dict, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=says):
-        check_options(replace(TrainOptions(), **change))
+def test_a_run_that_goes_on_keeps_all_but_what_is_given_and_may_change(
+    asked: dict, given: list[str], changed: dict | None
+) -> None:
+    stored = TrainOptions(epochs=7, patience=3)
+    if changed is not None:
+        assert continued(stored, replace(stored, **asked), given) == replace(stored, **changed)
+        return
+    name, value = next(iter(asked.items()))
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} .*cannot become {value}"):
+        continued(stored, replace(stored, **asked), given)
 
 
-def test_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_idle_flags(replace(TrainOptions(), bucket="mine", upload_dataset="val"))
-    assert "--bucket, --upload_dataset" in caplog.text
+def test_what_may_change_are_options() -> None:
+    assert {item.name for item in fields(TrainOptions)} >= CHANGEABLE
 
 
 def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
