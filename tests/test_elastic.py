@@ -24,18 +24,17 @@ PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch, train
-from utils.training.trainer import Trainer
 torch.set_num_threads(1)
-stepped, steps = Trainer.step, []
+after_step, steps = train.Run.after_step, []
 
-def step(self, epoch=0):
-    stepped(self, epoch)
-    steps.append(epoch)
+def step(self):
+    steps.append(self)
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if os.environ.get("DIE") and first and len(steps) == 4 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), 9)
+    after_step(self)
 
-Trainer.step = step
+train.Run.after_step = step
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -22,10 +22,8 @@ from utils.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from utils.data.datasets import DetectionDataset
 from utils.data.loader_faults import WorkerFault
 from utils.distributed.run_lock import Busy
-from utils.training.guard import OutOfMemory
 from utils.training.setup import PIECES, STATE, set_up
 from utils.training.train_options import TrainOptions
-from utils.training.trainer import Trainer
 
 BASE = {"imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0, "device": "cpu", "save_minutes": 0.0}
 HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
@@ -110,13 +108,8 @@ def test_told_to_stop_it_saves_and_goes_on(job: dict[str, Any], number: signal.S
 def test_a_scheduler_gets_the_exit_code_of_its_signal(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stepped = Trainer.step
-
-    def step(self: Trainer, epoch: int = 0) -> None:
-        stepped(self, epoch)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "step", step)
+    after_step = train.Run.after_step
+    monkeypatch.setattr(train.Run, "after_step", lambda self: (os.kill(os.getpid(), signal.SIGTERM), after_step(self)))
     words = ["--data", job["data"], "--cfg", job["cfg"], "--project", job["project"], "--imgsz", "64", "--workers", "0"]
     assert train.main([*words, "--epochs", "3", "--batch", "4", "--device", "cpu"]) == 128 + signal.SIGTERM
     said = " ".join(capsys.readouterr().err.split())
@@ -138,7 +131,7 @@ def test_damaged_or_lost_tables_come_back_from_the_checkpoint(job: dict[str, Any
 
 
 def test_best_is_on_disk_before_last_says_so(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    order, write = [], train.Keeper.save.__globals__["save_checkpoint"]
+    order, write = [], train.CheckpointWriter.save.__globals__["save_checkpoint"]
 
     def save(path: Path, content: dict[str, Any]) -> None:
         order.append(Path(path).name)
@@ -214,20 +207,32 @@ def test_other_classes_cannot_go_on(job: dict[str, Any], squares: Path) -> None:
         train.run(resume=str(Path(job["project"]) / "exp/weights/last.pt"), epochs=2)
 
 
-def test_one_of_several_out_of_memory_is_remembered(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def cramped(self: Trainer, epoch: int, index: int, batch: Any) -> Any:
-        raise OutOfMemory("out of memory", 2)
+@pytest.mark.parametrize("joined", [False, True])
+def test_out_of_memory_in_the_middle_of_a_run(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, joined: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone it goes on from the last step in smaller pieces; one of several remembers them for the next try."""
+    forward, sizes = train.Model.forward, []
 
-    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
-        patch.setattr(Trainer, "_learn", cramped)
-        train.run(**job)
+    def cramped(self: train.Model, images: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(images) if self.training else 0)
+        if sizes[-1] > 2 and sum(map(bool, sizes)) > 4:
+            monkeypatch.setattr("utils.training.state.is_joined", lambda: joined)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, *rest)
+
+    monkeypatch.setattr(train.Model, "forward", cramped)
     weights = Path(job["project"]) / "exp/weights"
-    assert (weights / PIECES).read_text() == "2"
-    seen = []
-    learned = Trainer._learn
-    monkeypatch.setattr(Trainer, "_learn", lambda self, *given: seen.append(self.split) or learned(self, *given))
-    train.run(resume=str(weights / "last.pt"))
-    assert set(seen) == {2} and not (weights / PIECES).exists()
+    if joined:
+        with pytest.raises(train.TrainingFault, match="--resume goes on in smaller pieces"):
+            train.run(**job)
+        assert (weights / PIECES).read_text() == "2"
+        train.run(resume=str(weights / "last.pt"))
+    else:
+        train.run(**job)
+        assert "every batch is now computed in 2 pieces, with the same steps" in capsys.readouterr().err
+    assert load_checkpoint(weights / "resume.pt")["split"] == 2 and not (weights / PIECES).exists()
+    assert len((weights.parent / "results.csv").read_text().splitlines()) == 4
 
 
 # ---- one folder, one run
@@ -298,16 +303,16 @@ def test_a_stripped_file_never_replaces_the_full_state(job: dict[str, Any]) -> N
 
     train.run(**job | {"epochs": 1})
     before, stripped = (Path(job["project"]) / "exp/weights/resume.pt").read_bytes(), list[Any]()
-    finish = train.Keeper.finish
+    finish = train.CheckpointWriter.finish
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Keeper, "finish", lambda self: (strip(), finish(self)))
+        patch.setattr(train.CheckpointWriter, "finish", lambda self: (strip(), finish(self)))
         train.run(resume=str(Path(job["project"]) / "exp/weights/last.pt"), epochs=2)
     assert stripped and (Path(job["project"]) / "exp/weights/resume.pt").read_bytes() == before
 
 
 # ---- loader processes
 def dies(how: Callable[[], Any], epoch: int) -> Callable[[DetectionDataset, Any], Any]:
-    """A data set whose loader processes end in this epoch, once it is past its first pictures."""
+    """A data set whose loader processes end in this epoch, once it is past its first images."""
     get = DetectionDataset.__getitem__
 
     def item(self: DetectionDataset, key: Any) -> Any:
@@ -337,9 +342,10 @@ def test_a_dead_loader_is_one_line_and_nothing_is_lost(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     job |= {"epochs": 2, "workers": 2}
-    with monkeypatch.context() as patch, pytest.raises(WorkerFault, match=says) as fault:
+    with monkeypatch.context() as patch:
         patch.setattr(DetectionDataset, "__getitem__", dies(how, epoch=1))
-        train.run(**job | {"name": "cut"})
+        with pytest.raises(WorkerFault, match=says) as fault:
+            train.run(**job | {"name": "cut"})
     last = Path(job["project"]) / "cut/weights/last.pt"
     assert str(fault.value).endswith(f"saved, go on with --resume {last}") and "\n" not in str(fault.value)
     if "SIGKILL" not in says:

@@ -1,4 +1,4 @@
-"""train.py and val.py from the command line and from Python, on pictures of 64 pixels."""
+"""train.py and val.py from the command line and from Python, on images of 64 pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,10 +30,16 @@ BASE = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"
 
 
 @pytest.fixture
-def trained(squares: Path, tiny_cfg: Path, tmp_path: Path) -> Path:
-    """The folder of a finished run of two epochs."""
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE)
-    return tmp_path / "runs/exp"
+def job(squares: Path, tiny_cfg: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a run of two epochs of three steps."""
+    return BASE | {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path / "runs")}
+
+
+@pytest.fixture
+def trained(job: dict[str, Any]) -> Path:
+    """The folder of such a run, finished."""
+    train.run(**job)
+    return Path(job["project"]) / "exp"
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
@@ -40,20 +47,9 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_leaves_what_people_know(trained: Path) -> None:
-    names = {path.name for path in trained.iterdir()}
-    assert {
-        "weights",
-        "opt.yaml",
-        "hyp.yaml",
-        "results.csv",
-        "results.png",
-        "labels.jpg",
-        "labels_correlogram.jpg",
-        "train_batch0.jpg",
-        "val_batch0_labels.jpg",
-        "val_batch0_pred.jpg",
-        "confusion_matrix.png",
-    } <= names
+    left = "weights opt.yaml hyp.yaml results.csv results.png labels.jpg labels_correlogram.jpg train_batch0.jpg"
+    left += " val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png"
+    assert set(left.split()) <= {path.name for path in trained.iterdir()}
     table = pd.read_csv(trained / "results.csv", skipinitialspace=True)
     assert table["epoch"].tolist() == [0, 1] and table.drop(columns="epoch").notna().all().all()
     assert read_yaml(trained / "opt.yaml")["imgsz"] == 64 and read_yaml(trained / "hyp.yaml")["box"] == 0.05
@@ -79,44 +75,31 @@ def test_val_finds_data_and_size_of_the_run(trained: Path, tmp_path: Path) -> No
     assert read_yaml(trained / "opt.yaml")["data"] == str(tmp_path / "squares/squares.yaml")
 
 
-def test_same_seed_same_weights_and_another_seed_others(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+def test_same_seed_same_weights_and_another_seed_others(job: dict[str, Any], tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train.run(
-            data=str(squares),
-            cfg=str(tiny_cfg),
-            project=str(tmp_path / "runs"),
-            name=name,
-            seed=seed,
-            **BASE | {"epochs": 1},
-        )
+        train.run(**job | {"name": name, "seed": seed, "epochs": 1})
     first, second, other = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in "abc")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_a_log_that_is_no_terminal_has_one_line_an_epoch(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+def test_a_log_that_is_no_terminal_has_one_line_an_epoch(job: dict[str, Any], tmp_path: Path) -> None:
     lines = {}
     for epochs in (2, 4):
-        given = BASE | {
-            "data": squares,
-            "cfg": tiny_cfg,
-            "project": tmp_path / "runs",
-            "name": epochs,
-            "epochs": epochs,
-        }
+        given = job | {"name": epochs, "epochs": epochs}
         words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         with open(tmp_path / "log", "wb") as log:
             subprocess.run([sys.executable, "train.py", *words, "--cache"], cwd=ROOT, stderr=log, check=True)
         text = (tmp_path / "log").read_bytes()
         assert b"\r" not in text and b"\x1b" not in text and b"%|" not in text and len(text) < 6000
         lines[epochs] = text.decode().splitlines()
-    told = [line for line in lines[4] if line.startswith("epoch ")]
+    found = [line for line in lines[4] if line.startswith("epoch ")]
     number = r"[\d.e+-]+"
     wanted = "".join(rf"{name} {number}, " for name in ("box", "obj", "cls", "P", "R", "mAP50", "mAP50-95"))
-    for epoch, line in enumerate(told):
+    for epoch, line in enumerate(found):
         left = r", \d+:\d\d left" if epoch < 3 else ""
         assert re.fullmatch(rf"epoch {epoch}/3: {wanted}RSS {number}G, {number} s{left}", line), line
-    assert len(told) == 4 and len(lines[4]) == len(lines[2]) + 2
+    assert len(found) == 4 and len(lines[4]) == len(lines[2]) + 2
 
 
 class Torn(Exception):
@@ -126,29 +109,30 @@ class Torn(Exception):
 @pytest.fixture
 def ends_early(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
     """`with ends_early(1)`: training is torn down once the checkpoint of epoch 1 is written."""
-    saved = train.Keeper.save
+    saved = train.CheckpointWriter.save
 
     @contextmanager
     def after(epoch: int) -> Iterator[None]:
-        def save(self: train.Keeper, improved: bool = False) -> None:
+        def save(self: train.CheckpointWriter, improved: bool = False) -> None:
             saved(self, improved)
             if self.progress.last_epoch == epoch:
                 raise Torn
 
-        with monkeypatch.context() as patch, pytest.raises(Torn):
-            patch.setattr(train.Keeper, "save", save)
-            yield
+        with monkeypatch.context() as patch:
+            patch.setattr(train.CheckpointWriter, "save", save)
+            with pytest.raises(Torn):
+                yield
 
     return after
 
 
 def test_resume_ends_where_an_uninterrupted_run_ends(
-    squares: Path, tiny_cfg: Path, tmp_path: Path, ends_early: Callable[[int], AbstractContextManager]
+    job: dict[str, Any], tmp_path: Path, ends_early: Callable[[int], AbstractContextManager]
 ) -> None:
-    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | {"epochs": 3})
-    train.run(name="whole", **given)
+    job |= {"epochs": 3}
+    train.run(name="whole", **job)
     with ends_early(1):
-        train.run(name="cut", **given)
+        train.run(name="cut", **job)
     last = tmp_path / "runs/cut/weights/last.pt"
     train.run(resume=str(last))
     whole, cut = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
@@ -159,13 +143,13 @@ def test_resume_ends_where_an_uninterrupted_run_ends(
         train.run(resume=str(last))
 
 
-def test_a_finished_run_goes_on_for_more_epochs(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_for_more_epochs(job: dict[str, Any], tmp_path: Path) -> None:
     """The step size is constant here, so that the first epochs of a long run and those of a short one are the same."""
     hyp = tmp_path / "constant.yaml"
     hyp.write_text("{lrf: 1.0, warmup_epochs: 0, nominal_batch: 4}")
-    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), hyp=str(hyp), optimizer="SGD")
-    train.run(name="long", **given, **BASE | {"epochs": 3})
-    train.run(name="short", **given, **BASE | {"epochs": 1})
+    job |= {"hyp": str(hyp), "optimizer": "SGD"}
+    train.run(**job | {"name": "long", "epochs": 3})
+    train.run(**job | {"name": "short", "epochs": 1})
     last = tmp_path / "runs/short/weights/last.pt"
     with pytest.raises(ValueError, match="cannot become 7"):
         train.run(resume=str(last), epochs=3, seed=7)
@@ -175,41 +159,38 @@ def test_a_finished_run_goes_on_for_more_epochs(squares: Path, tiny_cfg: Path, t
     assert len(pd.read_csv(tmp_path / "runs/short/results.csv")) == 3
 
 
-def test_resume_auto_begins_then_goes_on_then_is_content(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
-    given = dict(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="night", resume="auto")
+def test_resume_auto_begins_then_goes_on_then_is_content(job: dict[str, Any], tmp_path: Path) -> None:
     for epochs, rows in ((1, 1), (2, 2), (2, 2)):
-        train.run(**given, **BASE | {"epochs": epochs})
+        train.run(**job | {"name": "night", "resume": "auto", "epochs": epochs})
         assert len(pd.read_csv(tmp_path / "runs/night/results.csv")) == rows
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["night"]
 
 
-def test_resume_weighs_pictures_by_the_last_validation(
-    squares: Path,
-    tiny_cfg: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_resume_weighs_images_by_the_last_validation(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, weigh, saved = [], train.epoch_weights, train.Keeper.save
+    seen, weigh, saved = [], train.epoch_weights, train.CheckpointWriter.save
 
-    def save(self: train.Keeper, improved: bool = False) -> None:
-        if self.progress.last_epoch == 0:
+    def save(self: train.CheckpointWriter, improved: bool = False) -> None:
+        first = self.progress.last_epoch == 0
+        if first:
             self.progress.maps = np.array([0.25, 0.75])  # as if the little model had learnt something
         saved(self, improved)
+        if first:
+            raise Torn
 
-    monkeypatch.setattr(train.Keeper, "save", save)
+    monkeypatch.setattr(train.CheckpointWriter, "save", save)
     monkeypatch.setattr(
         train, "epoch_weights", lambda labels, weights, maps: seen.append(maps) or weigh(labels, weights, maps)
     )
-    given = BASE | {"epochs": 2, "noval": True, "image_weights": True}
-    with pytest.raises(Torn), monkeypatch.context() as patch:
-        patch.setattr(train, "broadcast", lambda stop: (_ for _ in ()).throw(Torn))
-        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), name="cut", **given)
+    with pytest.raises(Torn):
+        train.run(**job | {"name": "cut", "noval": True, "image_weights": True})
     train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
     assert [list(maps) for maps in seen] == [[0, 0], [0.25, 0.75]]
 
 
 class Watcher:
-    """Notes the sizes of the pictures; `greedy` draws from the generators between epochs, as a listener may."""
+    """Notes the sizes of the images; `greedy` draws from the generators between epochs, as a listener may."""
 
     def __init__(self, greedy: bool = False) -> None:
         self.sizes: dict[int, tuple[int, ...]] = {}
@@ -220,23 +201,19 @@ class Watcher:
 
     def on_fit_epoch_end(self, row: list[float], epoch: int, *rest: object) -> None:
         if self.greedy:
-            torch.rand(epoch + 1), np.random.rand(), random.random()
+            torch.rand(epoch + 1), np.random.rand(), random.random()  # noqa: NPY002 - the global generators
 
 
 def test_resume_repeats_what_the_network_and_the_trainer_draw(
-    squares: Path,
-    tiny_cfg: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    job: dict[str, Any], tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     ends_early: Callable[[int], AbstractContextManager],
-) -> None:
+) -> None:  # fmt: skip
     """Stochastic depth skips half of the branches, sizes vary, and only one of the runs draws between its epochs."""
     text = tiny_cfg.read_text()
     stage = text.replace("BiLevelRoutingAttention, []", "BiFormerStage, [512, 2, 0.5, {n_win: 2}]")
     assert stage != text
     tiny_cfg.write_text(stage)
-    given = {"data": str(squares), "cfg": str(tiny_cfg), "project": str(tmp_path), "multi_scale": True, "noval": True}
-    given |= BASE | {"epochs": 3}
+    given = job | {"project": str(tmp_path), "multi_scale": True, "noval": True, "epochs": 3}
     monkeypatch.setattr("utils.training.setup.subscribe_loggers", lambda *args: None)
     monkeypatch.setattr(train.Run, "finish", lambda self: ())
 
@@ -257,16 +234,10 @@ def test_resume_repeats_what_the_network_and_the_trainer_draw(
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, tmp_path: Path) -> None:
-    start = weights_of(trained / "weights/best.pt")
-    train.run(
-        data=str(squares),
-        weights=str(trained / "weights/best.pt"),
-        freeze=[3],
-        project=str(tmp_path / "more"),
-        **BASE | {"epochs": 1},
-    )
-    after = weights_of(tmp_path / "more/exp/weights/last.pt")
+def test_weights_transfer_and_frozen_layers_stay(trained: Path, job: dict[str, Any]) -> None:
+    best = trained / "weights/best.pt"
+    train.run(**job | {"cfg": "", "weights": str(best), "freeze": [3], "name": "more", "epochs": 1})
+    start, after = weights_of(best), weights_of(trained.with_name("more") / "weights/last.pt")
     assert torch.equal(start["model.0.conv.weight"], after["model.0.conv.weight"])
     assert not torch.equal(start["model.7.cv1.conv.weight"], after["model.7.cv1.conv.weight"])
 
@@ -289,8 +260,8 @@ def test_weights_transfer_and_frozen_layers_stay(trained: Path, squares: Path, t
     ],
     ids=lambda extra: "+".join(extra),
 )
-def test_options_train(squares: Path, tiny_cfg: Path, tmp_path: Path, extra: dict) -> None:
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE | extra)
+def test_options_train(job: dict[str, Any], tmp_path: Path, extra: dict) -> None:
+    train.run(**job | extra)
     folder = tmp_path / "runs/exp"
     assert load_checkpoint(folder / "weights/best.pt")["epoch"] == -1
     assert (folder / "weights/epoch1.pt").exists() == ("save_period" in extra)
@@ -298,14 +269,8 @@ def test_options_train(squares: Path, tiny_cfg: Path, tmp_path: Path, extra: dic
         assert load_checkpoint(folder / "weights/best.pt")["model"]["names"] == ["item"]
 
 
-def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
-    train.run(
-        data=str(squares),
-        cfg=str(tiny_cfg),
-        project=str(tmp_path / "runs"),
-        patience=1,
-        **BASE | {"epochs": 6, "freeze": [8]},
-    )
+def test_early_stopping(job: dict[str, Any], tmp_path: Path) -> None:
+    train.run(**job | {"patience": 1, "epochs": 6, "freeze": [8]})
     assert len(pd.read_csv(tmp_path / "runs/exp/results.csv")) < 6
 
 
@@ -327,13 +292,9 @@ def test_early_stopping(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_are_one_line_and_write_nothing(
-    words: list[str],
-    says: str,
-    squares: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    words: list[str], says: str, squares: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     common = ["--workers", "0", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
     data = [] if "--data" in words else ["--data", str(squares)]
     assert train.main([*common, *data, *words]) == 1
@@ -341,11 +302,11 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert says in text and "Traceback" not in text and not (tmp_path / "runs").exists()
 
 
-def test_wrong_class_number_names_file_and_line(squares: Path, tiny_cfg: Path, tmp_path: Path) -> None:
+def test_wrong_class_number_names_file_and_line(job: dict[str, Any], squares: Path) -> None:
     label = squares.parent / "labels/train/3.txt"
     label.write_text(label.read_text() + "5 0.5 0.5 0.2 0.2\n")
     with pytest.raises(ValueError, match=r"3\.txt.*2") as error:
-        train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **BASE)
+        train.run(**job)
     assert "\n" not in str(error.value)
 
 
@@ -365,54 +326,25 @@ def test_val_mistakes(tmp_path: Path, trained: Path) -> None:
     assert val.main(["--weights", best, "--batch-size", "0"]) == 1
 
 
-@pytest.mark.parametrize("task", ["speed", "train"])
-def test_val_tasks(task: str, trained: Path, tmp_path: Path) -> None:
-    words = [
-        "--weights",
-        str(trained / "weights/best.pt"),
-        "--task",
-        task,
-        "--project",
-        str(tmp_path / "val"),
-        "--workers",
-        "0",
-        "--augment",
-        "--single-cls",
-    ]
-    assert val.main(words) == 0
-
-
-def test_val_study_draws_a_plot(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", ["speed", "train", "study"])
+def test_val_tasks(task: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(val, "STUDY_SIZES", range(64, 128 + 1, 64))
-    assert (
-        val.main(
-            [
-                "--weights",
-                str(trained / "weights/best.pt"),
-                "--task",
-                "study",
-                "--project",
-                str(tmp_path / "val"),
-                "--workers",
-                "0",
-            ]
-        )
-        == 0
-    )
-    assert (tmp_path / "val/exp/study.png").exists() and len(list((tmp_path / "val/exp").glob("study_*.txt"))) == 1
+    words = ["--weights", str(trained / "weights/best.pt"), "--task", task, "--project", str(tmp_path / "val")]
+    assert val.main([*words, "--workers", "0", *(["--augment", "--single-cls"] if task != "study" else [])]) == 0
+    drawn = (tmp_path / "val/exp/study.png").exists() and len(list((tmp_path / "val/exp").glob("study_*.txt"))) == 1
+    assert drawn == (task == "study")
 
 
 def test_detections_kept_in_validation_are_an_option(
-    squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     settings, evaluate = [], train.evaluate
     monkeypatch.setattr(train, "evaluate", lambda *given: settings.append(given[4]) or evaluate(*given))
     label = next((tmp_path / "squares/labels/val").glob("*.txt"))
     label.write_text(label.read_text() + "0 0.5 0.5 0.2 0.2\n0 0.3 0.3 0.2 0.2\n")
-    given = BASE | {"epochs": 1, "max_det": 2}
-    train.run(data=str(squares), cfg=str(tiny_cfg), project=str(tmp_path / "runs"), **given)
+    train.run(**job | {"epochs": 1, "max_det": 2})
     assert {one.max_det for one in settings} == {2}
     said = [line for line in capsys.readouterr().err.splitlines() if "--max-det" in line]
     assert len(said) == 1 and "1 image has more than 2 objects (most: 3)" in said[0]
     with pytest.raises(ValueError, match="--max-det 0"):
-        train.run(data=str(squares), **BASE | {"max_det": 0})
+        train.run(**job | {"max_det": 0})
