@@ -15,8 +15,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Collection
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -58,12 +59,12 @@ from utils.prepare.dataset_report import write_report
 from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import check_train_batch_size
-from utils.training.guard import Interrupted, Interruption, StoppableLoader, TrainingFault, out_of_memory
+from utils.training.guard import Interrupted, Interruption, StoppableLoader, out_of_memory
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer, choose_recipe
 from utils.training.precision import Precision
 from utils.training.setup import Setup, build_loaders, open_folder, set_up
-from utils.training.state import CheckpointWriter, begin_or_restore, cut_finer
+from utils.training.state import CheckpointWriter, Progress, begin_or_restore, cut_finer
 from utils.training.train_options import TrainOptions
 from utils.training.trainer import EpochSettings, Position, Trainer
 
@@ -75,30 +76,41 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
     Raise ValueError, before anything is written, for options, files or data that cannot work; Interrupted after SIGINT
     or SIGTERM, with the state saved; TrainingFault for a run that cannot go on.
     """
-    callbacks = callbacks or Callbacks()
     setup = set_up(opt, given)
     with setup.hold:  # a folder that nobody else trains in
-        run = begin(setup, callbacks)
-        last = run.writer.last
-        try:
-            with run.interruption:
-                try:
-                    run.fit()
-                    return run.finish()
-                except WorkerFault as fault:
-                    run.trainer.guard.undo()
-                    if not run.interruption.number:
-                        if is_main():
-                            run.writer.save()
-                        raise WorkerFault(f"{fault}; saved, go on with --resume {shown(last)}") from None
-                    raise Interrupted(run.interruption.number) from None  # the signal went to the loaders too
-        except Interrupted:
-            if is_main():
+        run = begin(setup, callbacks or Callbacks())
+        opt, trainer, progress, callbacks = setup.opt, run.trainer, run.progress, run.callbacks
+        with run.saved():
+            start, began = progress.position.epoch, time.time()
+            callbacks.run("on_train_start")
+            if is_main() and not setup.resumed and not opt.nosave:
                 run.writer.save()
-                LOGGER.warning(f"stopped and saved; go on with --resume {shown(last)}")
-            raise
-        finally:
-            callbacks.run("teardown")
+            stop = progress.stopper.exhausted(progress.last_epoch)
+            while (epoch := progress.position.epoch) < opt.epochs and not stop:  # train, validate, save
+                epoch_began, losses = time.monotonic(), None
+                callbacks.run("on_train_epoch_start")
+                plain = epoch >= opt.epochs - setup.hyp.close_mosaic
+                run.loader.sampler.set_epoch(epoch, plain, progress.position.batch)
+                if opt.image_weights:
+                    weights = epoch_weights(run.dataset.labels, trainer.model.class_weights, progress.maps)
+                    run.loader.sampler.set_weights(weights)
+                try:
+                    losses = trainer.epoch(run.loader, progress.position, run.after_step)
+                except (RuntimeError, MemoryError) as error:  # it holds the memory until this block is left
+                    if not out_of_memory(error):
+                        raise
+                if losses is None:
+                    cut_finer(trainer, setup, epoch)
+                    continue
+                with agreed():
+                    run.dataset.check_stand_ins()
+                callbacks.run("on_train_epoch_end", epoch=epoch)
+                stop = broadcast(run.end_epoch(losses, epoch_began))
+            run.vote.finish()
+            skipped = f"; {trainer.guard.skipped} steps were not finite and skipped" * bool(trainer.guard.skipped)
+            hours = (time.time() - began) / 3600
+            LOGGER.info(f"\n{progress.position.epoch - start} epochs completed in {hours:.3f} hours{skipped}.")
+            return run.finish()
 
 
 def begin(setup: Setup, callbacks: Callbacks) -> Run:
@@ -112,7 +124,7 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
     imgsz = check_img_size(opt.imgsz, stride, floor=stride * 2)
     if opt.batch_size < 0:
         setup.opt = opt = replace(opt, batch_size=min(gather(check_train_batch_size(model, imgsz))) * world_size())
-    loader, dataset, val_loader = loaders = build_loaders(setup, imgsz, stride, opt.batch_size)
+    loader, dataset, val_loader = build_loaders(setup, imgsz, stride, opt.batch_size)
     if is_main():
         open_folder(setup, dataset.index.all_labels, callbacks)
         if report := write_report(setup.folder, {"train": dataset.problems, "val": val_loader.dataset.problems}):
@@ -128,7 +140,9 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
         f"Image sizes {imgsz} train, {imgsz} val\nUsing {loader.num_workers} dataloader workers\n"
         f"Logging results to {colorstr('bold', shown(setup.folder))}\nStarting training for {opt.epochs} epochs..."
     )
-    return Run(setup, trainer, loaders, callbacks)
+    progress = begin_or_restore(setup, trainer, len(loader))
+    writer = CheckpointWriter(setup, trainer, progress, len(loader))
+    return Run(setup, trainer, loader, dataset, val_loader, callbacks, progress, writer)
 
 
 def build_trainer(setup: Setup, model: Model, batches: int, imgsz: int, callbacks: Callbacks) -> Trainer:
@@ -158,48 +172,40 @@ def build_trainer(setup: Setup, model: Model, batches: int, imgsz: int, callback
     return Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
 
 
+@dataclass(slots=True)
 class Run:
-    """A training run: what it works with, where it stands, and its epochs."""
+    """A training run: what it works with, and where it stands."""
 
-    def __init__(self, setup: Setup, trainer: Trainer, loaders: tuple[Any, Any, Any], callbacks: Callbacks) -> None:
-        self.setup, self.opt, self.trainer, self.callbacks = setup, setup.opt, trainer, callbacks
-        self.loader, self.dataset, self.val_loader = loaders
-        self.progress = begin_or_restore(setup, trainer, len(self.loader))
-        self.writer = CheckpointWriter(setup, trainer, self.progress, len(self.loader))
-        self.vote, self.interruption = Vote(), Interruption()
+    setup: Setup
+    trainer: Trainer
+    loader: Any
+    dataset: Any
+    val_loader: Any
+    callbacks: Callbacks
+    progress: Progress
+    writer: CheckpointWriter
+    vote: Vote = field(default_factory=Vote)
+    interruption: Interruption = field(default_factory=Interruption)
 
-    def fit(self) -> None:
-        """Epoch after epoch: train, validate, save, until the end or until nothing improves."""
-        opt, progress, trainer = self.opt, self.progress, self.trainer
-        start, began = progress.position.epoch, time.time()
-        self.callbacks.run("on_train_start")
-        if is_main() and not self.setup.resumed and not opt.nosave:
-            self.writer.save()
-        stop = progress.stopper.exhausted(progress.last_epoch)
-        while (epoch := progress.position.epoch) < opt.epochs and not stop:
-            epoch_began, losses = time.monotonic(), None
-            self.callbacks.run("on_train_epoch_start")
-            self.loader.sampler.set_epoch(
-                epoch, epoch >= opt.epochs - self.setup.hyp.close_mosaic, progress.position.batch
-            )
-            if opt.image_weights:
-                weights = epoch_weights(self.dataset.labels, trainer.model.class_weights, progress.maps)
-                self.loader.sampler.set_weights(weights)
-            try:
-                losses = trainer.epoch(self.loader, progress.position, self.after_step)
-            except (RuntimeError, MemoryError) as error:  # it holds the memory until this block is left
-                if not out_of_memory(error):
-                    raise
-            if losses is None:
-                cut_finer(trainer, self.setup, epoch)
-                continue
-            agreed(self.dataset.check_stand_ins)
-            self.callbacks.run("on_train_epoch_end", epoch=epoch)
-            stop = tell(self.end_epoch(losses, epoch_began))
-        self.vote.finish()
-        skipped = f"; {trainer.guard.skipped} steps were not finite and skipped" * bool(trainer.guard.skipped)
-        hours = (time.time() - began) / 3600
-        LOGGER.info(f"\n{progress.position.epoch - start} epochs completed in {hours:.3f} hours{skipped}.")
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """Let signals stop training between two steps only; save it before a signal or a dead loader ends it."""
+        try:
+            with self.interruption:
+                yield
+        except (WorkerFault, Interrupted) as stop:
+            self.trainer.guard.undo()
+            hint = f"go on with --resume {shown(self.writer.last)}"
+            if is_main():
+                self.writer.save()
+            if isinstance(stop, WorkerFault) and not self.interruption.number:
+                raise WorkerFault(f"{stop}; saved, {hint}") from None
+            if is_main():
+                LOGGER.warning(f"stopped and saved; {hint}")
+            # a signal to this process went to its loaders too
+            raise (stop if isinstance(stop, Interrupted) else Interrupted(self.interruption.number)) from None
+        finally:
+            self.callbacks.run("teardown")
 
     def after_step(self) -> None:
         """Between two steps the state is whole: save it when it is time, stop when any process got a signal."""
@@ -209,7 +215,7 @@ class Run:
 
     def end_epoch(self, losses: list[float], began: float) -> bool:
         """Validate, log, save; `losses` are the epoch's, `began` is its start. Return whether training is to stop."""
-        opt, progress, trainer, epoch = self.opt, self.progress, self.trainer, self.progress.position.epoch
+        opt, progress, trainer, epoch = self.setup.opt, self.progress, self.trainer, self.progress.position.epoch
         final = epoch + 1 == opt.epochs
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "hyp", "names", "stride", "class_weights"])
         if scored := final or not opt.noval:
@@ -239,7 +245,7 @@ class Run:
 
     def log_epoch(self, losses: list[float], scored: bool, began: float) -> None:
         """On a terminal the rows of the table that its bars began, elsewhere one line."""
-        device, epoch, epochs = self.setup.device, self.progress.last_epoch, self.opt.epochs
+        device, epoch, epochs = self.setup.device, self.progress.last_epoch, self.setup.opt.epochs
         result = self.progress.result if scored else None
         if not is_terminal():
             rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - began:.1f} s"]
@@ -253,8 +259,8 @@ class Run:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
         first, stride = my_share()
         settings = EvalSettings(
-            max_det=self.opt.max_det,
-            single_cls=self.opt.single_cls,
+            max_det=self.setup.opt.max_det,
+            single_cls=self.setup.opt.single_cls,
             autocast=self.trainer.precision.dtype,
             first=first,
             stride=stride,
@@ -262,7 +268,8 @@ class Run:
         report.progress = is_terminal()
         loader = StoppableLoader(self.val_loader, self.interruption)
         result = evaluate(model.eval(), loader, self.setup.names, self.setup.device, settings, report)
-        agreed(self.val_loader.dataset.check_stand_ins)
+        with agreed():
+            self.val_loader.dataset.check_stand_ins()
         report.finish(result)
         return result
 
@@ -275,10 +282,10 @@ class Run:
         if is_main() and best.exists():
             strip_optimizer(best)
             LOGGER.info(f"\nValidating {shown(best)}...")
-        stored = tell(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
+        stored = broadcast(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)
-            plots = self.opt.evolve is None  # of hundreds of trials nobody looks at the images
+            plots = self.setup.opt.evolve is None  # of hundreds of trials nobody looks at the images
             result = self.validate(model, Report(ReportSettings(setup.folder, setup.names, plots), ComputeLoss(model)))
             if result:
                 log_table(result, per_class=True)
@@ -291,18 +298,22 @@ class Run:
         return results
 
 
-def run(**given: Any) -> TrainOptions:
-    """`train.run(data="coco128.yaml", imgsz=320)`: the command line as keyword arguments; returns the options."""
-    set_up_logging(is_main())
+def start(given: dict[str, Any]) -> TrainOptions:
+    """Train, or search hyper-parameters, with the options that were given, by name; return all of them."""
     opt = options(TrainOptions, given)
     train(opt, given=given) if opt.evolve is None else evolve(opt, train)
     return opt
 
 
+def run(**given: Any) -> TrainOptions:
+    """`train.run(data="coco128.yaml", imgsz=320)`: the command line as keyword arguments; return the options."""
+    set_up_logging(is_main())
+    return start(given)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1."""
-    stopped = "stopped; what last.pt holds goes on with --resume"
-    return run_script(TrainOptions, lambda given: run(**given), __doc__, argv, stopped)
+    """Run the command line: a mistake of the user's is one line and exit status 1."""
+    return run_script(TrainOptions, start, __doc__, argv, "stopped; what last.pt holds goes on with --resume")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from utils.base.log import LOGGER
+from utils.base.log import LOGGER, Fault
 from utils.distributed.processes import gather_to_main, is_joined, is_main
 
 LIMIT = 10  # refused steps in a row that end the run

@@ -23,9 +23,19 @@ from utils.base.yaml import read_yaml, write_yaml
 from utils.boxes.iou import check_loss_name
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.data.datasets import create_dataloader
-from utils.distributed.processes import is_main, join, loader_workers, local_rank, rank, tell, world_size
+from utils.distributed.processes import (
+    agreed,
+    broadcast,
+    is_main,
+    join,
+    loader_workers,
+    local_rank,
+    my_share,
+    own_batches,
+    rank,
+    world_size,
+)  # fmt: skip
 from utils.distributed.run_lock import RunLock
-from utils.distributed.shares import agreed, my_share, own_batches
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.prepare.converters import prepare
@@ -98,21 +108,20 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
     """Claim and lock a new folder, or that of `last`, in the main process; `hold` gives both back. Return it in all."""
-
-    def _take() -> str:
-        path, same = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto"
+    path, same, locked = Path(opt.project) / opt.name, opt.exist_ok or opt.resume == "auto", ""
+    with agreed():
         if last:
             path, same = last.parent.parent, True
-            if last.parent.name != "weights":
+            if is_main() and last.parent.name != "weights":
                 _read_run(last, False)  # which says what else it may be
                 raise ValueError(
                     f"--resume {last}: name the last.pt in a run's folder weights, or train with --weights {last}"
                 )
-        folder = hold.enter_context(claimed(path, same))
-        hold.callback(RunLock(folder, patient=_is_restart()).release)
-        return str(folder)
-
-    return Path(tell(agreed(lambda: _take() if is_main() else "")))
+        if is_main():
+            folder = hold.enter_context(claimed(path, same))
+            hold.callback(RunLock(folder, patient=_is_restart()).release)
+            locked = str(folder)
+    return Path(broadcast(locked))
 
 
 def meet() -> None:
@@ -197,7 +206,7 @@ def find_run(opt: TrainOptions) -> Path | None:
             )
     elif _is_restart():
         last = _begun_by(launch_id(), opt)
-    answer = tell(str(last) if last else None)
+    answer = broadcast(str(last) if last else None)
     return Path(answer) if answer else None
 
 
