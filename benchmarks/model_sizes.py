@@ -42,8 +42,7 @@ def measure(cfg: str, imgsz: int, batch: int, amp: str, threads: int, rounds: in
     model = Model(cfg, verbose=False)
     size = model.info(img_size=imgsz)
     looking = _look(cfg, imgsz, rounds)
-    images, targets = batch_of(batch, imgsz, model.nc, torch.device("cpu"))
-    step = _median(TrainingStep(model, images, targets, amp=amp), rounds)
+    step = _median(TrainingStep(model, batch_of(batch, imgsz, model.nc), torch.device("cpu"), amp=amp), rounds)
     return Cost(size.parameters, size.gflops, high_water(), step, looking)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.bra import build
 from benchmarks.pairing import interleave, median_ratio
@@ -30,15 +31,16 @@ from utils.base.devices import select_device, time_sync
 from utils.base.networks import copy_attr
 from utils.base.options import Parser
 from utils.base.paths import check_yaml
+from utils.data.collate import Batch
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Schedule, build_optimizer, choose_recipe
 from utils.training.precision import Precision
-from utils.training.trainer import EpochSettings, Trainer
+from utils.training.trainer import EpochSettings, Position, Trainer
 
 PARTS = ("forward", "loss", "backward", "step")
 LAYER_NOTES = ("i", "f", "n", "np", "type", "arguments")  # what a model keeps at each of its layers
 TOLERANCE = 1e-4
-LABELS_PER_PICTURE = 8
+LABELS_PER_IMAGE = 8
 
 
 class Timed:
@@ -53,6 +55,21 @@ class Timed:
         self.seconds += time_sync() - start
         return result
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.call, name)
+
+
+class Contiguous(nn.Module):
+    """Calls a network on images that are laid out channel by channel, as PyTorch does without asking."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to the raw maps."""
+        return self.model(images.contiguous())
+
 
 class TrainingStep:
     """One model on one batch in one precision; calling it trains for one step.
@@ -60,61 +77,56 @@ class TrainingStep:
     Step sizes are tiny, so that every round finds the same weights, up to a hair.
     """
 
-    def __init__(
-        self, model: Model, images: Tensor, targets: Tensor, amp: str = "off", channels_last: bool = True
-    ) -> None:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        device = images.device
-        self.images, self.targets = images.contiguous(memory_format=layout), targets
+    def __init__(self, model: Model, batch: Batch, device: torch.device, amp: str = "off", last: bool = True) -> None:
+        imgsz, count = batch.images.shape[-1], len(batch.images)
         hyp = Hyp.load(check_yaml("hyp.default.yaml"))
+        layout = torch.channels_last if last else torch.contiguous_format
         model = copy.deepcopy(model).to(device, memory_format=layout).train()
-        model.hyp = asdict(hyp.scaled(model.model[-1].nl, model.nc, images.shape[-1]))
-        recipe = replace(choose_recipe("auto", hyp, 1, len(images)), lr=1e-9)
+        model.hyp = asdict(hyp.scaled(model.model[-1].nl, model.nc, imgsz))
+        recipe = replace(choose_recipe("auto", hyp, 1, count), lr=1e-9)
+        self.batch, self.backward_ended, self.callbacks = batch, 0.0, Callbacks()
+        self.callbacks.register_action("on_train_batch_end", callback=self._note_backward)
+        settings = EpochSettings(1, imgsz, int(model.stride.max()), clip_norm=hyp.clip_norm or math.inf)
         self.trainer = Trainer(
-            model,
-            model,
-            ComputeLoss(model),
-            build_optimizer(model, recipe),
-            Schedule(hyp, recipe, 1, 1, len(images)),
-            ModelEMA(model, tau=hyp.ema_tau),
-            Precision.choose(amp, device),
-            EpochSettings(1, images.shape[-1], int(model.stride.max()), clip_norm=hyp.clip_norm),
-            Callbacks(),
-        )
+            model if last else Contiguous(model), model, ComputeLoss(model), build_optimizer(model, recipe),
+            Schedule(hyp, recipe, 1, 1, count), ModelEMA(model, tau=hyp.ema_tau), Precision.choose(amp, device),
+            settings, self.callbacks,
+        )  # fmt: skip
+
+    def _note_backward(self, *_: object) -> None:
+        self.backward_ended = time_sync()
 
     def __call__(self) -> None:
-        """One step, waited for."""
-        self.trainer.backward(self.images, self.targets)
-        self.trainer.step()
+        """Do one step, and wait for it."""
+        self.trainer.epoch([self.batch], Position())
         time_sync()
 
     def seconds_by_part(self) -> tuple[float, ...]:
-        """One step, taken apart: seconds of forward, loss, backward, and of optimiser with weight average."""
+        """Do one step, taken apart: seconds of forward, loss, backward (and upload), and of optimiser with average."""
         trainer = self.trainer
         net, loss = trainer.net, trainer.loss
-        trainer.net, trainer.loss = forward, criterion = Timed(net), Timed(loss)
+        forward, criterion = Timed(net), Timed(loss)
+        trainer.net, trainer.loss = forward, criterion
         try:
             start = time_sync()
-            trainer.backward(self.images, self.targets)
-            middle = time_sync()
-            trainer.step()
+            self()
             end = time_sync()
         finally:
             trainer.net, trainer.loss = net, loss
-        backward = middle - start - forward.seconds - criterion.seconds
-        return forward.seconds, criterion.seconds, backward, end - middle
+        backward = self.backward_ended - start - forward.seconds - criterion.seconds
+        return forward.seconds, criterion.seconds, backward, end - self.backward_ended
 
 
-def batch_of(count: int, imgsz: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noise pictures (count, 3, imgsz, imgsz) in 0..1 and small boxes on them, the same every time."""
+def batch_of(count: int, imgsz: int, classes: int) -> Batch:
+    """Return noise images (count, 3, imgsz, imgsz) and small boxes on them, the same every time."""
     rng = torch.Generator().manual_seed(0)
-    images = torch.rand(count, 3, imgsz, imgsz, generator=rng)
-    labels = count * LABELS_PER_PICTURE
-    image = torch.arange(count).repeat_interleave(LABELS_PER_PICTURE)[:, None].float()
+    images = torch.randint(256, (count, 3, imgsz, imgsz), generator=rng, dtype=torch.uint8)
+    labels = count * LABELS_PER_IMAGE
+    image = torch.arange(count).repeat_interleave(LABELS_PER_IMAGE)[:, None].float()
     kind = torch.randint(classes, (labels, 1), generator=rng).float()
     sides = torch.empty(labels, 2).uniform_(0.04, 0.4, generator=rng)
     centres = sides / 2 + torch.rand(labels, 2, generator=rng) * (1 - sides)
-    return images.to(device), torch.cat((image, kind, centres, sides), 1).to(device)
+    return Batch(images, torch.cat((image, kind, centres, sides), 1), ("noise",) * count, ())
 
 
 def with_reference_attention(model: Model, file: Path) -> Model:
@@ -143,7 +155,7 @@ def with_reference_attention(model: Model, file: Path) -> Model:
 
 
 def greatest_difference(one: Model, other: Model, images: Tensor) -> float:
-    """Between the raw predictions (logits) of two models on the same pictures, in training mode.
+    """Between the raw predictions (logits) of two models on the same images, in training mode.
 
     Batch statistics keep the signal alive through all layers; with the untrained running averages it would fade, and
     the attention's share of it with it.
@@ -169,21 +181,21 @@ def contenders(
     """Everything that is run, and the pairs (rival, baseline) to be compared."""
     torch.manual_seed(0)
     model, plain = (Model(cfg, verbose=False) for cfg in (options.cfg, options.plain))
-    images, targets = batch_of(options.batch, options.imgsz, min(model.nc, plain.nc), device)
+    batch = batch_of(options.batch, options.imgsz, min(model.nc, plain.nc))
     steps = {
-        "float32": TrainingStep(model, images, targets),
-        "contiguous": TrainingStep(model, images, targets, channels_last=False),
-        "bf16": TrainingStep(model, images, targets, amp="bf16"),
-        "plain": TrainingStep(plain, images, targets),
+        "float32": TrainingStep(model, batch, device),
+        "contiguous": TrainingStep(model, batch, device, last=False),
+        "bf16": TrainingStep(model, batch, device, amp="bf16"),
+        "plain": TrainingStep(plain, batch, device),
     }
     pairs = [("float32", "contiguous"), ("bf16", "float32"), ("float32", "plain")]
     if device.type == "cuda":
-        steps["fp16"] = TrainingStep(model, images, targets, amp="fp16")
+        steps["fp16"] = TrainingStep(model, batch, device, amp="fp16")
         pairs.append(("fp16", "float32"))
     if options.reference:
         rival = with_reference_attention(model, options.reference)
-        check_same(model, rival, images)
-        steps["reference"] = TrainingStep(rival, images, targets)
+        check_same(model, rival, batch.images.to(device) / 255)
+        steps["reference"] = TrainingStep(rival, batch, device)
         pairs.append(("float32", "reference"))
     return steps, pairs
 
@@ -192,7 +204,7 @@ def compare(options: argparse.Namespace) -> None:
     """Run everything and print the two tables."""
     device = select_device(options.device)
     print(
-        f"{options.cfg} and, as plain, {options.plain}: {options.batch} pictures of {options.imgsz} px, "
+        f"{options.cfg} and, as plain, {options.plain}: {options.batch} images of {options.imgsz} px, "
         f"{options.rounds} rounds; {options.threads} threads, {device}, torch {torch.__version__}\n"
         "float32, bf16, fp16: the precision, all channels-last; contiguous: float32 without channels-last"
     )
@@ -203,7 +215,8 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{rival:>12} {baseline:>12} {median_ratio(seconds[baseline], seconds[rival]):8.2f}")
     print(f"\n{'where':>12} {'ms':>8} " + " ".join(f"{part:>9}" for part in PARTS) + "   median, shares in %")
     for name, step in steps.items():
-        parts = [statistics.median(column) for column in zip(*(step.seconds_by_part() for _ in range(options.rounds)))]
+        rounds = [step.seconds_by_part() for _ in range(options.rounds)]
+        parts = [statistics.median(column) for column in zip(*rounds, strict=True)]
         shares = " ".join(f"{100 * part / sum(parts):9.1f}" for part in parts)
         print(f"{name:>12} {1000 * statistics.median(seconds[name]):8.1f} {shares}", flush=True)
 
@@ -214,8 +227,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cfg", default="yolov5n_BiFormer.yaml", help="model with BRA")
     parser.add_argument("--plain", default="yolov5n.yaml", help="the model without")
     parser.add_argument("--reference", type=Path, help="Python file with the BiLevelRoutingAttention to compare with")
-    parser.add_argument("--imgsz", type=int, default=320, help="side of the pictures, a multiple of 32")
-    parser.add_argument("--batch", type=int, default=16, help="pictures in a step")
+    parser.add_argument("--imgsz", type=int, default=320, help="side of the images, a multiple of 32")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="", help="'cpu' or '0'; empty for the first GPU, else the CPU")

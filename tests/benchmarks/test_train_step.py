@@ -109,9 +109,10 @@ def test_mistakes(words: list[str], extra: list[str], capsys: pytest.CaptureFixt
     assert extra[0] in said or extra[1] in said
 
 
-def test_the_batch_is_the_same_every_time_and_inside_the_pictures() -> None:
-    (images, targets), (again, _) = (train_step.batch_of(3, 32, 2, torch.device("cpu")) for _ in range(2))
-    assert torch.equal(images, again) and images.shape == (3, 3, 32, 32)
+def test_the_batch_is_the_same_every_time_and_inside_the_images() -> None:
+    batch, again = (train_step.batch_of(3, 32, 2) for _ in range(2))
+    targets = batch.targets
+    assert torch.equal(batch.images, again.images) and batch.images.shape == (3, 3, 32, 32)
     low, high = targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2
     assert low.min() >= -1e-6 and high.max() <= 1 + 1e-6
     assert set(targets[:, 0].tolist()) == {0, 1, 2} and set(targets[:, 1].tolist()) <= {0, 1}
@@ -120,7 +121,7 @@ def test_the_batch_is_the_same_every_time_and_inside_the_pictures() -> None:
 def test_a_step_moves_the_average_and_taking_it_apart_leaves_the_trainer_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model(write_cfg(tmp_path / "bra.yaml", True), verbose=False)
-    step = train_step.TrainingStep(model, *train_step.batch_of(2, 64, 2, torch.device("cpu")))
+    step = train_step.TrainingStep(model, train_step.batch_of(2, 64, 2), torch.device("cpu"))
     net, loss = step.trainer.net, step.trainer.loss
     step()
     assert step.trainer.ema.updates == 1
