@@ -73,11 +73,9 @@ def check_anchors(
 ) -> None:
     """Replace the model's anchors by ones made for the data set, if they fit badly and the new ones fit better.
 
-    Args:
-        model: its last layer has anchors (levels, k, 2) in cells and stride (levels,); may be wrapped (`.module`).
-        threshold: the factor `anchor_t` of the hyper-parameters.
-        imgsz: side of the training images in pixels.
-        rng: source of the jitter and of the search; seed 0 where not given.
+    The model's last layer has anchors (levels, k, 2) in cells and stride (levels,); it may be wrapped (`.module`).
+    `threshold` is the factor `anchor_t` of the hyper-parameters, `imgsz` the side of the training images in pixels,
+    `rng` the source of the jitter and of the search; seed 0 where not given.
     """
     rng = rng or np.random.default_rng(0)
     head = getattr(model, "module", model).model[-1]
@@ -106,13 +104,9 @@ def check_anchors(
 
 
 def kmean_anchors(
-    dataset: LabelledImages | np.ndarray,
-    n: int = 9,
-    img_size: int = 640,
-    thr: float = 4.0,
-    gen: int = 1000,
+    dataset: LabelledImages | np.ndarray, n: int = 9, img_size: int = 640, thr: float = 4.0, gen: int = 1000,
     verbose: bool = True,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return (n, 2) anchors for a data set, or for box sizes (N, 2) in pixels, as `search_anchors` finds them.
 
     `img_size` is the side of the training images, `thr` the factor by which a side may be off, `gen` how many mutations

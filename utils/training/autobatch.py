@@ -31,12 +31,9 @@ def check_train_batch_size(model: nn.Module, imgsz: int = 640, dtype: torch.dtyp
 
 
 def autobatch(
-    model: nn.Module,
-    imgsz: int = 640,
-    fraction: float = FRACTION,
-    batch_size: int = DEFAULT_BATCH,
+    model: nn.Module, imgsz: int = 640, fraction: float = FRACTION, batch_size: int = DEFAULT_BATCH,
     dtype: torch.dtype | None = torch.float16,
-) -> int:
+) -> int:  # fmt: skip
     """Measure the memory of a few small batches on the model's GPU and extrapolate to `fraction` of what is free.
 
     `batch_size` is the answer where fewer than two batches could be measured.

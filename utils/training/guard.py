@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
-
-
-class Criterion(Protocol):
-    """A training loss: (predictions, targets (N, 6)) to the loss of the batch and its (3,) parts, with a state."""
-
-    def __call__(self, predictions: Any, targets: Tensor, /) -> tuple[Tensor, Tensor]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -69,7 +61,7 @@ class StepGuard:
     enough. `skipped` counts refused steps of the run, `streak` those in a row.
     """
 
-    def __init__(self, model: nn.Module, loss: Criterion) -> None:
+    def __init__(self, model: nn.Module, loss: Any) -> None:
         self.skipped = self.streak = 0
         self._loss, self._loss_state = loss, loss.state_dict()
         self._buffers = list(model.buffers())

@@ -3,9 +3,9 @@
 Shapes: B images, L levels, A anchors per level, C classes, N targets, K matches of one level. A level's predictions
 are (B, A, rows, cols, 5 + C) logits; boxes are in units of the level's cells.
 
-Where several processes train together, each has a part of the batch. A mean over the part's matches would depend on how
-the batch was cut, so `ComputeLoss(shared=True)` counts the matches of all parts (`_Portions`): with gradients averaged
-over the processes it moves the weights as one process with the whole batch would.
+Where several processes train together, a mean over the matches of each part of a batch would depend on how it was cut.
+So `ComputeLoss(shared=True)` counts the matches of all parts (`_Portions`): with gradients averaged over the processes
+it moves the weights as one process with the whole batch would.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from utils.distributed.processes import (
     own_batches,
     rank,
     world_size,
-)  # fmt: skip
+)
 from utils.distributed.run_lock import RunLock
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo

@@ -15,8 +15,6 @@ from utils.distributed.processes import world_size
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
 UNUSED = {"bucket": "", "upload_dataset": False, "artifact_alias": "latest"}
 LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "comet")
-
-
 # what may be another when a run goes on; anything else would make it another run
 CHANGEABLE = frozenset(
     "epochs patience device workers cache data max_det save_minutes save_period loggers project name exist_ok resume "
@@ -34,35 +32,23 @@ class TrainOptions:
     hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")
     epochs: int = flag(300, "how often every image is seen", bounds=Range(1, 1_000_000))
     batch_size: int = flag(
-        16,
-        "images per batch over all processes, -1 for the largest that fits",
-        bounds=Range(1, 1_000_000, also=(-1,)),
+        16, "images per batch over all processes, -1 for the largest that fits", bounds=Range(1, 1_000_000, also=(-1,))
     )
     imgsz: int = flag(
-        0,
-        "side of the images in pixels",
-        aliases=("--img", "--img-size"),
-        shown="the data YAML's imgsz, else 640",
-        bounds=SIDE,
+        0, "side of the images in pixels", ("--img", "--img-size"), "the data YAML's imgsz, else 640", SIDE
     )
     rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
     resume: Any = flag(
-        False,
-        "go on with the newest run, or with this last.pt; 'auto': with project/name if it was begun, else begin it",
-        type=str,
-        nargs="?",
-        const=True,
-    )
+        False, "go on with the newest run, or with this last.pt; 'auto': with project/name if begun, else begin it",
+        type=str, nargs="?", const=True,
+    )  # fmt: skip
     nosave: bool = flag(False, "save no epoch's checkpoint but the last one's")
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
     cache: str | None = flag(
-        None,
-        "keep decoded images in 'ram' or on 'disk', or only those of 'val'",
-        nargs="?",
-        const="ram",
-        choices=("ram", "disk", "val"),
-    )
+        None, "keep decoded images in 'ram' or on 'disk', or only those of 'val'",
+        nargs="?", const="ram", choices=("ram", "disk", "val"),
+    )  # fmt: skip
     image_weights: bool = flag(False, "show images of weak classes more often")
     device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")
     multi_scale: bool = flag(False, "vary the image size by half, batch by batch")
@@ -81,27 +67,22 @@ class TrainOptions:
     label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1", bounds=Range(0, 0.99))
     patience: int = flag(100, "epochs without improvement before stopping early, 0 for never", bounds=Range(0))
     freeze: list[int] = flag(
-        [0],
-        "freeze the first N layers (10: the backbone), or exactly these when several are given",
-        shown="none",
-        bounds=Range(0),
-    )
+        [0], "freeze the first N layers (10: the backbone), or exactly these when several are given",
+        shown="none", bounds=Range(0),
+    )  # fmt: skip
     save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never", bounds=Range(-1))
     save_minutes: float = flag(
         10.0, "also save last.pt every so many minutes inside an epoch, 0 for never", bounds=Range(0, 1e6)
     )
     loggers: list[str] = flag(
-        ["auto"],
-        "where results go besides results.csv and images: auto is TensorBoard where it is installed",
-        choices=LOGGER_NAMES,
+        ["auto"], "where results go besides files: auto is TensorBoard where it is installed", choices=LOGGER_NAMES
     )
     seed: int = flag(0, "the same seed gives the same run", bounds=Range(0, 2**62))
     deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
     amp: str = flag(
-        "auto",
-        "auto is fp16 on a GPU, bf16 on a CPU with instructions for it and full precision on others",
+        "auto", "auto is fp16 on a GPU, bf16 on a CPU with instructions for it and full precision on others",
         choices=("auto", "off", "fp16", "bf16"),
-    )
+    )  # fmt: skip
     local_rank: int = flag(-1, "set by old launchers; the environment decides", shown="")
     evolve: int | None = flag(
         None, "search hyper-parameters over so many trainings (300)", nargs="?", const=300, bounds=Range(1, 1_000_000)
@@ -111,10 +92,9 @@ class TrainOptions:
         "none", "who gives up hopeless trainings early", choices=("none", "median", "halving", "hyperband")
     )
     evolve_storage: str = flag(
-        "",
-        "where workers of one search meet: a journal file's path or a database URL",
+        "", "where workers of one search meet: a journal file's path or a database URL",
         shown="search.journal in the search's folder",
-    )
+    )  # fmt: skip
     bucket: str = flag("", "read for compatibility, without effect")
     entity: str | None = flag(None, "W&B's user or team (--loggers wandb)")
     upload_dataset: Any = flag(False, "read for compatibility, without effect", type=str, nargs="?", const=True)
@@ -141,16 +121,14 @@ def continued(stored: TrainOptions, asked: TrainOptions, given: Collection[str])
     Raise ValueError for one that may not and is another than it was.
     """
     changes: dict[str, Any] = {}
-    for item in fields(TrainOptions):
-        name = item.name
+    for name in (item.name for item in fields(TrainOptions)):
         old, new = getattr(stored, name), getattr(asked, name)
         if name not in given or old == new or (name == "batch_size" and new < 0):
             continue
         if name not in CHANGEABLE:
-            flag_name = name.replace("_", "-")
             raise ValueError(
-                f"--resume: the run was begun with --{flag_name} {old}, which cannot become {new}; leave it out, or "
-                "begin a new run with --weights"
+                f"--resume: the run was begun with --{name.replace('_', '-')} {old}, which cannot become {new}; leave "
+                "it out, or begin a new run with --weights"
             )
         changes[name] = new
     return replace(stored, **changes)

@@ -18,7 +18,7 @@ from utils.base.log import LOGGER
 from utils.base.progress import BAR, Pace, is_terminal, memory_in_use, memory_name, progress
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import is_main, mean_over_ranks, rank, world_size
-from utils.training.guard import Criterion, StepGuard, in_pieces
+from utils.training.guard import StepGuard, in_pieces
 from utils.training.optim import ModelEMA, Schedule
 from utils.training.precision import Precision
 
@@ -57,7 +57,7 @@ class Trainer:
 
     net: nn.Module
     model: nn.Module
-    loss: Criterion
+    loss: Any  # maps predictions and targets (N, 6) to the loss and its parts (3,); its state is that of a module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     ema: ModelEMA

@@ -47,24 +47,18 @@ def boxes_around(centres, each=60, seed=0):
 
 def test_no_labels_leave_the_anchors_alone(caplog):
     model = make_model()
-    empty = SimpleNamespace(labels=[np.zeros((0, 5), np.float32)], shapes=np.array([[640, 480]]))
-    check_anchors(empty, model)
+    check_anchors(SimpleNamespace(labels=[np.zeros((0, 5), np.float32)], shapes=np.array([[640, 480]])), model)
     np.testing.assert_allclose(pixels_of(model), COCO, rtol=1e-6)
     assert "no labels" in caplog.text
-    assert label_sizes(SimpleNamespace(labels=[], shapes=np.zeros((0, 2))), 640).shape == (0, 2)
-
-
-def test_no_box_of_two_pixels_is_an_error():
     for sizes in (np.zeros((0, 2)), np.ones((5, 2))):
         with pytest.raises(ValueError, match="2 pixels.*--imgsz"):
             kmean_anchors(sizes, gen=1)
 
 
 def test_sizes_are_those_of_images_scaled_by_their_longer_side():
-    dataset = SimpleNamespace(
-        labels=[np.array([[0, 0.5, 0.5, 0.5, 0.5]]), np.array([[1, 0.5, 0.5, 1.0, 0.1]] * 2)],
-        shapes=np.array([[200, 100], [50, 100]]),
-    )
+    assert label_sizes(SimpleNamespace(labels=[], shapes=np.zeros((0, 2))), 640).shape == (0, 2)
+    labels = [np.array([[0, 0.5, 0.5, 0.5, 0.5]]), np.array([[1, 0.5, 0.5, 1.0, 0.1]] * 2)]
+    dataset = SimpleNamespace(labels=labels, shapes=np.array([[200, 100], [50, 100]]))
     np.testing.assert_allclose(label_sizes(dataset, 400), [[200, 100], [200, 40], [200, 40]])
 
 
@@ -77,9 +71,7 @@ def test_fit_agrees_with_a_double_loop():
     recall, fitting = anchor_recall(sizes, anchors, 4.0)
     assert recall == pytest.approx((best > 0.25).mean()) and fitting == pytest.approx((expected > 0.25).sum(0).mean())
     assert anchor_fitness(sizes, anchors, 4.0) == pytest.approx((best * (best > 0.25)).mean())
-
-
-def test_a_box_without_a_side_fits_nothing():
+    # a box without a side fits nothing
     assert anchor_recall(np.array([[0.0, 20.0]]), COCO, 4.0) == (0, 0)
 
 
@@ -119,12 +111,6 @@ def test_fewer_boxes_than_anchors(sizes):
     assert anchor_recall(np.array(sizes), anchors, 4.0)[0] == 1
 
 
-def test_fitting_anchors_stay():
-    model = make_model()
-    check_anchors(make_dataset(boxes_around(COCO[:5])), model, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(pixels_of(model), COCO, rtol=1e-6)
-
-
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_bad_anchors_are_replaced_and_ordered_by_pixels(wrapped):
     """Sizes that vary little: in units of cells the large anchors look smaller than the small ones."""
@@ -137,10 +123,12 @@ def test_bad_anchors_are_replaced_and_ordered_by_pixels(wrapped):
     assert (np.diff(after.prod(axis=1)) >= 0).all()
 
 
-def test_anchors_stay_where_the_search_finds_nothing_better(monkeypatch, caplog):
+def test_anchors_stay_that_fit_or_where_the_search_finds_nothing_better(monkeypatch, caplog):
     monkeypatch.setattr(module, "search_anchors", lambda *args: np.full((9, 2), 2.0))
     caplog.set_level("INFO", "yolov5")
     model = make_model()
+    check_anchors(make_dataset(boxes_around(COCO[:5])), model, rng=np.random.default_rng(0))
+    assert "The anchors fit the data set\n" in caplog.text
     check_anchors(make_dataset(np.concatenate((boxes_around([[600.0, 3.0]]), boxes_around(COCO[:1])))), model)
     np.testing.assert_allclose(pixels_of(model), COCO, rtol=1e-6)
     assert "keeping them" in caplog.text

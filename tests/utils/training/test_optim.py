@@ -35,16 +35,13 @@ def test_only_weights_are_decayed(name: str) -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05, 0.0]
 
 
-def test_decay_is_scaled_to_the_nominal_batch() -> None:
-    hyp = Hyp()
-    assert choose_recipe("SGD", hyp, 10**6, 16).weight_decay == pytest.approx(0.0005)
-    assert choose_recipe("SGD", hyp, 10**6, 128).weight_decay == pytest.approx(0.001)
-    assert choose_recipe("SGD", hyp, 10**6, 48).weight_decay == pytest.approx(0.0005 * 48 / 64)
+@pytest.mark.parametrize("batch, decay", [(16, 0.0005), (128, 0.001), (48, 0.0005 * 48 / 64)])
+def test_decay_is_scaled_to_the_nominal_batch(batch: int, decay: float) -> None:
+    assert choose_recipe("SGD", Hyp(), 10**6, batch).weight_decay == pytest.approx(decay)
 
 
 def test_auto_depends_on_the_run_length() -> None:
-    assert choose_recipe("auto", Hyp(), 780, 16).optimizer == "AdamW"
-    assert choose_recipe("auto", Hyp(), 10**6, 16).optimizer == "SGD"
+    assert [choose_recipe("auto", Hyp(), steps, 16).optimizer for steps in (780, 10**6)] == ["AdamW", "SGD"]
     with pytest.raises(ValueError, match="choose one of"):
         choose_recipe("Lion", Hyp(), 780, 16)
 
@@ -53,9 +50,8 @@ def rates(schedule: Schedule, iterations: range, name: str = "SGD") -> list[tupl
     optimizer, rows = build_optimizer(net(), schedule.recipe), []
     for i in iterations:
         accumulate = schedule.apply(optimizer, i)
-        rows.append(
-            (*(group["lr"] for group in optimizer.param_groups), optimizer.param_groups[0]["momentum"], accumulate)
-        )
+        groups = optimizer.param_groups
+        rows.append((*(group["lr"] for group in groups), groups[0]["momentum"], accumulate))
     return rows
 
 
@@ -63,14 +59,9 @@ def test_warm_up_ends_where_the_schedule_begins() -> None:
     hyp = Hyp(warmup_epochs=3)
     schedule = Schedule(hyp, Recipe("SGD", 0.01, 0.937, 0), epochs=100, batches=500, total_batch=16)
     assert schedule.warmup == 1500
-    first, last, after = (
-        rates(schedule, range(0, 1)),
-        rates(schedule, range(1499, 1500)),
-        rates(schedule, range(1500, 1501)),
-    )
-    assert first[0] == (0.0, 0.0, 0.1, 0.8, 1)
-    assert last[0][0] == pytest.approx(after[0][0], rel=0.02) and last[0][2] == pytest.approx(after[0][2], rel=0.02)
-    assert after[0][3:] == (0.937, 4)
+    first, last, after = (rates(schedule, range(step, step + 1))[0] for step in (0, 1499, 1500))
+    assert first == (0.0, 0.0, 0.1, 0.8, 1) and after[3:] == (0.937, 4)
+    assert last[0] == pytest.approx(after[0], rel=0.02) and last[2] == pytest.approx(after[2], rel=0.02)
 
 
 @pytest.mark.parametrize("epochs, batches", [(1, 1), (1, 2), (3, 5), (60, 13), (300, 1000)])
@@ -81,10 +72,9 @@ def test_warm_up_never_takes_more_than_a_third(epochs: int, batches: int) -> Non
 
 
 def test_linear_and_cosine_end_at_lrf() -> None:
-    linear = Schedule(Hyp(), Recipe("SGD", 1, 0.9, 0), 10, 1, 64)
-    cosine = Schedule(Hyp(), Recipe("SGD", 1, 0.9, 0), 10, 1, 64, cosine=True)
-    assert [linear.factor(0), linear.factor(5), linear.factor(10)] == pytest.approx([1, 0.505, 0.01])
-    assert [cosine.factor(0), cosine.factor(5), cosine.factor(10)] == pytest.approx([1, 0.505, 0.01])
+    linear, cosine = (Schedule(Hyp(), Recipe("SGD", 1, 0.9, 0), 10, 1, 64, cosine=shape) for shape in (False, True))
+    for schedule in (linear, cosine):
+        assert [schedule.factor(epoch) for epoch in (0, 5, 10)] == pytest.approx([1, 0.505, 0.01])
     assert cosine.factor(2) == pytest.approx((1 + math.cos(math.pi * 0.2)) / 2 * 0.99 + 0.01)
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from models.description.build import SIZES, resolve_cfg
 from models.experimental import attempt_load
-from models.initial import build_model
+from models.initial import build_model, take_over
 from models.yolo import Model
 from utils.base.config import Hyp
 from utils.base.paths import ROOT
@@ -55,24 +55,16 @@ def test_rows_put_in_taken_out_and_repeated():
     assert len(align(donor[:2], swapped)) == 1  # order decides what a layer means
 
 
-def test_of_layers_that_look_the_same_the_one_fed_alike_is_taken():
+def test_what_feeds_a_layer_settles_ties_and_units_are_carried_whole_at_one_stride():
     donor = [Layer(0, {"conv.weight": torch.zeros(2)}, 8, ("Conv",))]
     twins = [Layer(i, {"conv.weight": torch.zeros(2)}, 8, (feed,)) for i, feed in enumerate(("C3", "Conv", "SPPF"))]
     assert [new.index for _, new, _ in align(donor, twins)] == [1]
-
-
-def test_what_belongs_together_is_carried_whole_or_not_at_all():
     old = layer(0, cv1_conv_weight=(4, 3), cv1_bn_weight=4, cv2_conv_weight=(4, 4), cv2_bn_weight=4)
     wider = layer(0, cv1_conv_weight=(4, 6), cv1_bn_weight=4, cv2_conv_weight=(4, 4), cv2_bn_weight=4)
-    assert set(carried(old, wider)) == {"cv2.conv.weight", "cv2.bn.weight"}  # no batch norm without its convolution
-
-
-def test_other_strides_have_seen_other_sizes():
-    old, new = layer(0, conv_weight=2), layer(0, conv_weight=2)
-    old.stride, new.stride = 32, 64
-    assert carried(old, new) == {}
-    new.stride = None
-    assert set(carried(old, new)) == {"conv.weight"}
+    both = {"cv2.conv.weight", "cv2.bn.weight"}  # no batch norm without its convolution
+    for strides, expected in (((None, None), both), ((32, None), both), ((32, 64), set())):
+        old.stride, wider.stride = strides
+        assert set(carried(old, wider)) == expected
 
 
 # ---- states
@@ -170,15 +162,13 @@ def test_names_are_compared_exactly_first():
     assert match_names(["a", "a"], ["a"]) == {0: 0}
 
 
-def test_anchors_go_with_the_boxes_made_for_them(plain):
+@pytest.mark.parametrize("keep, says", [(False, "the weights"), (True, "the model description")])
+def test_anchors_go_with_the_boxes_made_for_them(plain, keep, says):
     donor = copy.deepcopy(plain)
     donor.model[-1].anchors *= 1.5
-    open_sizes = network("yolov5-p34.yaml", "n")
-    found = transfer(donor, open_sizes, plain.names)
-    assert torch.equal(found.state["model.21.anchors"], donor.model[-1].anchors[:2])
-    assert "anchors: those of the weights" in found.head
-    kept = transfer(donor, open_sizes, plain.names, keep_anchors=True)
-    assert "model.21.anchors" not in kept.state and "anchors: those of the model description" in kept.head
+    found = transfer(donor, network("yolov5-p34.yaml", "n"), plain.names, keep_anchors=keep)
+    assert ("model.21.anchors" in found.state) != keep and f"anchors: those of {says}" in found.head
+    assert keep or torch.equal(found.state["model.21.anchors"], donor.model[-1].anchors[:2])
 
 
 def test_another_number_of_anchors_starts_the_head_fresh(plain):
@@ -205,19 +195,14 @@ def test_the_report_says_what_came_from_where(plain):
 
 
 # ---- a training run
-def setup_for(**options):
-    opt = SimpleNamespace(weights="", cfg="", freeze=[0], **options)
-    return SimpleNamespace(opt=opt, names=["car", "kite"], hyp=Hyp(), resumed=None, device=torch.device("cpu"))
-
-
 def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
     file = ROOT / "tests/golden/yolov5n.pt"
     if not file.is_file():
         pytest.skip("needs tests/golden/yolov5n.pt")
     donor = attempt_load(file, fuse=False)
-    setup = setup_for()
-    setup.opt.weights, setup.opt.cfg = str(file), "yolov5n_BiFormer.yaml"
-    setup.names = [donor.names[1], "kite"]
+    opt = SimpleNamespace(weights=str(file), cfg="yolov5n_BiFormer.yaml", freeze=[0])
+    names, cpu = [donor.names[1], "kite"], torch.device("cpu")
+    setup = SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=cpu)
     model = build_model(setup)
     assert model.names == setup.names
     assert torch.equal(model.model[25].cv3.conv.weight, donor.model[23].cv3.conv.weight)
@@ -226,8 +211,6 @@ def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
 
 
 def test_anchors_that_a_description_names_stay(tmp_path, plain):
-    from models.initial import take_over
-
     description = yaml.safe_load((ROOT / "models/yolov5n.yaml").read_text())
     description["anchors"][0] = [5, 5, 6, 6, 7, 7]
     mine = Model(description, nc=3, verbose=False)
