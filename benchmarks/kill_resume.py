@@ -57,7 +57,7 @@ DATA = "path: .\ntrain: images/train\nval: images/val\nnames: [disc, ring, squar
 
 
 @dataclass(slots=True)
-class Tally:
+class Outcome:
     """What happened: `phases` counts where runs stood when killed, `unlike` names what differed at their ends."""
 
     kills: int = 0
@@ -75,7 +75,7 @@ class Tally:
 
 
 def make_job(folder: Path, workers: int, epochs: int = 4) -> dict[str, Any]:
-    """Options of a small training on some of the embedded data set: attention, mosaics, a checkpoint at every step."""
+    """Return options of a small training on some of the embedded data set: attention, mosaics, a checkpoint at every step."""
     draw_dataset(folder / "shapes", train=24, val=8, size=(64, 80))
     (folder / "shapes/shapes.yaml").write_text(DATA, encoding="utf-8")
     (folder / "hyp.yaml").write_text(HYP, encoding="utf-8")
@@ -98,7 +98,7 @@ def make_job(folder: Path, workers: int, epochs: int = 4) -> dict[str, Any]:
 
 
 def train_once(options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    """Start training in a process of its own. A small machine gives CPU training no loader processes: it is lied to."""
+    """Start training in a process of its own. The program claims eight cores, or a small machine would get no loaders."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(dict(options))],
         cwd=ROOT,
@@ -108,7 +108,7 @@ def train_once(options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def states(folder: Path) -> dict[str, Any]:
-    """Everything of a finished run that must not depend on how it got there."""
+    """Return everything of a finished run that must not depend on how it got there."""
     found: dict[str, Any] = {"results.csv": (folder / "results.csv").read_text(encoding="utf-8")}
     for name in ("last", "best", "resume"):
         content = load_checkpoint(folder / f"weights/{name}.pt")
@@ -122,7 +122,7 @@ def states(folder: Path) -> dict[str, Any]:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Names of what is not the same to the last bit."""
+    """Return the names of what is not the same to the last bit."""
     unlike = sorted(expected.keys() ^ found.keys())
     for key in expected.keys() & found.keys():
         one, other = expected[key], found[key]
@@ -132,7 +132,7 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
 
 
 def stands_at(last: Path) -> str:
-    """Where a killed run goes on from, in words; raises ValueError for a last.pt that cannot be read."""
+    """Return where a killed run goes on from; raise ValueError for a last.pt that cannot be read."""
     if not last.exists():
         return "before the first checkpoint"
     content = load_checkpoint(last)
@@ -145,51 +145,51 @@ def stands_at(last: Path) -> str:
 
 
 def torture(
-    job: Mapping[str, Any], kills: int, seed: int = 0, told: Callable[[str], None] = lambda line: None
-) -> Tally:
+    job: Mapping[str, Any], kills: int, seed: int = 0, log: Callable[[str], None] = lambda line: None
+) -> Outcome:
     """Kill and resume until there were `kills` of them and the run at hand has got to its end."""
-    rng, tally, began = random.Random(seed), Tally(), time.monotonic()
+    rng, outcome, began = random.Random(seed), Outcome(), time.monotonic()
     project = Path(job["project"])
     if code := train_once(job | {"name": "alone"}).wait():
         raise RuntimeError(f"the run that is left alone ended with exit code {code}")
     length = time.monotonic() - began
     expected = states(project / "alone")
-    told(f"left alone, the run takes {length:.1f} s")
-    while tally.kills < kills:
-        name = f"killed{tally.runs}"
-        while code := go_on(job | {"name": name, "resume": "auto"}, tally, kills, rng):
+    log(f"left alone, the run takes {length:.1f} s")
+    while outcome.kills < kills:
+        name = f"killed{outcome.runs}"
+        while code := go_on(job | {"name": name, "resume": "auto"}, outcome, kills, rng):
             if code > 0:
-                tally.unlike.append(f"{name} ended with exit code {code}")
-                return tally
-            told(f"kill {tally.kills}: {tally.last_phase}")
+                outcome.unlike.append(f"{name} ended with exit code {code}")
+                return outcome
+            log(f"kill {outcome.kills}: {outcome.last_phase}")
         unlike = differences(expected, states(project / name))
-        tally.unlike += [f"{name}: {key}" for key in unlike]
-        tally.runs += 1
-        told(f"run {tally.runs} got to its end: {len(unlike)} differences in {len(expected)} things")
-    tally.seconds = time.monotonic() - began
-    return tally
+        outcome.unlike += [f"{name}: {key}" for key in unlike]
+        outcome.runs += 1
+        log(f"run {outcome.runs} got to its end: {len(unlike)} differences in {len(expected)} things")
+    outcome.seconds = time.monotonic() - began
+    return outcome
 
 
-def go_on(job: Mapping[str, Any], tally: Tally, kills: int, rng: random.Random) -> int:
-    """Let training begin or go on until it is killed, if more kills are wanted, or ends; its exit code."""
+def go_on(job: Mapping[str, Any], outcome: Outcome, kills: int, rng: random.Random) -> int:
+    """Let training begin or go on until it is killed, if more kills are wanted, or ends; return its exit code."""
     process, last = train_once(job), Path(job["project"]) / job["name"] / "weights/last.pt"
-    if tally.kills < kills:
+    if outcome.kills < kills:
         wait_for_a_moment(process, last, rng)
-    if tally.kills >= kills or process.poll() is not None:
+    if outcome.kills >= kills or process.poll() is not None:
         return process.wait()
     process.kill()
     code = process.wait()
-    tally.kills += 1
+    outcome.kills += 1
     try:
-        tally.last_phase = stands_at(last)
+        outcome.last_phase = stands_at(last)
     except ValueError as error:
-        tally.last_phase, tally.unreadable = f"unreadable: {error}", tally.unreadable + 1
-    tally.phases[tally.last_phase] += 1
+        outcome.last_phase, outcome.unreadable = f"unreadable: {error}", outcome.unreadable + 1
+    outcome.phases[outcome.last_phase] += 1
     return code
 
 
 def wait_for_a_moment(process: subprocess.Popen[bytes], last: Path, rng: random.Random) -> None:
-    """Some time after the start, or after the first, second ... checkpoint since then."""
+    """Wait for some time after the start, or after the first, second ... checkpoint since then."""
     wanted, rest = rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.uniform(0, 0.25)
     if not wanted:
         rest = rng.uniform(0, 6)
@@ -210,7 +210,7 @@ def _written(file: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tally; exit status 1 when anything differed or could not be read."""
+    """Print the outcome; return exit status 1 when anything differed or could not be read."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how many (20)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
@@ -219,14 +219,14 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), given.workers, given.epochs)
-        tally = torture(job, given.kills, given.seed, told=lambda line: print(line, flush=True))
+        outcome = torture(job, given.kills, given.seed, log=lambda line: print(line, flush=True))
     print(
-        f"\n{tally.kills} kills, {tally.runs} runs, {tally.seconds:.0f} s; last.pt unreadable {tally.unreadable} times"
+        f"\n{outcome.kills} kills, {outcome.runs} runs, {outcome.seconds:.0f} s; last.pt unreadable {outcome.unreadable} times"
     )
-    for phase, count in sorted(tally.phases.items()):
+    for phase, count in sorted(outcome.phases.items()):
         print(f"  {count:4d}  {phase}")
-    print("\n".join(tally.unlike) or "every run ended as the one that was left alone, bit for bit")
-    return int(not tally.passed)
+    print("\n".join(outcome.unlike) or "every run ended as the one that was left alone, bit for bit")
+    return int(not outcome.passed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A detector whose answers are known beforehand, for tests of everything around the network.
 
-Its head ignores the picture: the first anchor (10 x 13 pixels) of the finest level fires in every cell of 8 x 8 pixels,
+Its head ignores the image: the first anchor (10 x 13 pixels) of the finest level fires in every cell of 8 x 8 pixels,
 always for class 1. A 32 x 32 input so has 16 detections, centred on 4, 12, 20 and 28 in both directions.
 """
 
@@ -40,7 +40,7 @@ def write_weights(path: Path, names: Sequence[str] = NAMES) -> Path:
 
 
 def expected_boxes() -> torch.Tensor:
-    """The 16 boxes of a 32 x 32 picture, xyxy, clipped, unrounded, in the order of rows."""
+    """The 16 boxes of a 32 x 32 image, xyxy, clipped, unrounded, in the order of rows."""
     centres = torch.tensor([[8 * x + 4.0, 8 * y + 4.0] for y in range(4) for x in range(4)])
     half = torch.tensor([10.0, 13.0]) / 2
     return torch.cat([centres - half, centres + half], 1).clamp(0, 32)

@@ -1,6 +1,6 @@
-"""Detectors with random weights whose answers depend on the picture, for tests of exported files.
+"""Detectors with random weights whose answers depend on the image, for tests of exported files.
 
-Batch norm has the statistics of pictures of several sizes and of noise, so that no layer forgets its input or blows it
+Batch norm has the statistics of images of several sizes and of noise, so that no layer forgets its input or blows it
 up, and the biases of the head are such that about one candidate in ten is a detection.
 """
 
@@ -20,7 +20,7 @@ NAMES = ["cup", "猫", 'it\'s "odd"']
 
 
 def pictures(height: int, width: int) -> torch.Tensor:
-    """The repository's pictures, (4, 3, height, width) in 0..1."""
+    """The repository's images, (4, 3, height, width) in 0..1."""
     return to_network([prepare_image(picture, (height, width), auto=False)[0] for picture in load_pictures()])
 
 

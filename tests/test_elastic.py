@@ -1,4 +1,4 @@
-"""Several processes of which one dies, and that are told to stop: torchrun begins again, the run goes on."""
+"""Several processes of which one dies, and that get a signal: torchrun begins again, the run goes on."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_process_dies_and_the_run_goes_on_by_itself(words: list[str], tmp_path
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 4
 
 
-def test_both_are_told_to_stop_at_the_same_step(words: list[str], tmp_path: Path) -> None:
+def test_both_stop_at_the_same_step(words: list[str], tmp_path: Path) -> None:
     process = launch(tmp_path, [*words, "--name", "stopped", "--epochs", "500", "--batch-size", "-1"])
     last, deadline = tmp_path / "runs/stopped/weights/last.pt", time.monotonic() + 120
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -22,6 +22,7 @@ from utils.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from utils.data.datasets import DetectionDataset
 from utils.data.loader_faults import WorkerFault
 from utils.distributed.run_lock import Busy
+from utils.training.guard import TrainingFault
 from utils.training.setup import PIECES, STATE, set_up
 from utils.training.train_options import TrainOptions
 
@@ -33,15 +34,17 @@ HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
 def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a short training with mosaics; of all that it draws only results.csv is left."""
     (tmp_path / "hyp.yaml").write_text(HYP)
-    monkeypatch.setattr("utils.drawing.batches.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_labels", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_results", lambda *args, **named: None)
+    plots = (
+        "drawing.batches.plot_images",
+        *(f"loggers.images.plot_{what}" for what in ("images", "labels", "results")),
+    )
+    for name in plots:
+        monkeypatch.setattr(f"utils.{name}", lambda *args, **named: None)
     named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}
     return BASE | named | {"project": str(tmp_path / "runs"), "optimizer": "Adam"}
 
 
-def listened(job: dict[str, Any], **hooks: Callable[..., None]) -> tuple[float, ...]:
+def with_callbacks(job: dict[str, Any], **hooks: Callable[..., None]) -> tuple[float, ...]:
     """Train with callbacks."""
     callbacks = Callbacks()
     for hook, action in hooks.items():
@@ -64,45 +67,57 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert not unlike
 
 
+_WHOLE: dict[str, Any] = {}
+
+
+def whole(job: dict[str, Any]) -> dict[str, Any]:
+    """What the job comes to when it is left alone; trained once for all tests, as nothing in it is chance."""
+    if not _WHOLE:
+        train.run(**job, name="whole")
+        _WHOLE.update(end_state(Path(job["project"]) / "whole"))
+    return _WHOLE
+
+
 def test_the_number_of_workers_changes_nothing(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    for workers in (0, 2, 4):
-        loaders = []
-        monkeypatch.setattr(train.LOGGER, "info", lambda text, *rest, loaders=loaders: loaders.append(str(text)))
-        train.run(**job | {"name": f"workers{workers}", "workers": workers, "epochs": 2})
-        assert any(f"Using {workers} dataloader workers" in line for line in loaders)
-    states = [end_state(Path(job["project"]) / f"workers{workers}") for workers in (0, 2, 4)]
-    assert_same(states[0], states[1])
-    assert_same(states[0], states[2])
-    assert len(set(states[0]["table"].splitlines())) == 3
+    for workers in (2, 4):
+        lines: list[str] = []
+        monkeypatch.setattr(train.LOGGER, "info", lambda text, *rest, lines=lines: lines.append(str(text)))
+        train.run(**job | {"name": f"workers{workers}", "workers": workers})
+        assert any(f"Using {workers} dataloader workers" in line for line in lines)
+        assert_same(end_state(Path(job["project"]) / f"workers{workers}"), whole(job))
+    assert len(set(whole(job)["table"].splitlines())) == 4
 
 
 @pytest.mark.parametrize(
-    "number, hook",
+    "number, hook, call, position",
     [
-        (signal.SIGTERM, "on_train_batch_end"),
-        (signal.SIGINT, "on_train_batch_end"),
-        (signal.SIGTERM, "on_train_epoch_end"),
+        (signal.SIGTERM, "on_train_batch_end", 5, (1, 2)),
+        (signal.SIGINT, "on_train_batch_end", 5, (1, 2)),
+        (signal.SIGTERM, "on_train_epoch_end", 2, (1, 3)),  # it then validates
+        (signal.SIGTERM, "on_fit_epoch_end", 1, (1, 2)),
     ],
 )
-def test_told_to_stop_it_saves_and_goes_on(job: dict[str, Any], number: signal.Signals, hook: str) -> None:
-    """In the middle of an epoch, and while it validates."""
-    train.run(**job, name="whole")
+def test_a_signal_saves_the_run_and_it_goes_on(
+    job: dict[str, Any], number: signal.Signals, hook: str, call: int, position: tuple[int, int]
+) -> None:
+    """The table of results comes back from the checkpoint."""
     calls = []
 
-    def tell(*given: Any, **named: Any) -> None:
+    def send(*given: Any, **named: Any) -> None:
         calls.append(given)
-        if len(calls) == (5 if hook == "on_train_batch_end" else 2):
+        if len(calls) == call:
             os.kill(os.getpid(), number)
 
     with pytest.raises(train.Interrupted) as stop:
-        listened(job | {"name": "cut"}, **{hook: tell})
+        with_callbacks(job | {"name": "cut"}, **{hook: send})
     assert stop.value.signal == number
-    last = Path(job["project"]) / "cut/weights/last.pt"
-    position = load_checkpoint(last)["position"]
-    assert (position["epoch"], position["batch"]) == ((1, 2) if hook == "on_train_batch_end" else (1, 3))
-    train.run(resume=str(last))
-    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))
+    folder = Path(job["project"]) / "cut"
+    found = load_checkpoint(folder / "weights/last.pt")["position"]
+    assert (found["epoch"], found["batch"]) == position
+    (folder / "results.csv").unlink()
+    train.run(resume=str(folder / "weights/last.pt"))
+    assert_same(end_state(folder), whole(job))
 
 
 def test_a_scheduler_gets_the_exit_code_of_its_signal(
@@ -114,20 +129,6 @@ def test_a_scheduler_gets_the_exit_code_of_its_signal(
     assert train.main([*words, "--epochs", "3", "--batch", "4", "--device", "cpu"]) == 128 + signal.SIGTERM
     said = " ".join(capsys.readouterr().err.split())
     assert "SIGTERM: stopping after this step" in said and "go on with --resume" in said and "last.pt" in said
-
-
-def test_damaged_or_lost_tables_come_back_from_the_checkpoint(job: dict[str, Any]) -> None:
-    train.run(**job, name="whole")
-
-    def stop(*given: Any, **named: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(train.Interrupted):
-        listened(job | {"name": "cut"}, on_fit_epoch_end=stop)
-    folder = Path(job["project"]) / "cut"
-    (folder / "results.csv").unlink()
-    train.run(resume=str(folder / "weights/last.pt"))
-    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))
 
 
 def test_best_is_on_disk_before_last_says_so(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +156,8 @@ def test_weights_that_are_not_finite_never_overwrite_good_ones(job: dict[str, An
         if number == 4:
             next(model.parameters()).data.fill_(float("inf"))
 
-    with pytest.raises(train.TrainingFault, match="not finite"):
-        listened(job, on_train_batch_end=ruin)
+    with pytest.raises(TrainingFault, match="not finite"):
+        with_callbacks(job, on_train_batch_end=ruin)
     content = load_checkpoint(Path(job["project"]) / "exp/weights/last.pt")
     assert content["epoch"] == 0
     assert all(value.isfinite().all() for value in content["model"]["state_dict"].values())
@@ -170,7 +171,7 @@ def test_another_data_set_size_begins_the_epoch_again(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(train.Interrupted):
-        listened(job | {"name": "cut", "epochs": 1}, on_train_batch_end=stop)
+        with_callbacks(job | {"name": "cut", "epochs": 1}, on_train_batch_end=stop)
     for number in range(5):
         (squares.parent / f"images/train/{number}.png").unlink()
     train.run(resume=str(Path(job["project"]) / "cut/weights/last.pt"))
@@ -224,7 +225,7 @@ def test_out_of_memory_in_the_middle_of_a_run(
     monkeypatch.setattr(train.Model, "forward", cramped)
     weights = Path(job["project"]) / "exp/weights"
     if joined:
-        with pytest.raises(train.TrainingFault, match="--resume goes on in smaller pieces"):
+        with pytest.raises(TrainingFault, match="--resume goes on in smaller pieces"):
             train.run(**job)
         assert (weights / PIECES).read_text() == "2"
         train.run(resume=str(weights / "last.pt"))
@@ -290,7 +291,7 @@ def test_nobody_trains_where_another_run_does(job: dict[str, Any], asked: dict[s
         thread.start()
         thread.join()
 
-    listened(job | {"epochs": 1}, on_train_epoch_end=begin_another)
+    with_callbacks(job | {"epochs": 1}, on_train_epoch_end=begin_another)
     assert f"process {os.getpid()} on" in str(refused[0])
     assert [path.name for path in Path(job["project"]).iterdir()] == ["exp"]
     assert load_checkpoint(Path(job["project"]) / "exp/weights/resume.pt")["optimizer"]
@@ -341,7 +342,7 @@ def test_a_dead_loader_is_one_line_and_nothing_is_lost(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, how: Callable[[], Any], says: str
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    job |= {"epochs": 2, "workers": 2}
+    job |= {"workers": 2}
     with monkeypatch.context() as patch:
         patch.setattr(DetectionDataset, "__getitem__", dies(how, epoch=1))
         with pytest.raises(WorkerFault, match=says) as fault:
@@ -351,5 +352,4 @@ def test_a_dead_loader_is_one_line_and_nothing_is_lost(
     if "SIGKILL" not in says:
         return
     train.run(resume=str(last))
-    train.run(**job | {"name": "whole"})
-    assert_same(*(end_state(Path(job["project"]) / name) for name in ("whole", "cut")))
+    assert_same(end_state(last.parent.parent), whole(job))

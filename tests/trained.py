@@ -11,7 +11,7 @@ from filelock import FileLock
 import train
 from tests.conftest import draw_squares, logger_as_it_was
 
-SIZE = 64  # pixels, of the pictures
+SIZE = 64  # pixels, of the images
 EPOCHS = 15  # mAP50 of about 0.7
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.kill_resume import Tally, differences, main, make_job, stands_at, torture, wait_for_a_moment
+from benchmarks.kill_resume import Outcome, differences, main, make_job, stands_at, torture, wait_for_a_moment
 
 
 def test_nothing_differs_from_itself_and_every_difference_is_named() -> None:
@@ -22,12 +22,12 @@ def test_nothing_differs_from_itself_and_every_difference_is_named() -> None:
     assert differences(one, one | {"table": "1,3"}) == ["table"]
 
 
-def test_a_tally_passes_only_with_a_whole_run() -> None:
-    assert not Tally().passed and Tally(runs=1).passed
-    assert not Tally(runs=1, unlike=["x"]).passed and not Tally(runs=1, unreadable=1).passed
+def test_an_outcome_passes_only_with_a_whole_run() -> None:
+    assert not Outcome().passed and Outcome(runs=1).passed
+    assert not Outcome(runs=1, unlike=["x"]).passed and not Outcome(runs=1, unreadable=1).passed
 
 
-def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     assert stands_at(tmp_path / "last.pt") == "before the first checkpoint"
     (tmp_path / "last.pt").write_bytes(b"PK half a file")
     with pytest.raises(ValueError, match="last.pt"):
@@ -45,20 +45,20 @@ def test_a_process_that_ends_is_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.timeout(1500)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     lines: list[str] = []
-    tally = torture(make_job(tmp_path, workers=2), kills=20, seed=0, told=lines.append)
-    assert tally.passed and tally.kills == 20 and tally.unreadable == 0, "\n".join([*lines, *tally.unlike])
-    during = sum(count for phase, count in tally.phases.items() if "epoch" in phase)
-    assert during >= 10, tally.phases
+    outcome = torture(make_job(tmp_path, workers=2), kills=20, seed=0, log=lines.append)
+    assert outcome.passed and outcome.kills == 20 and outcome.unreadable == 0, "\n".join([*lines, *outcome.unlike])
+    during = sum(count for phase, count in outcome.phases.items() if "epoch" in phase)
+    assert during >= 10, outcome.phases
 
 
-def test_the_command_tells_and_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tallies = iter(
+def test_the_command_prints_and_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = iter(
         [
-            Tally(kills=2, runs=1, phases=Counter({"in epoch 1": 2})),
-            Tally(kills=2, runs=1, unlike=["killed0: results.csv"]),
+            Outcome(kills=2, runs=1, phases=Counter({"in epoch 1": 2})),
+            Outcome(kills=2, runs=1, unlike=["killed0: results.csv"]),
         ]
     )
-    monkeypatch.setattr("benchmarks.kill_resume.torture", lambda *given, **named: next(tallies))
+    monkeypatch.setattr("benchmarks.kill_resume.torture", lambda *given, **named: next(outcomes))
     monkeypatch.setattr("benchmarks.kill_resume.make_job", lambda *given: {})
     assert main(["--kills", "2"]) == 0
     assert "2  in epoch 1" in capsys.readouterr().out

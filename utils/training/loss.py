@@ -32,7 +32,7 @@ REACH = 0.5  # cells; an object nearer than this to a neighbouring cell is that 
 class Matches(NamedTuple):
     """The K predictions of one level that learn an object."""
 
-    image: Tensor  # (K,) index of the picture in the batch
+    image: Tensor  # (K,) index of the image in the batch
     anchor: Tensor  # (K,) index of the anchor in the level
     row: Tensor  # (K,)
     col: Tensor  # (K,)

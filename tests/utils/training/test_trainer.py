@@ -109,7 +109,7 @@ def test_an_epoch_without_batches_changes_nothing() -> None:
 def test_gradients_gather_up_to_the_nominal_batch_and_the_epoch_ends_with_a_step() -> None:
     one = trainer(Hyp(warmup_epochs=0, nominal_batch=3))
     losses = one.epoch(loader(4), Position(0))
-    # three pictures give one gradient of 3 * 2 * (0 - 1), so 0 -> 0.6; the fourth alone 2 * (0.6 - 1), so 0.6 -> 0.68
+    # three images give one gradient of 3 * 2 * (0 - 1), so 0 -> 0.6; the fourth alone 2 * (0.6 - 1), so 0.6 -> 0.68
     assert one.ema.steps == 2 and one.model.weight.item() == pytest.approx(0.68)
     assert losses == pytest.approx([(1 + 1 + 1 + 0.16) / 4] * 3)
 
