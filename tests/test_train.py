@@ -91,8 +91,9 @@ def test_a_log_that_is_no_terminal_has_one_line_an_epoch(job: dict[str, Any], tm
         with open(tmp_path / "log", "wb") as log:
             subprocess.run([sys.executable, "train.py", *words, "--cache"], cwd=ROOT, stderr=log, check=True)
         text = (tmp_path / "log").read_bytes()
-        assert b"\r" not in text and b"\x1b" not in text and b"%|" not in text and len(text) < 6000
-        lines[epochs] = text.decode().splitlines()
+        assert b"\r" not in text and b"\x1b" not in text and b"%|" not in text and len(text) < 9000
+        # where a machine is slow there are lines on how far things are
+        lines[epochs] = [line for line in text.decode().splitlines() if not re.search(r": \d+ of \d+ ", line)]
     found = [line for line in lines[4] if line.startswith("epoch ")]
     number = r"[\d.e+-]+"
     wanted = "".join(rf"{name} {number}, " for name in ("box", "obj", "cls", "P", "R", "mAP50", "mAP50-95"))
