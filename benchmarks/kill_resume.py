@@ -75,7 +75,7 @@ class Outcome:
 
 
 def make_job(folder: Path, workers: int, epochs: int = 4) -> dict[str, Any]:
-    """Return options of a small training on some of the embedded data set: attention, mosaics, a checkpoint at every step."""
+    """Return options of a small training on embedded data: attention, mosaics, a checkpoint at every step."""
     draw_dataset(folder / "shapes", train=24, val=8, size=(64, 80))
     (folder / "shapes/shapes.yaml").write_text(DATA, encoding="utf-8")
     (folder / "hyp.yaml").write_text(HYP, encoding="utf-8")
@@ -98,7 +98,7 @@ def make_job(folder: Path, workers: int, epochs: int = 4) -> dict[str, Any]:
 
 
 def train_once(options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    """Start training in a process of its own. The program claims eight cores, or a small machine would get no loaders."""
+    """Start training in a process of its own, which claims eight cores, or a small machine would get no loaders."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(dict(options))],
         cwd=ROOT,
@@ -220,9 +220,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), given.workers, given.epochs)
         outcome = torture(job, given.kills, given.seed, log=lambda line: print(line, flush=True))
-    print(
-        f"\n{outcome.kills} kills, {outcome.runs} runs, {outcome.seconds:.0f} s; last.pt unreadable {outcome.unreadable} times"
-    )
+    print(f"\n{outcome.kills} kills, {outcome.runs} runs, {outcome.seconds:.0f} s")
+    print(f"last.pt unreadable {outcome.unreadable} times")
     for phase, count in sorted(outcome.phases.items()):
         print(f"  {count:4d}  {phase}")
     print("\n".join(outcome.unlike) or "every run ended as the one that was left alone, bit for bit")

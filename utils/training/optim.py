@@ -14,7 +14,6 @@ from torch import nn
 from utils.base.config import Hyp
 from utils.base.networks import copy_attr, de_parallel
 
-OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW")
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
 
@@ -24,19 +23,13 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     Whatever is neither a normalisation's nor a bias counts as a weight, whatever its name, so that attention's
     `in_proj_weight` or a learned scale is trained too.
     """
-    norms: list[nn.Parameter] = []
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    groups: tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]] = ([], [], [])
     normalisations = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias"):
-                biases.append(parameter)
-            elif isinstance(module, normalisations):
-                norms.append(parameter)
-            else:
-                weights.append(parameter)
-    return norms, weights, biases
+            group = 2 if name.endswith("bias") else 0 if isinstance(module, normalisations) else 1
+            groups[group].append(parameter)
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +49,6 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
     a named optimiser takes lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is
     scaled with the share of the nominal batch that one step really sees, as in YOLOv5.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"--optimizer {name}: choose one of {', '.join(OPTIMIZERS)}")
     accumulate = max(round(hyp.nominal_batch / total_batch), 1)
     decay = hyp.weight_decay * total_batch * accumulate / hyp.nominal_batch
     if name != "auto":
@@ -69,14 +60,10 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimiser over three groups in YOLOv5's order: normalisation weights, weights, biases."""
-    norms, weights, biases = parameter_groups(model)
-    groups = [
-        {"params": norms, "weight_decay": 0.0},
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": biases, "weight_decay": 0.0},
-    ]
-    every = norms + weights + biases
-    fused = {"fused": True} if every and all(p.is_cuda for p in every) else {}
+    split = parameter_groups(model)
+    decays = (0.0, recipe.weight_decay, 0.0)
+    groups = [{"params": group, "weight_decay": decay} for group, decay in zip(split, decays, strict=True)]
+    fused = {"fused": True} if all(p.is_cuda for group in split for p in group) else {}
     if recipe.optimizer == "SGD":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, **fused)
     kind = torch.optim.Adam if recipe.optimizer == "Adam" else torch.optim.AdamW
