@@ -213,6 +213,8 @@ def test_out_of_memory_in_the_middle_of_a_run(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, joined: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Alone it goes on from the last step in smaller pieces; one of several remembers them for the next try."""
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    job |= {"workers": 2}  # which have prepared batches that are asked for again
     forward, sizes = train.Model.forward, []
 
     def cramped(self: train.Model, images: torch.Tensor, *rest: Any) -> Any:

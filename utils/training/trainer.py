@@ -97,6 +97,7 @@ class Trainer:
                 loss, parts = self.loss(predictions, labels)
                 scaler.scale(loss.sum() * weight).backward()
                 losses += parts * (len(piece) / len(images))
+                del predictions, loss  # or they would take memory while the next ones are computed
             waiting += 1
             joint = mean_over_ranks(losses)
             if not joint.isfinite().all():
