@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.boxes.iou import RunningMean, check_loss_name, iou_loss
-from utils.distributed.processes import is_joined, mean_over_ranks
+from utils.distributed.processes import is_joined
 
 BALANCE_THREE = (4.0, 1.0, 0.4)  # weight of each level's objectness, finest level first
 BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -187,7 +187,7 @@ class ComputeLoss:
         model: `.hyp`, a mapping or a dataclass, has box, obj, cls (gains), cls_pw, obj_pw, fl_gamma, anchor_t and,
             where wanted, label_smoothing, pooled and box_iou (a name of `utils.boxes.iou.LOSSES`, else ValueError; CIoU
             if absent); `.model[-1]` is the head (nl, na, nc, anchors, stride).
-        autobalance: move the weights of the levels towards equal objectness losses.
+        autobalance: move the weights of the levels towards equal objectness losses; no training of ours asks for it.
         shared: of a run of several processes, count the matches of all of them. It holds while predictions need a
             gradient: then every process must compute its loss at the same steps. To be averaged over the processes
             (gradients by DistributedDataParallel, parts by `mean_over_ranks`), as YOLOv5's loss times their number is.
@@ -236,15 +236,10 @@ class ComputeLoss:
         anchors = self.anchors.to(device, torch.float32)
         grids = [(level.shape[2], level.shape[3]) for level in predictions]
         matches = match(targets, anchors, grids, self.hyp["anchor_t"])
-        alone = not (self.shared and is_joined())
-        together = not alone and predictions[0].requires_grad
+        together = self.shared and is_joined() and predictions[0].requires_grad
         portions = _Portions.of([*(len(found.label) for found in matches), len(predictions[0])], device, together)
-        levels = torch.stack(
-            [
-                self._level_loss(prediction.float(), matched, together)
-                for prediction, matched in zip(predictions, matches, strict=True)
-            ]
-        )
+        pairs = zip(predictions, matches, strict=True)
+        levels = torch.stack([self._level_loss(level.float(), matched, together) for level, matched in pairs])
         # Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects
         # weigh as much as the many of the level that does. With `pooled` every match counts alike, and the sum keeps
         # its size.
@@ -253,9 +248,11 @@ class ComputeLoss:
             counts = counts * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
         balance = counts.new_tensor(self.balance[: self.nl]) * portions.images
         parts = (levels * torch.stack((counts, balance, counts), dim=1)).sum(dim=0)
-        if self.autobalance and (alone or together):  # a validation is no business of all processes
-            objectness = levels[:, 1].detach()
-            self._rebalance(mean_over_ranks(objectness * portions.images) if together else objectness)
+        if self.autobalance:  # the weight of the level of stride 16 stays 1
+            for level, value in enumerate(levels[:, 1].tolist()):
+                rate = (1 - BALANCE_DECAY) / max(value, LEAST_LOSS)
+                self.balance[level] = self.balance[level] * BALANCE_DECAY + rate
+            self.balance = [weight / self.balance[self.anchor_level] for weight in self.balance]
         parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
         return parts.sum(dim=0, keepdim=True) * portions.batch, parts.detach()
 
@@ -268,12 +265,6 @@ class ComputeLoss:
         value = state["mean_iou_loss"]
         self.balance = list(state["balance"])
         self.mean_iou_loss.value = value.to(self.anchors.device) if isinstance(value, Tensor) else value
-
-    def _rebalance(self, objectness: Tensor) -> None:
-        """Move the weight of each level by its objectness loss (L,); that of the level of stride 16 stays 1."""
-        for level, loss in enumerate(objectness.tolist()):
-            self.balance[level] = self.balance[level] * BALANCE_DECAY + (1 - BALANCE_DECAY) / max(loss, LEAST_LOSS)
-        self.balance = [weight / self.balance[self.anchor_level] for weight in self.balance]
 
     def _level_loss(self, prediction: Tensor, matched: Matches, together: bool) -> Tensor:
         """Return box, objectness and class loss (3,) of one level, means over this process's matches and cells."""

@@ -269,16 +269,15 @@ SHARED = {
     "uneven": {"cut": 1},
     "pooled": {"pooled": 1, "cut": 3},
     "WIoUv3": {"box_iou": "WIoUv3"},
-    "autobalance": {"autobalance": True, "cut": 3},
     "focal, smoothed": {"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 2.0},
     "WIoUv2, one process without a match": {"box_iou": "WIoUv2", "rows": slice(0, 2)},
-    "no match": {"box_iou": "WIoUv3", "pooled": 1, "autobalance": True, "rows": slice(0, 0)},
+    "no match": {"box_iou": "WIoUv3", "pooled": 1, "rows": slice(0, 0)},
 }
 
 
-def learn(part, cut=2, autobalance=False, rows=slice(None), **hyp):
+def learn(part, cut=2, rows=slice(None), **hyp):
     """Losses, parts, gradients and state after each of three steps on `part` of the images; and of a validation."""
-    compute, found = ComputeLoss(make_model(**hyp), autobalance, shared=True), {}
+    compute, found = ComputeLoss(make_model(**hyp), shared=True), {}
     for step in range(3):
         maps = make_predictions(batch=BATCH, seed=step)
         predictions = [level.detach()[part].clone().requires_grad_() for level in maps]
@@ -293,7 +292,7 @@ def learn(part, cut=2, autobalance=False, rows=slice(None), **hyp):
     before = compute.state_dict()
     if part.start == 0:  # the others need not join a validation, and it moves nothing
         compute([value.detach() for value in predictions], targets[here])
-    assert compute.state_dict() == before or compute.autobalance
+    assert compute.state_dict() == before
     return found
 
 
