@@ -25,7 +25,7 @@ from utils.data.image_cache import DiskCache
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import load_cache, save_cache
 from utils.data.labels import check_pair
-from utils.data.problems import Problem
+from utils.data.image_files import Problem
 from utils.images.reading import read_image
 from utils.prepare.archives import extract
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tests.statements import together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.samplers import collate
 
 
 def draw(root: Path, count: int) -> Path:
@@ -49,7 +50,7 @@ def test_workers_hold_no_copy(tmp_path: Path, method: str) -> None:
         batch_size=4,
         num_workers=1,
         persistent_workers=True,
-        collate_fn=dataset.collate,
+        collate_fn=collate,
         multiprocessing_context=method,
     )
     before = next(iter(loader))
