@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_written_costs_only_a_warning(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("utils.data.label_index.replacing", refuse)
     assert len(load_index(mixed / "images")) == 5
     assert "cannot be written (Permission denied)" in caplog.text
     assert not list(mixed.rglob("*.npz"))
