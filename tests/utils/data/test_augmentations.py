@@ -96,11 +96,6 @@ def check_labels_on_pixels(sample: Sample, slack: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- colour
-def test_hsv_without_gains_changes_nothing():
-    image = noise(2)
-    np.testing.assert_array_equal(augment_hsv(image, 0, 0, 0, np.random.default_rng(0)), image)
-
-
 def test_hsv_against_its_formula():
     image, gains = noise(3), (0.1, 0.7, 0.4)
     before = image.copy()
@@ -111,13 +106,7 @@ def test_hsv_against_its_formula():
     expected = cv2.cvtColor(np.minimum(hsv, 255).astype(np.uint8), cv2.COLOR_HSV2BGR)
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(image, before)
-
-
-def test_brightness_factor_is_within_its_gain():
-    image = np.full((4, 4, 3), 100, np.uint8)
-    rng = np.random.default_rng(0)
-    levels = [augment_hsv(image, 0, 0, 0.4, rng)[0, 0, 0] for _ in range(300)]
-    assert 60 <= min(levels) < 66 and 134 < max(levels) <= 140
+    assert augment_hsv(image, 0, 0, 0, np.random.default_rng(0)) is image
 
 
 @pytest.mark.parametrize("clahe", [True, False])
@@ -151,13 +140,6 @@ def test_flips_carry_labels_along(axis: int):
 def test_perspective_of_a_picture_without_labels():
     out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
     assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
-
-
-def test_still_perspective_changes_nothing():
-    sample = painted([2, 5], (60, 100), np.random.default_rng(2))
-    out = random_perspective(sample, STILL, np.random.default_rng(0))
-    np.testing.assert_array_equal(out.image, sample.image)
-    np.testing.assert_array_equal(out.labels, sample.labels)
 
 
 def test_border_cuts_the_edges_off():
@@ -246,17 +228,6 @@ def test_mosaic_pastes_copies():
     assert len(pasted.segments) == len(pasted.labels)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_one_seed_one_result(seed: int):
-    hyp = replace(TILT, copy_paste=0.5, flipud=0.5)
-    first, second = (
-        train_transforms(mosaic4(tiles(4, 3, True), 96, hyp, rng), hyp, rng)
-        for rng in (np.random.default_rng(seed), np.random.default_rng(seed))
-    )
-    np.testing.assert_array_equal(first.image, second.image)
-    np.testing.assert_array_equal(first.labels, second.labels)
-
-
 def test_transforms_leave_their_input_alone():
     samples = tiles(4, 3, polygon=True)
     before = [(sample.image.copy(), sample.labels.copy()) for sample in samples]
@@ -271,13 +242,9 @@ def test_transforms_leave_their_input_alone():
 
 
 # ------------------------------------------------------------------------------------------------ mixed pictures
-def test_mixup_with_an_empty_picture_keeps_the_labels():
-    sample = painted([1, 2], (48, 64), np.random.default_rng(0))
-    mixed = mixup(Sample(noise(1), NO_LABELS), sample, np.random.default_rng(0))
-    np.testing.assert_array_equal(mixed.labels, sample.labels)
-
-
 def test_mixup_blends_about_half_and_half():
+    sample, empty = painted([1, 2], (48, 64), np.random.default_rng(0)), Sample(noise(1), NO_LABELS)
+    np.testing.assert_array_equal(mixup(empty, sample, np.random.default_rng(0)).labels, sample.labels)
     first, second = (painted(kinds, (48, 64), np.random.default_rng(1), True) for kinds in ([0, 1], [6]))
     mixed = mixup(first, second, np.random.default_rng(5))
     share = np.random.default_rng(5).beta(32, 32)
@@ -285,9 +252,6 @@ def test_mixup_blends_about_half_and_half():
     assert 0.2 < share < 0.8
     np.testing.assert_allclose(mixed.image, expected, atol=0.51)
     assert mixed.labels[:, 0].tolist() == [0, 1, 6] and len(mixed.segments) == 3
-
-
-def test_mixup_refuses_different_sizes():
     with pytest.raises(ValueError, match="one size"):
         mixup(Sample(noise(0), NO_LABELS), Sample(noise(0, 50, 50), NO_LABELS), np.random.default_rng(0))
 

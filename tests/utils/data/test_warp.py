@@ -37,24 +37,14 @@ def bounds(points: np.ndarray) -> np.ndarray:
     return np.concatenate((points.min(0), points.max(0)))
 
 
-def test_sample_without_labels_has_no_polygons():
-    sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((0, 5), np.float32))
-    assert sample.segments == ()
-
-
-def test_sample_makes_boxes_of_labels_without_polygons():
-    sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((3, 5), np.float32))
-    assert [points.shape for points in sample.segments] == [(0, 2)] * 3
-
-
-def test_sample_refuses_polygons_that_do_not_match_the_labels():
+def test_a_sample_has_a_polygon_for_each_label():
+    image = np.zeros((4, 5, 3), np.uint8)
+    assert Sample(image, np.zeros((0, 5), np.float32)).segments == ()
+    assert [points.shape for points in Sample(image, np.zeros((3, 5), np.float32)).segments] == [(0, 2)] * 3
     with pytest.raises(ValueError, match="3 labels but 1 polygons"):
-        Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((3, 5), np.float32), (np.zeros((4, 2), np.float32),))
-
-
-def test_no_labels_stay_no_labels():
+        Sample(image, np.zeros((3, 5), np.float32), (np.zeros((4, 2), np.float32),))
     labels, segments = warp_labels(np.zeros((0, 5), np.float32), (), WHOLE)
-    assert labels.shape == (0, 5) and segments == ()
+    assert labels.shape == (0, 5) and segments == (), "no labels stay no labels"
 
 
 def test_still_settings_give_the_identity():
@@ -175,11 +165,8 @@ def test_clip_polygon(polygon: list, expected: list):
     assert {tuple(point) for point in clipped} == {tuple(point) for point in expected}
 
 
-def test_box_candidates_of_nothing():
-    assert box_candidates(np.zeros((4, 0)), np.zeros((4, 0))).shape == (0,)
-
-
 def test_box_candidates_of_each_kind():
+    assert box_candidates(np.zeros((4, 0)), np.zeros((4, 0))).shape == (0,)
     before = np.array([(0, 0, 20, 20)] * 5, float)
     after = np.array([(0, 0, 20, 20), (0, 0, 2, 20), (0, 0, 3, 20), (0, 0, 6, 6), (0, 0, 400, 3.9)], float)
     #                 whole            thin           enough         9 % left      longer than 100 : 1
