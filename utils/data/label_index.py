@@ -31,7 +31,7 @@ from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, share
 from utils.images.reading import DECODER, quiet_decoder
 
-MAX_CACHE_BYTES = 1 << 36  # ten million pictures take some four GiB
+MAX_CACHE_BYTES = 1 << 36  # ten million images take some four GiB
 CACHE_VERSION = 3
 SHOWN_PROBLEMS = 10
 HINTS = 20  # images without labels for which one is looked for elsewhere

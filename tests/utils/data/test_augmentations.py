@@ -1,4 +1,4 @@
-"""Pictures and labels must move together: painted objects are looked for in the pixels afterwards."""
+"""Images and labels must move together: painted objects are looked for in the pixels afterwards."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def noise(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def painted(kinds: list[int], shape: tuple[int, int], rng: np.random.Generator, polygon: bool = False) -> Sample:
-    """A grey picture, one object of colour COLOURS[kind] per kind, side by side: boxes, or octagons with polygons."""
+    """A grey image, one object of colour COLOURS[kind] per kind, side by side: boxes, or octagons with polygons."""
     height, width = shape
     image = np.full((height, width, 3), 114, np.uint8)
     labels, segments = [], []
@@ -80,7 +80,7 @@ def extents(image: np.ndarray) -> dict[int, np.ndarray]:
 def check_labels_on_pixels(sample: Sample, slack: float) -> None:
     """Every label bounds the pixels of its colour, and no whole object lacks a label.
 
-    Where the picture's edge cuts an object, a narrow tip may show less than half a pixel at its end: more slack.
+    Where the image's edge cuts an object, a narrow tip may show less than half a pixel at its end: more slack.
     """
     height, width = sample.image.shape[:2]
     found = extents(sample.image)
@@ -137,7 +137,7 @@ def test_flips_carry_labels_along(axis: int):
 
 
 # ------------------------------------------------------------------------------------------------- perspective
-def test_perspective_of_a_picture_without_labels():
+def test_perspective_of_an_image_without_labels():
     out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
     assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
 
@@ -168,7 +168,7 @@ def test_half_the_size_is_the_mean_of_four_pixels():
 
 # ------------------------------------------------------------------------------------------------------ mosaics
 def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[Sample]:
-    """Pictures with `size` as long side; the first is empty, the next eight objects are spread over the others."""
+    """Images with `size` as long side; the first is empty, the next eight objects are spread over the others."""
     rng = np.random.default_rng(seed)
     kinds = [[], [0, 1], [2, 3, 4], [5, 6]] if count == 4 else [[], *([kind] for kind in range(8))]
     shapes = [(size, rng.integers(size // 2, size + 1))[:: rng.choice((-1, 1))] for _ in kinds]
@@ -176,7 +176,7 @@ def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[
 
 
 @pytest.mark.parametrize("mosaic, count", [(mosaic4, 4), (mosaic9, 9)])
-def test_mosaic_of_empty_pictures(mosaic, count: int):
+def test_mosaic_of_empty_images(mosaic, count: int):
     out = mosaic([Sample(noise(i, 32, 20), NO_LABELS) for i in range(count)], 32, ZOOM, np.random.default_rng(0))
     assert out.image.shape == (32, 32, 3) and out.labels.shape == (0, 5) and out.segments == ()
 
@@ -241,7 +241,7 @@ def test_transforms_leave_their_input_alone():
         np.testing.assert_array_equal(sample.labels, labels)
 
 
-# ------------------------------------------------------------------------------------------------ mixed pictures
+# ------------------------------------------------------------------------------------------------ mixed images
 def test_mixup_blends_about_half_and_half():
     sample, empty = painted([1, 2], (48, 64), np.random.default_rng(0)), Sample(noise(1), NO_LABELS)
     np.testing.assert_array_equal(mixup(empty, sample, np.random.default_rng(0)).labels, sample.labels)
@@ -302,7 +302,7 @@ def test_cutout_hides_and_drops():
 
 
 # ------------------------------------------------------------------------------------------- after the geometry
-def test_train_transforms_of_a_picture_without_labels():
+def test_train_transforms_of_an_image_without_labels():
     out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0))
     assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)
 

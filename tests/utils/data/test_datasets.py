@@ -1,4 +1,4 @@
-"""Items, batches, loaders, samplers and picture caches."""
+"""Items, batches, loaders, samplers and image caches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = ((64, 48), (48, 64), (100, 60), (40, 40), (200, 20), (33, 77), (64, 48),
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten noisy pictures of several shapes; each has a white box, some as polygons, picture 3 none at all."""
+    """Ten noisy images of several shapes; each has a white box, some as polygons, image 3 none at all."""
     rng = np.random.default_rng(0)
     for number, (width, height) in enumerate(SIZES):
         image = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
@@ -47,7 +47,7 @@ def same(first: Batch, second: Batch) -> bool:
 
 
 def bright_box(image: torch.Tensor) -> tuple[float, ...]:
-    """x1, y1, x2, y2 around the white pixels of a (3, H, W) picture."""
+    """x1, y1, x2, y2 around the white pixels of a (3, H, W) image."""
     ys, xs = np.nonzero(image.numpy().min(0) > 180)
     return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
 
@@ -61,7 +61,7 @@ def label_box(targets: torch.Tensor, image: torch.Tensor) -> np.ndarray:
 # ---- nothing there ---------------------------------------------------------------------------------------------------
 
 
-def test_pictures_without_labels_make_empty_targets(tmp_path: Path) -> None:
+def test_images_without_labels_make_empty_targets(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     for augment in (False, True):
         loader, _ = create_dataloader(tmp_path, 64, 8, 32, augment=augment, hyp=ALL_ON, workers=0)
@@ -81,7 +81,7 @@ def test_labels_lie_on_their_objects_after_letterbox(folder: Path) -> None:
                 np.testing.assert_allclose(label_box(targets, image), bright_box(image), atol=2.5)
 
 
-def test_shapes_lead_back_to_the_picture(folder: Path) -> None:
+def test_shapes_lead_back_to_the_image(folder: Path) -> None:
     dataset = DetectionDataset(folder, 96, 4)
     image, _, _, ((height, width), ((ratio_h, ratio_w), (pad_x, pad_y))), _ = dataset[2]
     assert (width, height) == SIZES[2] and image.shape == (3, 96, 96)
@@ -122,7 +122,7 @@ def test_boxes_over_the_edge_are_cut_there(tmp_path: Path) -> None:
     np.testing.assert_allclose(row, [0.85, 0.5, 0.3, 0.5], atol=1e-4)
 
 
-def test_plain_items_show_one_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_items_show_one_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = DetectionDataset(folder, 64, 4, True, {**ALL_ON, "mosaic": 1.0})
     assert dataset[SampleKey(0)].shapes is None
     monkeypatch.setattr("utils.data.datasets.mosaic4", lambda *_: pytest.fail("mosaic"))
@@ -215,7 +215,7 @@ def test_ranks_share_the_work_evenly(world: int, grouped: bool, shuffle: bool) -
         assert all(len({index // 2 for index in batch}) == 1 for batch in batches), "batches stay together"
 
 
-def test_weights_choose_pictures_and_partners() -> None:
+def test_weights_choose_images_and_partners() -> None:
     partners = np.arange(400)
     sampler = EpochSampler(partners, shuffle=True, seed=3)
     sampler.set_weights(np.where(np.arange(400) < 200, 3.0, 1.0))
@@ -223,7 +223,7 @@ def test_weights_choose_pictures_and_partners() -> None:
     assert 0.65 < np.mean(np.array(drawn) < 200) < 0.85
     assert sorted(drawn) == sorted(partners.tolist())
     repeats = Counter(key.position for key in sampler)
-    assert max(key.repeat for key in sampler) == max(repeats.values()) - 1, "a repeated picture is augmented anew"
+    assert max(key.repeat for key in sampler) == max(repeats.values()) - 1, "a repeated image is augmented anew"
     sampler.set_weights(np.zeros(400))
     assert sorted(keys(sampler)) == list(range(400)) == partners.tolist()
     for wrong in (np.ones(3), np.full(400, -1.0), np.full(400, np.nan)):
@@ -262,7 +262,7 @@ def test_a_new_epoch_takes_effect_at_once(folder: Path) -> None:
     assert seen[0] == seen[2] != seen[1]
 
 
-def test_batches_number_their_pictures(folder: Path) -> None:
+def test_batches_number_their_images(folder: Path) -> None:
     loader, _ = create_dataloader(folder, 64, 4, 32, workers=0)
     assert len(loader) == 3
     for batch in loader:
@@ -288,7 +288,7 @@ def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
         moved = [item._replace(key=SampleKey(item.key.position, epoch)) for item in four]
         batch = collate_quad(moved, seed=0)
         outcomes[len(batch.targets)] = batch
-    assert set(outcomes) == {1, 3}, "one picture's label, or those of the three that have one"
+    assert set(outcomes) == {1, 3}, "one image's label, or those of the three that have one"
     large, tiled = outcomes[1], outcomes[3]
     assert torch.equal(large.targets[:, 2:], four[0].targets[:, 2:])
     for number, (top, left) in enumerate([(0, 0), (64, 0), (0, 64), (64, 64)]):
@@ -298,7 +298,7 @@ def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
     np.testing.assert_allclose(tiled.targets[1], expected, atol=1e-6)
 
 
-# ---- picture caches --------------------------------------------------------------------------------------------------
+# ---- image caches --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
@@ -315,7 +315,7 @@ def test_caches_change_nothing_but_the_speed(
         assert torch.equal(item.image, wanted.image) and item.shapes == wanted.shapes
 
 
-def test_disk_cache_tells_pictures_sizes_and_versions_apart(tmp_path: Path) -> None:
+def test_disk_cache_tells_images_sizes_and_versions_apart(tmp_path: Path) -> None:
     for name, level in (("s0/0.jpg", 10), ("s1/0.jpg", 100), ("s1/0.png", 200)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (100, 80), (level,) * 3).save(tmp_path / name)
@@ -347,7 +347,7 @@ def test_no_room_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog:
         DetectionDataset(folder, 64, cache="tape")
 
 
-def test_a_cached_picture_is_never_written_to(folder: Path) -> None:
+def test_a_cached_image_is_never_written_to(folder: Path) -> None:
     dataset = DetectionDataset(folder, 64, 4, True, ALL_ON, cache="ram")
     before = dataset._cache.pixels.copy()
     for position in range(10):
@@ -357,7 +357,7 @@ def test_a_cached_picture_is_never_written_to(folder: Path) -> None:
     np.testing.assert_array_equal(dataset.load_image(4)[0], expected)
 
 
-def test_pixel_effects_of_the_hyp_file_reach_the_pictures(folder: Path) -> None:
+def test_pixel_effects_of_the_hyp_file_reach_the_images(folder: Path) -> None:
     quiet = {"mosaic": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "translate": 0.0, "scale": 0.0, "fliplr": 0.0}
     plain, grey = (
         DetectionDataset(folder, 64, augment=True, hyp=quiet | {"albumentations": share}) for share in (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Cached pictures: one copy for all processes of a machine, filled by all of them."""
+"""Cached images: one copy for all processes of a machine, filled by all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.data.samplers import collate
 
 
 def draw(root: Path, count: int) -> Path:
-    """Grey pictures of growing width, each a little lighter than the last; the label's class is its number."""
+    """Grey images of growing width, each a little lighter than the last; the label's class is its number."""
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)
     for number in range(count):

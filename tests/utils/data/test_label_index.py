@@ -22,7 +22,7 @@ POLYGON = "1 .1 .1 .6 .1 .6 .6 .1 .6"
 
 
 def draw(root: Path, count: int) -> Path:
-    """Pictures of several sizes with 0 to 3 labels, some polygons; some rows are no labels."""
+    """Images of several sizes with 0 to 3 labels, some polygons; some rows are no labels."""
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True, exist_ok=True)
     for number in range(count):

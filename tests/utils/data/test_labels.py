@@ -1,4 +1,4 @@
-"""Finding pictures, reading them and their labels, the bad-input list, and the cache of it all."""
+"""Finding images, reading them and their labels, the bad-input list, and the cache of it all."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from utils.images.reading import read_image
 POLYGON = "0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5"
 
 
-def picture(path: Path, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> Path:
+def draw(path: Path, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, 100).save(path, **options)
     return path
 
 
 def pair(folder: Path, text: str | None, name: str = "a") -> tuple[Path, Path]:
-    image, label = picture(folder / f"images/{name}.png"), folder / f"labels/{name}.txt"
+    image, label = draw(folder / f"images/{name}.png"), folder / f"labels/{name}.txt"
     label.parent.mkdir(parents=True, exist_ok=True)
     if text is not None:
         label.write_text(text)
     return image, label
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 def huge_png(path: Path, width: int, height: int) -> Path:
-    """A 1-bit PNG of any size, written without making the picture."""
+    """A 1-bit PNG of any size, written without making the image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -55,7 +55,7 @@ def huge_png(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_a_picture_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
+def test_an_image_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     record = check_pair(str(huge_png(tmp_path / "a.png", 20000, 20000)), "none.txt")
     assert record.size == (20000, 20000) and "tiles" in record.message and "left out" not in record.message
@@ -65,21 +65,21 @@ def test_a_picture_of_20000_pixels_is_kept_and_told(tmp_path: Path) -> None:
     assert fit_longest(read_image(thin), 320).shape == (1, 320, 3)
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "zero bytes": (b"", "empty file"),
-    "text": (b"not a picture", "its content is no image, whatever its name"),
+    "text": (b"not an image", "its content is no image, whatever its name"),
     "one pixel": ((1, 1), "1 x 1 pixels are too few"),
     "nine pixels": ((9, 64), "9 x 64 pixels are too few"),
     "missing": (None, "no such image"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_PICTURES)
-def test_unusable_pictures_are_named(tmp_path: Path, case: str) -> None:
-    content, reason = BAD_PICTURES[case]
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_unusable_images_are_named(tmp_path: Path, case: str) -> None:
+    content, reason = BAD_IMAGES[case]
     path = tmp_path / "a.png"
     if isinstance(content, tuple):
-        picture(path, content)
+        draw(path, content)
     elif content is not None:
         path.write_bytes(content)
     record = check_pair(str(path), str(tmp_path / "a.txt"))
@@ -91,7 +91,7 @@ def test_unusable_pictures_are_named(tmp_path: Path, case: str) -> None:
 
 
 def test_trailing_bytes_do_no_harm(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
+    path = draw(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes() + b"\0\0\0")
     assert check_pair(str(path), "none.txt").size == (64, 48)
 
@@ -210,7 +210,7 @@ def test_what_is_written_is_read(rows: list[tuple]) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Pictures with boxes, polygons, both, nothing, no file and a bad one, in a folder with a dot and a space."""
+    """Images with boxes, polygons, both, nothing, no file and a bad one, in a folder with a dot and a space."""
     root = tmp_path / "my data v1.0"
     texts = {"a": "0 .5 .5 .2 .2\n1 .1 .1 .1 .1", "b": POLYGON, "c": f"2 .5 .5 .1 .1\n{POLYGON}"}
     texts |= {"d": "", "e": None, "f": "0 1"}
@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_written_costs_only_a_warning(
     assert not list(mixed.rglob("*.npz"))
 
 
-def test_order_of_pictures_can_change(mixed: Path) -> None:
+def test_order_of_images_can_change(mixed: Path) -> None:
     index = load_index(mixed / "images")
     order = np.array([4, 2, 0, 2])
     assert content(index.take(order)) == [content(index)[i] for i in order]

@@ -18,13 +18,13 @@ from utils.data.samplers import (
 )
 
 
-def test_no_pictures_no_keys() -> None:
+def test_no_images_no_keys() -> None:
     assert list(EpochSampler(np.arange(0))) == [] and len(EpochSampler(np.arange(0))) == 0
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    pictures=st.integers(1, 40),
+    count=st.integers(1, 40),
     batch=st.integers(1, 6),
     world=st.integers(1, 3),
     kind=st.sampled_from(["plain", "shuffled", "weighted", "grouped", "shuffled groups"]),
@@ -32,14 +32,14 @@ def test_no_pictures_no_keys() -> None:
     data=st.data(),
 )
 def test_after_an_interruption_come_the_batches_that_are_left(
-    pictures: int, batch: int, world: int, kind: str, epoch: int, data: st.DataObject
+    count: int, batch: int, world: int, kind: str, epoch: int, data: st.DataObject
 ) -> None:
     """As a loader deals them out, in every process; and the length stays that of the whole epoch."""
     rank = data.draw(st.integers(0, world - 1))
     groups = {"grouped": "group" in kind, "shuffle": kind.startswith("shuffled"), "batch_size": batch}
-    sampler = EpochSampler(np.arange(pictures), seed=3, rank=rank, world_size=world, **groups)
+    sampler = EpochSampler(np.arange(count), seed=3, rank=rank, world_size=world, **groups)
     if kind == "weighted":
-        sampler.set_weights(np.arange(1, pictures + 1))
+        sampler.set_weights(np.arange(1, count + 1))
     loader = DataLoader(Keys(), batch_size=batch, sampler=sampler, collate_fn=list)
     sampler.set_epoch(epoch)
     whole = list(loader)
@@ -74,7 +74,7 @@ def test_weights_are_inverse_frequencies() -> None:
     assert weights.tolist() == pytest.approx([0.25 / 2.25, 1 / 2.25, 1 / 2.25])
 
 
-def test_pictures_of_weak_classes_come_up_more() -> None:
+def test_images_of_weak_classes_come_up_more() -> None:
     labels, even = [rows(0), rows(1), rows()], torch.ones(2)
     assert epoch_weights(labels, even, np.array([0.9, 0.1])).tolist() == pytest.approx([0.005, 0.405, 0])
     assert epoch_weights(labels, even, np.ones(2)).tolist() == [1, 1, 1]

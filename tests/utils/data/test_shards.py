@@ -46,7 +46,7 @@ def tar(file: Path, members: dict[str, bytes], **words: object) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven noisy pictures of several sizes and kinds; one without labels, one with a polygon."""
+    """Seven noisy images of several sizes and kinds; one without labels, one with a polygon."""
     rng = np.random.default_rng(0)
     for sub in ("images", "labels"):
         (tmp_path / "set" / sub).mkdir(parents=True)
@@ -285,7 +285,7 @@ GOOD = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(50), "b.txt": b"
 
 
 def reasons(file: Path) -> tuple[list[str], list[str]]:
-    """Names of the usable pictures of a shard, and what is said of the rest, each one line."""
+    """Names of the usable images of a shard, and what is said of the rest, each one line."""
     records, spans = check_shard(str(file))
     assert len(records) == len(spans)
     said = [record.message for record in records if record.problem]
@@ -362,7 +362,7 @@ def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [*range(0, 6000, 311), 2048, 4096, 5120, 5632])
-def test_a_shard_that_breaks_off_keeps_pictures_whose_labels_are_there(tmp_path: Path, cut: int) -> None:
+def test_a_shard_that_breaks_off_keeps_images_whose_labels_are_there(tmp_path: Path, cut: int) -> None:
     whole = tar(tmp_path / "whole.tar", GOOD).read_bytes()
     end = -(-len(whole.rstrip(b"\0")) // 512) * 512 + 512  # with one block of the end mark
     (tmp_path / "cut.tar").write_bytes(whole[:cut])
@@ -393,7 +393,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         b"\xff" * 512,
         b"x" * 100 + b"\0" * 412,
     ],
-    ids=["long name", "pax", "picture", "negative", "negative name", "digits", "nested", "noise", "bad checksum"],
+    ids=["long name", "pax", "image", "negative", "negative name", "digits", "nested", "noise", "bad checksum"],
 )
 def test_hostile_headers(tmp_path: Path, attack: bytes) -> None:
     first = tar(tmp_path / "good.tar", dict(list(GOOD.items())[:2])).read_bytes().rstrip(b"\0")
@@ -418,7 +418,7 @@ def test_any_damage_is_told_not_raised(tmp_path_factory: pytest.TempPathFactory,
     assert len(names) <= 3
 
 
-def test_too_large_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "MAX_IMAGE", 1 << 20)
     monkeypatch.setattr(shards, "MAX_LABELS", 1 << 20)
     large = bytes(2 << 20)

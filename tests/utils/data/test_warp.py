@@ -17,7 +17,7 @@ WHOLE = Warp(np.eye(3), 1.0, (100, 80))
 
 
 def convex_polygon(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(k, 2) corners on an ellipse, in order, inside a width x height picture."""
+    """(k, 2) corners on an ellipse, in order, inside a width x height image."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
     radii = rng.uniform(8, 30, 2)
     centre = rng.uniform(radii + 1, (width - radii[0] - 1, height - radii[1] - 1))
@@ -53,7 +53,7 @@ def test_still_settings_give_the_identity():
     assert warp.scale == 1
 
 
-def test_warp_of_a_shifted_picture():
+def test_warp_of_a_shifted_image():
     warp = random_warp((100, 80), (60, 50), WILD, np.random.default_rng(3))
     point, expected = np.array((31.0, 17.0)), warp_points(np.array((51.0, 22.0)), warp.matrix)
     np.testing.assert_allclose(warp_points(point, warp.after_shift(20, 5).matrix), expected)
@@ -144,7 +144,7 @@ def test_what_is_left_of_a_box_is_judged_at_the_new_scale(left: float, kept: int
     assert len(labels) == kept
 
 
-def test_a_polygon_around_the_whole_picture_fills_it():
+def test_a_polygon_around_the_whole_image_fills_it():
     around = np.array(((-50, -50), (150, -50), (150, 130), (-50, 130)), np.float32)
     kept, _ = warp_labels(np.array([(3, -50, -50, 150, 130)], np.float32), (around,), WHOLE)
     np.testing.assert_array_equal(kept, [(3, 0, 0, 100, 80)])

@@ -1,4 +1,4 @@
-"""Pictures that claim to be more than their file can hold, and what is decoded of those that do not."""
+"""Images that claim to be more than their file can hold, and what is decoded of those that do not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bmp(width: int, height: int) -> bytes:
 
 
 def saved(mode: str, size: tuple[int, int], kind: str, **options: object) -> bytes:
-    """A picture of nothing."""
+    """An image of nothing."""
     content = io.BytesIO()
     Image.new(mode, size).save(content, kind, **options)
     return content.getvalue()
@@ -84,7 +84,7 @@ def test_a_part_that_ends_beyond_the_file_takes_no_memory(tmp_path: Path) -> Non
     assert peak() - before < 64 << 20
 
 
-def test_large_pictures_of_little_are_kept(tmp_path: Path) -> None:
+def test_large_images_of_little_are_kept(tmp_path: Path) -> None:
     """A drawing of 12,000 x 10,000 pixels, black on white: more than 100 million of them, in a small file."""
     content = saved("1", (12000, 10000), "png")
     (tmp_path / "a.png").write_bytes(content)
