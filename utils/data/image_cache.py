@@ -52,7 +52,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
     An image that cannot be kept is read each time.
     """
 
-    def fill(position: int) -> bool:
+    def _keep(position: int) -> bool:
         if cache.get(position) is not None:
             return True
         try:
@@ -71,7 +71,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
         progress(None, description, len(positions), " images") as bar,
     ):
         for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work it is handed
-            for result in pool.map(fill, positions[start : start + CHUNK]):
+            for result in pool.map(_keep, positions[start : start + CHUNK]):
                 done += result
                 bar.update()
     return done

@@ -21,23 +21,23 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 _TEXT_WORK = 2_500_000  # a compressed chunk, of which Pillow unpacks a megabyte
 
 
-def _count_png(data: bytes, tally: CostTally) -> None:
+def _count_png(data: bytes, budget: CostTally) -> None:
     place = len(PNG)
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         if (kind == b"IHDR") != (place == len(PNG)):
             raise ValueError("its header is not the first part, or not the only one")
-        tally.part(PART_WORK, "chunks")
+        budget.part(PART_WORK, "chunks")
         if kind == b"IHDR":
             width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, place + 8)
-            tally.image(width, height)
+            budget.image(width, height)
             sample_bytes = max(_CHANNELS.get(colours, 4) * depth / 8, 1)
-            tally.spend("its size", int(width * height * (3 * sample_bytes + 4 * bool(interlaced))))
-            tally.spend(f"{height:,} rows", height * ROW_WORK * (1 + bool(interlaced)))
+            budget.spend("its size", int(width * height * (3 * sample_bytes + 4 * bool(interlaced))))
+            budget.spend(f"{height:,} rows", height * ROW_WORK * (1 + bool(interlaced)))
         elif kind in (b"iCCP", b"zTXt", b"iTXt"):
-            tally.spend("compressed texts and profiles", _TEXT_WORK)
+            budget.spend("compressed texts and profiles", _TEXT_WORK)
         elif kind == b"eXIf":
-            count_exif(data[place + 8 : place + 8 + length], tally)
+            count_exif(data[place + 8 : place + 8 + length], budget)
         elif kind == b"IEND":
             break
         place += 12 + length
@@ -47,25 +47,25 @@ def _count_png(data: bytes, tally: CostTally) -> None:
 _BLOCK_WORK, _SKIP_WORK = 400, 100
 
 
-def _count_gif(data: bytes, tally: CostTally) -> None:
+def _count_gif(data: bytes, budget: CostTally) -> None:
     """Count what lies before the first frame, and that frame: no other is decoded."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     place = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
     while place < len(data) and data[place] not in b",;":
         extension = data[place] == 0x21
-        tally.part(_BLOCK_WORK if extension else _SKIP_WORK, "parts before its first frame")
+        budget.part(_BLOCK_WORK if extension else _SKIP_WORK, "parts before its first frame")
         place += 2 if extension else 1
         comment = 0
         while extension and place < len(data) and data[place]:
             comment += data[place]
-            tally.part(_BLOCK_WORK + comment // 8, "blocks before its first frame")  # Pillow may copy what it has
+            budget.part(_BLOCK_WORK + comment // 8, "blocks before its first frame")  # Pillow may copy what it has
             place += 1 + data[place]
         place += extension
     if data[place : place + 1] == b",":
         left, top, wide, tall = struct.unpack_from("<HHHH", data, place + 1)
         width, height = max(width, left + wide), max(height, top + tall)
-        tally.spend("its first frame", 4 * wide * tall)
-    tally.image(width, height)
+        budget.spend("its first frame", 4 * wide * tall)
+    budget.image(width, height)
 
 
 # ---- WebP
@@ -73,24 +73,24 @@ _GROUP_WORK = 5_000
 _GROUP_BYTES = 8_192  # the tables of one group of Huffman codes; a lossless WebP of few bytes may have 65,536
 
 
-def _count_webp(data: bytes, tally: CostTally) -> None:
+def _count_webp(data: bytes, budget: CostTally) -> None:
     size = webp_size(data)
     if size is None:
         raise ValueError("its header is cut off")
     width, height = size
-    tally.image(width, height)
-    tally.spend("its size", 30 * width * height, 4 * width * height)  # libwebp keeps two canvases beside the image
+    budget.image(width, height)
+    budget.spend("its size", 30 * width * height, 4 * width * height)  # libwebp keeps two canvases beside the image
     if b"VP8L" in data or b"ALPH" in data:
         groups = min(1 << 16, -(-width // 4) * -(-height // 4), len(data) * 8 // 20)
         tables = groups * _GROUP_BYTES  # how many there really are is known only in decoding: no reason to refuse it
-        tally.memory, tally.most_memory = tally.memory + tables, tally.most_memory + tables
-        tally.spend("its codes", groups * _GROUP_WORK)
+        budget.memory, budget.most_memory = budget.memory + tables, budget.most_memory + tables
+        budget.spend("its codes", groups * _GROUP_WORK)
     place = 12
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
-        tally.part(PART_WORK, "chunks")
+        budget.part(PART_WORK, "chunks")
         if kind == b"EXIF":
-            count_exif(data[place + 8 : place + 8 + length], tally)
+            count_exif(data[place + 8 : place + 8 + length], budget)
         place += 8 + length + length % 2
 
 
@@ -98,7 +98,7 @@ def _count_webp(data: bytes, tally: CostTally) -> None:
 _RLE_PIXEL_WORK, _RLE_BYTE_WORK = 150, 300  # Pillow unpacks these in Python, and other threads wait for it
 
 
-def _count_bmp(data: bytes, tally: CostTally) -> None:
+def _count_bmp(data: bytes, budget: CostTally) -> None:
     (head,) = struct.unpack_from("<I", data, 14)
     if head == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
@@ -106,11 +106,11 @@ def _count_bmp(data: bytes, tally: CostTally) -> None:
     else:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     height = abs(height)
-    tally.image(width, height)
-    tally.spend("its size", width * height * max(bits // 8, 2) + height * ROW_WORK)
+    budget.image(width, height)
+    budget.spend("its size", width * height * max(bits // 8, 2) + height * ROW_WORK)
     if compression in (1, 2):
         work = _RLE_PIXEL_WORK * width * height + _RLE_BYTE_WORK * len(data)
-        tally.spend("run-length coded, and its size", work, 256 * width)  # older Pillow skips rows by filling them
+        budget.spend("run-length coded, and its size", work, 256 * width)  # older Pillow skips rows by filling them
 
 
 # ---- all of them
@@ -124,22 +124,22 @@ _COUNTERS: dict[str, Callable[[bytes, CostTally], object]] = {
 }
 
 
-def count_cost(data: bytes, tally: CostTally) -> str | None:
-    """Count in `tally` what decoding the file's first image takes; its format, None for one that is not known here.
+def count_cost(data: bytes, budget: CostTally) -> str | None:
+    """Count in `budget` what decoding the file's first image takes; its format, None for one that is not known here.
 
-    Raises TooCostly for more than the tally allows, Unbounded for what cannot be known beforehand, ValueError for
-    damage, and whatever the tally's check raises.
+    Raises TooCostly for more than the budget allows, Unbounded for what cannot be known beforehand, ValueError for
+    damage, and whatever the budget's check raises.
     """
     kind = kind_of(data)
     if kind not in _COUNTERS:
         return None
     try:
-        _COUNTERS[kind](data, tally)
+        _COUNTERS[kind](data, budget)
     except struct.error:
         raise ValueError("its header is cut off") from None
-    width, height = tally.size
+    width, height = budget.size
     if not width:
         raise ValueError("it holds no image")
     rows = ROW_WORK * height
-    tally.spend("its size", PLAIN_WORK * width * height + rows, PLAIN_MEMORY * width * height + rows)
+    budget.spend("its size", PLAIN_WORK * width * height + rows, PLAIN_MEMORY * width * height + rows)
     return kind

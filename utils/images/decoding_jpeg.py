@@ -60,35 +60,35 @@ class JpegFrame:
         return 64 * units * sum(across * down for _, across, down in chosen)
 
 
-def _segments(data: bytes, tally: CostTally, place: int, end: int) -> Iterator[tuple[int, bytes]]:
+def _segments(data: bytes, budget: CostTally, place: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, content) of each segment before the end marker, counted, and so is what lies between them."""
     junk, in_head = 0, True
     while (found := _MARKER.search(data, place, end)) and data[found.end() - 1] != _END:
         if in_head:
             junk += found.start() - place
-            tally.spend("bytes between its segments", _JUNK_WORK * (found.start() - place))
+            budget.spend("bytes between its segments", _JUNK_WORK * (found.start() - place))
         if junk > _MOST_JUNK:
             raise TooCostly(f"{junk:,} bytes between its segments")
-        tally.part(PART_WORK, "segments")
+        budget.part(PART_WORK, "segments")
         kind, start = data[found.end() - 1], found.end()
         place = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
         in_head = in_head and kind != _SCAN
         yield kind, data[start + 2 : place]
 
 
-def count_jpeg(data: bytes, tally: CostTally, place: int = 2, end: int = sys.maxsize) -> JpegFrame | None:
+def count_jpeg(data: bytes, budget: CostTally, place: int = 2, end: int = sys.maxsize) -> JpegFrame | None:
     """Count scans, segments and EXIF of a JPEG file, or of one that ends at `end` and is read from `place`; its frame.
 
     Raises what `CostTally` does, Unbounded for what libjpeg decodes at no known cost, and ValueError for damage.
     """
     frame, scans, exif = None, 0, bytearray()
-    for kind, part in _segments(data, tally, place, min(end, len(data))):
+    for kind, part in _segments(data, budget, place, min(end, len(data))):
         if kind in _FRAMES:
             if frame is not None:
                 raise ValueError("it has two frames")
             frame = JpegFrame.read(kind, part)
-            tally.image(frame.width, frame.height)
-            tally.spend("its size", _SAMPLE_WORK * frame.samples())
+            budget.image(frame.width, frame.height)
+            budget.spend("its size", _SAMPLE_WORK * frame.samples())
         elif kind == _SCAN:
             scans += 1
             if frame is None:
@@ -97,12 +97,12 @@ def count_jpeg(data: bytes, tally: CostTally, place: int = 2, end: int = sys.max
                 raise TooCostly(f"more than {MOST_SCANS} scans")
             samples = frame.samples(part[1 : 1 + 2 * int.from_bytes(part[:1], "big") : 2])
             reason = f"{scans} scans of {frame.width} x {frame.height} pixels"
-            tally.spend(reason, _SCAN_WORK + _SAMPLE_WORK * samples)
+            budget.spend(reason, _SCAN_WORK + _SAMPLE_WORK * samples)
         elif kind == _START:
             raise ValueError("it begins twice")
         elif kind == _APP1 and part.startswith(EXIF_HEAD):
             exif += part[len(EXIF_HEAD) :]  # Pillow puts them together, too
         elif kind == _APP2:  # directories of several images; what else may be there is none
-            count_exif(part.removeprefix(b"MPF\x00"), tally)
-    count_exif(bytes(exif), tally)
+            count_exif(part.removeprefix(b"MPF\x00"), budget)
+    count_exif(bytes(exif), budget)
     return frame

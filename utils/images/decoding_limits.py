@@ -78,8 +78,8 @@ class TagReader:
     Raises ValueError for what is no TIFF structure.
     """
 
-    def __init__(self, data: bytes | memoryview, tally: CostTally) -> None:
-        self.data, self.tally = data, tally
+    def __init__(self, data: bytes | memoryview, budget: CostTally) -> None:
+        self.data, self.budget = data, budget
         self.order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
         if not self.order:
             raise ValueError("its tags begin with neither II nor MM")
@@ -99,14 +99,14 @@ class TagReader:
         self.end = place + row + entry * min(count, MOST_PARTS + 1)
         found: dict[int, Tag] = {}
         for start in range(place + row, self.end, entry):
-            self.tally.part(_TAG_WORK, "tags")
+            self.budget.part(_TAG_WORK, "tags")
             tag, kind, values = self.unpack("HH" + self.pointer, start)
             where = start + entry - inside
             size = values * _SIZES.get(kind, 0)
             if size > inside:
                 (where,) = self.unpack(self.pointer, where)
                 each = _FRACTION_WORK if kind in (5, 10) else 1 if _SIZES[kind] == 1 else _NUMBER_WORK
-                self.tally.spend(f"tag {tag} with {values:,} values", values * each, size + values * each // 4)
+                self.budget.spend(f"tag {tag} with {values:,} values", values * each, size + values * each // 4)
             if tag in found:
                 self.repeated.add(tag)
             found[tag] = Tag(kind, values, where)
@@ -130,7 +130,7 @@ class TagReader:
             raise ValueError("its tags lie outside of the file") from None
 
 
-def count_exif(data: bytes, tally: CostTally) -> None:
+def count_exif(data: bytes, budget: CostTally) -> None:
     """Count what reading EXIF data takes, in all the directories that Pillow reads to turn an image upright.
 
     Data that is no EXIF costs nothing: Pillow passes it over.
@@ -138,7 +138,7 @@ def count_exif(data: bytes, tally: CostTally) -> None:
     while data.startswith(EXIF_HEAD):
         data = data[len(EXIF_HEAD) :]
     try:
-        reader = TagReader(data, tally)
+        reader = TagReader(data, budget)
         count_linked(reader, reader.tags(reader.first))
     except TooCostly:
         raise

@@ -52,44 +52,44 @@ def _layout(reader: TagReader, tags: dict[int, Tag], width: int, height: int) ->
     return _Layout(name, wide, tall, row_bytes, count, places, sizes)
 
 
-def count_tiff(data: bytes, tally: CostTally) -> None:
+def count_tiff(data: bytes, budget: CostTally) -> None:
     """Count the first image of a TIFF file: what each strip or tile unpacks to, and the bytes that it reads.
 
     Raises what `CostTally` does, Unbounded for a compression of no known cost, and ValueError for damage.
     """
-    reader = TagReader(data, tally)
+    reader = TagReader(data, budget)
     tags = reader.tags(reader.first)
     if repeated := reader.repeated & _LAYOUT:
         raise ValueError(f"tag {min(repeated)} is there twice")
     width, height, kind = (
         reader.numbers(tags, tag, (missing,))[0] for tag, missing in ((_WIDTH, 0), (_HEIGHT, 0), (_COMPRESSION, _RAW))
     )
-    tally.image(width, height)
+    budget.image(width, height)
     if kind not in _KINDS:
         raise Unbounded(f"is a TIFF of compression {kind}: save it with LZW or Deflate")
     if kind == _ZSTANDARD:  # it may need that whatever the image, which is no reason to refuse it
-        tally.memory, tally.most_memory = tally.memory + _WINDOW, tally.most_memory + _WINDOW
+        budget.memory, budget.most_memory = budget.memory + _WINDOW, budget.most_memory + _WINDOW
     layout = _layout(reader, tags, width, height)
     unpacking = layout.rows * (ROW_WORK + layout.row_bytes * _KINDS[kind])
     what = f"{layout.number:,} {layout.name} of {layout.width:,} x {layout.rows:,} pixels"
     memory = layout.row_bytes * layout.rows if kind != _RAW else 0
-    tally.spend(what, layout.number * (_STRIP_WORK + unpacking), memory)
+    budget.spend(what, layout.number * (_STRIP_WORK + unpacking), memory)
     if kind != _RAW and len(layout.places) > max(len(layout.sizes), 1):
         raise ValueError(f"it does not say how long its {layout.name} are")
     total = sum(min(size, len(data)) for size in layout.sizes)
     if total > 2 * len(data):
         raise TooCostly(f"{layout.name} that lie over each other")
-    tally.spend(f"its {layout.name}", 16 * total)
+    budget.spend(f"its {layout.name}", 16 * total)
     if kind == _TIFF_JPEG:
-        _count_jpegs(data, layout, tally)
+        _count_jpegs(data, layout, budget)
     count_linked(reader, tags)
 
 
-def _count_jpegs(data: bytes, layout: _Layout, tally: CostTally) -> None:
+def _count_jpegs(data: bytes, layout: _Layout, budget: CostTally) -> None:
     """Count the scans of each strip or tile; ValueError for one that is larger than it may be."""
-    inner = CostTally(tally.most_work, tally.most_memory, work=tally.work)
+    inner = CostTally(budget.most_work, budget.most_memory, work=budget.work)
     for place, size in zip(layout.places, layout.sizes or [len(data)], strict=False):
         frame = count_jpeg(data, inner, place + 2, place + size)
         if frame is not None and (frame.width > layout.width or frame.height > layout.rows):
             raise ValueError(f"one of its {layout.name} is larger than it should be")
-    tally.spend(f"its {layout.name}", inner.work - tally.work)
+    budget.spend(f"its {layout.name}", inner.work - budget.work)

@@ -18,9 +18,9 @@ KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def counted(data: bytes) -> CostTally:
-    tally = CostTally(10**12, 10**12)
-    assert count_cost(data, tally)
-    return tally
+    budget = CostTally(10**12, 10**12)
+    assert count_cost(data, budget)
+    return budget
 
 
 @pytest.mark.parametrize("data", [b"", b"text", bytes(99), b"\x00\x00\x00\x1cftypavif", b"\x00\x00\x01\x00"])
@@ -31,8 +31,8 @@ def test_what_is_not_known(data: bytes) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pixel_costs_something_and_the_size_is_checked(kind: str) -> None:
     data = file_of(shapes(65, 49), kind)
-    tally = counted(data)
-    assert tally.size == (65, 49) and tally.work > PLAIN_WORK * 65 * 49 and tally.memory >= PLAIN_MEMORY * 65 * 49
+    budget = counted(data)
+    assert budget.size == (65, 49) and budget.work > PLAIN_WORK * 65 * 49 and budget.memory >= PLAIN_MEMORY * 65 * 49
 
     def refuse(width: int, height: int) -> None:
         raise KeyError((width, height))

@@ -15,9 +15,9 @@ FRAME = USUAL.index(b"\xff\xc0")
 
 
 def counted(data: bytes) -> CostTally:
-    tally = CostTally(10**12, 10**12)
-    count_jpeg(data, tally)
-    return tally
+    budget = CostTally(10**12, 10**12)
+    count_jpeg(data, budget)
+    return budget
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(100), b"\xff" * 1000])

@@ -17,18 +17,18 @@ def roomy() -> CostTally:
     return CostTally(10**9, 10**9)
 
 
-def test_a_tally_says_what_was_too_much() -> None:
-    tally = CostTally(100, 50)
-    count_exif(b"", tally)
-    assert (tally.work, tally.memory, tally.parts, tally.size) == (0, 0, 0, (0, 0))
-    tally.spend("its size", 100, 50)
+def test_a_budget_says_what_was_too_much() -> None:
+    budget = CostTally(100, 50)
+    count_exif(b"", budget)
+    assert (budget.work, budget.memory, budget.parts, budget.size) == (0, 0, 0, (0, 0))
+    budget.spend("its size", 100, 50)
     with pytest.raises(TooCostly, match="its colour"):
-        tally.spend("its colour", 1)
+        budget.spend("its colour", 1)
     with pytest.raises(TooCostly, match="its weight"):
         CostTally(100, 50).spend("its weight", 0, 51)
-    tally = CostTally(1, 1, parts=MOST_PARTS)
+    budget = CostTally(1, 1, parts=MOST_PARTS)
     with pytest.raises(TooCostly, match="more than 200,000 crumbs"):
-        tally.part(0, "crumbs")
+        budget.part(0, "crumbs")
 
 
 @pytest.mark.parametrize("order, big", [("<", False), (">", False), ("<", True), (">", True)])
@@ -70,13 +70,13 @@ def test_exif_of_a_camera_is_cheap() -> None:
     exif[0x010F] = "maker"
     exif.get_ifd(0x8769)[0x829A] = 0.01
     exif.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
-    tally = roomy()
-    count_exif(exif.tobytes(), tally)
-    assert tally.parts == 5  # maker, time of exposure, latitude, and the two links
-    assert tally.work < 100_000 and tally.memory < 10_000
-    tally = roomy()
-    count_exif(tiff((0x8769, 4, 1, 8), (0x8825, 4, 1, 8)), tally)
-    assert tally.parts == 4, "links in a circle end"
+    budget = roomy()
+    count_exif(exif.tobytes(), budget)
+    assert budget.parts == 5  # maker, time of exposure, latitude, and the two links
+    assert budget.work < 100_000 and budget.memory < 10_000
+    budget = roomy()
+    count_exif(tiff((0x8769, 4, 1, 8), (0x8825, 4, 1, 8)), budget)
+    assert budget.parts == 4, "links in a circle end"
 
 
 @pytest.mark.parametrize("prefix", [b"", b"Exif\0\0", b"Exif\0\0Exif\0\0"])
@@ -107,6 +107,6 @@ def test_costly_tags_are_not_hidden(case: str) -> None:
 
 @given(st.binary(max_size=80), st.sampled_from([b"II*\0\x08\0\0\0", b"MM\0+\0\x08\0\0", b""]))
 def test_any_bytes_are_counted_or_passed_over(data: bytes, head: bytes) -> None:
-    tally = CostTally(10**30, 10**30)
-    count_exif(head + data, tally)
-    assert tally.work >= tally.parts
+    budget = CostTally(10**30, 10**30)
+    count_exif(head + data, budget)
+    assert budget.work >= budget.parts
