@@ -35,8 +35,8 @@ from utils.base.options import options
 from utils.base.paths import shown
 from utils.base.progress import epoch_line, is_terminal, memory_in_use, memory_name
 from utils.checkpoints.checkpoint import load_checkpoint, strip_optimizer
-from utils.data.balance import epoch_weights, labels_to_class_weights
 from utils.data.loader_faults import WorkerFault
+from utils.data.samplers import epoch_weights, labels_to_class_weights
 from utils.distributed.processes import (
     Vote,
     agreed,

@@ -1,12 +1,12 @@
-"""Does the memory of a loader stay where it is, and is there one copy of cached pictures on a machine?
+"""Does the memory of a loader stay where it is, and is there one copy of cached images on a machine?
 
     python -m benchmarks.loader_memory                         100,000 records, 4 workers, 3 epochs
     python -m benchmarks.loader_memory --cache --pictures 3000  `--cache ram` with 2 ranks of 2 workers each
 
-Memory is what the kernel tells in /proc/PID/smaps_rollup. PSS counts a page that n processes share as 1/n in each, USS
+Memory is what the kernel says in /proc/PID/smaps_rollup. PSS counts a page that n processes share as 1/n in each, USS
 only pages that nobody else has. Both contain the libraries' files, whose pages are shared with any other Python on the
 machine and so come and go with it; "data" is PSS without files: its sum is what these processes take together. All
-pictures are one small file, so that the loader's own bookkeeping is measured and not decoding.
+images are one small file, so that the loader's own bookkeeping is measured and not decoding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from utils.data.labels import NO_POINTS, Record
 from utils.distributed.processes import gather, join, leave, rank
 
 MIB = 1 << 20
-LABELS = 7  # a picture: about as many as COCO has
+LABELS = 7  # an image: about as many as COCO has
 GROWTH = 0.02  # allowed after the first epoch; a copy of anything that grows with the data set would be far more
 SLACK = 8.0  # MiB of each process that come and go with batches on their way and the allocator's own habits
 
@@ -65,31 +65,31 @@ def children(pid: int) -> list[int]:
     return found + [deeper for child in found for deeper in children(child)]
 
 
-def write_picture(folder: Path, size: int) -> str:
-    """One noisy picture, `size` px a side."""
+def write_image(folder: Path, size: int) -> str:
+    """One noisy image, `size` px a side."""
     image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
-    cv2.imwrite(str(folder / "picture.png"), image)
-    return str(folder / "picture.png")
+    cv2.imwrite(str(folder / "image.png"), image)
+    return str(folder / "image.png")
 
 
-def records(picture: str, count: int, size: int) -> Iterator[Record]:
-    """`count` pictures, all that one file, with LABELS random boxes each."""
+def records(file: str, count: int, size: int) -> Iterator[Record]:
+    """`count` images, all that one file, with LABELS random boxes each."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         labels = np.concatenate((rng.integers(0, 80, (LABELS, 1)), rng.uniform(0.3, 0.4, (LABELS, 4))), 1)
-        yield Record(picture, picture, (size, size), labels.astype(np.float32), (NO_POINTS,) * LABELS, True)
+        yield Record(file, file, (size, size), labels.astype(np.float32), (NO_POINTS,) * LABELS, True)
 
 
-def packed(picture: str, count: int, size: int, chunk: int = 4096) -> LabelIndex:
+def packed(file: str, count: int, size: int, chunk: int = 4096) -> LabelIndex:
     """An index of `count` records, packed a chunk at a time as `load_index` does."""
-    source = records(picture, count, size)
+    source = records(file, count, size)
     sizes = [min(chunk, count - start) for start in range(0, count, chunk)]
     return LabelIndex.join([LabelIndex.pack([next(source) for _ in range(size)]) for size in sizes])
 
 
 def build(index: LabelIndex, options: argparse.Namespace, **more: object) -> tuple[DataLoader, DetectionDataset]:
     """The loader of a training run with all the workers that are asked for, however few cores there are."""
-    with mock.patch("os.cpu_count", lambda: 64), warnings.catch_warnings():
+    with mock.patch("os.cpu_count", return_value=64), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of more workers than cores
         return create_dataloader(
             index, options.imgsz, options.batch, 32, augment=True, shuffle=True, workers=options.workers, **more
@@ -97,7 +97,7 @@ def build(index: LabelIndex, options: argparse.Namespace, **more: object) -> tup
 
 
 def walk(loader: DataLoader, epoch: int) -> int:
-    """One epoch; the number of pictures in it."""
+    """One epoch; the number of images in it."""
     loader.sampler.set_epoch(epoch)
     return sum(len(batch.images) for batch in loader)
 
@@ -108,10 +108,10 @@ def walk(loader: DataLoader, epoch: int) -> int:
 def growth(options: argparse.Namespace) -> bool:
     """Print the memory of all processes after each epoch; whether it stays flat after the first."""
     with tempfile.TemporaryDirectory() as folder:
-        index = packed(write_picture(Path(folder), options.imgsz), options.pictures, options.imgsz)
+        index = packed(write_image(Path(folder), options.imgsz), options.pictures, options.imgsz)
         gc.collect()
         size = sum(array.nbytes for array in index.arrays.values()) / MIB
-        print(f"label arrays: {size:.1f} MiB, {size * MIB / options.pictures:.0f} bytes a picture of {LABELS} labels")
+        print(f"label arrays: {size:.1f} MiB, {size * MIB / options.pictures:.0f} bytes an image of {LABELS} labels")
         loader, _ = build(index, options)
         del index
         titles = (
@@ -152,8 +152,8 @@ def _rank(number: int, options: argparse.Namespace, answer: processes.Queue) -> 
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
     torch.set_num_threads(1)
     join("gloo")
-    index = packed(options.picture, options.pictures, options.imgsz)
-    told = {}
+    index = packed(options.image, options.pictures, options.imgsz)
+    taken = {}
     for cache in (None, None, "ram"):  # the first time everything that loaders need for ever is taken
         loader, dataset = build(index, options, cache=cache, rank=rank())
         if cache:
@@ -161,13 +161,13 @@ def _rank(number: int, options: argparse.Namespace, answer: processes.Queue) -> 
         walk(loader, 0)
         gc.collect()
         gather(None, machine=True)
-        told[cache] = sum(memory(pid).data for pid in [os.getpid(), *children(os.getpid())])
+        taken[cache] = sum(memory(pid).data for pid in [os.getpid(), *children(os.getpid())])
         gather(None, machine=True)  # nobody goes on while another counts
         pixels = dataset._cache.pixels.nbytes / MIB if cache else 0
         del loader, dataset
         gc.collect()
         gather(None, machine=True)
-    everyone = gather(told)
+    everyone = gather(taken)
     if rank() == 0:
         answer.put((everyone, pixels))
     leave()
@@ -180,26 +180,26 @@ def _free_port() -> int:
 
 
 def one_copy(options: argparse.Namespace) -> bool:
-    """Print what the processes of a machine take with and without cached pictures; whether that is one copy."""
+    """Print what the processes of a machine take with and without cached images; whether that is one copy."""
     environment = {"WORLD_SIZE": str(options.ranks), "LOCAL_WORLD_SIZE": str(options.ranks), "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: only what is held is measured
     context = processes.get_context("spawn")
     answer = context.Queue()
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, environment):
-        options.picture = write_picture(Path(folder), options.imgsz)
+        options.image = write_image(Path(folder), options.imgsz)
         started = processes.start_processes(_rank, (options, answer), options.ranks, join=False)
         while not started.join(timeout=1):
             pass
         everyone, pixels = answer.get(timeout=10)
     table = Table({"rank": 0, "processes": 0, "data without": 0, "data with": 0, "more": 8})
-    for number, told in enumerate(everyone):
-        without, with_cache = told[None], told["ram"]
+    for number, taken in enumerate(everyone):
+        without, with_cache = taken[None], taken["ram"]
         table.add(
             **{"rank": number, "processes": 1 + options.workers, "data without": round(without, 1)},
             **{"data with": round(with_cache, 1), "more": round(with_cache - without, 1)},
         )
-    more = sum(told["ram"] - told[None] for told in everyone)
+    more = sum(taken["ram"] - taken[None] for taken in everyone)
     print(f"pixels: {pixels:.1f} MiB; all processes take {more:.1f} MiB more, {more / pixels:.3f} copies")
     return more <= pixels * (1 + GROWTH) + SLACK * options.ranks * (1 + options.workers)
 
@@ -210,9 +210,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=0, help="records (100000, with --cache 3000)")
     parser.add_argument("--workers", type=int, default=0, help="of each process (4, with --cache 2)")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=0, help="pictures in a batch (64, with --cache 16)")
-    parser.add_argument("--imgsz", type=int, default=0, help="side of the pictures (32, with --cache 320)")
-    parser.add_argument("--cache", action="store_true", help="measure cached pictures instead of growth")
+    parser.add_argument("--batch", type=int, default=0, help="images in a batch (64, with --cache 16)")
+    parser.add_argument("--imgsz", type=int, default=0, help="side of the images (32, with --cache 320)")
+    parser.add_argument("--cache", action="store_true", help="measure cached images instead of growth")
     parser.add_argument("--ranks", type=int, default=2, help="processes with --cache")
     options = parser.parse_args(arguments)
     options.pictures = options.pictures or (3000 if options.cache else 100_000)

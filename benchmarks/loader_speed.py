@@ -1,6 +1,6 @@
-"""How many training pictures one core makes in a second, from files, from shards and from memory.
+"""How many training images one core makes in a second, from files, from shards and from memory.
 
-    python -m benchmarks.loader_speed                 drawn JPEG pictures of 480 to 640 px a side, at --imgsz 640
+    python -m benchmarks.loader_speed                 drawn JPEG images of 480 to 640 px a side, at --imgsz 640
     python -m benchmarks.loader_speed --data coco.yaml
 
 Everything runs in one process with one thread, as a loader process does; rounds run all sources in turn. Seconds are
@@ -35,7 +35,7 @@ from utils.data.samplers import SampleKey
 from utils.prepare.synthetic import draw_dataset
 from utils.prepare.write_shards import write_shards
 
-SIDES = (480, 640)  # of drawn pictures, in pixels; COCO's are mostly 640 x 480
+SIDES = (480, 640)  # of drawn images, in pixels; COCO's are mostly 640 x 480
 
 
 def items(dataset: DetectionDataset, count: int) -> Callable[[], None]:
@@ -51,7 +51,7 @@ def items(dataset: DetectionDataset, count: int) -> Callable[[], None]:
 
 
 def images(dataset: DetectionDataset, count: int) -> Callable[[], None]:
-    """Reads and scales `count` pictures."""
+    """Reads and scales `count` images."""
 
     def run() -> None:
         for position in range(count):
@@ -61,13 +61,13 @@ def images(dataset: DetectionDataset, count: int) -> Callable[[], None]:
 
 
 def shuffled_part(index: LabelIndex, count: int) -> LabelIndex:
-    """At most `count` pictures, from all over the set."""
+    """At most `count` images, from all over the set."""
     generator = torch.Generator().manual_seed(0)
     return index.take(torch.randperm(len(index), generator=generator)[:count].numpy())
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Print pictures a second and core of each source."""
+    """Print images a second and core of each source."""
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
             sources = DataConfig.load(check_yaml(options.data)).train
@@ -76,11 +76,11 @@ def measure(options: argparse.Namespace) -> None:
             sources = Path(folder) / "set/images/train"
         hyp = Hyp.load(check_yaml("hyp.default.yaml"))
         index = shuffled_part(load_index(sources, cache=False), options.pictures)
-        listing = Path(folder) / "pictures.txt"
+        listing = Path(folder) / "images.txt"
         listing.write_text("\n".join(os.path.abspath(index.path(i)) for i in range(len(index))))
         size = sum(os.path.getsize(index.path(i)) for i in range(len(index))) / len(index)
         print(
-            f"{len(index)} pictures of {size / 1024:.0f} KiB on average, --imgsz {options.imgsz}, mosaic {hyp.mosaic:g}"
+            f"{len(index)} images of {size / 1024:.0f} KiB on average, --imgsz {options.imgsz}, mosaic {hyp.mosaic:g}"
         )
         shards = load_index(write_shards(listing, Path(folder) / "shards", per_shard=100), cache=False)
         sets = {
@@ -90,19 +90,19 @@ def measure(options: argparse.Namespace) -> None:
         rivals = {f"{name} read": images(dataset, options.count) for name, dataset in sets.items()}
         rivals |= {f"{name} train": items(dataset, options.count) for name, dataset in sets.items()}
         seconds = interleave(rivals, options.rounds, clock=time.process_time)
-        table = Table({"source": 12, "pictures/s/core": 0, "ms each": 8})
+        table = Table({"source": 12, "images/s/core": 0, "ms each": 8})
         for name, times in seconds.items():
             each = statistics.median(times) / options.count
-            table.add(**{"source": name, "pictures/s/core": round(1 / each, 1), "ms each": round(1000 * each, 2)})
+            table.add(**{"source": name, "images/s/core": round(1 / each, 1), "ms each": round(1000 * each, 2)})
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
     """The command line."""
     parser = Parser(prog="python -m benchmarks.loader_speed", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="", help="data set YAML; drawn pictures where it is not given")
+    parser.add_argument("--data", default="", help="data set YAML; drawn images where it is not given")
     parser.add_argument("--pictures", type=int, default=200, help="how many of them are used")
     parser.add_argument("--imgsz", type=int, default=640)
-    parser.add_argument("--count", type=int, default=50, help="pictures in a round")
+    parser.add_argument("--count", type=int, default=50, help="images in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     if min(options.pictures, options.imgsz, options.count, options.rounds) < 1:

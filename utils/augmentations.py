@@ -1,7 +1,6 @@
 """v6.1's import path `utils.augmentations`, for code outside of this tree; nothing in the tree imports it."""
 
 from utils.data.augmentations import (
-    Albumentations,
     augment_hsv,
     copy_paste,
     cutout,
@@ -13,7 +12,6 @@ from utils.data.warp import box_candidates
 from utils.images.letterbox import letterbox
 
 __all__ = [
-    "Albumentations",
     "augment_hsv",
     "box_candidates",
     "copy_paste",

@@ -19,7 +19,7 @@ FORMER = {
     "models.routed_attention_triton": "models.bra.triton_kernels",
     "models.routing_maps": "models.bra.routing_maps",
     "utils.annotator": "utils.drawing.annotator",
-    "utils.batches": "utils.data.collate",
+    "utils.batches": "utils.data.samplers",
     "utils.checkpoint": "utils.checkpoints.checkpoint",
     "utils.config": "utils.base.config",
     "utils.converters": "utils.prepare.converters",

@@ -7,7 +7,7 @@ from utils.base.paths import ROOT, check_file, check_yaml, increment_path
 from utils.boxes.convert import resample_segments, segment2box, segments2boxes, xyn2xy, xywh2xyxy, xywhn2xyxy, xyxy2xywh
 from utils.boxes.nms import non_max_suppression
 from utils.checkpoints.checkpoint import strip_optimizer
-from utils.data.balance import labels_to_class_weights, labels_to_image_weights
+from utils.data.samplers import labels_to_class_weights, labels_to_image_weights
 from utils.prepare.downloads import url2file
 from utils.training.transfer import intersect_dicts
 from utils.v61 import (

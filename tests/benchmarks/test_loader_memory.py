@@ -12,7 +12,7 @@ import pytest
 from benchmarks import loader_memory, loader_speed
 from utils.data.datasets import DetectionDataset
 
-needs_smaps = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux tells memory this way")
+needs_smaps = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux gives memory this way")
 
 
 @pytest.mark.parametrize("words", [["--pictures", "-1"], ["--epochs", "0"], ["--cache", "--ranks", "0"]], ids=" ".join)
@@ -23,9 +23,9 @@ def test_mistakes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_records_make_an_empty_index(tmp_path: Path) -> None:
-    picture = loader_memory.write_picture(tmp_path, 32)
-    assert len(loader_memory.packed(picture, 0, 32)) == 0
-    index = loader_memory.packed(picture, 10, 32, chunk=4)
+    file = loader_memory.write_image(tmp_path, 32)
+    assert len(loader_memory.packed(file, 0, 32)) == 0
+    index = loader_memory.packed(file, 10, 32, chunk=4)
     assert len(index) == 10 and len(index.all_labels) == 10 * loader_memory.LABELS
     assert len({index.labels(i).tobytes() for i in range(10)}) == 10
     assert DetectionDataset(index, 32)[3].image.shape == (3, 32, 32)
@@ -57,7 +57,7 @@ def test_a_loader_that_keeps_everything_is_seen(monkeypatch: pytest.MonkeyPatch,
 
 
 @needs_smaps
-def test_pictures_are_cached_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_cached_once(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--cache", "--pictures", "60", "--workers", "1", "--imgsz", "448", "--batch", "4"]
     assert loader_memory.main(words) == 0
     pixels, copies = map(float, re.findall(r"pixels: ([\d.]+) MiB; .* ([\d.]+) copies", capsys.readouterr().out)[0])

@@ -22,10 +22,10 @@ from tests.fuzz.mutate import NUMBERS, WORDS, damaged
 from utils.base.arrays import read_array, read_arrays
 from utils.base.log import LOGGER
 from utils.data.image_cache import DiskCache
+from utils.data.image_files import Problem
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import load_cache, save_cache
 from utils.data.labels import check_pair
-from utils.data.problems import Problem
 from utils.images.reading import read_image
 from utils.prepare.archives import extract
 

@@ -272,9 +272,7 @@ class Hyp:
     copy_paste: float = flag(0.0, bounds=SHARE)
     label_smoothing: float = flag(0.0, bounds=Range(0, 0.99))  # the last of YOLOv5's; ours follow
     box_iou: str = flag("CIoU", "which overlap the box loss is made of")
-    albumentations: float = flag(
-        0.0, "share of images for each of the extra pixel effects (an optional package)", bounds=SHARE
-    )
+    albumentations: float = flag(0.0, "share of images for each of four effects: two blurs, grey, CLAHE", bounds=SHARE)
     mosaic9: float = flag(0.0, "share of mosaics made of nine images instead of four", bounds=SHARE)
     pooled: int = flag(0, "1: every matched box counts alike, 0: every level's mean does", bounds=SHARE)
     close_mosaic: int = flag(0, "last epochs that see whole images only", bounds=Range(0, 1_000_000))

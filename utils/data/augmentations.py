@@ -1,4 +1,4 @@
-"""Pictures and their labels on the way to the network: letterbox, colour, geometry, mosaics and other mixtures.
+"""Images and their labels on the way to the network: colour, geometry, mosaics and other mixtures.
 
 A transform takes a `Sample` and returns a new one; chance comes from a generator that is handed in.
 """
@@ -19,13 +19,11 @@ from utils.images.letterbox import GREY
 
 MAX_HIDDEN = 0.3  # copy-paste: the most a pasted object may cover of any other box
 MAX_CUTOUT = 0.6  # the most of a box that holes may take before its label goes
-CUTOUT_HOLES = ((0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8), (0.03125, 16))  # part of the picture's side, how many
-
-Transform = Callable[[Sample, Generator], Sample]
+CUTOUT_HOLES = ((0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8), (0.03125, 16))  # part of the image's side, how many
 
 
 def augment_hsv(im: np.ndarray, hgain: float, sgain: float, vgain: float, rng: Generator) -> np.ndarray:
-    """Multiply hue, saturation and value of a BGR picture by independent factors from 1 - gain to 1 + gain."""
+    """Multiply hue, saturation and value of a BGR image by independent factors from 1 - gain to 1 + gain."""
     factors = 1 + rng.uniform(-1, 1, 3) * (hgain, sgain, vgain)
     if not (hgain or sgain or vgain):
         return im
@@ -38,55 +36,48 @@ def augment_hsv(im: np.ndarray, hgain: float, sgain: float, vgain: float, rng: G
 
 
 def hist_equalize(im: np.ndarray, clahe: bool = True, bgr: bool = False) -> np.ndarray:
-    """Even out the brightness histogram of an RGB (or BGR) picture, locally (CLAHE) or over the whole of it."""
+    """Even out the brightness histogram of an RGB (or BGR) image, locally (CLAHE) or over the whole of it."""
     to_yuv, back = (cv2.COLOR_BGR2YUV, cv2.COLOR_YUV2BGR) if bgr else (cv2.COLOR_RGB2YUV, cv2.COLOR_YUV2RGB)
     luma, blue, red = cv2.split(cv2.cvtColor(im, to_yuv))
     luma = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(luma) if clahe else cv2.equalizeHist(luma)
     return cv2.cvtColor(cv2.merge((luma, blue, red)), back)
 
 
-def flip_left_right(sample: Sample) -> Sample:
-    """The mirror image."""
-    width = sample.image.shape[1]
+def flip(sample: Sample, axis: int) -> Sample:
+    """Mirror an image left to right (axis 0) or upside down (axis 1)."""
+    side = sample.image.shape[1 - axis]
     labels = sample.labels.copy()
-    labels[:, [1, 3]] = width - labels[:, [3, 1]]
-    segments = tuple([np.stack((width - points[:, 0], points[:, 1]), 1) for points in sample.segments])
-    return Sample(cv2.flip(sample.image, 1), labels, segments)
-
-
-def flip_up_down(sample: Sample) -> Sample:
-    """The picture upside down (mirrored, not turned)."""
-    height = sample.image.shape[0]
-    labels = sample.labels.copy()
-    labels[:, [2, 4]] = height - labels[:, [4, 2]]
-    segments = tuple([np.stack((points[:, 0], height - points[:, 1]), 1) for points in sample.segments])
-    return Sample(cv2.flip(sample.image, 0), labels, segments)
+    labels[:, [1 + axis, 3 + axis]] = side - labels[:, [3 + axis, 1 + axis]]
+    segments = [points.copy() for points in sample.segments]
+    for points in segments:
+        points[:, axis] = side - points[:, axis]
+    return Sample(cv2.flip(sample.image, 1 - axis), labels, tuple(segments))
 
 
 def warp_image(image: np.ndarray, warp: Warp) -> np.ndarray:
-    """Resample a picture; what lies outside of it is grey."""
+    """Resample an image; what lies outside of it is grey."""
     height, width = image.shape[:2]
     if warp.size == (width, height) and np.allclose(warp.matrix, np.eye(3)):
         return image
     # OpenCV counts from the centre of the first pixel, labels from its edge
     matrix = shift(-0.5, -0.5) @ warp.matrix @ shift(0.5, 0.5)
-    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (GREY,) * 3}
+    move: Callable[..., np.ndarray] = cv2.warpPerspective
     if warp.is_affine:
-        return cv2.warpAffine(image, matrix[:2], warp.size, **border)
-    return cv2.warpPerspective(image, matrix, warp.size, **border)
+        move, matrix = cv2.warpAffine, matrix[:2]
+    return move(image, matrix, warp.size, borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,) * 3)
 
 
 def random_perspective(sample: Sample, hyp: Hyp, rng: Generator, border: tuple[int, int] = (0, 0)) -> Sample:
-    """Move, scale, turn, shear and tilt a picture at random, within `hyp`'s limits; `border` (y, x) pads each edge."""
+    """Move, scale, turn, shear and tilt an image at random, within `hyp`'s limits; `border` (y, x) pads each edge."""
     height, width = sample.image.shape[:2]
     warp = random_warp((width, height), (width + 2 * border[1], height + 2 * border[0]), hyp, rng)
     return Sample(warp_image(sample.image, warp), *warp_labels(sample.labels, sample.segments, warp))
 
 
 def mixup(first: Sample, second: Sample, rng: Generator) -> Sample:
-    """Blend two pictures of one size, about half and half, and keep the labels of both (arXiv:1710.09412)."""
+    """Blend two images of one size, about half and half, and keep the labels of both (arXiv:1710.09412)."""
     if first.image.shape != second.image.shape:
-        raise ValueError(f"mixup needs pictures of one size, got {first.image.shape} and {second.image.shape}")
+        raise ValueError(f"mixup needs images of one size, got {first.image.shape} and {second.image.shape}")
     share = rng.beta(32.0, 32.0)
     image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
     return Sample(image, np.concatenate((first.labels, second.labels)), first.segments + second.segments)
@@ -95,41 +86,31 @@ def mixup(first: Sample, second: Sample, rng: Generator) -> Sample:
 def copy_paste(sample: Sample, p: float, rng: Generator) -> Sample:
     """Paste a share `p` of the objects that have polygons at their mirrored places (arXiv:2012.07177).
 
-    An object is left out where it would hide 30 % or more of another label's box.
+    An object is left out where it would hide 30 % or more of another label's box. Black pixels are pasted too.
     """
     with_polygon = [i for i, points in enumerate(sample.segments) if len(points)]
     count = round(p * len(with_polygon))
     if not count:
         return sample
-    image, width = sample.image.copy(), sample.image.shape[1]
+    image, (height, width) = sample.image.copy(), sample.image.shape[:2]
     labels, segments = list(sample.labels), list(sample.segments)
     for i in rng.choice(with_polygon, count, replace=False):
         kind, x1, y1, x2, y2 = sample.labels[i]
         pasted = np.array((kind, width - x2, y1, width - x1, y2), np.float32)
-        if (_hidden_part(pasted[1:], np.stack(labels)[:, 1:]) < MAX_HIDDEN).all():
-            points = sample.segments[i] * np.float32((-1, 1)) + np.float32((width, 0))
-            _paste_mirrored(image, sample.image, points)
-            labels.append(pasted)
-            segments.append(points)
+        boxes = np.stack(labels)[:, 1:]
+        shared = (np.minimum(pasted[3:], boxes[:, 2:]) - np.maximum(pasted[1:3], boxes[:, :2])).clip(0).prod(1)
+        if (shared / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-7) >= MAX_HIDDEN).any():
+            continue
+        points = sample.segments[i] * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32)
+        corners = np.rint(points - 0.5).astype(np.int32)  # pixel indices are centres
+        left, top = np.maximum(corners.min(0), 0)
+        right, bottom = np.minimum(corners.max(0) + 1, (width, height))
+        mask = cv2.fillPoly(np.zeros((bottom - top, right - left), np.uint8), [corners - (left, top)], 1)
+        mirrored = sample.image[top:bottom, width - right : width - left][:, ::-1]
+        np.copyto(image[top:bottom, left:right], mirrored, where=mask[..., None].astype(bool))
+        labels.append(pasted)
+        segments.append(points)
     return Sample(image, np.stack(labels), tuple(segments))
-
-
-def _hidden_part(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(4,) box, (n, 4) boxes -> the part (n,) of each of the others that the box covers."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    areas = (others[:, 2:] - others[:, :2]).prod(1)
-    return sides.clip(0).prod(1) / np.maximum(areas, 1e-7)
-
-
-def _paste_mirrored(target: np.ndarray, source: np.ndarray, points: np.ndarray) -> None:
-    """Copy into `target` the pixels of the mirrored `source` that lie in the polygon; black ones too."""
-    height, width = source.shape[:2]
-    corners = np.rint(points - 0.5).astype(np.int32)  # pixel indices are centres
-    x1, y1 = np.maximum(corners.min(0), 0)
-    x2, y2 = np.minimum(corners.max(0) + 1, (width, height))
-    mask = cv2.fillPoly(np.zeros((y2 - y1, x2 - x1), np.uint8), [corners - (x1, y1)], 1)
-    mirrored = source[y1:y2, width - x2 : width - x1][:, ::-1]
-    np.copyto(target[y1:y2, x1:x2], mirrored, where=mask[..., None].astype(bool))
 
 
 def cutout(sample: Sample, p: float, rng: Generator) -> Sample:
@@ -141,8 +122,8 @@ def cutout(sample: Sample, p: float, rng: Generator) -> Sample:
     hidden = np.zeros((height, width), bool)
     for part, count in CUTOUT_HOLES:
         for _ in range(count):
-            hole_h, hole_w = rng.integers(1, (int(height * part) + 2, int(width * part) + 2))
-            top, left = rng.integers((1 - hole_h, 1 - hole_w), (height, width))
+            hole_h, hole_w = rng.integers(1, np.array((int(height * part) + 2, int(width * part) + 2)))
+            top, left = rng.integers(np.array((1 - hole_h, 1 - hole_w)), np.array((height, width)))
             hole = np.s_[max(top, 0) : top + hole_h, max(left, 0) : left + hole_w]
             image[hole], hidden[hole] = rng.integers(64, 192, 3), True
     outer = np.concatenate((np.floor(sample.labels[:, 1:3]), np.ceil(sample.labels[:, 3:])), 1).astype(int)
@@ -151,7 +132,7 @@ def cutout(sample: Sample, p: float, rng: Generator) -> Sample:
 
 
 class Tile(NamedTuple):
-    """A picture whose top left corner lies at (x, y) of the canvas; it may reach over the canvas's edges."""
+    """An image whose top left corner lies at (x, y) of the canvas; it may reach over the canvas's edges."""
 
     sample: Sample
     x: int
@@ -159,29 +140,29 @@ class Tile(NamedTuple):
 
 
 def mosaic4(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> Sample:
-    """Four pictures around a random point of a 2 x size canvas, seen through a random warp -> (size, size).
+    """Lay four images around a random point of a 2 x size canvas, seen through a random warp -> (size, size).
 
-    The pictures' long side should be `size` already; which of them goes where is drawn.
+    The images' long side should be `size` already; which of them goes where is drawn.
     """
-    _check_count(samples, 4)
+    assert len(samples) == 4
     cross_x, cross_y = np.rint(rng.uniform(0.5 * size, 1.5 * size, 2)).astype(int)
     tiles = []
     for slot, which in enumerate(rng.permutation(4)):
         height, width = samples[which].image.shape[:2]
         is_right, is_low = slot % 2, slot // 2
         tiles.append(Tile(samples[which], cross_x - (not is_right) * width, cross_y - (not is_low) * height))
-    return _look_at(tiles, size, hyp, rng)
+    return _view(tiles, size, hyp, rng)
 
 
 def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> Sample:
-    """Three rows of three pictures, a random 2 x size window of which is seen through a random warp -> (size, size).
+    """Lay three rows of three images, a random 2 x size window of which is seen through a random warp -> (size, size).
 
-    The first picture is the middle one; the others are pushed against it from their side, without overlap.
+    The first image is the middle one; the others are pushed against it from their side, without overlap.
     """
-    _check_count(samples, 9)
+    assert len(samples) == 9
     order = np.insert(1 + rng.permutation(8), 4, 0)
     grid = [[samples[i] for i in row] for row in order.reshape(3, 3)]
-    left, top = size - rng.integers(0, size + 1, 2)  # where the middle picture lies in the window
+    left, top = size - rng.integers(0, size + 1, 2)  # where the middle image lies in the window
     right = left + max(row[1].image.shape[1] for row in grid)
     bottom = top + max(sample.image.shape[0] for sample in grid[1])
     tiles = []
@@ -190,41 +171,30 @@ def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
             x = left - sample.image.shape[1] if x_low is None else x_low
             y = top - sample.image.shape[0] if y_low is None else y_low
             tiles.append(Tile(sample, x, y))
-    return _look_at(tiles, size, hyp, rng)
+    return _view(tiles, size, hyp, rng)
 
 
-def _check_count(samples: Sequence[Sample], count: int) -> None:
-    if len(samples) != count:
-        raise ValueError(f"this mosaic takes {count} pictures, got {len(samples)}")
-
-
-def _look_at(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
+def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
     """Lay tiles on a canvas of twice `size`, copy and paste among them, and take a warped view of its middle."""
     side = 2 * size
-    labels, segments = _labels_on_canvas(tiles, side)
+    everywhere = Warp(np.eye(3), 1.0, (side, side))
+    rows, segments = [np.zeros((0, 5), np.float32)], list[np.ndarray]()
+    for sample, x, y in tiles:  # cut to the canvas; sizes are judged later, when they are final
+        kept, polygons = warp_labels(sample.labels, sample.segments, everywhere.after_shift(x, y), min_side=0.0)
+        rows.append(kept)
+        segments.extend(polygons)
+    labels = np.concatenate(rows)
     warp = random_warp((side, side), (size, size), hyp, rng)
     if hyp.copy_paste > 0 and any(len(points) for points in segments):
-        canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, segments), hyp.copy_paste, rng)
-        image, labels, segments = warp_image(canvas.image, warp), canvas.labels, canvas.segments
-    else:
-        window = _window(warp, side)
-        image = warp_image(_draw(tiles, window), warp.after_shift(*window[:2]))
+        canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, tuple(segments)), hyp.copy_paste, rng)
+        return Sample(warp_image(canvas.image, warp), *warp_labels(canvas.labels, canvas.segments, warp))
+    window = _window(warp, side)
+    image = warp_image(_draw(tiles, window), warp.after_shift(*window[:2]))
     return Sample(image, *warp_labels(labels, segments, warp))
 
 
-def _labels_on_canvas(tiles: Sequence[Tile], side: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Labels and polygons of all tiles, cut to the canvas; sizes are judged later, when they are final."""
-    everywhere = Warp(np.eye(3), 1.0, (side, side))
-    labels, segments = [np.zeros((0, 5), np.float32)], []
-    for sample, x, y in tiles:
-        kept, polygons = warp_labels(sample.labels, sample.segments, everywhere.after_shift(x, y), min_side=0.0)
-        labels.append(kept)
-        segments.extend(polygons)
-    return np.concatenate(labels), tuple(segments)
-
-
 def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 of the part of the canvas that the warped view shows, at least one pixel wide."""
+    """Return x1, y1, x2, y2 of the part of the canvas that the warped view shows, at least one pixel wide."""
     if not warp.is_affine:
         return 0, 0, side, side  # under perspective the view may reach the horizon
     width, height = warp.size
@@ -236,7 +206,7 @@ def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
 
 
 def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarray:
-    """The pixels of a window of the canvas, grey where no tile lies."""
+    """Draw the pixels of a window of the canvas, grey where no tile lies."""
     x1, y1, x2, y2 = window
     canvas = np.full((y2 - y1, x2 - x1, 3), GREY, np.uint8)
     for sample, x, y in tiles:
@@ -248,38 +218,21 @@ def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarra
     return canvas
 
 
-class Albumentations:
-    """Rare pixel effects (blurs, grey, CLAHE, each with probability `p`) by the optional package of that name."""
-
-    def __init__(self, p: float = 0.01) -> None:
-        try:
-            import albumentations as package
-        except ImportError as error:
-            raise ValueError(
-                "albumentations above 0 in the hyp file needs its package: pip install 'albumentations>=2'"
-            ) from error
-        self.p = p
-        self.effects = [kind(p=1.0) for kind in (package.Blur, package.MedianBlur, package.ToGray, package.CLAHE)]
-
-    def __call__(self, sample: Sample, rng: Generator) -> Sample:
-        """Geometry and labels stay as they are."""
-        image = sample.image
-        for effect in self.effects:
-            if rng.random() < self.p:  # not by the package's Compose, which seeds all alike: then all of them or none
-                effect.set_random_seed(int(rng.integers(2**31)))
-                image = effect(image=image)["image"]
-        return replace(sample, image=image)
+def rare_effects(image: np.ndarray, p: float, rng: Generator) -> np.ndarray:
+    """Blur, median-blur, grey or even out a BGR image (CLAHE), each with probability `p`."""
+    if rng.random() < p:
+        image = cv2.blur(image, (int(rng.choice((3, 5, 7))),) * 2)
+    if rng.random() < p:
+        image = cv2.medianBlur(image, int(rng.choice((3, 5, 7))))
+    if rng.random() < p:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return hist_equalize(image, bgr=True) if rng.random() < p else image
 
 
-def pixel_effects(hyp: Hyp) -> Albumentations | None:
-    """The extra effects that a hyp file asks for; ValueError where their package is missing."""
-    return Albumentations(hyp.albumentations) if hyp.albumentations else None
-
-
-def train_transforms(sample: Sample, hyp: Hyp, rng: Generator, extra: Transform | None = None) -> Sample:
-    """What a training picture gets after its geometry: `extra` pixel effects if asked for, colour, flips."""
-    sample = extra(sample, rng) if extra else sample
-    sample = replace(sample, image=augment_hsv(sample.image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
+def train_transforms(sample: Sample, hyp: Hyp, rng: Generator) -> Sample:
+    """Change colours and flip: what a training image gets after its geometry."""
+    image = rare_effects(sample.image, hyp.albumentations, rng) if hyp.albumentations else sample.image
+    sample = replace(sample, image=augment_hsv(image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
     if rng.random() < hyp.flipud:
-        sample = flip_up_down(sample)
-    return flip_left_right(sample) if rng.random() < hyp.fliplr else sample
+        sample = flip(sample, 1)
+    return flip(sample, 0) if rng.random() < hyp.fliplr else sample

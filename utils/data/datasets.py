@@ -1,4 +1,4 @@
-"""Pictures with their labels, as items, batches and loaders, for training and validation.
+"""Images with their labels, as items, batches and loaders, for training and validation.
 
 An item depends on its `SampleKey` and the data set's seed only, never on the process that makes it or on what was made
 before: one seed gives the same batches with any number of workers.
@@ -27,15 +27,22 @@ from utils.data.augmentations import (
     mixup,
     mosaic4,
     mosaic9,
-    pixel_effects,
     random_perspective,
     train_transforms,
 )
-from utils.data.collate import MOSAIC_SHAPES, Batch, Item, Shapes, collate, collate_quad, rect_shapes
 from utils.data.image_cache import open_cache
 from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
-from utils.data.samplers import EpochSampler, SampleKey
+from utils.data.samplers import (
+    MOSAIC_SHAPES,
+    EpochSampler,
+    Item,
+    SampleKey,
+    Shapes,
+    collate,
+    collate_quad,
+    rect_shapes,
+)
 from utils.data.warp import Sample
 from utils.distributed.processes import Team, world_size
 from utils.distributed.shared_memory import ALONE, share
@@ -45,7 +52,7 @@ MAX_STAND_INS = 0.25  # part of a data set's images that may be unreadable befor
 
 
 class DetectionDataset(Dataset):
-    """Pictures and labels of folders, text lists or shards, as items for a detector.
+    """Images and labels of folders, text lists or shards, as items for a detector.
 
     What is large lies in shared memory: loader processes hold no copy of it, whether forked or spawned, and neither do
     the other processes of a machine.
@@ -69,10 +76,10 @@ class DetectionDataset(Dataset):
         nc: int | None = None,
         team: Team = ALONE,
     ) -> None:
-        """Check the labels (or take their cache), order pictures by shape for `rect`, fill the picture cache.
+        """Check the labels (or take their cache), order images by shape for `rect`, fill the image cache.
 
         The processes of a `team` share the work and what comes of it; all of them must make the data set. Raises
-        ValueError when no picture is usable, or a class is not below `nc` (file and line are named).
+        ValueError when no image is usable, or a class is not below `nc` (file and line are named).
         """
         self.rect = rect and not image_weights
         prepare = partial(_prepared, single_cls=single_cls, nc=nc, by_shape=self.rect)
@@ -82,11 +89,12 @@ class DetectionDataset(Dataset):
             index = LabelIndex.shared(index, team)
         else:
             index = load_index(path, prefix, team=team, prepare=prepare)
-        self.index, self.n = index, len(index)
+        self.index, self.n, self.problems = index, len(index), index.problems
+        # (n, 5) labels of each image: class, cx, cy, w, h in 0..1; all in one array are `index.all_labels`
+        self.labels, self.img_files = Pieces(self.n, index.labels), Pieces(self.n, index.path)
         self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
         self.augment, self.image_weights = augment, image_weights
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
-        self.effects = pixel_effects(self.hyp)
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
         # shared, so that weighted draws reach the workers; without weights every process writes the same
         arrays = {"partners": np.arange(self.n), "stand_ins": np.zeros(self.n, dtype=bool)}
@@ -94,55 +102,21 @@ class DetectionDataset(Dataset):
         self._lost = 0  # images that could not be read, as last said
         self._cache = open_cache(cache, index, imgsz, augment, prefix, team)
 
-    # ---- what there is -----------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return self.n
 
     @property
-    def labels(self) -> Sequence[np.ndarray]:
-        """(n, 5) labels of each picture: class, cx, cy, w, h in 0..1. All in one array are `index.all_labels`."""
-        return Pieces(self.n, self.index.labels)
-
-    @property
-    def segments(self) -> Sequence[tuple[np.ndarray, ...]]:
-        """Polygons of each picture, one a label; nothing where a picture has none."""
-        return Pieces(self.n, self.index.segments)
-
-    @property
-    def img_files(self) -> Sequence[str]:
-        """Path of each picture."""
-        return Pieces(self.n, self.index.path)
-
-    @property
-    def label_files(self) -> Sequence[str]:
-        """Path of each label file, there or not."""
-        return Pieces(self.n, self.index.label_path)
-
-    @property
-    def batch(self) -> np.ndarray:
-        """(n,) number of the batch that each picture belongs to, without shuffling."""
-        return np.arange(self.n) // self.batch_size
-
-    @property
     def shapes(self) -> np.ndarray:
-        """(n, 2) width and height of each picture."""
+        """(n, 2) width and height of each image."""
         return self.index.sizes.astype(np.float64)
 
     @property
     def indices(self) -> np.ndarray:
-        """(n,) pictures that mosaics draw their partners from: all of them, or this epoch's weighted draw."""
+        """(n,) images that mosaics draw their partners from: all of them, or this epoch's weighted draw."""
         return self._shared["partners"]
 
-    @property
-    def problems(self) -> list:
-        """What was wrong with pictures and label files, one entry each."""
-        return self.index.problems
-
-    # ---- one picture -------------------------------------------------------------------------------------------------
-
     def load_image(self, position: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """A picture with its longer side at `imgsz`, uint8 BGR, and its own (height, width).
+        """Return an image with its longer side at `imgsz`, uint8 BGR, and its own (height, width).
 
         Raises ValueError when the file cannot be decoded.
         """
@@ -153,7 +127,7 @@ class DetectionDataset(Dataset):
         return fit_longest(image, self.imgsz, self.augment), image.shape[:2]
 
     def load_sample(self, position: int) -> tuple[Sample, tuple[int, int]]:
-        """A fitted picture with its labels in pixels, and its own (height, width).
+        """Return a fitted image with its labels in pixels, and its own (height, width).
 
         An image that stopped being readable since it was checked becomes a grey one without labels: it is named once,
         and counted for as long as it cannot be read.
@@ -187,7 +161,7 @@ class DetectionDataset(Dataset):
         self._lost = len(lost)
 
     def _in_pixels(self, position: int, image: np.ndarray, size: Sequence[float], offset: Sequence[float]) -> Sample:
-        """The picture's labels on `image`, in which it covers `size` (w, h) pixels from `offset` (x, y) on."""
+        """Return the labels of an image on `image`, in which it covers `size` (w, h) pixels from `offset` (x, y) on."""
         rows = self.index.labels(position)
         labels = np.empty_like(rows)
         labels[:, 0] = rows[:, 0]
@@ -202,18 +176,12 @@ class DetectionDataset(Dataset):
         samples = [self.load_sample(int(one))[0] for one in (position, *others)]
         return (mosaic9 if nine else mosaic4)(samples, self.imgsz, self.hyp, rng)
 
-    def _mixture(self, position: int, rng: Generator) -> Sample:
-        sample = self._mosaic(position, rng)
-        if rng.random() < self.hyp.mixup:
-            partner = int(self.indices[rng.integers(self.n)])
-            sample = mixup(sample, self._mosaic(partner, rng), rng)
-        return sample
-
     def _single(self, position: int, rng: Generator) -> tuple[Sample, Shapes]:
         sample, (height0, width0) = self.load_sample(position)
         height, width = sample.image.shape[:2]
-        batch = position // self.batch_size
-        shape = tuple(self.batch_shapes[batch].tolist()) if self.rect else (self.imgsz, self.imgsz)
+        shape = (self.imgsz, self.imgsz)
+        if self.batch_shapes is not None:
+            shape = tuple(self.batch_shapes[position // self.batch_size].tolist())
         image, ratio, pad = letterbox(sample.image, shape, auto=False, scaleup=self.augment)
         shapes = (height0, width0), ((height / height0, width / width0), pad)
         if len(sample.labels):
@@ -224,32 +192,27 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> Item:
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
-        rng = np.random.default_rng([self.seed, key.epoch, key.index, key.repeat])
+        rng = np.random.default_rng([self.seed, key.epoch, key.position, key.repeat])
         if self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic:
-            sample, shapes = self._mixture(key.index, rng), MOSAIC_SHAPES
+            sample, shapes = self._mosaic(key.position, rng), MOSAIC_SHAPES
+            if rng.random() < self.hyp.mixup:
+                partner = int(self.indices[rng.integers(self.n)])
+                sample = mixup(sample, self._mosaic(partner, rng), rng)
         else:
-            sample, shapes = self._single(key.index, rng)
+            sample, shapes = self._single(key.position, rng)
         if self.augment:
-            sample = train_transforms(sample, self.hyp, rng, self.effects)
+            sample = train_transforms(sample, self.hyp, rng)
         height, width = sample.image.shape[:2]
         targets = torch.zeros(len(sample.labels), 6)
         if len(targets):
             targets[:, 1] = torch.from_numpy(sample.labels[:, 0])
             targets[:, 2:] = torch.from_numpy(xyxy2xywhn(sample.labels[:, 1:], width, height, clip=True, eps=1e-3))
         planes = np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1))
-        return Item(torch.from_numpy(planes), targets, self.index.path(key.index), shapes, key)
-
-    # ---- batches -----------------------------------------------------------------------------------------------------
-
-    collate = staticmethod(collate)
-
-    def collate_quad(self, items: Sequence[Item]) -> Batch:
-        """Every four items to one picture of twice the side, by the data set's seed; see `utils.data.collate`."""
-        return collate_quad(items, self.seed)
+        return Item(torch.from_numpy(planes), targets, self.index.path(key.position), shapes, key)
 
 
 def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: bool) -> LabelIndex:
-    """The index with its classes made one or checked, and lying pictures before standing ones where asked."""
+    """Return the index with its classes made one or checked, and wide images before tall ones where asked."""
     if single_cls:
         index = index.with_one_class()
     elif nc is not None:
@@ -258,7 +221,7 @@ def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: boo
 
 
 def _start_worker(_: int) -> None:
-    """One thread a worker: the workers are the parallelism. Ctrl+C is for the main process, which still needs them."""
+    """Use one thread a worker: workers are the parallelism. Ctrl+C is for the main process, which needs them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -284,7 +247,7 @@ def create_dataloader(
     seed: int = 0,
     nc: int | None = None,
 ) -> tuple[DataLoader, DetectionDataset]:
-    """A loader of `Batch`es and its data set; parameters as in v6.1, and `seed`, and `nc` to check the classes against.
+    """Return a loader of `Batch`es and its data set; as in v6.1, with a `seed`, and `nc` to check the classes.
 
     Before each epoch call `loader.sampler.set_epoch(epoch, plain)`, and `set_weights` when `image_weights` is on. A
     batch is at most the whole data set. `rank` >= 0: this process's share only; the processes of a machine make the
@@ -311,13 +274,10 @@ def create_dataloader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=dataset.collate_quad if quad else DetectionDataset.collate,
+        collate_fn=partial(collate_quad, seed=seed) if quad else collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
     return loader, dataset
-
-
-LoadImagesAndLabels = DetectionDataset

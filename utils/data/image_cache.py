@@ -1,4 +1,4 @@
-"""Pictures kept ready at the training size, in memory or on disk, so that a file is decoded only once.
+"""Images kept ready at the training size, in memory or on disk, so that a file is decoded only once.
 
 Both kinds hold what `fit_longest` gives. The size of the original stays with the labels, so boxes find their way back.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +31,7 @@ HEADROOM = 0.9  # part of the free memory or disk that a cache may take
 
 
 def _free_memory() -> int | None:
-    """Bytes that can be had without swapping or passing a container's limit, None where the system does not say."""
+    """Return the bytes free without swapping or passing a container's limit, None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -46,50 +46,68 @@ def _free_memory() -> int | None:
         return free
 
 
-def _for_each(positions: Sequence[int], work: Callable[[int], bool], description: str) -> int:
-    """Run `work` on these positions in threads with a progress bar; how often it said yes."""
+def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description: str) -> int:
+    """Keep the images at these positions, by threads, with a progress bar; return how many there are.
+
+    An image that cannot be kept is read each time.
+    """
+
+    def _keep(position: int) -> bool:
+        if cache.get(position) is not None:
+            return True
+        try:
+            original = cache.index.image(position)
+        except ValueError as error:
+            LOGGER.warning(f"not cached: {error}")
+            return False
+        if list(original.shape[1::-1]) != cache.index.sizes[position].tolist():
+            return False  # decoded to another size than its header says, which would not be known afterwards
+        cache.keep(position, fit_longest(original, cache.size, cache.smooth))
+        return True
+
     done = 0
     with (
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        progress(None, description, len(positions), " pictures") as bar,
+        progress(None, description, len(positions), " images") as bar,
     ):
-        for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work as it is handed in
-            for result in pool.map(work, positions[start : start + CHUNK]):
+        for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work it is handed
+            for result in pool.map(_keep, positions[start : start + CHUNK]):
                 done += result
                 bar.update()
     return done
 
 
 class MemoryCache:
-    """All pictures of a data set in one block of memory, once for all processes and loader workers of a machine."""
+    """All images of a data set in one block of memory, once for all processes and loader workers of a machine."""
 
     def __init__(self, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE) -> None:
         """Each process of the team decodes its share.
 
-        Raises MemoryError, with the numbers, when the pictures would not fit, and OSError when there is no shared
+        Raises MemoryError, with the numbers, when the images would not fit, and OSError when there is no shared
         memory; in all processes if in one.
         """
+        self.index, self.size, self.smooth = index, size, smooth
         shapes = fitted_sizes(index.sizes, size)
         starts = np.concatenate(([0], np.cumsum(shapes.prod(axis=1) * 3)))
         needed = int(starts[-1])
         with team.agreed():
             free = _free_memory() if team.is_first else None
             if free is not None and needed > HEADROOM * free:
-                raise MemoryError(f"{needed / GIB:.1f} GiB of pictures, {free / GIB:.1f} GiB of memory free")
+                raise MemoryError(f"{needed / GIB:.1f} GiB of images, {free / GIB:.1f} GiB of memory free")
         layout = layout_of({"shapes": shapes, "starts": starts})
         arrays = reserve((*layout, ("filled", "|b1", (len(index),)), ("pixels", "|u1", (needed,))), team)
         if team.is_first:
             arrays["shapes"][...], arrays["starts"][...] = shapes, starts
-        self._arrays, self._index, self._size, self._smooth = arrays, index, size, smooth
+        self._arrays = arrays
         team.broadcast(None)  # nobody fills before the places are known
         with team.agreed():
-            _for_each(team.mine(range(len(index))), self._fill, f"{prefix}caching pictures in memory")
+            _fill(self, team.mine(range(len(index))), f"{prefix}caching images in memory")
         count = np.count_nonzero(arrays["filled"])
-        LOGGER.info(f"{prefix}{count} pictures cached in {needed / GIB:.2f} GiB of memory")
+        LOGGER.info(f"{prefix}{count} images cached in {needed / GIB:.2f} GiB of memory")
 
     @property
     def pixels(self) -> np.ndarray:
-        """(bytes,) all pictures, one after the other."""
+        """(bytes,) all images, one after the other."""
         return self._arrays["pixels"]
 
     def _place(self, position: int) -> np.ndarray:
@@ -97,27 +115,18 @@ class MemoryCache:
         width, height = self._arrays["shapes"][position]
         return self.pixels[start:end].reshape(height, width, 3)
 
-    def _fill(self, position: int) -> bool:
-        try:
-            original = self._index.image(position)
-        except ValueError as error:
-            LOGGER.warning(f"not cached: {error}")
-            return False
-        image = fit_longest(original, self._size, self._smooth)
-        place = self._place(position)
-        if image.shape != place.shape:  # decoded to another size than its header says: read it each time
-            return False
-        place[:] = image
+    def keep(self, position: int, image: np.ndarray) -> None:
+        """Keep a fitted image."""
+        self._place(position)[:] = image
         self._arrays["filled"][position] = True
-        return True
 
     def get(self, position: int) -> np.ndarray | None:
-        """The fitted picture (h, w, 3) uint8 BGR, not to be written to; None if it is not here."""
+        """Return the fitted image (h, w, 3) uint8 BGR, not to be written to; None if it is not here."""
         return self._place(position) if self._arrays["filled"][position] else None
 
 
 class DiskCache:
-    """Fitted pictures as .npy files in a folder of their own, one for each size and way of scaling.
+    """Fitted images as .npy files in a folder of their own, one for each size and way of scaling.
 
     The name of a file is a digest of the image's full path, size and modification time and of the decoder, so an edited
     image, another one of the same name, or other pixels of the same file never find a wrong file.
@@ -136,11 +145,11 @@ class DiskCache:
             needed = 3 * int(fitted_sizes(index.sizes, size).prod(axis=1).sum())
             free = shutil.disk_usage(self.folder).free
             if team.is_first and needed > HEADROOM * free:
-                raise OSError(f"{needed / GIB:.1f} GiB of pictures, {free / GIB:.1f} GiB of disk free")
+                raise OSError(f"{needed / GIB:.1f} GiB of images, {free / GIB:.1f} GiB of disk free")
         count = 0
         with team.agreed():
-            count = _for_each(team.mine(range(len(index))), self._fill, f"{prefix}caching pictures on disk")
-        LOGGER.info(f"{prefix}{sum(team.gather(count))} pictures cached in {shown(self.folder)}")
+            count = _fill(self, team.mine(range(len(index))), f"{prefix}caching images on disk")
+        LOGGER.info(f"{prefix}{sum(team.gather(count))} images cached in {shown(self.folder)}")
 
     def _file(self, position: int) -> Path:
         path = os.path.abspath(self.index.path(position))
@@ -148,35 +157,25 @@ class DiskCache:
         key = os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns} {DECODER}".encode()
         return self.folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
 
-    def _fill(self, position: int) -> bool:
-        if self.get(position) is not None:
-            return True
-        try:
-            original = self.index.image(position)
-        except ValueError as error:
-            LOGGER.warning(f"not cached: {error}")
-            return False
-        height, width = original.shape[:2]
-        if (width, height) != tuple(self.index.sizes[position]):  # its own size could not be told afterwards
-            return False
+    def keep(self, position: int, image: np.ndarray) -> None:
+        """Keep a fitted image."""
         with replacing(self._file(position)) as beside, beside.open("wb") as file:
-            np.save(file, fit_longest(original, self.size, self.smooth))
-        return True
+            np.save(file, image)
 
     def get(self, position: int) -> np.ndarray | None:
-        """The fitted picture (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
+        """Return the fitted image (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
         expected = tuple(fitted_sizes(self.index.sizes[position], self.size)[::-1].tolist())
         try:
             image = read_array(self._file(position), 1024 + 3 * self.size**2)
         except (OSError, ValueError):
-            return None  # absent or damaged: the picture itself is read instead
+            return None  # absent or damaged: the image itself is read instead
         return image if image.shape == (*expected, 3) and image.dtype == np.uint8 else None
 
 
 def open_cache(
     kind: str | bool | None, index: LabelIndex, size: int, smooth: bool, prefix: str = "", team: Team = ALONE
 ) -> MemoryCache | DiskCache | None:
-    """The cache called "ram" or "disk", filled by the whole team; None, with a warning, where there is no room for it.
+    """Return the cache "ram" or "disk", filled by the whole team; None, with a warning, where there is no room.
 
     If one process cannot have it, none has. Raises ValueError for another kind.
     """
@@ -187,5 +186,5 @@ def open_cache(
     try:
         return (DiskCache if kind == "disk" else MemoryCache)(index, size, smooth, prefix, team)
     except (MemoryError, OSError) as error:
-        LOGGER.warning(f"{prefix}pictures are not cached: {error}")
+        LOGGER.warning(f"{prefix}images are not cached: {error}")
         return None

@@ -6,11 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.base.files import MIB, decoded, is_hidden, printable, read_bytes, walk_files
 from utils.base.log import LOGGER
-from utils.data.problems import Problem
 from utils.images.reading import IMG_FORMATS
 
 MAX_LIST_BYTES = 2048 * MIB  # some twenty million names
@@ -20,30 +20,50 @@ _BESIDE = frozenset(  # endings of what may lie among images and nobody takes fo
 )
 _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "pictures"))
 _LABEL_FOLDERS = frozenset(("labels", "label", "labels_txt", "annotations", "yolo_labels", "txt"))
-_DRIVE = re.compile(r"[A-Za-z]:(?=/)|/(?=/)")
+_DRIVE = re.compile(r"^(?:[A-Za-z]:(?=/)|/(?=/))")
+_QUOTED = re.compile(r"""^(["'])(.*)\1$""", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one file of a data set, for the person who owns it.
+
+    With a `count` it stands for that many images, of which `file` is the first: what can be so with every image of a
+    large data set is counted and said once.
+    """
+
+    file: str
+    line: int | None
+    reason: str
+    remedy: str
+    dropped: bool = True
+    count: int = 0
+
+    def __str__(self) -> str:
+        where = printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
+        if self.count:
+            where = f"{self.count} image{'s' * (self.count > 1)}, the first {where}"
+        return f"{where}: {self.reason}; {self.remedy}{' (image left out)' if self.dropped else ''}"
 
 
 def is_image(name: str | Path) -> bool:
-    """Whether the name ends like an image we read, in any case of letters."""
+    """Return whether the name ends like an image we read, in any case of letters."""
     return str(name).rpartition(".")[2].lower() in IMG_FORMATS
 
 
-# ---- what is passed over ---------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def may_be_image(name: str) -> bool:
-    """Whether a file that is not read may be meant as an image: labels, notes and hidden files are not."""
-    return _ending(name)[1:] not in _BESIDE and not os.path.basename(name).startswith(".")
-
-
-def _ending(name: str) -> str:
-    stem, dot, ending = os.path.basename(name).rpartition(".")
-    return f".{ending.lower()}" if dot and stem and len(ending) <= 8 else "without an ending"
+    """Return whether a file that is not read may be meant as an image: labels, notes and hidden files are not."""
+    name = os.path.basename(name)
+    return not name.startswith(".") and os.path.splitext(name)[1][1:].lower() not in _BESIDE
 
 
 def passed_over(names: list[str], place: str, what: str, line: int | None = None) -> Problem:
-    """One problem for all files that are left out by their names."""
-    counts = Counter(map(_ending, names)).most_common()
+    """Return one problem for all files that are left out by their names."""
+    endings = [os.path.splitext(name)[1].lower() for name in names]
+    counts = Counter(ending if 0 < len(ending) <= 9 else "without an ending" for ending in endings).most_common()
     parts = [f"{count} {printable(ending)}" for ending, count in counts[:SHOWN_ENDINGS]]
     if more := sum(count for _, count in counts[SHOWN_ENDINGS:]):
         parts.append(f"{more} of other kinds")
@@ -53,8 +73,10 @@ def passed_over(names: list[str], place: str, what: str, line: int | None = None
 
 
 def _below(folder: str) -> tuple[list[str], list[Problem]]:
-    """Images below a folder, and what else there may be meant as one. Hidden ones are copies that programs leave."""
-    found, hidden, others = [], [], []
+    """Return the images below a folder, and what else may be meant as one. Hidden ones are copies programs leave."""
+    found: list[str] = []
+    hidden: list[str] = []
+    others: list[str] = []
     for name in walk_files(folder):
         if is_image(name):
             (hidden if is_hidden(name, folder) else found).append(name)
@@ -67,137 +89,97 @@ def _below(folder: str) -> tuple[list[str], list[Problem]]:
     return found, problems
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
-
-
-def _text(content: bytes) -> str:
-    """The text of a list; names need not be text, and Windows writes UTF-16. Raises ValueError."""
-    text = decoded(content, "surrogateescape")
-    if "\0" in text:
-        raise ValueError("it is no text")
-    return text
-
-
 def _lines(listing: Path) -> list[tuple[int, str]]:
-    """(number from 1, path) of the lines of a list that are neither blank nor a comment; quotes are taken off.
+    """Return (number from 1, path) of the lines of a list that are neither blank nor a comment, without quotes.
 
     Raises ValueError for a file that cannot be a list.
     """
     try:
-        text = _text(read_bytes(listing, MAX_LIST_BYTES))
+        text = decoded(read_bytes(listing, MAX_LIST_BYTES), "surrogateescape")  # names need not be text
+        if "\0" in text:
+            raise ValueError("it is no text")
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(listing)}: no list of images ({error}); write one path on each line") from error
     lines = []
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
-        line = line.strip()
-        if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
-            line = line[1:-1]
+        line = _QUOTED.sub(r"\2", line.strip())
         if line and not (line[0] == "#" and (line[1:2] == " " or not is_image(line))):
             lines.append((number, line))
     return lines
 
 
-class _Places:
-    """Where the folders that a list names are on this machine: asked of the first image of each folder."""
+def _folder_of(beside: Path, head: str, name: str) -> tuple[str, tuple[str, str] | None]:
+    """Return where the folder `head` of a list in `beside` is, by its image `name`, and (reason, remedy) if not there.
 
-    def __init__(self, listing: Path) -> None:
-        self.listing = listing
-        self.problems: list[Problem] = []
-        self._known: dict[str, str] = {}
-
-    def path(self, number: int, line: str) -> str:
-        """The image named on a line: './' is beside the list, other relative paths are tried from here, then there."""
-        if "\\" in line and not os.path.lexists(line) and not os.path.lexists(self.listing.parent / line):
-            line = line.replace("\\", "/")
-        head, _, name = line.rpartition("/")
-        head = head or "/" * line.startswith("/")
-        if head not in self._known:
-            self._known[head] = self._find(number, head, name)
-        return os.path.join(self._known[head], name)
-
-    def _candidates(self, head: str) -> tuple[list[str], list[str]]:
-        """Where a folder is by its name; and where else it may be: its last parts below the list's own folder."""
-        beside, foreign = self.listing.parent, _DRIVE.match(head)
-        if head == "." or head.startswith("./"):
-            named = [str(beside / head)]
-        elif foreign or os.path.isabs(head):
-            named = [head]
-        else:
-            named = [head, str(beside / head)]
-        rest = head[foreign.end() :] if foreign else head
-        parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
-        return named, [str(beside.joinpath(*parts[start:])) for start in range(len(parts) + 1)]
-
-    def _find(self, number: int, head: str, name: str) -> str:
-        named, tried = self._candidates(head)
-        there = next((folder for folder in named if os.path.lexists(os.path.join(folder, name))), None)
-        if there is None and head and os.path.isdir(named[-1]):  # so only this image is missing
-            there = named[-1]
-        if there is not None:
-            return there
-        where = printable(head) or "this list"
-        if moved := next((folder for folder in tried if os.path.lexists(os.path.join(folder, name))), None):
-            reason = f"{where} is not here, its images are taken from {printable(moved)}"
-            self._note(number, reason, "correct the list if these are others")
-            return moved
-        looked = ", ".join(dict.fromkeys(printable(os.path.abspath(folder)) for folder in (*named, *tried)))
-        reason = f"no {printable(name)} of {where}: looked in {looked}"
-        self._note(number, reason, "correct the list, or put the images there")
-        return named[0]
-
-    def _note(self, number: int, reason: str, remedy: str) -> None:
-        self.problems.append(Problem(str(self.listing), number, reason, remedy, dropped=False))
+    './' is beside the list, other relative paths are tried from here, then there; at last its last parts are tried
+    below the list's own folder.
+    """
+    named = [str(beside / head)] if f"{head}/".startswith("./") else [head, str(beside / head)]
+    for folder in named:
+        if os.path.lexists(os.path.join(folder, name)):
+            return folder, None
+    if head and os.path.isdir(named[-1]):  # so only this image is missing
+        return named[-1], None
+    parts = [part for part in _DRIVE.sub("", head).split("/") if part not in ("", ".", "..")]
+    tried = [str(beside.joinpath(*parts[start:])) for start in range(len(parts) + 1)]
+    where = printable(head) or "this list"
+    if moved := next(filter(lambda folder: os.path.lexists(os.path.join(folder, name)), tried), None):
+        reason = f"{where} is not here, its images are taken from {printable(moved)}"
+        return moved, (reason, "correct the list if these are others")
+    looked = ", ".join(dict.fromkeys(printable(os.path.abspath(folder)) for folder in (*named, *tried)))
+    reason = f"no {printable(name)} of {where}: looked in {looked}"
+    return named[0], (reason, "correct the list, or put the images there")
 
 
 def _listed(listing: Path) -> tuple[list[str], list[Problem]]:
-    """Images named in a text file, and what is remarkable about the list."""
-    places, found, others = _Places(listing), [], []
+    """Return the images named in a text file, and what is remarkable about the list."""
+    folders: dict[str, str] = {}  # where the folders that the list names are, asked of the first image of each
+    found, others, problems = [], [], []
     for number, line in _lines(listing):
-        if is_image(line):
-            found.append(places.path(number, line))
-        else:
+        if not is_image(line):
             others.append((number, line))
+            continue
+        if "\\" in line and not os.path.lexists(line) and not os.path.lexists(listing.parent / line):
+            line = line.replace("\\", "/")
+        head, _, name = line.rpartition("/")
+        head = head or "/" * line.startswith("/")
+        if head not in folders:
+            folders[head], note = _folder_of(listing.parent, head, name)
+            problems += [Problem(str(listing), number, *note, dropped=False)] if note else []
+        found.append(os.path.join(folders[head], name))
     if others:
-        names = [line for _, line in others]
-        places.problems.append(passed_over(names, str(listing), "lines", others[0][0]))
-    return found, places.problems
-
-
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def _images_of(source: Path) -> tuple[list[str], list[Problem]]:
-    if os.path.isdir(source):  # unlike Path's method, this says no to a name that is too long
-        return _below(str(source))
-    if not os.path.isfile(source):
-        raise ValueError(
-            f"{printable(source.absolute())}: no such folder or list of images; correct the data YAML's paths"
-        )
-    return ([str(source)], []) if is_image(source) else _listed(source)
+        problems.append(passed_over([line for _, line in others], str(listing), "lines", others[0][0]))
+    return found, problems
 
 
 def search_images(sources: str | Path | Iterable[str | Path]) -> tuple[list[Path], list[Problem]]:
-    """Every image below folders, named in text lists, or given itself, sorted by path; and what was passed over.
+    """Return every image below folders, named in text lists or given itself, sorted; and what was passed over.
 
     Raises ValueError when a source does not exist or no image is found.
     """
-    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    places = list(map(Path, [sources] if isinstance(sources, (str, Path)) else sources))
     found: list[str] = []
     problems: list[Problem] = []
-    for source in sources:
-        names, remarks = _images_of(Path(source))
+    for source in places:
+        if os.path.isdir(source):  # unlike Path's method, this says no to a name that is too long
+            names, remarks = _below(str(source))
+        elif not os.path.isfile(source):
+            where = printable(source.absolute())
+            raise ValueError(f"{where}: no such folder or list of images; correct the data YAML's paths")
+        else:
+            names, remarks = ([str(source)], []) if is_image(source) else _listed(source)
         found += names
         problems += remarks
     if not found:
-        where = ", ".join(printable(Path(source).absolute()) for source in sources) or "an empty list of sources"
-        passed = "".join(f"; {problem.reason}" for problem in problems[:1])
+        where = ", ".join(printable(source.absolute()) for source in places) or "an empty list of sources"
+        passed = f"; {problems[0].reason}" if problems else ""
         known = ", ".join(IMG_FORMATS)
         raise ValueError(f"no images in {where}{passed}; put some there or correct the data YAML (known: {known})")
     return [Path(name) for name in sorted(found)], problems
 
 
 def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The images of `search_images`; what was passed over is a warning."""
+    """Return the images of `search_images`; what was passed over is a warning."""
     found, problems = search_images(sources)
     for problem in problems:
         LOGGER.warning(f"{problem}")
@@ -208,7 +190,7 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def label_places(image: str | Path) -> tuple[str, ...]:
-    """Where the label file of an image may be, the first place first, whether there is one or not.
+    """Return where the label file of an image may be, the first place first, whether there is one or not.
 
     The last `images` folder becomes `labels`, the ending `.txt`; else it lies beside the image.
     """
@@ -220,22 +202,21 @@ def label_places(image: str | Path) -> tuple[str, ...]:
 
 
 def img2label_paths(img_paths: Iterable[str | Path]) -> list[str]:
-    """The label file of each image: the first of its places where there is one, else the first of all."""
+    """Return the label file of each image: the first of its places where there is one, else the first of all."""
     chosen = []
-    for path in img_paths:
-        first, *others = label_places(path)
-        there = first if not others or os.path.lexists(first) else next(filter(os.path.isfile, others), first)
-        chosen.append(there)
+    for first, *others in map(label_places, img_paths):
+        there = not others or os.path.lexists(first)
+        chosen.append(first if there else next(filter(os.path.isfile, others), first))
     return chosen
 
 
 def misplaced_labels(images: Iterable[str]) -> str:
-    """A hint at a label file that would be found if it, or its folder, had the name looked for; mostly nothing."""
+    """Return a hint at a label that would be found if it, or its folder, had the name looked for; mostly nothing."""
     return next((hint for image in images if (hint := _misnamed(image) or _misplaced(image))), "")
 
 
 def _misnamed(image: str) -> str:
-    """A hint at `a.TXT`, `a.jpg.txt`, `a.xml` or `a.json` where `a.txt` is looked for, or at `a.txt` one folder up."""
+    """Return a hint at `a.TXT`, `a.jpg.txt`, `a.xml` or `a.json` instead of `a.txt`, or at `a.txt` one folder up."""
     for place in label_places(image):
         folder, wanted = os.path.split(place)
         stem = os.path.join(folder, wanted[:-4])
@@ -249,6 +230,7 @@ def _misnamed(image: str) -> str:
 
 
 def _misplaced(image: str) -> str:
+    """Return a hint at a label in a folder whose name is not the one looked for."""
     parts = Path(image).parts
     for place in range(len(parts) - 2, -1, -1):
         above = Path(*parts[:place])

@@ -8,33 +8,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from itertools import chain
-from typing import Any
+from dataclasses import replace
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.data import shards
-from utils.data.image_files import img2label_paths, label_places, misplaced_labels
-from utils.data.labels import Record, first_class_above
-from utils.data.problems import Problem
+from utils.data.image_files import Problem, img2label_paths, label_places, misplaced_labels
+from utils.data.labels import Record, first_class_above, label_text
 from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, SharedArrays, share
 from utils.images.reading import read_image
 
-COLUMNS = {  # what a row of each array looks like
-    **dict.fromkeys(("name_ends", "label_ends", "point_ends"), ((), np.int64)),
+COLUMNS: dict[str, tuple[tuple[int, ...], type]] = {  # what a row of each array looks like
     "names": ((), np.uint8),
+    "name_ends": ((), np.int64),
     "sizes": ((2,), np.int64),
     "spans": ((3,), np.int64),
     "labels": ((5,), np.float32),
+    "label_ends": ((), np.int64),
     "points": ((2,), np.float32),
+    "point_ends": ((), np.int64),
 }
-ARRAYS = ("names", "name_ends", "sizes", "spans", "labels", "label_ends", "points", "point_ends")
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """How many pairs had a label file, lacked one, had an empty one, could not be used; and how many there were."""
 
     found: int = 0
@@ -51,25 +50,28 @@ class Counts:
         empty = sum(record.has_label_file and not len(record.labels) for record in usable)
         return cls(found, len(records) - found, empty, len(records) - len(usable), len(records))
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
-
     def __str__(self) -> str:
         return f"{self.found} found, {self.missing} missing, {self.empty} empty, {self.corrupt} corrupt"
 
 
+def gathered(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems, those with a count once for each reason, where the first of them was."""
+    kept: dict[str | int, Problem] = {}
+    for problem in problems:
+        key = problem.reason if problem.count else len(kept)
+        count = kept[key].count + problem.count if key in kept else problem.count
+        kept[key] = replace(kept.get(key, problem), count=count)
+    return list(kept.values())
+
+
 def _ends(lengths: Iterable[int] | np.ndarray) -> np.ndarray:
-    """Offsets (n + 1) of n consecutive pieces."""
+    """Return the offsets (n + 1) of n consecutive pieces."""
     counts = lengths if isinstance(lengths, np.ndarray) else np.fromiter(lengths, dtype=np.int64)
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
-def _joined(parts: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    return np.concatenate([np.zeros((0, columns), dtype=np.float32), *parts]).astype(np.float32, copy=False)
-
-
 def _take(flat: np.ndarray, ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of a flat array in another order, and their offsets."""
+    """Return the pieces of a flat array in another order, and their offsets."""
     lengths = np.diff(ends)[order]
     new_ends = _ends(lengths)
     within = np.arange(new_ends[-1]) - np.repeat(new_ends[:-1], lengths)
@@ -77,13 +79,13 @@ def _take(flat: np.ndarray, ends: np.ndarray, order: np.ndarray) -> tuple[np.nda
 
 
 def pack_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Paths as one array of bytes, and their offsets."""
+    """Return paths as one array of bytes, and their offsets."""
     encoded = list(map(os.fsencode, names))
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), _ends(map(len, encoded))
 
 
 def unpack_name(names: np.ndarray, ends: np.ndarray, index: int) -> str:
-    """One of the paths that `pack_names` packed."""
+    """Return one of the paths that `pack_names` packed."""
     return os.fsdecode(names[ends[index] : ends[index + 1]].tobytes())
 
 
@@ -101,41 +103,37 @@ class Pieces(Sequence):
         return self._piece(found) if isinstance(found, int) else [self._piece(number) for number in found]
 
 
-def _check_fit(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError when the arrays are of the wrong kind or do not fit together."""
-    for name, (columns, kind) in COLUMNS.items():
-        if arrays[name].dtype != kind or arrays[name].shape[1:] != columns:
-            raise ValueError(f"the array {name} is not of {kind.__name__} in rows of {columns}")
-    pictures = len(arrays["sizes"])
-    if len(arrays["spans"]) not in (pictures, 0):
-        raise ValueError("the arrays sizes and spans do not fit together")
-    for flat, ends, pieces in (
-        ("names", "name_ends", pictures),
-        ("labels", "label_ends", pictures),
-        ("points", "point_ends", len(arrays["labels"])),
-    ):
-        offsets = arrays[ends]
-        if not len(offsets) or offsets[0] != 0:
-            raise ValueError(f"the array {ends} is not of offsets")
-        if offsets.shape != (pieces + 1,) or offsets[-1] != len(arrays[flat]) or (np.diff(offsets) < 0).any():
-            raise ValueError(f"the arrays {flat} and {ends} do not fit together")
-
-
 class LabelIndex:
-    """Paths, sizes, labels and polygons of the usable pictures of a data set.
+    """Paths, sizes, labels and polygons of the usable images of a data set.
 
-    Piece i of a flat array lies between entries i and i + 1 of its `*_ends`: names (bytes) and labels (N, 5) a picture,
-    polygon points (P, 2) a label (none for a plain box). Coordinates are fractions of the picture. `spans` (n, 3) says
-    where in a tar file a picture lies (offset, bytes, length of the tar's own path): 0 for a picture that is a file of
+    Piece i of a flat array lies between entries i and i + 1 of its `*_ends`: names (bytes) and labels (N, 5) an image,
+    polygon points (P, 2) a label (none for a plain box). Coordinates are fractions of the image. `spans` (n, 3) says
+    where in a tar file an image lies (offset, bytes, length of the tar's own path): 0 for an image that is a file of
     its own, and (0, 3) where all are.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
-        """Raises ValueError when arrays do not fit together, KeyError when one is missing."""
-        self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in ARRAYS}
-        self.counts, self.problems = counts, list(problems)
+        """Raises ValueError when arrays are of the wrong kind or do not fit together, KeyError when one is missing."""
+        self.arrays = (
+            arrays
+            if isinstance(arrays, SharedArrays)
+            else dict(zip(COLUMNS, map(arrays.__getitem__, COLUMNS), strict=True))
+        )
+        self.counts, self.problems = counts, gathered(problems)
         self._shards = shards.ShardReader()
-        _check_fit(self.arrays)
+        for name, (columns, kind) in COLUMNS.items():
+            if arrays[name].dtype != kind or arrays[name].shape[1:] != columns:
+                raise ValueError(f"the array {name} is not of {kind.__name__} in rows of {columns}")
+        images = len(arrays["sizes"])
+        if len(arrays["spans"]) not in (images, 0):
+            raise ValueError("the arrays sizes and spans do not fit together")
+        for flat, pieces in (("names", images), ("labels", images), ("points", len(arrays["labels"]))):
+            ends = f"{flat[:-1]}_ends"
+            offsets = arrays[ends]
+            if offsets[:1].tolist() != [0]:
+                raise ValueError(f"the array {ends} is not of offsets")
+            if offsets.shape != (pieces + 1,) or offsets[-1] != len(arrays[flat]) or (np.diff(offsets) < 0).any():
+                raise ValueError(f"the arrays {flat} and {ends} do not fit together")
 
     # ---- making one --------------------------------------------------------------------------------------------------
 
@@ -145,56 +143,59 @@ class LabelIndex:
         kept = [record for record in records if record.size is not None]
         names, name_ends = pack_names(record.path for record in kept)
         segments = [points for record in kept for points in record.segments]
-        usable = np.array([record.size is not None for record in records], dtype=bool)
         arrays = {
             "names": names,
             "name_ends": name_ends,
             "sizes": np.array([record.size for record in kept], dtype=np.int64).reshape(-1, 2),
-            "spans": np.zeros((0, 3), dtype=np.int64) if spans is None else spans[usable],
-            "labels": _joined([record.labels for record in kept], 5),
+            "spans": np.zeros((0, 3), np.int64) if spans is None else spans[[row.size is not None for row in records]],
+            "labels": np.concatenate([np.zeros((0, 5), np.float32), *(record.labels for record in kept)]),
             "label_ends": _ends(len(record.labels) for record in kept),
-            "points": _joined(segments, 2),
+            "points": np.concatenate([np.zeros((0, 2), np.float32), *segments]),
             "point_ends": _ends(map(len, segments)),
         }
         return cls(arrays, Counts.of(records), chain.from_iterable(record.problems for record in records))
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
-        """The pictures of several, one after the other."""
+        """Return the images of several, one after the other."""
         parts = parts or [cls.pack([])]
-        pieces = {name: [part.arrays[name] for part in parts] for name in ARRAYS}
-        if any(map(len, pieces["spans"])):
-            pieces["spans"] = [part._all_spans() for part in parts]
+        pieces = {name: [part.arrays[name] for part in parts] for name in COLUMNS}
+        if any(map(len, pieces["spans"])):  # (n, 3) even where all images of a part are files of their own
+            pieces["spans"] = [
+                part.arrays["spans"] if len(part.arrays["spans"]) else np.zeros((len(part), 3), np.int64)
+                for part in parts
+            ]
         arrays = {
             name: _ends(np.concatenate(list(map(np.diff, some)))) if name.endswith("_ends") else np.concatenate(some)
             for name, some in pieces.items()
         }
-        counts = sum((part.counts for part in parts), Counts())
-        return cls(arrays, counts, [problem for part in parts for problem in part.problems])
+        counts = Counts(*map(sum, zip(*(part.counts for part in parts), strict=True)))
+        return cls(arrays, counts, chain.from_iterable(part.problems for part in parts))
 
     def take(self, order: np.ndarray) -> LabelIndex:
-        """The same pictures in another order, or some of them."""
-        old = self.arrays
-        names, name_ends = _take(old["names"], old["name_ends"], order)
-        rows, label_ends = _take(np.arange(len(old["labels"])), old["label_ends"], order)
-        points, point_ends = _take(old["points"], old["point_ends"], rows)
-        spans = old["spans"][order] if len(old["spans"]) else old["spans"]
-        arrays = (names, name_ends, old["sizes"][order], spans, old["labels"][rows], label_ends, points, point_ends)
-        return LabelIndex(dict(zip(ARRAYS, arrays, strict=True)), self.counts, self.problems)
+        """Return the same images in another order, or some of them."""
+        new = dict(self.arrays)
+        new["names"], new["name_ends"] = _take(new["names"], new["name_ends"], order)
+        rows, new["label_ends"] = _take(np.arange(len(new["labels"])), new["label_ends"], order)
+        new["points"], new["point_ends"] = _take(new["points"], new["point_ends"], rows)
+        new["sizes"], new["labels"] = new["sizes"][order], new["labels"][rows]
+        new["spans"] = new["spans"][order] if len(new["spans"]) else new["spans"]
+        return LabelIndex(new, self.counts, self.problems)
 
     def with_one_class(self) -> LabelIndex:
-        """Every label in class 0."""
+        """Return the same with every label in class 0."""
         labels = self.all_labels.copy()
         labels[:, 0] = 0
         return LabelIndex({**self.arrays, "labels": labels}, self.counts, self.problems)
 
     @staticmethod
     def shared(index: LabelIndex | None, team: Team = ALONE) -> LabelIndex:
-        """The index of the team's first process (the others give None), its arrays held once by all of them."""
-        if team.size == 1 and isinstance(index.arrays, SharedArrays):
+        """Return the index of the team's first process (the others give None), its arrays held once by all of them."""
+        if index is not None and team.size == 1 and isinstance(index.arrays, SharedArrays):
             return index
         arrays = share(None if index is None else index.arrays, team)
-        return LabelIndex(arrays, *team.broadcast(None if index is None else (index.counts, index.problems)))
+        counts, problems = team.broadcast(None if index is None else (index.counts, index.problems)) or (Counts(), [])
+        return LabelIndex(arrays, counts, problems)
 
     # ---- what is in it -----------------------------------------------------------------------------------------------
 
@@ -203,64 +204,55 @@ class LabelIndex:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(n, 2) width and height of every picture as decoded."""
+        """(n, 2) width and height of every image as decoded."""
         return self.arrays["sizes"]
 
     @property
     def all_labels(self) -> np.ndarray:
-        """(N, 5) labels of all pictures, one after the other."""
+        """(N, 5) labels of all images, one after the other."""
         return self.arrays["labels"]
 
     def labels(self, index: int) -> np.ndarray:
-        """(n, 5) labels of a picture: class, cx, cy, w, h. A view: do not write to it."""
+        """Return the (n, 5) labels of an image: class, cx, cy, w, h. A view: do not write to it."""
         start, end = self.arrays["label_ends"][index : index + 2]
         return self.arrays["labels"][start:end]
 
     def segments(self, index: int) -> tuple[np.ndarray, ...]:
-        """One polygon (k, 2) a label of a picture, empty for plain boxes; nothing at all if none has one."""
+        """Return a polygon (k, 2) for each label of an image, empty for plain boxes; nothing at all if none has one."""
         start, end = self.arrays["label_ends"][index : index + 2]
         ends = self.arrays["point_ends"][start : end + 1]
         if ends[0] == ends[-1]:
             return ()
         points = self.arrays["points"]
-        return tuple([points[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)])
+        return tuple([points[low:high] for low, high in pairwise(ends)])
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
     def path(self, index: int) -> str:
-        """Path of a picture; in a shard, the shard's path, a slash and the picture's name there."""
+        """Return the path of an image; in a shard, the shard's path, a slash and the image's name there."""
         return unpack_name(self.arrays["names"], self.arrays["name_ends"], index)
 
-    def _all_spans(self) -> np.ndarray:
-        """(n, 3) even where all pictures are files of their own."""
-        spans = self.arrays["spans"]
-        return spans if len(spans) else np.zeros((len(self), 3), dtype=np.int64)
-
     def _span(self, index: int) -> np.ndarray | None:
-        """Where in a shard the picture lies, None for a file of its own."""
+        """Return where in a shard the image lies, None for a file of its own."""
         spans = self.arrays["spans"]
         return spans[index] if len(spans) and spans[index, 0] else None
 
     def file(self, index: int) -> str:
-        """The file on disk that holds a picture: itself, or its shard."""
+        """Return the file on disk that holds an image: itself, or its shard."""
         path, span = self.path(index), self._span(index)
         return path if span is None else os.fsdecode(os.fsencode(path)[: span[2]])
 
-    def label_path(self, index: int) -> str:
-        """Path of a picture's labels, there or not."""
-        path = self.path(index)
-        return img2label_paths([path])[0] if self._span(index) is None else os.path.splitext(path)[0] + ".txt"
-
     def image(self, index: int) -> np.ndarray:
-        """A picture, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
+        """Return an image, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
         path, span = self.path(index), self._span(index)
-        return read_image(path, None if span is None else self._shards.picture(path, span))
+        return read_image(path, None if span is None else self._shards.image(path, span))
 
     def check_labelled(self) -> None:
         """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""
         if len(self.all_labels):
             return
-        looked = ", ".join(label_places(self.path(0))) if self._span(0) is None else self.label_path(0)
+        path = self.path(0)
+        looked = ", ".join(label_places(path)) if self._span(0) is None else os.path.splitext(path)[0] + ".txt"
         hint = misplaced_labels(map(self.path, range(min(len(self), 20))))
         raise ValueError(
             f"no labels for any of the {len(self)} images to train on (label files: {self.counts}): looked for {looked}"
@@ -272,13 +264,14 @@ class LabelIndex:
         high = np.flatnonzero(self.all_labels[:, 0] >= nc)
         if not len(high):
             return
-        picture = int(np.searchsorted(self.arrays["label_ends"], high[0], side="right")) - 1
-        label_path, span = self.label_path(picture), self._span(picture)
+        image = int(np.searchsorted(self.arrays["label_ends"], high[0], side="right")) - 1
+        path, span = self.path(image), self._span(image)
         if span is None:
-            found = first_class_above(label_path, nc)
+            label_path = img2label_paths([path])[0]
+            text = label_text(label_path)
         else:
-            found = shards.first_class_above(self.path(picture), int(span[2]), nc)
-        line, number = found or (0, int(self.all_labels[high[0], 0]))
+            label_path, text = os.path.splitext(path)[0] + ".txt", shards.label_text_of(path, int(span[2]))
+        line, number = first_class_above(text, nc) or (0, int(self.all_labels[high[0], 0]))
         raise ValueError(
             f"{label_path}:{line}: class {number}, but the data set has {nc} classes, 0 to {nc - 1}; "
             "correct the label or the names in the data YAML"

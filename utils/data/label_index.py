@@ -11,10 +11,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
+from itertools import filterfalse, islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,19 +23,15 @@ from utils.base.files import printable, replacing
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.base.progress import progress
-from utils.data.image_files import img2label_paths, label_places, misplaced_labels, search_images
+from utils.data.image_files import Problem, img2label_paths, label_places, misplaced_labels, search_images
 from utils.data.label_arrays import Counts, LabelIndex, pack_names, unpack_name
 from utils.data.labels import check_pair
-from utils.data.problems import Problem, gathered
 from utils.data.shards import check_shard, find_shards, is_shard
 from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, share
 from utils.images.reading import DECODER, quiet_decoder
 
-__all__ = ["CHECKING_THREADS", "Counts", "LabelIndex", "cache_path", "fingerprint", "load_cache", "load_index",
-           "save_cache"]  # fmt: skip
-
-MAX_CACHE_BYTES = 1 << 36  # ten million pictures take some four GiB
+MAX_CACHE_BYTES = 1 << 36  # ten million images take some four GiB
 CACHE_VERSION = 3
 SHOWN_PROBLEMS = 10
 HINTS = 20  # images without labels for which one is looked for elsewhere
@@ -47,7 +43,7 @@ CHUNK = 4096  # pairs whose records are Python objects at one time
 
 
 def cache_path(sources: Sequence[Path], first: str) -> Path:
-    """Beside a text list or the `first` shard, else beside the folder of the first label; its whole name, `.cache.npz`.
+    """Return the cache beside a text list or the `first` shard, else beside the folder of the first label.
 
     `first` is the path of a shard, or where there is none of a label file.
     """
@@ -58,7 +54,7 @@ def cache_path(sources: Sequence[Path], first: str) -> Path:
 
 
 def fingerprint(paths: Iterable[str]) -> str:
-    """Digest of names, sizes and modification times, so that an edited, added or lost file changes it."""
+    """Return a digest of names, sizes and modification times, so that an edited, added or lost file changes it."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -71,7 +67,7 @@ def fingerprint(paths: Iterable[str]) -> str:
 
 
 def load_cache(path: Path, expected: str) -> LabelIndex | None:
-    """The index in a cache file, or None when there is none, it is of other files or versions, or it is damaged."""
+    """Return the index in a cache file; None where there is none, it is of other files or versions, or damaged."""
     if not path.is_file():
         return None
     try:
@@ -88,10 +84,12 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
 
 def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
     """Write the index beside the data, whole or not at all; a folder that cannot be written to only costs a warning."""
+    if not len(index) or not path.parent.is_dir():  # nothing to remember; without labels there may be no folder
+        return
     header: dict[str, Any] = {
         "version": [CACHE_VERSION, DECODER],  # another decoder may judge otherwise
         "fingerprint": stamp,
-        "counts": asdict(index.counts),
+        "counts": index.counts._asdict(),
         "problems": [asdict(problem) for problem in index.problems],
     }
     encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
@@ -105,124 +103,74 @@ def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
 # ---- checking --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Share:
-    """Some of the units of a data set (pictures, or whole shards), checked.
-
-    `units` and `problem_units` say of which unit each picture and each problem is.
-    """
-
-    index: LabelIndex
-    units: np.ndarray
-    problem_units: np.ndarray
-
-
-def _check_pictures(names: Sequence[str], numbers: np.ndarray, pool: ThreadPoolExecutor) -> _Share:
-    records = list(pool.map(check_pair, names, img2label_paths(names)))
-    usable = [record.size is not None for record in records]
-    index = LabelIndex.pack(records)
-    belong = np.repeat(numbers, [len(record.problems) for record in records]).tolist()
-    index.problems, belong = gathered(index.problems, belong)
-    return _Share(index, numbers[usable], np.array(belong, dtype=np.int64))
-
-
-def _check_shard(name: str, number: int, pool: ThreadPoolExecutor) -> _Share:
-    index = LabelIndex.pack(*check_shard(name, pool.map))
-    index.problems, _ = gathered(index.problems, range(len(index.problems)))
-    return _Share(index, np.full(len(index), number), np.full(len(index.problems), number))
-
-
-def _joined(shares: Sequence[_Share]) -> _Share:
-    """All of them, in the order of the units."""
-    index = LabelIndex.join([share.index for share in shares])
-    units, problem_units = (
-        np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(share, name) for share in shares)])
-        for name in ("units", "problem_units")
-    )
-    if (np.diff(units) < 0).any():
-        order = np.argsort(units, kind="stable")
-        index, units = index.take(order), units[order]
-    order = np.argsort(problem_units, kind="stable")
-    problems, belong = gathered([index.problems[number] for number in order], problem_units[order].tolist())
-    index.problems = problems
-    return _Share(index, units, np.array(belong, dtype=np.int64))
-
-
-def _check(names: Sequence[str], numbers: np.ndarray, prefix: str) -> _Share:
-    """Check units called `names`, which are those of these `numbers` (n,)."""
-    shares, start = [], 0
+def _check(names: Sequence[str], prefix: str) -> LabelIndex:
+    """Check images, and shards, called `names`."""
+    parts, start = [], 0
     unit = " files" if any(map(is_shard, names)) else " images"
-    description = f"{prefix}checking images and labels"
     with (
         quiet_decoder(),
         ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        progress(None, description, len(names), unit) as bar,
+        progress(None, f"{prefix}checking images and labels", len(names), unit) as bar,
     ):
         while start < len(names):
-            if is_shard(names[start]):
-                end = start + 1
-                shares.append(_check_shard(names[start], numbers[start], pool))
+            chunk = names[start : start + CHUNK]
+            if is_shard(chunk[0]):
+                chunk = chunk[:1]
+                parts.append(LabelIndex.pack(*check_shard(chunk[0], pool.map)))
             else:
-                chunk = range(start, min(start + CHUNK, len(names)))
-                end = next((number for number in chunk if is_shard(names[number])), chunk.stop)
-                shares.append(_check_pictures(names[start:end], numbers[start:end], pool))
-            bar.update(end - start)
-            start = end
-    return _joined(shares)
+                chunk = list(takewhile(lambda name: not is_shard(name), chunk))
+                parts.append(LabelIndex.pack(list(pool.map(check_pair, chunk, img2label_paths(chunk)))))
+            bar.update(len(chunk))
+            start += len(chunk)
+    return LabelIndex.join(parts)
 
 
-def _check_together(units: Sequence[str] | None, prefix: str, team: Team) -> LabelIndex | None:
-    """The first process says what there is, each checks its share; returns the index in the first, None elsewhere."""
+def _check_together(units: Sequence[str], prefix: str, team: Team) -> LabelIndex | None:
+    """Check the first process's units, each process a run of them; return the index in the first, None elsewhere."""
     if team.size == 1:
-        return _check(units, np.arange(len(units)), prefix).index
-    told = share(dict(zip(("names", "ends"), pack_names(units), strict=True)) if team.is_first else None, team)
-    numbers = team.mine(np.arange(len(told["ends"]) - 1))
-    own = None
+        return _check(units, prefix)
+    names = share(dict(zip(("names", "ends"), pack_names(units), strict=True)) if team.is_first else None, team)
+    count = len(names["ends"]) - 1
+    first, last = (count * number // team.size for number in (team.number, team.number + 1))
+    own = LabelIndex.pack([])
     with team.agreed():
-        own = _check([unpack_name(told["names"], told["ends"], number) for number in numbers], numbers, prefix)
-    notes = team.gather((own.index.counts, own.index.problems))
-    arrays = {**own.index.arrays, "units": own.units, "problem_units": own.problem_units}
-    shares = []
-    for owner, (counts, problems) in enumerate(notes):
-        theirs = share(arrays if owner == team.number else None, team, owner)
+        own = _check([unpack_name(names["names"], names["ends"], number) for number in range(first, last)], prefix)
+    parts = []
+    for owner, (counts, problems) in enumerate(team.gather((own.counts, own.problems))):
+        arrays = share(own.arrays if owner == team.number else None, team, owner)
         if team.is_first:
-            shares.append(_Share(LabelIndex(theirs, counts, problems), theirs["units"], theirs["problem_units"]))
+            parts.append(LabelIndex(arrays, counts, problems))
     with team.agreed():
-        return _joined(shares).index if team.is_first else None
+        return LabelIndex.join(parts) if team.is_first else None
 
 
 # ---- a whole data set ------------------------------------------------------------------------------------------------
 
 
-def _shared_labels(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:
-    """Say how many images have their label file in common with another one, as `a.jpg` and `a.png` have."""
+def _label_notes(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:
+    """Return what is odd about where label files lie: shared by images, as of `a.jpg` and `a.png`, or in two places."""
+    notes = []
     digests = np.fromiter(map(hash, labels), dtype=np.int64, count=len(labels))
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(np.diff(digests[order]) == 0)
     pairs = {
-        labels[one]: (images[one], images[other], labels[one])
+        labels[one]: (labels[one], images[one], images[other])
         for one, other in zip(order[same].tolist(), order[same + 1].tolist(), strict=True)
         if images[one] != images[other] and labels[one] == labels[other] and os.path.lexists(labels[one])
     }
-    if not pairs:
-        return []
-    first, second, label = map(printable, next(iter(pairs.values())))
-    reason = f"label files that belong to several images: {len(pairs)}, as {label} to {first} and {second}"
-    return [Problem(place, None, reason, "give every image a name of its own, whatever its ending", dropped=False)]
-
-
-def _scattered_labels(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:
-    """Say how many label files lie beside their images while others lie in the folder for labels."""
+    if pairs:
+        label, first, second = map(printable, next(iter(pairs.values())))
+        reason = f"label files that belong to several images: {len(pairs)}, as {label} to {first} and {second}"
+        notes.append(Problem(place, None, reason, "give every image a name of its own, whatever its ending", False))
     beside = [label for image, label in zip(images, labels, strict=True) if label != label_places(image)[0]]
-    if not beside or len(beside) == len(images):
-        return []
-    reason = f"label files beside their images are used too: {len(beside)}, the first {printable(beside[0])}"
-    remedy = f"keep them in one place, as {printable(os.path.dirname(label_places(images[0])[0]))}"
-    return [Problem(place, None, reason, remedy, dropped=False)]
+    if 0 < len(beside) < len(images):
+        reason = f"label files beside their images are used too: {len(beside)}, the first {printable(beside[0])}"
+        remedy = f"keep them in one place, as {printable(os.path.dirname(label_places(images[0])[0]))}"
+        notes.append(Problem(place, None, reason, remedy, False))
+    return notes
 
 
-@dataclass
-class _Search:
+class _Search(NamedTuple):
     """What was found for the sources of a data set: units (images and shards), and where their cache belongs."""
 
     sources: list[Path]
@@ -242,44 +190,32 @@ class _Search:
         labels = img2label_paths(images)
         place = cache_path(sources, tars[0] if tars else labels[0])
         stamp = fingerprint([*images, *labels, *tars])
-        if images:
-            set_of = str(folders[0])
-            notes = [*notes, *_shared_labels(images, labels, set_of), *_scattered_labels(images, labels, set_of)]
-        first = labels[0] if labels else f"key.txt in {tars[0]}"
-        return cls(sources, [*images, *tars], first, place, stamp, notes)
-
-    def remember(self, index: LabelIndex) -> None:
-        """Write the cache file, if there is anything to remember and a folder to keep it in."""
-        if len(index) and self.place.parent.is_dir():  # without any label file there may be none
-            save_cache(self.place, index, self.stamp)
+        notes = [*notes, *_label_notes(images, labels, str(folders[0]))] if images else notes
+        return cls(sources, [*images, *tars], labels[0] if labels else f"key.txt in {tars[0]}", place, stamp, notes)
 
     def report(self, index: LabelIndex, prefix: str) -> None:
-        """Say what was found and what was wrong, and add to its problems what the search noted.
+        """Say what was found, what was wrong and where missing labels may be; add the search's notes to its problems.
 
         Raises ValueError when no image is usable.
         """
-        name = ", ".join(map(shown, self.sources))
-        LOGGER.info(f"{prefix}{name}: {len(index)} images, {len(index.all_labels)} labels; label files: {index.counts}")
+        name, counts = ", ".join(map(shown, self.sources)), index.counts
+        LOGGER.info(f"{prefix}{name}: {len(index)} images, {len(index.all_labels)} labels; label files: {counts}")
         single = [problem for problem in index.problems if not problem.count]
         for problem in [*self.notes, *(one for one in index.problems if one.count), *single[:SHOWN_PROBLEMS]]:
             LOGGER.warning(f"{prefix}{problem}")
         if (more := len(single) - SHOWN_PROBLEMS) > 0:
-            LOGGER.warning(f"{prefix}... and {more} more; {index.counts.corrupt} images are left out in all")
+            LOGGER.warning(f"{prefix}... and {more} more; {counts.corrupt} images are left out in all")
         if not len(index):
-            what = f"the {index.counts.total} images of {name}"
-            raise ValueError(f"none of {what} can be used, first: {(single or index.problems)[0]}")
-        self._report_missing(index.counts, prefix, name)
-        index.problems = [*self.notes, *index.problems]
-
-    def _report_missing(self, counts: Counts, prefix: str, name: str) -> None:
-        """Say where labels may be that images lack: always where all do, else where one is found."""
-        bare = (unit for unit in self.units if not is_shard(unit) and not os.path.lexists(img2label_paths([unit])[0]))
+            what = f"the {counts.total} images of {name}"
+            raise ValueError(f"none of {what} can be used, first: {[*single, *index.problems][0]}")
+        bare = filterfalse(lambda unit: is_shard(unit) or os.path.lexists(img2label_paths([unit])[0]), self.units)
         hint = misplaced_labels(islice(bare, HINTS)) if counts.missing else ""
         if counts.found and hint:
             LOGGER.warning(f"{prefix}{counts.missing} images have no label file{hint}")
         if not counts.found:
             looked = f"looked for {self.first_label} and its like"
             LOGGER.warning(f"{prefix}no labels found for {name}: {looked}; all is background{hint}")
+        index.problems = [*self.notes, *index.problems]
 
 
 def load_index(
@@ -289,13 +225,13 @@ def load_index(
     team: Team = ALONE,
     prepare: Callable[[LabelIndex], LabelIndex] = lambda index: index,
 ) -> LabelIndex:
-    """Find the pictures of `sources`, check them and their labels once, and remember the result beside the labels.
+    """Find the images of `sources`, check them and their labels once, and remember the result beside the labels.
 
     The processes of a `team` must all come here; they share the work and hold one copy of the result, which `prepare`
-    may change before (in the first process only). Raises ValueError, in all of them, when no picture is found or none
+    may change before (in the first process only). Raises ValueError, in all of them, when no image is found or none
     is usable, and what `prepare` raises.
     """
-    listed = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    listed = list(map(Path, [sources] if isinstance(sources, (str, Path)) else sources))
     search, index = None, None
     with team.agreed():
         if team.is_first:
@@ -303,11 +239,11 @@ def load_index(
             index = load_cache(search.place, search.stamp) if cache else None
     known = team.broadcast(index is not None)
     if not known:
-        index = _check_together(search.units if search else None, prefix, team)
+        index = _check_together(search.units if search else (), prefix, team)
     with team.agreed():
-        if search:
+        if search is not None and index is not None:
             if cache and not known:
-                search.remember(index)
+                save_cache(search.place, index, search.stamp)
             search.report(index, prefix)
             index = prepare(index)
     return LabelIndex.shared(index, team)

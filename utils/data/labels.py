@@ -2,13 +2,14 @@
 
 A label file has one object per line, `class x-centre y-centre width height`, or a class followed by the points of a
 polygon, everything but the class as a fraction of the image's width or height. Files are only ever read: what is
-wrong with one is told (file, line, reason, remedy), never repaired on disk.
+wrong with one is reported (file, line, reason, remedy), never repaired on disk.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from utils.base.config import MAX_CLASSES
 from utils.base.files import MIB, check_size, decoded, printable, read_bytes
-from utils.data.problems import Problem
-from utils.images.reading import LARGE_PIXELS, Inspection, inspect_image
+from utils.data.image_files import Problem
+from utils.images.reading import LARGE_PIXELS, inspect_image
 
 MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
 ROUNDING = 1e-4  # of a coordinate: what four digits and single precision leave, a tenth of a pixel in 1000
 NO_POINTS = np.zeros((0, 2), dtype=np.float32)
 
+_ODD_NUMBER = re.compile(r"\S*[^\x00-\x7f]\S*|\S*_\S*")
 _ROW_FORM = "write `class x-centre y-centre width height` on each line, or a class and at least 4 polygon points"
 _FRACTIONS = "coordinates are fractions of the image's width and height, from 0 to 1"
 _DEEP = ("more than 8 bits a channel", "scaled to 8 by the bits they declare or use, other numbers by their range")
@@ -82,19 +84,12 @@ def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.
     return [values[0], *((low + high) / 2).tolist(), *(high - low).tolist()], points
 
 
-def _check_digits(rows: Iterable[tuple[int, list[str]]]) -> None:
-    """Raise LabelError for digits of other scripts and for underscores, which Python would take for numbers."""
-    for line, tokens in rows:
-        if odd := [token for token in tokens if not token.isascii() or "_" in token]:
-            raise LabelError(line, f"not a plain number: {odd[0][:60]!r}", "write numbers with the digits 0 to 9")
-
-
 def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
     """Raise LabelError for the first row that is not finite, of no class, or outside the image."""
     boxes = labels[:, 1:]
-    finite = np.isfinite(labels).all(1)
+    finite = np.logical_and.reduce(np.isfinite(labels), axis=1)
     whole = (labels[:, 0] >= 0) & (labels[:, 0] == np.floor(labels[:, 0]))
-    positive, inside = (boxes >= 0).all(1), (boxes <= 1).all(1)
+    positive, inside = boxes.min(axis=1) >= 0, boxes.max(axis=1) <= 1
     bad = ~(finite & whole & positive & inside) | (labels[:, 0] >= MAX_CLASSES)
     if not bad.any():
         return
@@ -112,28 +107,23 @@ def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
     raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the image's size")
 
 
-def _rounded_off(labels: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Rows (n, 5) with coordinates that only rounding put outside of 0 to 1 on its edge; and whether there were any."""
-    boxes = labels[:, 1:]
-    near = ((boxes < 0) & (boxes >= -ROUNDING)) | ((boxes > 1) & (boxes <= 1 + ROUNDING))
-    if not near.any():
-        return labels, False
-    return np.hstack([labels[:, :1], np.where(near, boxes.clip(0, 1), boxes)]), True
-
-
 def _parsed(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int], bool]:
     """`parse_label_text`, and whether coordinates were rounded off."""
     rows = [(line, tokens) for line, tokens in enumerate(map(str.split, text.splitlines()), start=1) if tokens]
     polygons = any(len(tokens) > 8 for _, tokens in rows)
-    if not text.isascii() or "_" in text:
-        _check_digits(rows)
+    if not text.isascii() or "_" in text:  # digits of other scripts and underscores are numbers to Python
+        for line, tokens in rows:
+            if odd := _ODD_NUMBER.search(" ".join(tokens)):
+                raise LabelError(line, f"not a plain number: {odd[0][:60]!r}", "write numbers with the digits 0 to 9")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as infinite
         parsed = [_row(line, tokens, polygons) for line, tokens in rows]
         labels = np.array([values for values, _ in parsed], dtype=np.float32).reshape(-1, 5) + 0  # so that -0 is 0
+    boxes = labels[:, 1:]
+    near = ((boxes < 0) & (boxes >= -ROUNDING)) | ((boxes > 1) & (boxes <= 1 + ROUNDING))
+    boxes[near] = boxes[near].clip(0, 1)
     lines = [line for line, _ in rows]
-    labels, rounded = _rounded_off(labels)
     _check_values(labels, lines)
-    return labels, [points for _, points in parsed], lines, rounded
+    return labels, [points for _, points in parsed], lines, bool(near.any())
 
 
 def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
@@ -145,33 +135,31 @@ def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]
     return _parsed(text)[:3]
 
 
-def _label_text(label_path: str | Path, content: bytes | None = None) -> str:
+def label_text(label_path: str | Path, content: bytes | None = None) -> str:
+    """Return the text of a label file, or of its content; ValueError for no file, too large a one or not text."""
     content = read_bytes(label_path, MAX_LABEL_BYTES) if content is None else content
     check_size(len(content), MAX_LABEL_BYTES)
     return decoded(content)
 
 
-def read_labels(
-    label_path: str | Path, content: bytes | None = None
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], Problem | None, bool]:
-    """A label file's (or its content's) rows without repetitions, its polygons, and what was remarked.
+def _read_labels(label_path: str, content: bytes | None) -> tuple[np.ndarray, list[np.ndarray], Problem | None, bool]:
+    """Return a label file's rows without repetitions, its polygons, a problem where there were some; and `_parsed`'s.
 
-    That is the repetitions, and whether coordinates were clipped as rounded. Raises LabelError for a row that cannot be
-    used, ValueError for what is no file, too large a one or not text, OSError if unreadable.
+    Raises what `label_text` and `parse_label_text` do.
     """
-    labels, segments, lines, rounded = _parsed(_label_text(label_path, content))
+    labels, segments, lines, rounded = _parsed(label_text(label_path, content))
     _, first = np.unique(labels, axis=0, return_index=True)
     if len(first) == len(labels):
-        return labels, tuple(segments), None, rounded
+        return labels, segments, None, rounded
     repeated = sorted(set(range(len(labels))) - set(first.tolist()))
     reason = f"{len(repeated)} duplicate labels ignored"
-    problem = Problem(str(label_path), lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
-    return labels[first], tuple(segments[index] for index in first), problem, rounded
+    problem = Problem(label_path, lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
+    return labels[first], [segments[index] for index in first], problem, rounded
 
 
-def first_class_above(label_path: str | Path, limit: int) -> tuple[int, int] | None:
-    """(line, class) of the first row whose class is `limit` or more."""
-    labels, _, lines = parse_label_text(_label_text(label_path))
+def first_class_above(text: str, limit: int) -> tuple[int, int] | None:
+    """Return (line, class) of the first row of a label file's text whose class is `limit` or more."""
+    labels, _, lines = parse_label_text(text)
     high = np.flatnonzero(labels[:, 0] >= limit)
     return (lines[high[0]], int(labels[high[0], 0])) if len(high) else None
 
@@ -198,50 +186,29 @@ def _label_problem(label_path: str, error: Exception) -> Problem:
     return Problem(label_path, None, f"no readable label file: {reason}", "replace or remove it")
 
 
-def _counted(file: str, said: tuple[str, str]) -> Problem:
-    return Problem(file, None, *said, dropped=False, count=1)
-
-
-def _remarks(path: str, found: Inspection) -> tuple[Problem | None, tuple[Problem, ...]]:
-    """What is to be said of a sound image: of itself, and counted."""
-    width, height = found.size
-    large = None
-    if width * height > LARGE_PIXELS:
-        large = Problem(path, None, f"{width} x {height} pixels are slow to read", "cut it into tiles", False)
-    said = (_DEEP,) * found.is_deep + (_PAGES,) * found.is_first
-    return large, tuple(_counted(path, words) for words in said)
-
-
 def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None] | None = None) -> Record:
-    """Check one image and its label file, or their `content`; problems end up in the record, none is raised."""
-    empty = np.zeros((0, 5), dtype=np.float32)
-    has_file = os.path.isfile(label_path) if content is None else content[1] is not None
-    try:
-        found = inspect_image(path if content is None else content[0])
-    except Exception as error:  # a damaged file can make a decoder raise anything; it is said, with its name
-        return Record(path, label_path, None, empty, (), has_file, _image_problem(path, error))
-    problem, notes = _remarks(path, found)
-    if not has_file and (content is not None or not os.path.lexists(label_path)):
-        return Record(path, label_path, found.size, empty, (), False, problem, notes)
-    try:
-        labels, segments, remark, rounded = read_labels(label_path, content and content[1])
-    except (OSError, ValueError) as error:
-        return Record(path, label_path, None, empty, (), has_file, _label_problem(label_path, error))
-    notes += (_counted(label_path, _ROUNDED),) * rounded
-    notes += (_counted(label_path, _FLAT),) * (not labels[:, 3:].all())
-    return Record(path, label_path, found.size, labels, segments, True, remark or problem, notes)
+    """Check one image and its label file, or their `content`; problems end up in the record, none is raised.
 
-
-def verify_image_label(args: tuple[str, str, str]) -> tuple:
-    """v6.1's form of `check_pair`: (image, label, prefix) -> image, labels, (w, h), segments, nm, nf, ne, nc, message.
-
-    The four counts say missing, found, empty and corrupt; the first four entries are None for an unusable pair.
+    Repeated rows of a label file count once.
     """
-    path, label_path, prefix = args
-    record = check_pair(str(path), str(label_path))
-    message = f"{prefix}WARNING: {record.problem}" if record.problem else ""
-    missing, found = int(not record.has_label_file), int(record.has_label_file)
-    if record.size is None:
-        return None, None, None, None, missing, found, 0, 1, message
-    polygons = list(record.segments) if any(len(points) for points in record.segments) else []
-    return path, record.labels, record.size, polygons, missing, found, int(found and not len(record.labels)), 0, message
+    image, text = content or (path, None)
+    has_file = os.path.isfile(label_path) if content is None else text is not None
+    record = Record(path, label_path, None, np.zeros((0, 5), dtype=np.float32), (), has_file)
+    try:
+        found = inspect_image(image)
+    except Exception as error:  # a damaged file can make a decoder raise anything; it is reported with its name
+        return record._replace(problem=_image_problem(path, error))
+    (width, height), problem = found.size, None
+    notes = [(path, _DEEP)] * found.is_deep + [(path, _PAGES)] * found.is_first
+    if width * height > LARGE_PIXELS:
+        problem = Problem(path, None, f"{width} x {height} pixels are slow to read", "cut it into tiles", False)
+    if has_file or (content is None and os.path.lexists(label_path)):
+        try:
+            labels, segments, remark, rounded = _read_labels(label_path, text)
+        except (OSError, ValueError) as error:
+            return record._replace(problem=_label_problem(label_path, error))
+        problem = remark or problem
+        notes += [(label_path, _ROUNDED)] * rounded + [(label_path, _FLAT)] * (not labels[:, 3:].all())
+        record = record._replace(labels=labels, segments=tuple(segments), has_label_file=True)
+    counted = tuple([Problem(file, None, *said, dropped=False, count=1) for file, said in notes])
+    return record._replace(size=found.size, problem=problem, notes=counted)

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.base.log import Fault
 
-_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.DOTALL)  # torch's words
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.DOTALL)  # torch's message
 _FAILED = re.compile(r"Caught (\w+) in (?:DataLoader worker process|pin memory thread)")
 _BY_SIGNAL = "is killed by signal: "
 _LESS_MEMORY = "train with fewer --workers, a smaller --batch-size or without --cache"
@@ -22,7 +22,7 @@ class WorkerFault(Fault):
     """A loader process died or failed; the message names it, the likely cause and the remedy."""
 
 
-class _Calm:
+class _LateHandler:
     """torch's signal handler for children that end, without its raising in the midst of anything.
 
     A death is noticed when the next batch is asked for; what torch said of it is kept by process.
@@ -40,7 +40,7 @@ class _Calm:
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader. What happens to its processes is raised here, between two batches, as WorkerFault.
+    """Yield the batches of a loader. What happens to its processes is raised here, between two batches, as WorkerFault.
 
     So the state between two steps stays whole: torch itself would raise in the middle of whatever is being done.
     """
@@ -48,33 +48,27 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         try:
             iterator = iterator or iter(loader)
-            _calm_down()
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                handler = signal.getsignal(signal.SIGCHLD)  # which torch sets when the first loader process starts
+                if callable(handler) and not isinstance(handler, _LateHandler):
+                    signal.signal(signal.SIGCHLD, _LateHandler(handler))
             batch = next(iterator)
         except StopIteration:
             return
         except Exception as error:
-            if getattr(loader, "num_workers", 0) == 0 or (words := _worker_words(error)) is None:
+            if getattr(loader, "num_workers", 0) == 0 or (message := _message(error)) is None:
                 raise
-            raise WorkerFault(words) from None
+            raise WorkerFault(message) from None
         yield batch
 
 
-def _calm_down() -> None:
-    """Put `_Calm` before torch's handler, which torch sets when the first loader process starts."""
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not isinstance(handler, _Calm):
-        signal.signal(signal.SIGCHLD, _Calm(handler))
-
-
-def _worker_words(error: Exception) -> str | None:
-    """One line on the loader process whose end or failure an error tells of; None for an error of another kind."""
+def _message(error: Exception) -> str | None:
+    """Return one line on the loader process whose end or failure an error is; None for an error of another kind."""
     text = str(error)
     if found := _DEAD.match(text):
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        said = handler.said.pop(int(found[1]), found[2]) if isinstance(handler, _Calm) else found[2]
-        return f"the loader process {found[1]} {_end_words(said)}"
+        said = handler.said.pop(int(found[1]), found[2]) if isinstance(handler, _LateHandler) else found[2]
+        return f"the loader process {found[1]} {_ending(said)}"
     if found := _FAILED.match(text):
         named = [one.start() for one in re.finditer(rf"^(?:[\w.]+\.)?{found[1]}\b", text, re.MULTILINE)]
         reason = " ".join(text[named[-1] if named else 0 :].split())  # what follows the traceback
@@ -86,23 +80,23 @@ def _worker_words(error: Exception) -> str | None:
     return None
 
 
-def _end_words(said: str) -> str:
-    """How a process ended and what to do, from torch's words."""
+def _ending(said: str) -> str:
+    """Return how a process ended and what to do, from torch's message."""
     if not said.startswith(_BY_SIGNAL):
-        return f"ended without a word; most likely memory ran out: {_LESS_MEMORY}"
-    word = said.removeprefix(_BY_SIGNAL).split(". ")[0].strip(" .")
-    name = next((one.name for one in signal.Signals if signal.strsignal(one) == word), word)
+        return f"ended without a message; most likely memory ran out: {_LESS_MEMORY}"
+    described = said.removeprefix(_BY_SIGNAL).split(". ")[0].strip(" .")
+    name = next((one.name for one in signal.Signals if signal.strsignal(one) == described), described)
     if name == "SIGBUS":
         return f"was ended by SIGBUS{_remedy('shared memory')}"
     if name == "SIGKILL":
         return f"was killed (SIGKILL), as the system does when memory runs out: {_LESS_MEMORY}"
     if name in ("SIGTERM", "SIGINT", "SIGHUP"):
         return f"was ended by {name}, from outside; begin again"
-    return f"crashed ({name}), which a library does; see with --workers 0 which picture does it"
+    return f"crashed ({name}), which a library does; see with --workers 0 which image does it"
 
 
 def _remedy(reason: str) -> str:
-    """What helps where memory, shared or not, ran out; nothing for other reasons."""
+    """Return what helps where memory, shared or not, ran out; nothing for other reasons."""
     if re.search(r"shared memory|shm|No space left", reason):
         try:
             size = f" ({shutil.disk_usage('/dev/shm').total >> 20} MiB)"

@@ -1,21 +1,26 @@
-"""Which picture comes next: the order of an epoch, told to the workers with everything an item depends on."""
+"""Which image comes next, and what a loader hands out: the order and the weights of an epoch, items and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Sampler
+
+# ---- order -----------------------------------------------------------------------------------------------------------
 
 
 class SampleKey(NamedTuple):
     """What an item is made from, besides the files; the same key gives the same item in any process."""
 
-    index: int
+    position: int  # of the image in its data set
     epoch: int = 0
-    plain: bool = False  # no mosaic, mixup or copy-paste: what the last epochs of a training may ask for
-    repeat: int = 0  # the how-manieth time the picture comes up in this epoch (image weights draw some twice)
+    plain: bool = False  # no mosaic, mixup or copy-paste: what the last epochs of a training may want
+    repeat: int = 0  # how often the image came up before in this epoch (image weights draw some twice)
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -44,14 +49,14 @@ class EpochSampler(Sampler[SampleKey]):
         self.weights: np.ndarray | None = None
 
     def set_epoch(self, epoch: int, plain: bool = False, done: int = 0) -> None:
-        """From the next pass over the loader on: another order, other random choices, perhaps plain pictures.
+        """From the next pass over the loader on: another order, other random choices, perhaps plain images.
 
         `done` batches of the epoch are left out, as they were seen before an interruption.
         """
         self.epoch, self.plain, self.done = epoch, plain, done
 
     def set_weights(self, weights: np.ndarray | None) -> None:
-        """From the next pass on, draw pictures and mosaic partners in proportion to `weights` (n,); None: all alike.
+        """From the next pass on, draw images and mosaic partners in proportion to `weights` (n,); None: all alike.
 
         Raises ValueError for a wrong number of weights or a negative or non-finite one. If all are 0, all count alike.
         """
@@ -63,7 +68,7 @@ class EpochSampler(Sampler[SampleKey]):
         self.weights = weights
 
     def _batches(self, rng: np.random.Generator) -> np.ndarray:
-        """Neighbours in whole batches; the one that may be short stays the last of its rank."""
+        """Return neighbours in whole batches; the one that may be short stays the last of its rank."""
         count = len(self.partners)
         starts = np.arange(0, count, self.batch_size)
         full = len(starts) - bool(count % self.batch_size)
@@ -100,3 +105,116 @@ class EpochSampler(Sampler[SampleKey]):
         if self.grouped and self.world_size > 1:
             return len(self._batches(np.random.default_rng(0)))
         return -(-count // self.world_size)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def labels_to_class_weights(labels: Sequence[np.ndarray], nc: int = 80) -> Tensor:
+    """Return the inverse label frequency per class (nc,), summing to 1; a class without labels counts as having one.
+
+    `labels` holds one (n, 5) array an image with the class first.
+    """
+    classes = np.concatenate([np.zeros(0), *(rows[:, 0] for rows in labels)])
+    counts = np.bincount(classes.astype(int), minlength=nc)
+    inverse = 1 / np.maximum(counts, 1)
+    return torch.from_numpy(inverse / inverse.sum())
+
+
+def labels_to_image_weights(
+    labels: Sequence[np.ndarray], nc: int = 80, class_weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the summed class weight of each image's labels (images,); every class counts 1 without `class_weights`."""
+    counts = np.array([np.bincount(rows[:, 0].astype(int), minlength=nc) for rows in labels]).reshape(-1, nc)
+    return (counts * (np.ones(nc) if class_weights is None else np.asarray(class_weights))).sum(1)
+
+
+def epoch_weights(labels: Sequence[np.ndarray], class_weights: Tensor, maps: np.ndarray) -> np.ndarray:
+    """Return the images' shares in the next epoch: labels of classes rare or badly detected so far count more.
+
+    `class_weights` (nc,) are times nc, `maps` (nc,) is the mAP of each class after the last epoch.
+    """
+    wanted = class_weights.cpu().numpy() * (1 - maps) ** 2 / len(maps)
+    weights = labels_to_image_weights(labels, len(maps), wanted)
+    return weights if weights.any() else np.ones(len(weights))
+
+
+# ---- items and batches -----------------------------------------------------------------------------------------------
+
+MOSAIC_SHAPES = None  # a mosaic has no image to scale results back to
+Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
+
+
+class Item(NamedTuple):
+    """One image: image (3, H, W) uint8 RGB, targets (n, 6) 0, class, cx, cy, w, h in 0..1, where it came from.
+
+    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics.
+    """
+
+    image: Tensor
+    targets: Tensor
+    path: str
+    shapes: Shapes
+    key: SampleKey
+
+
+class Batch(NamedTuple):
+    """Images (B, 3, H, W) uint8 RGB; targets (N, 6) with the image's number first; paths and shapes of each."""
+
+    images: Tensor
+    targets: Tensor
+    paths: tuple[str, ...]
+    shapes: tuple[Shapes, ...]
+
+
+def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> np.ndarray:
+    """Return height and width (batches, 2) for each run of `batch_size` images, given their (n, 2) width and height.
+
+    A batch whose images are all lying (all standing) gets the smallest shape that fits them, any other a square.
+    """
+    aspect = sizes[:, 1] / sizes[:, 0]
+    shapes = []
+    for start in range(0, len(sizes), batch_size):
+        low, high = aspect[start : start + batch_size].min(), aspect[start : start + batch_size].max()
+        shapes.append((high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0))
+    return np.ceil(np.array(shapes) * imgsz / stride + pad).astype(int) * stride
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Put items of one shape together as a batch."""
+    targets = []
+    for number, item in enumerate(items):
+        rows = item.targets.clone()
+        rows[:, 0] = number
+        targets.append(rows)
+    images = torch.stack([item.image for item in items])
+    return Batch(images, torch.cat(targets), tuple(i.path for i in items), tuple(i.shapes for i in items))
+
+
+def collate_quad(items: Sequence[Item], seed: int) -> Batch:
+    """Join every four items to one image of twice the side: the first enlarged, or all four side by side, by chance.
+
+    Four lie first above second on the left, third above fourth on the right. What is left over after the fours is
+    enlarged, so that no short batch is lost.
+    """
+    joined: list[Item] = []
+    start = 0
+    while start < len(items):
+        four = items[start : start + 4]
+        if len(four) < 4 or np.random.default_rng([seed, *four[0].key, 4]).random() < 0.5:
+            image = four[0].image[None].float()
+            image = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)[0]
+            joined.append(four[0]._replace(image=image.round().to(torch.uint8)))
+            start += 4 if len(four) == 4 else 1
+            continue
+        columns = [torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)]
+        targets = []
+        for number, item in enumerate(four):
+            rows = item.targets.clone()
+            rows[:, 2] += number // 2
+            rows[:, 3] += number % 2
+            rows[:, 2:] *= 0.5
+            targets.append(rows)
+        joined.append(four[0]._replace(image=torch.cat(columns, 2), targets=torch.cat(targets)))
+        start += 4
+    return collate(joined)

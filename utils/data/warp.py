@@ -1,4 +1,4 @@
-"""Where labels go when a picture is mapped: the `Sample`, random maps of the plane, boxes and polygons through them.
+"""Where labels go when an image is mapped: the `Sample`, random maps of the plane, boxes and polygons through them.
 
 Coordinates are continuous pixels: the left edge of the first pixel is 0, its centre 0.5, the right edge of the last one
 the width. Plain numpy; `augmentations.warp_image` moves the pixels.
@@ -22,7 +22,7 @@ BOX_AREA_LEFT, POLYGON_AREA_LEFT = 0.1, 0.01  # the least part of a label that m
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """A picture with its labels.
+    """An image with its labels.
 
     `image` (H, W, 3) uint8 BGR; `labels` (n, 5) float32 class, x1, y1, x2, y2 in pixels; `segments` one (k, 2) float32
     pixel polygon a label, in the same order, with k = 0 where a label is a box only. Leaving `segments` out makes all
@@ -42,7 +42,7 @@ class Sample:
 
 
 class Warp(NamedTuple):
-    """A map of the plane into a picture: 3x3 `matrix` on column vectors, its `scale` of lengths, (width, height)."""
+    """A map of the plane into an image: 3x3 `matrix` on column vectors, its `scale` of lengths, (width, height)."""
 
     matrix: np.ndarray
     scale: float
@@ -54,17 +54,17 @@ class Warp(NamedTuple):
         return not self.matrix[2, :2].any()
 
     def after_shift(self, x: float, y: float) -> Warp:
-        """The same map for a picture whose corner lies at (x, y) of what this one was made for."""
+        """Return the same map for an image whose corner lies at (x, y) of what this one was made for."""
         return self._replace(matrix=self.matrix @ shift(x, y))
 
 
 def shift(x: float, y: float) -> np.ndarray:
-    """The 3x3 matrix that moves points by (x, y)."""
+    """Return the 3x3 matrix that moves points by (x, y)."""
     return np.array(((1, 0, x), (0, 1, y), (0, 0, 1)), float)
 
 
 def random_warp(size_in: tuple[int, int], size_out: tuple[int, int], hyp: Hyp, rng: Generator) -> Warp:
-    """Draw perspective, rotation, scale, shear and translation, in this order, about the centre of the picture."""
+    """Draw perspective, rotation, scale, shear and translation, in this order, about the centre of the image."""
     tilt_x, tilt_y = rng.uniform(-hyp.perspective, hyp.perspective, 2)
     angle = math.radians(rng.uniform(-hyp.degrees, hyp.degrees))
     scale = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
@@ -79,7 +79,7 @@ def random_warp(size_in: tuple[int, int], size_out: tuple[int, int], hyp: Hyp, r
 
 
 def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(..., 2) points through a 3x3 map; NaN for points behind the viewer."""
+    """Move (..., 2) points through a 3x3 map; NaN for points behind the viewer."""
     moved = points @ matrix[:, :2].T + matrix[:, 2]
     depth = moved[..., 2:]
     return moved[..., :2] / np.where(depth > 0, depth, np.nan)
@@ -88,7 +88,7 @@ def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def warp_labels(
     labels: np.ndarray, segments: Sequence[np.ndarray], warp: Warp, min_side: float = 2.0
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Carry labels through a map, cut them to the new picture and drop those of which too little is left.
+    """Carry labels through a map, cut them to the new image and drop those of which too little is left.
 
     A polygon gives the tightest box; a plain box becomes the box around its four mapped corners.
     """
@@ -111,23 +111,18 @@ def warp_labels(
 
 
 def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The part of a (k, 2) polygon inside (0, 0)-(width, height), by Sutherland and Hodgman's cuts; (0, 2) if none."""
-    for axis in (0, 1):
-        points = _cut(points, points[:, axis])
-        points = _cut(points, size[axis] - points[:, axis])
+    """Return the part of a (k, 2) polygon inside (0, 0)-(width, height), by Sutherland and Hodgman; (0, 2) if none."""
+    for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        depth = points[:, axis] if sign == 1 else size[axis] - points[:, axis]  # (k,) from the cutting line inwards
+        inside = depth >= 0
+        if inside.all():
+            continue
+        crosses = inside != np.roll(inside, -1)  # on the way from this corner to the next
+        step = np.divide(depth, depth - np.roll(depth, -1), out=np.zeros_like(depth), where=crosses)
+        crossings = points + step[:, None] * (np.roll(points, -1, 0) - points)
+        both = np.stack((points, crossings), 1).reshape(-1, 2)
+        points = both[np.stack((inside, crosses), 1).ravel()]
     return points
-
-
-def _cut(points: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Keep the side of a polygon where `depth` (k,), the distance from the cutting line, is not negative."""
-    inside = depth >= 0
-    if inside.all():
-        return points
-    crosses = inside != np.roll(inside, -1)  # on the way from this corner to the next
-    step = np.divide(depth, depth - np.roll(depth, -1), out=np.zeros_like(depth), where=crosses)
-    crossings = points + step[:, None] * (np.roll(points, -1, 0) - points)
-    both = np.stack((points, crossings), 1).reshape(-1, 2)
-    return both[np.stack((inside, crosses), 1).ravel()]
 
 
 def box_candidates(
@@ -138,7 +133,7 @@ def box_candidates(
     area_thr: float | np.ndarray = BOX_AREA_LEFT,
     eps: float = 1e-16,
 ) -> np.ndarray:
-    """Which boxes are still worth learning: (4, n) xyxy before and after a transform -> (n,) bool.
+    """Return which boxes are still worth learning: (4, n) xyxy before and after a transform -> (n,) bool.
 
     Both sides must exceed `wh_thr` pixels, the longer side must be less than `ar_thr` times the shorter, and more than
     `area_thr` (a number, or one a box) of the area must be left.

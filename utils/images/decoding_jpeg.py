@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from utils.images.decoding_limits import EXIF_HEAD, PART_WORK, CostTally, TooCostly, Unbounded, count_exif
@@ -28,19 +30,20 @@ class JpegFrame:
     components: list[tuple[int, int, int]]
 
     @classmethod
-    def read(cls, part: bytes) -> JpegFrame:
-        """From the content of a frame's header; ValueError for one that means nothing."""
+    def read(cls, kind: int, part: bytes) -> JpegFrame:
+        """Read the content of a frame's header with this marker; ValueError for one that means nothing."""
+        if kind not in _HUFFMAN_FRAMES:
+            raise Unbounded("is an arithmetic-coded or lossless JPEG: save it as a usual one")
         if len(part) < 6 or len(part) < 6 + 3 * part[5]:
             raise ValueError("its frame header is cut off")
         height, width, count = struct.unpack_from(">HHB", part, 1)
-        rows = [part[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-        components = [(row[0], row[1] >> 4, row[1] & 15) for row in rows]
+        components = [(part[i], part[i + 1] >> 4, part[i + 1] & 15) for i in range(6, 6 + 3 * count, 3)]
         if not count or not all(1 <= side <= 4 for _, *sides in components for side in sides):
             raise ValueError("its frame header has components that cannot be")
         return cls(width, height, components)
 
-    def samples(self, numbers: list[int] | None = None) -> int:
-        """How many samples a scan of the components with these numbers goes through, whole blocks of 64; None: all."""
+    def samples(self, numbers: Sequence[int] | None = None) -> int:
+        """Return the samples, whole blocks of 64, in a scan of the components with these numbers; None: all."""
         most_across = max(across for _, across, _ in self.components)
         most_down = max(down for *_, down in self.components)
         left, chosen = list(self.components), []
@@ -57,66 +60,49 @@ class JpegFrame:
         return 64 * units * sum(across * down for _, across, down in chosen)
 
 
-class _Segments:
-    """What the segments of a JPEG tell, one after the other."""
-
-    def __init__(self, tally: CostTally) -> None:
-        self.tally = tally
-        self.frame: JpegFrame | None = None
-        self.scans = 0
-        self.exif: list[bytes] = []
-
-    def take(self, kind: int, part: bytes) -> None:
-        """Count a segment of this marker and content."""
-        self.tally.part(PART_WORK, "segments")
-        if kind == _START:
-            raise ValueError("it begins twice")
-        if kind in _FRAMES:
-            self._take_frame(kind, part)
-        elif kind == _SCAN:
-            self._take_scan(part)
-        elif kind == _APP1 and part.startswith(EXIF_HEAD):
-            self.exif.append(part[len(EXIF_HEAD) :])  # Pillow puts them together, too
-        elif kind == _APP2 and part.startswith(b"MPF\x00"):
-            count_exif(part[4:], self.tally)
-
-    def _take_frame(self, kind: int, part: bytes) -> None:
-        if kind not in _HUFFMAN_FRAMES:
-            raise Unbounded("is an arithmetic-coded or lossless JPEG: save it as a usual one")
-        if self.frame is not None:
-            raise ValueError("it has two frames")
-        self.frame = JpegFrame.read(part)
-        self.tally.image(self.frame.width, self.frame.height)
-        self.tally.spend(_SAMPLE_WORK * self.frame.samples(), "its size")
-
-    def _take_scan(self, part: bytes) -> None:
-        if self.frame is None:
-            raise ValueError("a scan comes before its size")
-        self.scans += 1
-        if self.scans > MOST_SCANS:
-            raise TooCostly(f"more than {MOST_SCANS} scans")
-        samples = self.frame.samples([*part[1 : 1 + 2 * part[0] : 2]] if part else [])
-        width, height = self.frame.width, self.frame.height
-        self.tally.spend(_SCAN_WORK + _SAMPLE_WORK * samples, f"{self.scans} scans of {width} x {height} pixels")
+def _segments(data: bytes, budget: CostTally, place: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (marker, content) of each segment before the end marker, counted, and so is what lies between them."""
+    junk, in_head = 0, True
+    while (found := _MARKER.search(data, place, end)) and data[found.end() - 1] != _END:
+        if in_head:
+            junk += found.start() - place
+            budget.spend("bytes between its segments", _JUNK_WORK * (found.start() - place))
+        if junk > _MOST_JUNK:
+            raise TooCostly(f"{junk:,} bytes between its segments")
+        budget.part(PART_WORK, "segments")
+        kind, start = data[found.end() - 1], found.end()
+        place = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
+        in_head = in_head and kind != _SCAN
+        yield kind, data[start + 2 : place]
 
 
-def count_jpeg(data: bytes, tally: CostTally, place: int = 2, end: int | None = None) -> JpegFrame | None:
+def count_jpeg(data: bytes, budget: CostTally, place: int = 2, end: int = sys.maxsize) -> JpegFrame | None:
     """Count scans, segments and EXIF of a JPEG file, or of one that ends at `end` and is read from `place`; its frame.
 
     Raises what `CostTally` does, Unbounded for what libjpeg decodes at no known cost, and ValueError for damage.
     """
-    end = len(data) if end is None else min(end, len(data))
-    seen, junk = _Segments(tally), 0
-    while found := _MARKER.search(data, place, end):
-        if not seen.scans:
-            junk += found.start() - place
-            tally.spend(_JUNK_WORK * (found.start() - place), "bytes between its segments")
-        if junk > _MOST_JUNK:
-            raise TooCostly(f"{junk:,} bytes between its segments")
-        kind, start = data[found.end() - 1], found.end()
-        if kind == _END:
-            break
-        place = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
-        seen.take(kind, data[start + 2 : place])
-    count_exif(b"".join(seen.exif), tally)
-    return seen.frame
+    frame, scans, exif = None, 0, bytearray()
+    for kind, part in _segments(data, budget, place, min(end, len(data))):
+        if kind in _FRAMES:
+            if frame is not None:
+                raise ValueError("it has two frames")
+            frame = JpegFrame.read(kind, part)
+            budget.image(frame.width, frame.height)
+            budget.spend("its size", _SAMPLE_WORK * frame.samples())
+        elif kind == _SCAN:
+            scans += 1
+            if frame is None:
+                raise ValueError("a scan comes before its size")
+            if scans > MOST_SCANS:
+                raise TooCostly(f"more than {MOST_SCANS} scans")
+            samples = frame.samples(part[1 : 1 + 2 * int.from_bytes(part[:1], "big") : 2])
+            reason = f"{scans} scans of {frame.width} x {frame.height} pixels"
+            budget.spend(reason, _SCAN_WORK + _SAMPLE_WORK * samples)
+        elif kind == _START:
+            raise ValueError("it begins twice")
+        elif kind == _APP1 and part.startswith(EXIF_HEAD):
+            exif += part[len(EXIF_HEAD) :]  # Pillow puts them together, too
+        elif kind == _APP2:  # directories of several images; what else may be there is none
+            count_exif(part.removeprefix(b"MPF\x00"), budget)
+    count_exif(bytes(exif), budget)
+    return frame

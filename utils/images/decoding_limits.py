@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 MOST_PARTS = 200_000  # segments, chunks, blocks and tags of one file: counting them is work, too
 ROW_WORK, PART_WORK = 40, 2_000  # for each row of pixels, and for each part of a file
 EXIF_HEAD = b"Exif\x00\x00"
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # type -> bytes
-_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # the types that count pixels, rows and bytes
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8}  # of types
+CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # the types of whole numbers
 _LINKS = (0x8769, 0x8825, 0xA005)  # tags that name another directory: EXIF's own, GPS, interoperability
 _TAG_WORK, _NUMBER_WORK, _FRACTION_WORK = 5_000, 100, 2_000
 
 
 class TooCostly(ValueError):
-    """Decoding would take more time or memory than is allowed; the words say what of the file does."""
+    """Decoding would take more time or memory than is allowed; the message says what of the file does."""
 
 
 class Unbounded(ValueError):
-    """The file is of a kind whose cost cannot be known beforehand; the words say which, and what to do."""
+    """The file is of a kind whose cost cannot be known beforehand; the message says which, and what to do."""
 
 
 @dataclass(slots=True)
 class CostTally:
-    """Counts what decoding a file will take; raises TooCostly as soon as that is more than is allowed.
+    """What decoding a file will take; raises TooCostly as soon as that is more than is allowed.
 
     most_work: pixel passes, one of which takes about a nanosecond. most_memory: bytes. check(width, height) raises
     where the image itself is too large, or is none.
@@ -41,44 +42,33 @@ class CostTally:
     work: int = 0
     memory: int = 0
     size: tuple[int, int] = (0, 0)
-    parts: int = field(default=0, repr=False)
+    parts: int = 0
 
-    def image(self, width: int, height: int) -> None:
-        """Note the size of the image that will be decoded, in pixels."""
-        self.check(width, height)
-        self.size = (width, height)
-
-    def spend(self, work: int, reason: str) -> None:
-        """Note work to come, for this reason."""
+    def spend(self, reason: str, work: int, memory: int = 0) -> None:
+        """Add work to come and bytes that will be held; `reason` is what a refusal names."""
         self.work += work
-        if self.work > self.most_work:
-            raise TooCostly(reason)
-
-    def hold(self, memory: int, reason: str) -> None:
-        """Note bytes that will be held while the image is decoded."""
         self.memory += memory
-        if self.memory > self.most_memory:
+        if self.work > self.most_work or self.memory > self.most_memory:
             raise TooCostly(reason)
-
-    def concede(self, memory: int) -> None:
-        """Note bytes that a format may need whatever the image, and that are no reason to refuse it."""
-        self.memory += memory
-        self.most_memory += memory
 
     def part(self, work: int, what: str) -> None:
-        """Note one more part of the file, named in the plural, and what reading it takes."""
+        """Add one more part of the file, named in the plural, and what reading it takes."""
         self.parts += 1
         if self.parts > MOST_PARTS:
             raise TooCostly(f"more than {MOST_PARTS:,} {what}")
-        self.spend(work, f"{self.parts:,} {what}")
+        self.spend(f"{self.parts:,} {what}", work)
+
+    def image(self, width: int, height: int) -> None:
+        """Take the size of the image that will be decoded, in pixels, once it is checked."""
+        self.check(width, height)
+        self.size = (width, height)
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
+class Tag(NamedTuple):
     """A tag of a directory: its type, how many values it has, and the place of the first in the file."""
 
     kind: int
-    count: int
+    values: int
     place: int
 
 
@@ -88,61 +78,59 @@ class TagReader:
     Raises ValueError for what is no TIFF structure.
     """
 
-    def __init__(self, data: bytes, tally: CostTally) -> None:
-        self.data, self.tally = data, tally
-        orders = {b"II": "<", b"MM": ">"}
-        if data[:2] not in orders:
+    def __init__(self, data: bytes | memoryview, budget: CostTally) -> None:
+        self.data, self.budget = data, budget
+        self.order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
+        if not self.order:
             raise ValueError("its tags begin with neither II nor MM")
-        self.order = orders[data[:2]]
         (version,) = self.unpack("H", 2)
         if version not in (42, 43, 42 << 8):  # the last is wrong, and Pillow reads it
             raise ValueError(f"its tags are of version {version}, not 42 or 43")
-        self.twice: set[int] = set()  # tags that were there twice: readers differ in which they take
+        self.repeated: set[int] = set()  # tags that are there twice: readers differ in which they take
         self.big = version == 43  # BigTIFF: offsets of 64 bits
-        (self.first,) = self.unpack("Q", 8) if self.big else self.unpack("I", 4)
+        self.pointer = "Q" if self.big else "I"
+        (self.first,) = self.unpack(self.pointer, 8 if self.big else 4)
+        self.end = 0  # of the directory that was read last
 
     def tags(self, place: int) -> dict[int, Tag]:
-        """The tags of the directory at this place."""
+        """Return the tags of the directory at this place."""
         (count,) = self.unpack("Q" if self.big else "H", place)
         row, entry, inside = (8, 20, 8) if self.big else (2, 12, 4)
+        self.end = place + row + entry * min(count, MOST_PARTS + 1)
         found: dict[int, Tag] = {}
-        for start in range(place + row, place + row + entry * min(count, MOST_PARTS + 1), entry):
-            self.tally.part(_TAG_WORK, "tags")
-            tag, kind, values = self.unpack("HHQ" if self.big else "HHI", start)
+        for start in range(place + row, self.end, entry):
+            self.budget.part(_TAG_WORK, "tags")
+            tag, kind, values = self.unpack("HH" + self.pointer, start)
             where = start + entry - inside
             size = values * _SIZES.get(kind, 0)
             if size > inside:
-                (where,) = self.unpack("Q" if self.big else "I", where)
+                (where,) = self.unpack(self.pointer, where)
                 each = _FRACTION_WORK if kind in (5, 10) else 1 if _SIZES[kind] == 1 else _NUMBER_WORK
-                self.tally.spend(values * each, f"tag {tag} with {values:,} values")
-                self.tally.hold(size + values * each // 4, f"tag {tag} with {values:,} values")
+                self.budget.spend(f"tag {tag} with {values:,} values", values * each, size + values * each // 4)
             if tag in found:
-                self.twice.add(tag)
+                self.repeated.add(tag)
             found[tag] = Tag(kind, values, where)
         return found
 
-    def numbers(self, tags: dict[int, Tag], tag: int) -> tuple[int, ...]:
-        """The whole numbers of a tag, none where it is not there."""
+    def numbers(self, tags: dict[int, Tag], tag: int, missing: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return the whole numbers of a tag, `missing` where it is not there."""
         if tag not in tags:
-            return ()
-        kind, count, place = tags[tag].kind, tags[tag].count, tags[tag].place
-        if kind not in _CODES or not count:
+            return missing
+        kind, count, place = tags[tag]
+        numbers = self.unpack(f"{count}{CODES[kind]}", place) if kind in CODES and count else (-1,)
+        if min(numbers) < 0:
             raise ValueError(f"tag {tag} holds no whole numbers")
-        return self.unpack(f"{count}{_CODES[kind]}", place)
-
-    def number(self, tags: dict[int, Tag], tag: int, usual: int) -> int:
-        """The first whole number of a tag, `usual` where it is not there."""
-        return (*self.numbers(tags, tag), usual)[0]
+        return numbers
 
     def unpack(self, code: str, place: int) -> tuple[int, ...]:
-        """Numbers at a place of the data, by the letters of `struct`; ValueError outside of it."""
+        """Return the numbers at a place of the data, by the letters of `struct`; ValueError outside of it."""
         try:
             return struct.unpack_from(self.order + code, self.data, place)
         except (struct.error, OverflowError):
             raise ValueError("its tags lie outside of the file") from None
 
 
-def count_exif(data: bytes, tally: CostTally) -> None:
+def count_exif(data: bytes, budget: CostTally) -> None:
     """Count what reading EXIF data takes, in all the directories that Pillow reads to turn an image upright.
 
     Data that is no EXIF costs nothing: Pillow passes it over.
@@ -150,7 +138,7 @@ def count_exif(data: bytes, tally: CostTally) -> None:
     while data.startswith(EXIF_HEAD):
         data = data[len(EXIF_HEAD) :]
     try:
-        reader = TagReader(data, tally)
+        reader = TagReader(data, budget)
         count_linked(reader, reader.tags(reader.first))
     except TooCostly:
         raise
@@ -166,7 +154,7 @@ def count_linked(reader: TagReader, tags: dict[int, Tag]) -> None:
         here = waiting.pop()
         for place in [here[tag].place for tag in _LINKS if tag in here]:
             try:
-                (target,) = reader.unpack("Q" if reader.big else "I", place)
+                (target,) = reader.unpack(reader.pointer, place)
                 if target not in seen:
                     seen.add(target)
                     waiting.append(reader.tags(target))

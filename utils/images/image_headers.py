@@ -2,22 +2,23 @@
 
 Whether an image can be used, and how large it is, is for OpenCV to say, which will decode it. To decode millions of
 files only to check them would take hours, so the headers of ordinary JPEG and PNG files are read here: a file is
-`plain` when nothing in its header could make OpenCV refuse it or turn it otherwise than is known. All others are
-decoded.
+`plain` when nothing in its header could make OpenCV refuse it or turn it otherwise than is known. What metadata do,
+OpenCV is asked by way of an image of 16 x 8 pixels. All other files are decoded.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+
+from utils.images.decoding_limits import CODES, CostTally, TagReader
 
 MAX_JPEG_SIDE, MAX_PNG_SIDE = 65500, 1_000_000  # pixels that the decoders allow
 MAX_DEFLATE = 1032  # bytes that a byte of compressed data can become
@@ -43,24 +44,20 @@ _KINDS = (  # how files begin, and what they are
     (0, b"\x00\x00\x01\x00", "ICO"),
 )
 _EIGHT_BITS = ("JPEG", "BMP", "GIF", "WebP", "AVIF")  # kinds that OpenCV itself brings to 8 bits as they are meant
-_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by kind of colour
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_PNG_ORDER = re.compile(  # the order of a PNG file's parts, without animations
-    rb" IHDR(?: (?!acTL|fcTL|fdAT)[a-z][A-Za-z]{3})*(?: PLTE(?: (?!acTL|fcTL|fdAT)[a-z][A-Za-z]{3})*)?"
-    rb" IDAT(?: (?!eXIf|acTL|fcTL|fdAT)[a-z][A-Za-z]{3})* IEND"
-)
-_SCAN, _EXIF = 0xDA, 0xE1  # markers of JPEG: where the image begins; what cameras note
+_FRAMES, _SCAN, _RESTARTS, _EXIF = (0xC0, 0xC1, 0xC2), 0xDA, 0xDD, 0xE1  # markers of JPEG
 _NOTES = frozenset({0xFE, *range(0xE0, 0xF0)} - {_EXIF})  # a comment, and what programs note
 _SAMPLING = frozenset((0x11, 0x12, 0x14, 0x21, 0x22, 0x41))  # of a channel, across and down
-_WIDTH, _HEIGHT, _BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 256, 257, 258, 281, 339, 341  # tags of TIFF
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # whole numbers
+WIDTH, HEIGHT, _BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 256, 257, 258, 281, 339, 341  # tags of TIFF
+_MAX_CHANNELS = 64
 
 
-class Header(NamedTuple):
-    """Of a plain file: (width, height) as OpenCV will decode it, and whether it has more than 8 bits a channel."""
+class Inspection(NamedTuple):
+    """What an image is when it is read: (width, height) in pixels, and what is worth a note."""
 
     size: tuple[int, int]
-    deep: bool = False
+    is_deep: bool = False  # more than 8 bits a channel
+    is_first: bool = False  # of several in the file
 
 
 class Depth(NamedTuple):
@@ -71,57 +68,35 @@ class Depth(NamedTuple):
     is_sure: bool = True  # that there are more than 8
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     """A header has something that OpenCV must judge."""
 
 
 def _need(*conditions: bool) -> None:
     if not all(conditions):
-        raise _NotPlain
+        raise _NotPlainError
 
 
 def kind_of(content: bytes | memoryview) -> str:
-    """What a file is by its first 16 bytes, in the words people use; nothing for what is not known here."""
+    """Return what a file is by its first 16 bytes, in the words people use; nothing for what is not known here."""
     start = bytes(content[:16])
     return next((kind for place, mark, kind in _KINDS if start.startswith(mark, place)), "")
 
 
-# ---- what OpenCV makes of metadata -----------------------------------------------------------------------------------
-
-
-@lru_cache
-def _tiny(ending: str) -> bytes:
-    """An image of 16 x 8 pixels."""
-    return cv2.imencode(ending, np.zeros((8, 16, 3), np.uint8))[1].tobytes()
-
-
-def _is_turned(metadata: bytes, ending: str, place: int) -> bool:
-    """Whether OpenCV lays an image with these metadata on its side: it is asked, by way of a small one."""
-    whole = _tiny(ending)
-    image = cv2.imdecode(np.frombuffer(whole[:place] + metadata + whole[place:], np.uint8), cv2.IMREAD_COLOR)
-    _need(image is not None)
-    return image.shape[0] > image.shape[1]
-
-
-def _as_decoded(size: tuple[int, int], metadata: bytes, ending: str, place: int, deep: bool = False) -> Header:
-    """The size after OpenCV turned the image as its metadata say."""
-    return Header(size[::-1] if metadata and _is_turned(metadata, ending, place) else size, deep)
+def _as_decoded(size: tuple[int, int], tiny: bytes) -> tuple[int, int]:
+    """Return the size as OpenCV turns the image: it is asked, by way of one of 16 x 8 pixels with the same metadata."""
+    image = cv2.imdecode(np.frombuffer(tiny, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise _NotPlainError
+    return size[::-1] if image.shape[0] > image.shape[1] else size
 
 
 # ---- JPEG ------------------------------------------------------------------------------------------------------------
 
 
-class _Frame(NamedTuple):
-    """What a SOF segment says."""
-
-    size: tuple[int, int]
-    tables: dict[int, int]  # number of each channel's quantiser
-    progressive: bool
-
-
 @lru_cache(4096)
 def _quantisers(body: bytes) -> frozenset[int]:
-    """Numbers of the tables in a DQT segment."""
+    """Return the numbers of the tables in a DQT segment."""
     found, place = set(), 0
     while place < len(body):
         wide, number = divmod(body[place], 16)
@@ -133,7 +108,7 @@ def _quantisers(body: bytes) -> frozenset[int]:
 
 @lru_cache(4096)
 def _codes(body: bytes) -> frozenset[int]:
-    """Class (0, 16) plus number of the tables in a DHT segment, which must be sound Huffman codes."""
+    """Return class (0, 16) plus number of the tables in a DHT segment, which must be sound Huffman codes."""
     found, place = set(), 0
     while place < len(body):
         table, counts = body[place], body[place + 1 : place + 17]
@@ -149,33 +124,28 @@ def _codes(body: bytes) -> frozenset[int]:
     return frozenset(found)
 
 
-def _frame(marker: int, body: bytes) -> _Frame:
-    """The content of a SOF segment, of 8 bits and 1 or 3 channels."""
-    count = body[5]
-    _need(body[0] == 8, count in (1, 3), len(body) == 6 + 3 * count)
-    height, width = struct.unpack_from(">HH", body, 1)
-    tables = {body[place]: body[place + 2] for place in range(6, len(body), 3)}
-    _need(len(tables) == count, set(body[7::3]) <= _SAMPLING)
-    _need(0 < width <= MAX_JPEG_SIDE, 0 < height <= MAX_JPEG_SIDE)
-    return _Frame((width, height), tables, marker == 0xC2)
-
-
-def _check_scan(body: bytes, frame: _Frame, codes: set[int]) -> None:
-    """Raise where a SOS segment does not fit the frame and the tables before it."""
+def _check_scan(body: bytes, channels: Container[int], progressive: bool, codes: set[int]) -> None:
+    """Raise where a SOS segment does not fit the frame's channels and the tables before it."""
     count = body[0]
-    _need(1 <= count <= len(frame.tables), len(body) == 4 + 2 * count)
     used = {body[place]: divmod(body[place + 1], 16) for place in range(1, 1 + 2 * count, 2)}
     needed = {dc for dc, _ in used.values()}
-    if not frame.progressive:
+    if not progressive:
         needed |= {16 + ac for _, ac in used.values()}
-    last, most = (0, 13) if frame.progressive else (63, 0)
-    _need(len(used) == count, used.keys() <= frame.tables.keys(), needed <= codes)
-    _need(body[-3:-1] == bytes((0, last)), body[-1] <= most)
+    last, most = (0, 13) if progressive else (63, 0)
+    _need(count >= 1, len(body) == 4 + 2 * count, len(used) == count, all(one in channels for one in used))
+    _need(needed <= codes, body[-3:-1] == bytes((0, last)), body[-1] <= most)
 
 
-def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(marker, content) of a JPEG file's segments up to its first scan, without comments and most programs' notes."""
-    marker = 0
+@lru_cache
+def _tiny_jpeg() -> bytes:
+    return cv2.imencode(".jpg", np.zeros((8, 16, 3), np.uint8))[1].tobytes()
+
+
+def read_jpeg(file: BinaryIO) -> Inspection:
+    """Return what a JPEG's segments up to the first scan say; an error of any kind where they are not sound."""
+    marker, size, metadata, quantisers, codes = 0, (0, 0), b"", set[int](), set[int]()
+    tables: dict[int, int] = {}  # number of each channel's quantiser
+    progressive = False
     file.seek(2)
     while marker != _SCAN:
         head = file.read(4)
@@ -186,165 +156,137 @@ def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             continue
         body = file.read(length)
         _need(len(body) == length)
-        yield marker, body
-
-
-def _read_jpeg(file: BinaryIO) -> Header:
-    quantisers: set[int] = set()
-    codes: set[int] = set()
-    metadata, frames, body = b"", [], b""
-    for marker, body in _segments(file):
         if marker == _EXIF:
-            metadata += b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+            metadata += head + body
         elif marker == 0xDB:
             quantisers |= _quantisers(body)
         elif marker == 0xC4:
             codes |= _codes(body)
-        elif marker in (0xC0, 0xC1, 0xC2):
-            frames.append(_frame(marker, body))
+        elif marker in _FRAMES:
+            _need(not tables, body[0] == 8, body[5] in (1, 3), len(body) == 6 + 3 * body[5])
+            size, progressive = (body[3] << 8 | body[4], body[1] << 8 | body[2]), marker == 0xC2
+            tables = dict(zip(body[6::3], body[8::3], strict=True))
+            _need(len(tables) == body[5], set(body[7::3]) <= _SAMPLING)
         else:
-            _need(marker in (_SCAN, 0xDD))
-    _need(len(frames) == 1)
-    _need(set(frames[0].tables.values()) <= quantisers)
-    _check_scan(body, frames[0], codes)
-    return _as_decoded(frames[0].size, metadata, ".jpg", 2)
-
-
-def _ends(file: BinaryIO) -> bool:
-    """Whether a JPEG file's last bytes are its end marker."""
-    file.seek(-2, os.SEEK_END)
-    return file.read(2) == b"\xff\xd9"
+            _need(marker in (_SCAN, _RESTARTS))
+    _need(0 < size[0] <= MAX_JPEG_SIDE, 0 < size[1] <= MAX_JPEG_SIDE, set(tables.values()) <= quantisers)
+    _check_scan(body, tables, progressive, codes)
+    tiny = _tiny_jpeg()
+    return Inspection(_as_decoded(size, tiny[:2] + metadata + tiny[2:]) if metadata else size)
 
 
 # ---- PNG -------------------------------------------------------------------------------------------------------------
 
 
-class _Rows(NamedTuple):
-    """What an IHDR part says."""
-
-    size: tuple[int, int]
-    bits: int
-    palette: bool
-    bytes: int  # of all rows, decompressed
+@lru_cache
+def _tiny_data(bits: int) -> bytes:
+    """Return the IDAT part of a black PNG of 16 x 8 pixels with so many bits a pixel."""
+    body = b"IDAT" + zlib.compress(bytes(8 * (1 + 2 * bits)))
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _rows(body: bytes) -> _Rows:
-    """The content of an IHDR part; there is one way to compress and to filter, and what is interlaced is decoded."""
-    width, height, bits, colour, *ways = struct.unpack(">IIBBBBB", body)
-    _need(0 < width <= MAX_PNG_SIDE, 0 < height <= MAX_PNG_SIDE, bits in _PNG_DEPTHS.get(colour, ()), not any(ways))
-    return _Rows((width, height), bits, colour == 3, height * (1 + -(-width * bits * _PNG_CHANNELS[colour] // 8)))
-
-
-def _parts(file: BinaryIO, length: int) -> Iterator[tuple[bytes, bytes]]:
-    """(name, content with checksum) of each part of a PNG file up to its end."""
-    place, name = 8, b""
+def _read_png(file: BinaryIO, length: int) -> Inspection:
+    """Read all parts of a PNG file, the checksums of which are right, and show OpenCV those beside the pixels."""
+    place, name, last, tiny, data, begun = 8, b"", b"", bytearray(PNG), 0, b""
+    width = height = depth = bits = 0
     file.seek(place)
     while name != b"IEND":
-        size, name = struct.unpack(">I4s", file.read(8))
+        head = file.read(8)
+        last, (size, name) = name, struct.unpack(">I4s", head)
         place += 12 + size
         _need(place <= length)
         body = file.read(size + 4)
         _need(zlib.crc32(memoryview(body)[:size], zlib.crc32(name)) == int.from_bytes(body[size:], "big"))
-        yield name, body
+        if name == b"IHDR":
+            width, height, depth, colour, *ways = struct.unpack(">IIBBBBB", body[:-4])
+            bits = depth * _PNG_CHANNELS[colour]
+            _need(not any(ways))  # there is one way to compress and to filter, and what is interlaced is decoded
+            part = b"IHDR" + struct.pack(">II", 16, 8) + body[8:-4]
+            tiny += head[:4] + part + struct.pack(">I", zlib.crc32(part))
+        elif name == b"IDAT":
+            if not data:
+                begun = body[:2]
+                tiny += _tiny_data(bits)
+            _need(not data or last == name, size > 2)
+            data += size
+        else:
+            _need(name not in (b"acTL", b"fcTL", b"fdAT"))  # of animations
+            if name[0] < 97 or name in (b"tRNS", b"eXIf"):  # a small letter: may be left out
+                tiny += head + body
+    _need(0 < width <= MAX_PNG_SIDE, 0 < height <= MAX_PNG_SIDE)
+    _need(begun[0] & 15 == 8, int.from_bytes(begun, "big") % 31 == 0)
+    _need(data * MAX_DEFLATE >= height * (1 + -(-width * bits // 8)))
+    return Inspection(_as_decoded((width, height), bytes(tiny)), depth == 16)
 
 
-def _read_png(file: BinaryIO, length: int) -> Header:
-    names, data, begun, metadata = [b""], 0, b"", b""
-    rows = None
-    for name, body in _parts(file, length):
-        if name != b"IDAT" or names[-1] != name:  # the data are in many parts, one after the other
-            names.append(name)
-        if name == b"IDAT":
-            begun = begun or body[:2]
-            data += len(body) - 4
-        elif name == b"IHDR":
-            rows = _rows(body[:-4])
-        elif name == b"PLTE":
-            _need(len(body) % 3 == 1, 7 <= len(body) <= 772)  # red, green, blue; a checksum
-        elif name == b"eXIf":
-            metadata += struct.pack(">I", len(body) - 4) + name + body
-    _need(rows is not None, _PNG_ORDER.fullmatch(b" ".join(names)) is not None)
-    _need(data * MAX_DEFLATE >= rows.bytes, begun[0] & 15 == 8, int.from_bytes(begun, "big") % 31 == 0)
-    _need(not rows.palette or b"PLTE" in names)
-    return _as_decoded(rows.size, metadata, ".png", 33, rows.bits == 16)
-
-
-def plain_header(file: BinaryIO, length: int, whole: bool = True) -> Header | None:
-    """The header of a file of this length that is plain, else None; a JPEG must also end as it should if `whole`."""
+def plain_header(file: BinaryIO, length: int) -> Inspection | None:
+    """Return what a file of this length is where it is plain, else None; a JPEG must also end as it should."""
     file.seek(0)
     kind = kind_of(file.read(16))
     try:
         if kind == "PNG":
             return _read_png(file, length)
-        return _read_jpeg(file) if kind == "JPEG" and (not whole or _ends(file)) else None
-    except (_NotPlain, IndexError, struct.error, cv2.error):
+        if kind != "JPEG":
+            return None
+        found = read_jpeg(file)
+        file.seek(-2, os.SEEK_END)
+        return found if file.read(2) == b"\xff\xd9" else None
+    except (_NotPlainError, LookupError, struct.error, cv2.error):
         return None
 
 
-# ---- more than 8 bits, several images --------------------------------------------------------------------------------
+# ---- sizes, more than 8 bits, several images -------------------------------------------------------------------------
 
 
-def _png_depth(content: memoryview) -> Depth | None:
-    """Of a PNG: its significant bits (sBIT), where it has 16 bits a channel."""
-    if len(content) < 26 or content[24] != 16:
+def webp_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Return (width, height) that a WebP file's header claims, None for what is no WebP file.
+
+    Pillow makes room for a whole WebP image as soon as it is opened, so this is asked beforehand.
+    """
+    if len(data) < 30 or bytes(data[:4]) != b"RIFF" or kind_of(data) != "WebP":
         return None
-    head = bytes(content[:4096])
-    place = head.find(b"sBIT", 33, max(head.find(b"IDAT"), 0))
-    return Depth(max(head[place + 4 : place + 5]) if place > 0 else 0)
+    kind = bytes(data[12:16])
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
 
 
-def _tiff_tags(content: memoryview) -> tuple[dict[int, int], bool]:
-    """The largest value of each numeric tag of a TIFF file's first image, and whether further images follow."""
-    order = "<" if content[0] == 0x49 else ">"
-    big = struct.unpack_from(order + "H", content, 2)[0] == 43
-    number, entry, width = ("Q", 20, 8) if big else ("H", 12, 4)
-    pointer = "Q" if big else "I"
-    place = struct.unpack_from(order + pointer, content, width)[0]
-    (count,) = struct.unpack_from(order + number, content, place)
-    place += struct.calcsize(number)
-    tags: dict[int, int] = {}
-    for _ in range(min(count, 4096)):
-        tag, kind, values = struct.unpack_from(order + "HH" + pointer, content, place)
-        if kind in _TIFF_TYPES and 0 < values <= 64:
-            form = f"{order}{values}{_TIFF_TYPES[kind]}"
-            where = place + 4 + width
-            if struct.calcsize(form) > width:
-                where = struct.unpack_from(order + pointer, content, where)[0]
-            tags[tag] = max(struct.unpack_from(form, content, where))
-        place += entry
-    return tags, struct.unpack_from(order + pointer, content, place)[0] != 0
+def tiff_numbers(content: bytes | memoryview) -> tuple[dict[int, int], bool]:
+    """Return the largest number of each short tag of a TIFF's first image, and whether further images follow.
 
-
-def _tiff(content: memoryview) -> tuple[dict[int, int], bool]:
+    Nothing and False for other files and damaged ones.
+    """
+    if kind_of(content) != "TIFF":
+        return {}, False
     try:
-        return _tiff_tags(content)
-    except (struct.error, OverflowError):  # it breaks off
+        reader = TagReader(content, CostTally(1 << 62, 1 << 62))
+        tags = reader.tags(reader.first)
+        further = reader.unpack(reader.pointer, reader.end) != (0,)
+        whole = {tag: row for tag, row in tags.items() if row.kind in CODES and 0 < row.values <= _MAX_CHANNELS}
+        found = {tag: max(reader.unpack(f"{row.values}{CODES[row.kind]}", row.place)) for tag, row in whole.items()}
+        return found, further
+    except ValueError:
         return {}, False
 
 
-def tiff_size(content: bytes | np.ndarray) -> tuple[int, int]:
-    """(width, height) in a TIFF file's tags; KeyError where it has none."""
-    tags = _tiff(memoryview(content))[0]
-    return tags[_WIDTH], tags[_HEIGHT]
-
-
-def has_further_images(content: bytes | np.ndarray) -> bool:
-    """Whether a file is a TIFF of several pages, of which OpenCV reads the first."""
-    whole = memoryview(content)
-    return kind_of(whole[:16]) == "TIFF" and _tiff(whole)[1]
-
-
-def depth_of(content: bytes | np.ndarray) -> Depth | None:
-    """What a file says of its bits a channel; None where it has 8, or OpenCV makes them 8 as they are meant."""
-    whole = memoryview(content)
-    kind = kind_of(whole[:16])
-    if kind == "PNG":
-        return _png_depth(whole)
+def depth_of(content: bytes | memoryview) -> Depth | None:
+    """Return what a file says of its bits a channel; None where it has 8, or OpenCV makes them 8 as they are meant."""
+    kind = kind_of(content)
+    if kind == "PNG":  # its significant bits (sBIT), where it has 16 bits a channel
+        if len(content) < 26 or content[24] != 16:
+            return None
+        head = bytes(content[:4096])
+        place = head.find(b"sBIT", 33, max(head.find(b"IDAT"), 0))
+        return Depth(max(head[place + 4 : place + 5]) if place > 0 else 0)
     if kind != "TIFF":
         return None if kind in _EIGHT_BITS else Depth(is_sure=False)
-    tags = _tiff(whole)[0]
+    tags = tiff_numbers(content)[0]
     bits, form = min(max(tags.get(_BITS, 1), 1), 64), tags.get(_FORMAT, 1)
     if bits <= 8 and form == 1:
         return None
-    largest = tags.get(_LARGEST_SIGNED) or tags.get(_LARGEST) or (1 << bits) - 1
+    largest = max(tags.get(_LARGEST_SIGNED, 0), tags.get(_LARGEST, 0)) or (1 << bits) - 1
     return Depth(min(bits, largest.bit_length()), form != 1 or bits > 16)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.base.files import printable, write_whole
-from utils.data.problems import Problem
+from utils.data.image_files import Problem
 
 NAME = "dataset_report.csv"
 COLUMNS = ("split", "file", "line", "reason", "remedy", "left out")

@@ -1,4 +1,4 @@
-"""Cached pictures: one copy for all processes of a machine, filled by all of them."""
+"""Cached images: one copy for all processes of a machine, filled by all of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from tests.statements import together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.samplers import collate
 
 
 def draw(root: Path, count: int) -> Path:
-    """Grey pictures of growing width, each a little lighter than the last; the label's class is its number."""
+    """Grey images of growing width, each a little lighter than the last; the label's class is its number."""
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)
     for number in range(count):
@@ -49,7 +50,7 @@ def test_workers_hold_no_copy(tmp_path: Path, method: str) -> None:
         batch_size=4,
         num_workers=1,
         persistent_workers=True,
-        collate_fn=dataset.collate,
+        collate_fn=collate,
         multiprocessing_context=method,
     )
     before = next(iter(loader))

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.image_files import find_images, img2label_paths, is_image, label_places, misplaced_labels, search_images
+from utils.data.image_files import (
+    Problem,
+    find_images,
+    img2label_paths,
+    is_image,
+    label_places,
+    misplaced_labels,
+    search_images,
+)
 from utils.data.labels import check_pair
 from utils.images.reading import IMG_FORMATS
 
@@ -18,22 +26,31 @@ def make(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def test_problems_are_one_line() -> None:
+    assert str(Problem("a\n.txt", 3, "odd", "mend it")) == "a\\n.txt:3: odd; mend it (image left out)"
+    assert str(Problem("a.jpg", None, "odd", "look", False, 1)) == "1 image, the first a.jpg: odd; look"
+    assert str(Problem("a.jpg", None, "odd", "look", False, 2)) == "2 images, the first a.jpg: odd; look"
+
+
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_pictures_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no images in"):
+def test_no_images_at_all(tmp_path: Path) -> None:
+    for sources, reason in (
+        (tmp_path, "no images in"),
+        ([], "an empty list of sources"),
+        (tmp_path / "nowhere", "nowhere.*no such folder"),
+        (tmp_path / ("x" * 5000), "no such folder or list of images"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            find_images(sources)
+    make(tmp_path, "a.heic", "b.heic")
+    with pytest.raises(ValueError, match="no images in .*; files passed over: 2 .heic.*known: "):
         find_images(tmp_path)
-    with pytest.raises(ValueError, match="an empty list of sources"):
-        find_images([])
-    with pytest.raises(ValueError, match="nowhere.*no such folder"):
-        find_images(tmp_path / "nowhere")
 
 
-def test_pictures_of_folders_and_lists_are_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b/z.JPG", "b/é y.png", "a.webp", "notes.txt", "b/noise.gif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+def test_images_of_folders_and_lists_are_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "b/z.JPG", "b/é y.png", "a.webp", "notes.txt", "b/noise.gif")
     assert [path.name for path in find_images(tmp_path)] == ["a.webp", "z.JPG", "é y.png"]
     listing = tmp_path / "list.txt"
     listing.write_text("./b/z.JPG\n\n./a./odd.png\nnotes.txt\n" + str(tmp_path / "a.webp") + "\n")
@@ -45,26 +62,9 @@ def test_pictures_of_folders_and_lists_are_sorted(tmp_path: Path, monkeypatch: p
     assert find_images("list.txt") == [Path("b/z.JPG")]
 
 
-@pytest.mark.parametrize(
-    "image, label",
-    [
-        ("/d/images/train/a.jpg", "/d/labels/train/a.txt"),
-        ("/images/images/a.b.png", "/images/labels/a.b.txt"),
-        ("/images/x/images/a.png", "/images/x/labels/a.png"[:-4] + ".txt"),
-        ("images/a.png", "labels/a.txt"),
-        ("/d/my_images/a.png", "/d/my_images/a.txt"),
-        ("a.png", "a.txt"),
-    ],
-)
-def test_label_paths(image: str, label: str) -> None:
-    assert img2label_paths([image]) == [label]
-
-
-# ---- what is passed over ---------------------------------------------------------------------------------------------
-
-
 def test_other_files_are_counted_by_ending_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make(tmp_path, "a.jpg", "b.JFIF", "c.heic", "d.HEIC", "e.webm", "f", "g.3gp", "classes.txt", "x.json", ".DS_Store")
+    make(tmp_path, "a.jpg", "b.JFIF", "c.heic", "d.HEIC", "e.webm", "f", "g.3gp")
+    make(tmp_path, "classes.txt", "x.json", ".DS_Store", "b.xml", "a.cache.npz", ".hidden.heic", "readme.md")
     found, (problem,) = search_images(tmp_path)
     assert [path.name for path in found] == ["a.jpg", "b.JFIF"]
     assert problem.file == str(tmp_path) and not problem.dropped
@@ -76,22 +76,18 @@ def test_other_files_are_counted_by_ending_and_named(tmp_path: Path, caplog: pyt
     assert caplog.text.count("passed over") == 1
 
 
+def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> None:
+    make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
+    found, (problem,) = search_images(tmp_path / ".set")
+    assert found == [tmp_path / ".set/a.jpg"]
+    assert f"hidden images passed over: 3, the first {tmp_path}/.set/._a.jpg; rename them" in str(problem)
+
+
 def test_odd_names_stay_on_one_line(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.x\ny", "c\x1b[31m.z")
     assert "1 .x\\ny, 1 .z, the first" in search_images(tmp_path)[1][0].reason
     (tmp_path / "l.txt").write_bytes(b"a.jpg\nb.\xff\x0c\x1b!\n")
     assert search_images(tmp_path / "l.txt")[1][0].reason.isprintable()
-
-
-def test_nothing_is_said_of_labels_and_notes(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "a.txt", "b.xml", "c.json", "a.cache.npz", ".hidden.heic", "readme.md")
-    assert search_images(tmp_path)[1] == []
-
-
-def test_only_other_files_are_no_images(tmp_path: Path) -> None:
-    make(tmp_path, "a.heic", "b.heic")
-    with pytest.raises(ValueError, match="no images in .*; files passed over: 2 .heic.*known: "):
-        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("ending", IMG_FORMATS)
@@ -110,22 +106,12 @@ def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_list_may_have_any_names(tmp_path: Path) -> None:
-    names = [b"\xff.png", b"x" * 5000 + b".png", "图\u2028😀.png".encode(), b"./a\x85.png"]
-    (tmp_path / "l.txt").write_bytes(b"\r\n".join(names))
+    names = [b"\xff.png", b"x" * 5000 + b".png", "图\u2028😀.png".encode()]
+    (tmp_path / "l.txt").write_bytes(b"\r\n".join([*names, b"./a\x85.png"]))
     found = {os.fsencode(path) for path in find_images(tmp_path / "l.txt")}
-    assert found == {
-        b"\xff.png",
-        b"x" * 5000 + b".png",
-        "图\u2028😀.png".encode(),
-        os.fsencode(tmp_path) + b"/a\x85.png",
-    }
+    assert found == {*names, os.fsencode(tmp_path) + b"/a\x85.png"}
     for name in found:
         assert "\n" not in check_pair(os.fsdecode(name), "none.txt").message
-
-
-def test_names_that_are_too_long_are_only_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder or list of images"):
-        find_images(tmp_path / ("x" * 5000))
 
 
 AS_WRITTEN = {
@@ -154,29 +140,19 @@ def test_lists_as_other_programs_write_them(tmp_path: Path, case: str, coding: s
     assert all(f"its images are taken from {tmp_path}/images" in problem.reason for problem in problems)
 
 
-def test_a_backslash_in_a_real_name_stays(tmp_path: Path) -> None:
-    make(tmp_path, "images\\a.jpg", "images/a.jpg")
-    (tmp_path / "l.txt").write_text("images\\a.jpg\n")
-    assert find_images(tmp_path / "l.txt") == [tmp_path / "images\\a.jpg"]
-
-
-def test_what_is_nowhere_says_where_was_looked(tmp_path: Path) -> None:
-    (tmp_path / "l.txt").write_text("\ndata/x/a.jpg\ndata/x/b.jpg\n")
-    found, (problem,) = search_images(tmp_path / "l.txt")
+def test_where_listed_images_are_looked_for(tmp_path: Path) -> None:
+    make(tmp_path, "images\\a.jpg", "images/a.jpg", "a.jpg", "set/b.jpg")
+    listing = tmp_path / "l.txt"
+    listing.write_text("images\\a.jpg\n")
+    assert find_images(listing) == [tmp_path / "images\\a.jpg"], "a backslash in a real name stays"
+    listing.write_text("set/a.jpg\n")
+    assert find_images(listing) == [tmp_path / "set/a.jpg"], "missing, rather than another of its name"
+    listing.write_text("\ndata/x/c.jpg\ndata/x/d.jpg\n")
+    found, (problem,) = search_images(listing)
     assert len(found) == 2 and problem.line == 2 and "correct the list" in problem.remedy
     assert all(f"{place}" in problem.reason for place in (Path("data/x").absolute(), tmp_path / "data/x", tmp_path))
-
-
-def test_a_folder_that_is_there_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "set/b.jpg")
-    (tmp_path / "l.txt").write_text("set/a.jpg\n")
-    assert find_images(tmp_path / "l.txt") == [tmp_path / "set/a.jpg"], "missing, rather than another of its name"
-
-
-def test_lines_that_name_no_image_are_said_with_their_number(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg")
-    (tmp_path / "l.txt").write_text("a.jpg\nb.heic\na.jpg 1 2 3\n")
-    _, (problem,) = search_images(tmp_path / "l.txt")
+    listing.write_text("a.jpg\nb.heic\na.jpg 1 2 3\n")
+    _, (problem,) = search_images(listing)
     assert problem.line == 2
     assert problem.reason.startswith("lines passed over: 1 .heic, 1 without an ending, the first b.heic")
 
@@ -184,54 +160,46 @@ def test_lines_that_name_no_image_are_said_with_their_number(tmp_path: Path) -> 
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "image, label",
+    [
+        ("/d/images/train/a.jpg", "/d/labels/train/a.txt"),
+        ("/images/images/a.b.png", "/images/labels/a.b.txt"),
+        ("/images/x/images/a.png", "/images/x/labels/a.txt"),
+        ("images/a.png", "labels/a.txt"),
+        ("/d/my_images/a.png", "/d/my_images/a.txt"),
+        ("a.png", "a.txt"),
+    ],
+)
+def test_label_paths(image: str, label: str) -> None:
+    assert img2label_paths([image]) == [label] == [label_places(image)[0]]
+
+
 def test_labels_folder_first_then_beside(tmp_path: Path) -> None:
     images = [tmp_path / f"images/{name}.jpg" for name in "abcd"]
     make(tmp_path, "labels/a.txt", "images/b.txt", "labels/c.txt", "images/c.txt", "images/README.txt")
-    assert [os.path.relpath(path, tmp_path) for path in img2label_paths(images)] == [
-        "labels/a.txt", "images/b.txt", "labels/c.txt", "labels/d.txt",
-    ]  # fmt: skip
-    assert label_places("/d/images/x.jpg") == ("/d/labels/x.txt", "/d/images/x.txt")
-    assert label_places("/d/x.jpg") == ("/d/x.txt",)
+    found = [os.path.relpath(path, tmp_path) for path in img2label_paths(images)]
+    assert found == ["labels/a.txt", "images/b.txt", "labels/c.txt", "labels/d.txt"]
 
 
 @pytest.mark.parametrize(
-    "images, labels, renamed",
+    "images, label, remedy",
     [
-        ("Images", "Labels", "Images to images and Labels to labels"),
-        ("images", "LABELS", "LABELS to labels"),
-        ("JPEGImages", "labels", "JPEGImages to images"),
-        ("images", "labels_my-project_2024-05-01", "labels_my-project_2024-05-01 to labels"),
+        ("Images", "Labels/train/a.txt", "rename Images to images and Labels to labels"),
+        ("images", "LABELS/train/a.txt", "rename LABELS to labels"),
+        ("JPEGImages", "labels/train/a.txt", "rename JPEGImages to images"),
+        ("images", "labels_my-set_2024-05-01/train/a.txt", "rename labels_my-set_2024-05-01 to labels"),
+        ("images", "labels/train/a.TXT", "rename it to a.txt"),
+        ("images", "labels/train/a.jpg.txt", "rename it to a.txt"),
+        ("images", "images/train/a.json", "convert it, see docs/own-data.md"),
+        ("images", "labels/train/a.xml", "convert it, see docs/own-data.md"),
+        ("images", "labels/a.txt", "move it into {}/labels/train"),
     ],
 )
-def test_labels_in_a_folder_of_another_name_are_pointed_at(
-    tmp_path: Path, images: str, labels: str, renamed: str
+def test_labels_in_another_place_or_of_another_name_are_pointed_at(
+    tmp_path: Path, images: str, label: str, remedy: str
 ) -> None:
-    make(tmp_path, f"{images}/train/a.jpg", f"{labels}/train/a.txt")
-    hint = misplaced_labels([f"{tmp_path}/{images}/train/b.jpg", f"{tmp_path}/{images}/train/a.jpg"])
-    assert hint == f"; {tmp_path}/{labels}/train/a.txt is there: rename {renamed}"
-    assert misplaced_labels([f"{tmp_path}/{images}/train/b.jpg", "nowhere/images/a.jpg"]) == "" == misplaced_labels([])
-
-
-def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> None:
-    make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
-    found, (problem,) = search_images(tmp_path / ".set")
-    assert found == [tmp_path / ".set/a.jpg"]
-    assert "hidden images passed over: 3, the first" in str(problem) and "rename them" in str(problem)
-    assert str(tmp_path / ".set/._a.jpg") in str(problem)
-
-
-@pytest.mark.parametrize(
-    "label, remedy",
-    [
-        ("labels/train/a.TXT", "rename it to a.txt"),
-        ("labels/train/a.jpg.txt", "rename it to a.txt"),
-        ("images/train/a.json", "convert it, see docs/own-data.md"),
-        ("labels/train/a.xml", "convert it, see docs/own-data.md"),
-        ("labels/a.txt", "move it into {}/labels/train"),
-    ],
-)
-def test_labels_of_another_name_are_pointed_at(tmp_path: Path, label: str, remedy: str) -> None:
-    make(tmp_path, "images/train/a.jpg", "images/train/b.jpg", label)
-    hint = misplaced_labels([f"{tmp_path}/images/train/b.jpg", f"{tmp_path}/images/train/a.jpg"])
-    assert hint == f"; {tmp_path}/{label} is there: {remedy.format(tmp_path)}"
-    assert misplaced_labels([f"{tmp_path}/images/train/b.jpg"]) == ""
+    make(tmp_path, f"{images}/train/a.jpg", f"{images}/train/b.jpg", label)
+    without, image = f"{tmp_path}/{images}/train/b.jpg", f"{tmp_path}/{images}/train/a.jpg"
+    assert misplaced_labels([without, image]) == f"; {tmp_path}/{label} is there: {remedy.format(tmp_path)}"
+    assert misplaced_labels([without, "nowhere/images/a.jpg"]) == "" == misplaced_labels([])

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.statements import together
 from utils.data import label_index
-from utils.data.label_arrays import ARRAYS, Counts, LabelIndex, Pieces
+from utils.data.image_files import Problem
+from utils.data.label_arrays import COLUMNS, Counts, LabelIndex, Pieces, gathered
 from utils.data.label_index import load_index
 from utils.data.labels import Record
 from utils.distributed.shared_memory import SharedArrays
@@ -21,7 +22,7 @@ POLYGON = "1 .1 .1 .6 .1 .6 .6 .1 .6"
 
 
 def draw(root: Path, count: int) -> Path:
-    """Pictures of several sizes with 0 to 3 labels, some polygons; some rows are no labels."""
+    """Images of several sizes with 0 to 3 labels, some polygons; some rows are no labels."""
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -35,7 +36,7 @@ def draw(root: Path, count: int) -> Path:
 
 def digest(index: LabelIndex) -> str:
     """Of everything an index holds."""
-    parts = [index.arrays[name].tobytes() for name in ARRAYS]
+    parts = [index.arrays[name].tobytes() for name in COLUMNS]
     return hashlib.sha256(b"|".join([*parts, repr((index.counts, index.problems)).encode()])).hexdigest()
 
 
@@ -46,6 +47,17 @@ def test_nothing_joins_to_nothing() -> None:
     for index in (LabelIndex.pack([]), LabelIndex.join([]), LabelIndex.join([LabelIndex.pack([])] * 3)):
         assert len(index) == len(index.all_labels) == 0 and index.counts == Counts()
     assert list(Pieces(0, str)) == []
+
+
+def test_problems_that_are_counted_become_one_for_each_reason() -> None:
+    assert gathered([]) == []
+    single = Problem("x", None, "odd", "mend")
+    some = [Problem(name, None, reason, "", False, count) for name, reason, count in (
+        ("a", "deep", 1), ("b", "pages", 2), ("c", "deep", 5), ("d", "deep", 1),
+    )]  # fmt: skip
+    assert [(one.file, one.reason, one.count) for one in gathered([single, *some, single])] == [
+        ("x", "odd", 0), ("a", "deep", 7), ("b", "pages", 2), ("x", "odd", 0),
+    ]  # fmt: skip
 
 
 def test_pieces_are_made_when_asked_for() -> None:
@@ -79,7 +91,7 @@ def test_joining_parts_is_checking_them_at_once(tmp_path: Path) -> None:
     index = load_index(draw(tmp_path, 12), cache=False)
     parts = [index.take(np.arange(start, min(start + 4, len(index)))) for start in range(0, len(index), 4)]
     joined = LabelIndex.join(parts)
-    assert all(np.array_equal(joined.arrays[name], index.arrays[name]) for name in ARRAYS)
+    assert all(np.array_equal(joined.arrays[name], index.arrays[name]) for name in COLUMNS)
 
 
 def said_of(images: Path, caplog: pytest.LogCaptureFixture, cache: bool = False) -> tuple[LabelIndex, str]:
@@ -120,7 +132,7 @@ def test_labels_beside_some_images_are_used_and_said(tmp_path: Path, caplog: pyt
     images = draw(tmp_path, 4)
     (tmp_path / "labels/003.txt").rename(images / "003.txt")
     index, text = said_of(images, caplog)
-    assert index.counts.found == 3 and len(index.all_labels) == 7 and index.label_path(3) == f"{images}/003.txt"
+    assert index.counts.found == 3 and len(index.all_labels) == 7
     assert f"label files beside their images are used too: 1, the first {images}/003.txt" in text
     for name in ("001", "002"):
         (tmp_path / f"labels/{name}.txt").rename(images / f"{name}.txt")
@@ -215,11 +227,11 @@ def test_two_processes_check_half_each_and_hold_one_copy(tmp_path: Path) -> None
     expected = load_index(images, cache=False)
     first, second = together(TOGETHER, {"images": str(images), "empty": str(empty), "unusable": str(unusable)})
 
-    assert first["shares"] == [f"{number:03}" for number in range(0, 23, 2)]
-    assert second["shares"] == [f"{number:03}" for number in range(1, 23, 2)]
+    assert first["shares"] == [f"{number:03}" for number in range(11)]
+    assert second["shares"] == [f"{number:03}" for number in range(11, 23)]
     assert first["digest"] == second["digest"] == digest(expected)
     assert first["written"] == second["written"] == [50, 51], "each sees what the other wrote"
-    assert first["cached"] == [digest(expected)] * 2 + [12] and second["cached"] == [digest(expected)] * 2 + [11]
+    assert first["cached"] == [digest(expected)] * 2 + [11] and second["cached"] == [digest(expected)] * 2 + [12]
     assert os.path.exists(tmp_path / "set/labels.cache.npz")
 
     for case, kind, words in (

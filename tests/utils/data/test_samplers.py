@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from utils.data.samplers import EpochSampler, SampleKey
+from utils.data.samplers import (
+    EpochSampler,
+    SampleKey,
+    epoch_weights,
+    labels_to_class_weights,
+    labels_to_image_weights,
+)
 
 
-def test_no_pictures_no_keys() -> None:
+def test_no_images_no_keys() -> None:
     assert list(EpochSampler(np.arange(0))) == [] and len(EpochSampler(np.arange(0))) == 0
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    pictures=st.integers(1, 40),
+    count=st.integers(1, 40),
     batch=st.integers(1, 6),
     world=st.integers(1, 3),
     kind=st.sampled_from(["plain", "shuffled", "weighted", "grouped", "shuffled groups"]),
@@ -24,14 +32,14 @@ def test_no_pictures_no_keys() -> None:
     data=st.data(),
 )
 def test_after_an_interruption_come_the_batches_that_are_left(
-    pictures: int, batch: int, world: int, kind: str, epoch: int, data: st.DataObject
+    count: int, batch: int, world: int, kind: str, epoch: int, data: st.DataObject
 ) -> None:
     """As a loader deals them out, in every process; and the length stays that of the whole epoch."""
     rank = data.draw(st.integers(0, world - 1))
     groups = {"grouped": "group" in kind, "shuffle": kind.startswith("shuffled"), "batch_size": batch}
-    sampler = EpochSampler(np.arange(pictures), seed=3, rank=rank, world_size=world, **groups)
+    sampler = EpochSampler(np.arange(count), seed=3, rank=rank, world_size=world, **groups)
     if kind == "weighted":
-        sampler.set_weights(np.arange(1, pictures + 1))
+        sampler.set_weights(np.arange(1, count + 1))
     loader = DataLoader(Keys(), batch_size=batch, sampler=sampler, collate_fn=list)
     sampler.set_epoch(epoch)
     whole = list(loader)
@@ -45,3 +53,28 @@ class Keys:
 
     def __getitem__(self, key: SampleKey) -> SampleKey:
         return key
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def rows(*classes: int) -> np.ndarray:
+    return np.array([[c, 0.5, 0.5, 0.1, 0.1] for c in classes], dtype=np.float32).reshape(-1, 5)
+
+
+def test_no_labels() -> None:
+    assert labels_to_class_weights([], nc=4).tolist() == [0.25] * 4
+    assert labels_to_image_weights([], 3).shape == (0,)
+    assert labels_to_class_weights([rows()], nc=4).tolist() == [0.25] * 4
+    assert labels_to_image_weights([rows(), rows()], 3).tolist() == [0, 0]
+
+
+def test_weights_are_inverse_frequencies() -> None:
+    weights = labels_to_class_weights([rows(0, 0, 0), rows(0, 1)], nc=3)  # counts 4, 1, 0 -> 1/4, 1, 1
+    assert weights.tolist() == pytest.approx([0.25 / 2.25, 1 / 2.25, 1 / 2.25])
+
+
+def test_images_of_weak_classes_come_up_more() -> None:
+    labels, even = [rows(0), rows(1), rows()], torch.ones(2)
+    assert epoch_weights(labels, even, np.array([0.9, 0.1])).tolist() == pytest.approx([0.005, 0.405, 0])
+    assert epoch_weights(labels, even, np.ones(2)).tolist() == [1, 1, 1]

@@ -23,7 +23,6 @@ from utils.data.label_index import load_index
 from utils.data.samplers import SampleKey
 from utils.data.shards import ShardReader, check_shard, expand_braces, find_shards
 from utils.prepare import write_shards
-from utils.prepare.dataset_tools import extract_boxes
 
 SIZES = ((64, 48), (48, 64), (100, 60), (40, 40), (120, 80), (33, 77), (64, 48))
 
@@ -47,7 +46,7 @@ def tar(file: Path, members: dict[str, bytes], **words: object) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven noisy pictures of several sizes and kinds; one without labels, one with a polygon."""
+    """Seven noisy images of several sizes and kinds; one without labels, one with a polygon."""
     rng = np.random.default_rng(0)
     for sub in ("images", "labels"):
         (tmp_path / "set" / sub).mkdir(parents=True)
@@ -142,7 +141,6 @@ def test_shards_hold_what_the_folder_held(folder: Path, tmp_path: Path) -> None:
     for position in range(7):
         assert index.file(position) in map(str, (tmp_path / "out").glob("*.tar"))
         assert index.path(position).startswith(index.file(position) + "/")
-        assert index.label_path(position) == os.path.splitext(index.path(position))[0] + ".txt"
 
 
 def test_folders_and_shards_together(folder: Path, tmp_path: Path) -> None:
@@ -197,11 +195,6 @@ def test_the_cache_file_lies_beside_and_notices_changes(
     tar(shard, {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
     assert any(path.endswith("/new.png") for path in map(load_index(pattern).path, range(5)))
     assert cache.exists()
-
-
-def test_tools_work_on_shards(tmp_path: Path) -> None:
-    shard = tar(tmp_path / "a.tar", {"x.png": png(200, (100, 100)), "x.txt": b"1 .5 .5 .2 .4"})
-    assert extract_boxes(shard, tmp_path / "crops") == 1 and (tmp_path / "crops/1/x_0.jpg").exists()
 
 
 def test_a_class_too_high_is_named_with_shard_member_and_line(tmp_path: Path) -> None:
@@ -292,7 +285,7 @@ GOOD = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(50), "b.txt": b"
 
 
 def reasons(file: Path) -> tuple[list[str], list[str]]:
-    """Names of the usable pictures of a shard, and what is said of the rest, each one line."""
+    """Names of the usable images of a shard, and what is said of the rest, each one line."""
     records, spans = check_shard(str(file))
     assert len(records) == len(spans)
     said = [record.message for record in records if record.problem]
@@ -311,12 +304,9 @@ def test_nothing_in_it(tmp_path: Path) -> None:
         load_index(tmp_path / "a.tar")
 
 
-def test_members_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
+def test_members_that_are_no_images_are_passed_over_and_said(tmp_path: Path) -> None:
     others = {"__meta__": b"x", "a.json": b"{}", "a.seg.png": b"x", ".hidden.png": b"x", "README": b"", "d.txt": b"0 1"}
-    assert reasons(tar(tmp_path / "a.tar", GOOD | others)) == (["a.png", "b.png", "c.png"], [])
-
-
-def test_members_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    assert reasons(tar(tmp_path / "c.tar", GOOD | others)) == (["a.png", "b.png", "c.png"], [])
     others = {"d.heic": b"x", "e.HEIC": b"x", "f.gif": b"x", "a.json": b"{}", "a.cls": b"0"}
     index = load_index(tar(tmp_path / "a.tar", GOOD | others), cache=False)
     (problem,) = index.problems
@@ -372,7 +362,7 @@ def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [*range(0, 6000, 311), 2048, 4096, 5120, 5632])
-def test_a_shard_that_breaks_off_keeps_pictures_whose_labels_are_there(tmp_path: Path, cut: int) -> None:
+def test_a_shard_that_breaks_off_keeps_images_whose_labels_are_there(tmp_path: Path, cut: int) -> None:
     whole = tar(tmp_path / "whole.tar", GOOD).read_bytes()
     end = -(-len(whole.rstrip(b"\0")) // 512) * 512 + 512  # with one block of the end mark
     (tmp_path / "cut.tar").write_bytes(whole[:cut])
@@ -403,14 +393,14 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         b"\xff" * 512,
         b"x" * 100 + b"\0" * 412,
     ],
-    ids=["long name", "pax", "picture", "negative", "negative name", "digits", "nested", "noise", "bad checksum"],
+    ids=["long name", "pax", "image", "negative", "negative name", "digits", "nested", "noise", "bad checksum"],
 )
 def test_hostile_headers(tmp_path: Path, attack: bytes) -> None:
     first = tar(tmp_path / "good.tar", dict(list(GOOD.items())[:2])).read_bytes().rstrip(b"\0")
     first += b"\0" * (-len(first) % 512)
     (tmp_path / "a.tar").write_bytes(first + attack + b"\0" * 1024)
     names, said = reasons(tmp_path / "a.tar")
-    assert names == ["a.png"] and len(said) == 1 and "unusable shard" in said[0] and "1 pictures" in said[0]
+    assert names == ["a.png"] and len(said) == 1 and "unusable shard" in said[0] and "1 images" in said[0]
     (tmp_path / "b.tar").write_bytes(attack)
     assert reasons(tmp_path / "b.tar")[0] == []
 
@@ -428,8 +418,8 @@ def test_any_damage_is_told_not_raised(tmp_path_factory: pytest.TempPathFactory,
     assert len(names) <= 3
 
 
-def test_too_large_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MAX_PICTURE", 1 << 20)
+def test_too_large_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_IMAGE", 1 << 20)
     monkeypatch.setattr(shards, "MAX_LABELS", 1 << 20)
     large = bytes(2 << 20)
     names, said = reasons(tar(tmp_path / "a.tar", GOOD | {"x.png": large, "y.png": png(), "y.txt": large}))
@@ -445,10 +435,10 @@ def test_a_shard_shortened_after_the_check(tmp_path: Path, caplog: pytest.LogCap
     assert (item.image == 114).all() and "c.png: cannot be read (shorter than when it was checked)" in caplog.text
     shard.unlink()
     assert "cannot be read (No such file" not in caplog.text
+    index = load_index(tar(tmp_path / "b.tar", GOOD), cache=False)
+    (tmp_path / "b.tar").unlink()
     with pytest.raises(ValueError, match=r"c\.png: cannot be read \(No such file"):
-        load = load_index(tar(tmp_path / "b.tar", GOOD), cache=False)
-        (tmp_path / "b.tar").unlink()
-        load.image(2)
+        index.image(2)
 
 
 # ---- the reader ------------------------------------------------------------------------------------------------------
@@ -461,9 +451,8 @@ def test_many_shards_and_threads_share_a_reader(tmp_path: Path, monkeypatch: pyt
     reader, wrong = ShardReader(), []
 
     def read(seed: int) -> None:
-        for number in np.random.default_rng(seed).integers(0, 8, 200).tolist():
-            if reader.read(str(tmp_path / str(number)), 10, 5) != bytes([number]) * 5:
-                wrong.append(number)
+        numbers = np.random.default_rng(seed).integers(0, 8, 200).tolist()
+        wrong.extend(n for n in numbers if reader.read(str(tmp_path / str(n)), 10, 5) != bytes([n]) * 5)
 
     before = len(os.listdir("/proc/self/fd"))
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]

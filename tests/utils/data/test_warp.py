@@ -1,6 +1,7 @@
 """Labels through maps of the plane, held against dense brute force."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ WHOLE = Warp(np.eye(3), 1.0, (100, 80))
 
 
 def convex_polygon(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(k, 2) corners on an ellipse, in order, inside a width x height picture."""
+    """(k, 2) corners on an ellipse, in order, inside a width x height image."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
     radii = rng.uniform(8, 30, 2)
     centre = rng.uniform(radii + 1, (width - radii[0] - 1, height - radii[1] - 1))
@@ -28,10 +29,7 @@ def dense_fill(polygon: np.ndarray, steps: int = 60) -> np.ndarray:
     u, v = np.meshgrid(np.linspace(0, 1, steps), np.linspace(0, 1, steps))
     inside = u + v <= 1 + 1e-9
     u, v = u[inside, None], v[inside, None]
-    fan = [
-        polygon[0] + u * (b - polygon[0]) + v * (c - polygon[0])
-        for b, c in zip(polygon[1:-1], polygon[2:], strict=True)
-    ]
+    fan = [polygon[0] + u * (b - polygon[0]) + v * (c - polygon[0]) for b, c in pairwise(polygon[1:])]
     return np.concatenate(fan)
 
 
@@ -39,24 +37,14 @@ def bounds(points: np.ndarray) -> np.ndarray:
     return np.concatenate((points.min(0), points.max(0)))
 
 
-def test_sample_without_labels_has_no_polygons():
-    sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((0, 5), np.float32))
-    assert sample.segments == ()
-
-
-def test_sample_makes_boxes_of_labels_without_polygons():
-    sample = Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((3, 5), np.float32))
-    assert [points.shape for points in sample.segments] == [(0, 2)] * 3
-
-
-def test_sample_refuses_polygons_that_do_not_match_the_labels():
+def test_a_sample_has_a_polygon_for_each_label():
+    image = np.zeros((4, 5, 3), np.uint8)
+    assert Sample(image, np.zeros((0, 5), np.float32)).segments == ()
+    assert [points.shape for points in Sample(image, np.zeros((3, 5), np.float32)).segments] == [(0, 2)] * 3
     with pytest.raises(ValueError, match="3 labels but 1 polygons"):
-        Sample(np.zeros((4, 5, 3), np.uint8), np.zeros((3, 5), np.float32), (np.zeros((4, 2), np.float32),))
-
-
-def test_no_labels_stay_no_labels():
+        Sample(image, np.zeros((3, 5), np.float32), (np.zeros((4, 2), np.float32),))
     labels, segments = warp_labels(np.zeros((0, 5), np.float32), (), WHOLE)
-    assert labels.shape == (0, 5) and segments == ()
+    assert labels.shape == (0, 5) and segments == (), "no labels stay no labels"
 
 
 def test_still_settings_give_the_identity():
@@ -65,7 +53,7 @@ def test_still_settings_give_the_identity():
     assert warp.scale == 1
 
 
-def test_warp_of_a_shifted_picture():
+def test_warp_of_a_shifted_image():
     warp = random_warp((100, 80), (60, 50), WILD, np.random.default_rng(3))
     point, expected = np.array((31.0, 17.0)), warp_points(np.array((51.0, 22.0)), warp.matrix)
     np.testing.assert_allclose(warp_points(point, warp.after_shift(20, 5).matrix), expected)
@@ -79,7 +67,7 @@ def test_every_limit_bounds_its_own_change(key: str):
     for _ in range(200):
         warp = random_warp((200, 100), (200, 100), replace(STILL, **{key: limit}), rng)
         centre = warp_points(np.array((100.0, 50.0)), warp.matrix)
-        (a, b), (c, d) = warp.matrix[:2, :2]
+        (a, b), (c, _) = warp.matrix[:2, :2]
         seen = {
             "degrees": abs(np.degrees(np.arctan2(b, a))),
             "translate": max(abs(centre - (100, 50)) / (200, 100)),
@@ -156,7 +144,7 @@ def test_what_is_left_of_a_box_is_judged_at_the_new_scale(left: float, kept: int
     assert len(labels) == kept
 
 
-def test_a_polygon_around_the_whole_picture_fills_it():
+def test_a_polygon_around_the_whole_image_fills_it():
     around = np.array(((-50, -50), (150, -50), (150, 130), (-50, 130)), np.float32)
     kept, _ = warp_labels(np.array([(3, -50, -50, 150, 130)], np.float32), (around,), WHOLE)
     np.testing.assert_array_equal(kept, [(3, 0, 0, 100, 80)])
@@ -177,11 +165,8 @@ def test_clip_polygon(polygon: list, expected: list):
     assert {tuple(point) for point in clipped} == {tuple(point) for point in expected}
 
 
-def test_box_candidates_of_nothing():
-    assert box_candidates(np.zeros((4, 0)), np.zeros((4, 0))).shape == (0,)
-
-
 def test_box_candidates_of_each_kind():
+    assert box_candidates(np.zeros((4, 0)), np.zeros((4, 0))).shape == (0,)
     before = np.array([(0, 0, 20, 20)] * 5, float)
     after = np.array([(0, 0, 20, 20), (0, 0, 2, 20), (0, 0, 3, 20), (0, 0, 6, 6), (0, 0, 400, 3.9)], float)
     #                 whole            thin           enough         9 % left      longer than 100 : 1

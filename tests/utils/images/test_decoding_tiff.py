@@ -10,9 +10,9 @@ from utils.images.decoding_tiff import count_tiff
 
 
 def counted(data: bytes, work: int = 10**12) -> CostTally:
-    tally = CostTally(work, 10**12)
-    count_tiff(data, tally)
-    return tally
+    budget = CostTally(work, 10**12)
+    count_tiff(data, budget)
+    return budget
 
 
 def strips(count: int, rows: int, *more: tuple[int, int, int, bytes | int], kind: int = 1, tail: bytes = b"") -> bytes:

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from utils.data.labels import check_pair
-from utils.images.image_headers import depth_of, has_further_images, kind_of, plain_header
+from utils.images.image_headers import depth_of, kind_of, plain_header, tiff_numbers
 from utils.images.reading import decode_image, inspect_image, quiet_decoder
 
 WIDTH, HEIGHT = 64, 48
@@ -124,11 +124,12 @@ def test_the_check_and_the_decoder_agree_on_every_file() -> None:
         with quiet_decoder():
             record = check_pair(f"{name}.jpg", "none.txt", (io.BytesIO(content), None))
             try:
-                height, width = decode_image(content, name).shape[:2]
+                image = decode_image(content, name)
             except ValueError:
                 assert record.size is None and record.problem.dropped, name
                 continue
-        assert record.size in ((width, height), None), name
+        assert image.shape[2:] == (3,) and image.dtype == np.uint8, name
+        assert record.size in (image.shape[1::-1], None), name
         assert record.size or name.endswith(", cut"), "what is decoded is used"
         used += record.size is not None
     assert used > 150
@@ -139,6 +140,7 @@ def test_the_check_and_the_decoder_agree_on_every_file() -> None:
     [
         ("JPEG, EXIF 6", (HEIGHT, WIDTH)),
         ("JPEG, EXIF 3", (WIDTH, HEIGHT)),
+        ("PNG, EXIF 5", (HEIGHT, WIDTH)),
         ("JPEG, XMP", (WIDTH, HEIGHT)),
         ("JPEG, both", (WIDTH, HEIGHT)),
         ("PNG, XMP as text", (WIDTH, HEIGHT)),
@@ -219,7 +221,8 @@ def spoiled(content: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize("case", spoiled(saved(COLOUR, "PNG")))
 def test_a_png_whose_parts_do_not_fit_is_left_to_the_decoder(case: str) -> None:
     content = spoiled(saved(COLOUR, "PNG"))[case]
-    assert plain_header(io.BytesIO(content), len(content)) is None
+    header = plain_header(io.BytesIO(content), len(content))
+    assert header is None or decode_image(content, case).shape[1::-1] == header.size
     assert plain_header(io.BytesIO(saved(COLOUR, "PNG")), len(saved(COLOUR, "PNG"))).size == (WIDTH, HEIGHT)
 
 
@@ -271,7 +274,7 @@ def test_tags_that_lie_cost_nothing() -> None:
     tags = [(256, 4, 4 * 10**9), (257, 4, 4 * 10**9), (258, 4, most), (339, 9, -5), (281, 4, most)]
     rows = b"".join(struct.pack("<HHIi" if kind == 9 else "<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + struct.pack("<I", 0)
-    assert depth_of(content) == (32, True, True) and not has_further_images(content)
+    assert depth_of(content) == (32, True, True) and not tiff_numbers(content)[1]
     with pytest.raises(ValueError, match="4000000000 x 4000000000 pixels are more than OpenCV decodes"):
         decode_image(content, "a.tif")
 

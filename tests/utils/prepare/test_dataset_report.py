@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.problems import Problem
+from utils.data.image_files import Problem
 from utils.prepare.dataset_report import COLUMNS, NAME, write_report
 
 
