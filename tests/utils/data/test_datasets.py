@@ -13,14 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.base.config import DataConfig
 from utils.data.collate import Batch, rect_shapes
 from utils.data.datasets import DetectionDataset, LoadImagesAndLabels, create_dataloader
 from utils.data.image_cache import DiskCache, MemoryCache
 from utils.data.samplers import EpochSampler, SampleKey
-from utils.images.letterbox import fit_longest
-from utils.images.reading import read_image
-from utils.prepare.dataset_tools import autosplit, dataset_stats, extract_boxes
+from utils.images.reading import fit_longest, read_image
+from utils.prepare.dataset_tools import autosplit
 
 ALL_ON = {"mosaic": 0.8, "mosaic9": 0.3, "mixup": 0.5, "copy_paste": 0.5, "degrees": 5.0, "flipud": 0.2}
 SIZES = ((64, 48), (48, 64), (100, 60), (40, 40), (200, 20), (33, 77), (64, 48), (120, 80), (50, 90), (64, 64))
@@ -394,25 +392,6 @@ def test_autosplit_divides_all_and_repeats(folder: Path) -> None:
     assert len(DetectionDataset(folder.parent / "autosplit_train.txt")) == counts["train"]
     (folder.parents[1] / "labels/train/0.txt").unlink()
     assert sum(autosplit(folder, annotated_only=True).values()) == 9
-
-
-def test_statistics_count_pictures_and_objects(folder: Path, tmp_path: Path) -> None:
-    yaml = tmp_path / "set.yaml"
-    yaml.write_text(f"path: {tmp_path / 'set'}\ntrain: images/train\nval: images/train\nnames: [a, b, c]\n")
-    stats = dataset_stats(DataConfig.load(yaml))
-    assert stats["test"] is None and stats["nc"] == 3
-    assert stats["train"]["instance_stats"] == {"total": 9, "per_class": [3, 3, 3]}
-    assert stats["train"]["image_stats"] == {"total": 10, "unlabelled": 1, "per_class": [3, 3, 3]}
-    assert stats["train"]["labels"][0] == {"0.png": [[0, 0.5, 0.5, 0.5, 0.5]]}
-
-
-def test_objects_are_cut_out_in_their_colours(tmp_path: Path) -> None:
-    Image.new("RGB", (100, 100), (250, 0, 0)).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("1 .5 .5 .2 .4")
-    assert extract_boxes(tmp_path, tmp_path / "crops") == 1
-    crop = Image.open(tmp_path / "crops/1/a_0.jpg")
-    assert crop.size == (27, 51) or crop.size == (28, 51) or crop.size == (26, 51) or crop.size == (28, 52)
-    assert crop.getpixel((5, 5))[0] > 200 > 50 > crop.getpixel((5, 5))[2]
 
 
 def test_pixel_effects_of_the_hyp_file_reach_the_pictures(folder: Path) -> None:
