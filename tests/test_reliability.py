@@ -36,9 +36,9 @@ def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Options of a short training with mosaics; of all that it draws only results.csv is left."""
     (tmp_path / "hyp.yaml").write_text(HYP)
     monkeypatch.setattr("utils.drawing.batches.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_images", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_labels", lambda *args, **named: None)
-    monkeypatch.setattr("utils.loggers.images.plot_results", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.run.plot_images", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.run.plot_labels", lambda *args, **named: None)
+    monkeypatch.setattr("utils.loggers.run.plot_results", lambda *args, **named: None)
     named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}
     return BASE | named | {"project": str(tmp_path / "runs"), "optimizer": "Adam"}
 

@@ -1,4 +1,4 @@
-"""A thread for each service: what it is told waits in a short queue, so it may hang or raise and training goes on."""
+"""A thread for each service: what it is to send waits in a short queue, so it may hang or raise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FORK_WAIT = 5.0  # seconds that a new loader process waits for a service to pau
 _QUIET = 1.0  # seconds of waiting that need no line
 _SHOWN = 200  # characters of an error
 
-_guards: list[Guard] = []
+_deliveries: list[Delivery] = []
 _paused = threading.local()
 
 
-class Guard:
+class Delivery:
     """Does what it is given, one after the other, in a daemon thread of its own.
 
     Args:
@@ -36,22 +36,21 @@ class Guard:
     def __init__(self, name: str, start: Callable[[], None]) -> None:
         self.name, self.out, self.lost = name, False, 0
         self.pause, self.trusted = threading.RLock(), True
-        self._start, self._started, self._told, self._strikes, self._dropped = start, False, False, 0, 0
+        self._start, self._dropped = start, 0
         self._entries: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._done = threading.Event()
-        _watch_forks(self)
+        _watch_forks()
+        _deliveries.append(self)
         threading.Thread(target=self._work, name=f"logger of {name}", daemon=True).start()
 
     def put(self, entry: Callable[[], None]) -> None:
         """Queue an entry. It is dropped, and that is said once, when CAPACITY others wait; it never waits itself."""
-        if self.out:
-            self._dropped += 1
-        elif self._entries.qsize() < CAPACITY:
+        if not self.out and self._entries.qsize() < CAPACITY:
             self._entries.put(entry)
-        else:
-            self._dropped += 1
-            if self._dropped == 1:
-                LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
+            return
+        self._dropped += 1
+        if self._dropped == 1 and not self.out:
+            LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
 
     def close(self, entry: Callable[[], None]) -> None:
         """Queue the last entry; `wait` for it afterwards."""
@@ -71,75 +70,64 @@ class Guard:
         lost = self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1))
         if lost:
             state = "" if done else " and did not finish in time"
-            LOGGER.warning(f"{self.name}: missed {lost} of what it was told{state}; the run's own files are complete")
-        if self in _guards:
-            _guards.remove(self)
+            LOGGER.warning(f"{self.name}: missed {lost} of what it was sent{state}; the run's own files are complete")
+        if self in _deliveries:
+            _deliveries.remove(self)
         if self.out or not done:
             leave_in_time(status)
 
     def _work(self) -> None:
+        started, warned, strikes = False, False, 0
         while (entry := self._entries.get()) is not None:
             if self.out:
                 self.lost += 1
                 continue
             with self.pause:
-                self._do(entry)
+                try:
+                    if not started:
+                        self._start()
+                        started = True
+                    entry()
+                    strikes = 0
+                except (Exception, SystemExit) as error:  # services raise errors of any kind, some leave the thread
+                    self.lost += 1
+                    strikes += 1
+                    self.out = strikes >= STRIKES
+                    text = one_line(error)
+                    text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+                    if self.out:
+                        LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {text}")
+                    elif not warned:
+                        LOGGER.warning(f"{self.name}: {text}; training goes on")
+                    warned = True
         self._done.set()
-
-    def _do(self, entry: Callable[[], None]) -> None:
-        try:
-            if not self._started:
-                self._start()
-                self._started = True
-            entry()
-            self._strikes = 0
-        except (Exception, SystemExit) as error:  # services end in errors of any kind, some by leaving the thread
-            self.lost += 1
-            self._strikes += 1
-            self.out = self._strikes >= STRIKES
-            if self.out:
-                LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {_short(error)}")
-            elif not self._told:
-                self._told = True
-                LOGGER.warning(f"{self.name}: {_short(error)}; training goes on")
-
-
-def _short(error: BaseException) -> str:
-    text = one_line(error)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-# -------------------------------------------------------------------------------------------------- loader processes
-def _watch_forks(guard: Guard) -> None:
-    """Loader processes begin as copies of this one, in which only the copying thread lives on.
-
-    A lock that a service's thread holds at that moment, above all that of a module being imported, would be locked in
-    the copy for ever. So a copy is made between two entries, except from services that once took too long for that.
-    """
-    _watch_once()
-    _guards.append(guard)
 
 
 @functools.cache
-def _watch_once() -> None:
+def _watch_forks() -> None:
+    """Let loader processes begin between two entries, once for all services.
+
+    They begin as copies of this process, in which only the copying thread lives on. A lock that a service's thread
+    holds at that moment, above all that of a module being imported, would be locked in the copy for ever. So a copy is
+    made between two entries, except from services that once took too long for that.
+    """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_guards.clear)
+        os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_deliveries.clear)
 
 
 def _pause() -> None:
-    _paused.guards = []
-    for guard in [guard for guard in _guards if guard.trusted]:
-        guard.trusted = guard.pause.acquire(timeout=_FORK_WAIT)
-        if guard.trusted:
-            _paused.guards.append(guard)
+    _paused.deliveries = []
+    for delivery in [delivery for delivery in _deliveries if delivery.trusted]:
+        delivery.trusted = delivery.pause.acquire(timeout=_FORK_WAIT)
+        if delivery.trusted:
+            _paused.deliveries.append(delivery)
 
 
 def _go_on() -> None:
-    for guard in _paused.guards:
-        guard.pause.release()
+    for delivery in _paused.deliveries:
+        delivery.pause.release()
 
 
-# ------------------------------------------------------------------------------------------------ end of the process
 def leave_in_time(status: int, grace: float = GRACE) -> None:
     """End the process where it still lives `grace` seconds after its main thread has come to the end.
 
@@ -150,7 +138,6 @@ def leave_in_time(status: int, grace: float = GRACE) -> None:
     ending = threading.Event()
 
     def watch() -> None:
-        """Outlive the main thread, but not by much."""
         ending.wait()
         time.sleep(grace)
         with suppress(OSError, ValueError):  # closed already

@@ -92,10 +92,8 @@ class CocoReader:
             if name in sizes:
                 self.counts.remark("images are listed twice; their annotations were put together", name)
             size = _numbers((image.get("width"), image.get("height")))
-            if size and is_size(size):
-                sizes[name] = size
-        for name, size in sizes.items():
-            self.counts.check_size(size, self.size_of(name), name)
+            if size and is_size(size) and sizes.setdefault(name, size) is size:
+                self.counts.check_size(size, self.size_of(name), name)
         return names, sizes
 
     def _classes(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
@@ -111,10 +109,10 @@ class CocoReader:
         parents = {category.get("supercategory") or None for category in categories} - {None}
         used = {_id(note.get("category_id")) for note in notes}
         for category in categories:  # Roboflow writes one that only gathers the others of the whole project
-            key, name, parent = _id(category["id"]), category.get("name"), category.get("supercategory")
-            if key not in used and name in parents and parent in (None, "", "none") and key in names:
-                del names[key]
-                LOGGER.warning(f"category {key} ({printable(str(name))}) is a group of others without boxes: no class")
+            key, group = _id(category["id"]), category.get("supercategory") in (None, "", "none")
+            if group and key not in used and category.get("name") in parents and key in names:
+                name = printable(names.pop(key))
+                LOGGER.warning(f"category {key} ({name}) is a group of others without boxes: no class")
         whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
         ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
         LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")

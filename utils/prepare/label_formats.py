@@ -226,7 +226,7 @@ def visdrone_rows(text: str, size: Size, counts: DropCounts, where: str) -> list
 
 def sku_rows(text: str, counts: DropCounts, where: str) -> Rows:
     """Return the rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; all are class 0."""
-    rows = defaultdict(list)
+    rows: defaultdict[str, list[str]] = defaultdict(list)
     for number, (image, *numbers) in enumerate(filter(None, csv.reader(io.StringIO(text))), start=1):
         x1, y1, x2, y2, width, height = (float(numbers[i]) for i in (0, 1, 2, 3, 5, 6))
         if not is_size((width, height)):

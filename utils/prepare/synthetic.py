@@ -87,7 +87,7 @@ def _pose(outline: Outline, rng: Generator) -> Outline:
 
 
 def _colour(rng: Generator, saturation: tuple[int, int], value: tuple[int, int]) -> np.ndarray:
-    hsv = np.uint8([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]])
+    hsv = np.array([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]], np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
@@ -153,7 +153,7 @@ class _Scene:
         turns = rng.normal(rng.uniform(-0.15, 0.15), 0.15, rng.integers(4, 30)).cumsum() + rng.uniform(0, TURN)
         points = rng.uniform(0, (width, height)) + (6 * np.stack((np.cos(turns), np.sin(turns)), 1)).cumsum(0)
         colour, thickness = _colour(rng, (0, 256), (20, 256)).tolist(), int(rng.integers(1, 4))
-        cv2.polylines(self.image, [np.int32(points * 8)], False, colour, thickness, cv2.LINE_AA, shift=3)
+        cv2.polylines(self.image, [(points * 8).astype(np.int32)], False, colour, thickness, cv2.LINE_AA, shift=3)
 
     def fragment(self) -> None:
         """Something of a shape's size and colours that is none of them."""
@@ -234,7 +234,7 @@ def _fill(outline: Outline, corner: np.ndarray) -> tuple[np.ndarray, tuple[int, 
     """An outline with its box's corner at `corner` -> coverage (h, w) in 0..1 and the pixel (x, y) where it begins."""
     begin = np.floor(corner).astype(int) - 3
     size = np.ceil(outline[0].max(0)).astype(int) + 7
-    contours = [np.int32(np.rint((contour + corner - begin) * OVERSAMPLE * 16 - 8)) for contour in outline]
+    contours = [np.rint((contour + corner - begin) * OVERSAMPLE * 16 - 8).astype(np.int32) for contour in outline]
     mask = np.zeros(size[::-1] * OVERSAMPLE, np.uint8)
     cv2.fillPoly(mask, contours, 255, shift=4)
     small = cv2.resize(mask, tuple(size.tolist()), interpolation=cv2.INTER_AREA)
@@ -291,7 +291,7 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
             width, height = (rng.integers(size[0] // 16, size[1] // 16 + 1, 2) * 16).tolist()
             image, labels = draw_scene(rng, (width, height))
             data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-            (beside / f"images/{name}.jpg").write_bytes(data)
+            (beside / f"images/{name}.jpg").write_bytes(data.tobytes())
             labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
             lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
             (beside / f"labels/{name}.txt").write_text("".join(lines), encoding="utf-8")

@@ -63,8 +63,12 @@ class _Web(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
                 self.pace.content += len(part)
                 return part
 
-        paced = type(http_class.__name__, (http_class,), {"response_class": Answer})
-        return super().do_open(paced, req, **given)
+        def connection(*args: Any, **named: Any) -> Any:
+            made = http_class(*args, **named)
+            made.response_class = Answer
+            return made
+
+        return super().do_open(connection, req, **given)
 
 
 class _Files(urllib.request.FileHandler):

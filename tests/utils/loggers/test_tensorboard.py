@@ -14,17 +14,16 @@ from PIL import Image
 
 import train
 from models.yolo import Model
+from tests.utils.loggers.conftest import logged, row_of
 from utils.base.callbacks import Callbacks
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.evaluation.metrics import DetectionMetrics
 from utils.loggers import subscribe_loggers
-from utils.loggers.csv import COLUMNS
-from utils.loggers.curves import POINTS
-from utils.loggers.run import RunInfo
+from utils.loggers.run import COLUMNS, RunInfo
+from utils.loggers.tensorboard import MOST_CLASSES, POINTS, pr_counts
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 Info = Callable[..., RunInfo]
-Tell = Callable[..., None]
 
 
 def read(folder: Path) -> Any:
@@ -38,10 +37,9 @@ def text_of(events: Any, tag: str) -> str:
 
 
 @pytest.mark.usefixtures("sketches")
-def test_a_run_of_no_epoch(info: Info, tell: Tell) -> None:
-    run, callbacks = info(loggers=["tensorboard"]), Callbacks()
-    subscribe_loggers(callbacks, run)
-    tell(callbacks, [], ended=False)
+def test_a_run_of_no_epoch(info: Info) -> None:
+    run = info(loggers=["tensorboard"])
+    logged(run, [], ended=False)
     events = read(run.folder)
     assert not events.Tags()["scalars"] and set(events.Tags()["tensors"]) == {
         "options/text_summary",
@@ -50,10 +48,9 @@ def test_a_run_of_no_epoch(info: Info, tell: Tell) -> None:
 
 
 @pytest.mark.usefixtures("sketches")
-def test_scalars_options_and_pictures(info: Info, tell: Tell) -> None:
-    run, callbacks = info(loggers=["tensorboard"], odd="a|b"), Callbacks()
-    subscribe_loggers(callbacks, run)
-    tell(callbacks, range(3))
+def test_scalars_options_and_pictures(info: Info) -> None:
+    run = info(loggers=["tensorboard"], odd="a|b")
+    logged(run, range(3))
     events = read(run.folder)
     for place, name in enumerate(COLUMNS):
         points = [(point.step, point.value) for point in events.Scalars(name)]
@@ -99,13 +96,10 @@ def test_graph_and_curves(info: Info, tiny_cfg: Path) -> None:
 
 
 @pytest.mark.usefixtures("sketches")
-def test_a_resumed_run_has_each_epoch_once(info: Info, tell: Tell, row: Callable[[int], list[float]]) -> None:
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info(loggers=["tensorboard"]))
-    tell(callbacks, range(4), ended=False)
-    run, callbacks = info([row(0), row(1)], loggers=["tensorboard"], resume="last.pt"), Callbacks()
-    subscribe_loggers(callbacks, run)
-    tell(callbacks, range(2, 5))
+def test_a_resumed_run_has_each_epoch_once(info: Info) -> None:
+    logged(info(loggers=["tensorboard"]), range(4), ended=False)
+    run = info([row_of(0), row_of(1)], loggers=["tensorboard"], resume="last.pt")
+    logged(run, range(2, 5))
     points = read(run.folder).Scalars("train/obj_loss")
     np.testing.assert_allclose([(p.step, p.value) for p in points], [(e, e + 0.01) for e in range(5)], rtol=1e-6)
 
@@ -125,3 +119,35 @@ def test_training_is_the_same_with_and_without(squares: Path, tiny_cfg: Path, tm
     assert events.Tags()["graph"] and len(events.Scalars("val/box_loss")) == 2
     assert {"train_batch0", "val_batch0_pred", "confusion_matrix"} <= set(events.Tags()["images"])
     assert not list((tmp_path / "none").glob("events*"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_curves_agree_with_counting(seed: int) -> None:
+    """Random images of one object each, apart from all others; detections are it or are far away."""
+    rng, metrics, detections, labels = np.random.default_rng(seed), DetectionMetrics(["c0", "c1", "c2"]), [], []
+    assert pr_counts(metrics.compute(), metrics.names) == []
+    for image in range(12):
+        kind = int(rng.integers(3)) if image >= 3 else image
+        right, confidence = bool(rng.random() < 0.6), float(rng.uniform(0.3, 0.9))
+        box = [10.0, 10, 40, 40] if right else [100.0, 100, 140, 140]
+        metrics.update(torch.tensor([[*box, confidence, kind]]), torch.tensor([[float(kind), 10, 10, 40, 40]]))
+        detections.append((kind, right))
+        labels.append(kind)
+    (pooled, *sums), *curves = pr_counts(metrics.compute(), metrics.names)
+    assert pooled == "all classes" and [name for name, *_ in curves] == metrics.names
+    for kind, (_, right, wrong, missed) in enumerate(curves):
+        hits = sum(found for which, found in detections if which == kind)
+        # below every confidence all detections count, above every confidence none does
+        assert (right[0], right[-1], missed[0]) == pytest.approx((hits, 0, labels.count(kind) - hits))
+        assert not hits or wrong[0] == pytest.approx(labels.count(kind) - hits)
+        assert len(right) == POINTS and (np.diff(right) <= 1e-12).all() and (wrong >= 0).all()
+        np.testing.assert_allclose(right + missed, labels.count(kind))
+    np.testing.assert_allclose(sums, np.sum([counts for _, *counts in curves], 0))
+
+
+def test_many_classes_are_pooled_only() -> None:
+    metrics = DetectionMetrics([f"c{kind}" for kind in range(MOST_CLASSES + 1)])
+    for kind in range(MOST_CLASSES + 1):
+        box = [10.0, 10, 40, 40]
+        metrics.update(torch.tensor([[*box, 0.5, kind]]), torch.tensor([[float(kind), *box]]))
+    assert [name for name, *_ in pr_counts(metrics.compute(), metrics.names)] == ["all classes"]
