@@ -139,19 +139,12 @@ def _write(content: BinaryIO, target: Path, room: int) -> int:
     """Copy at most `room` bytes to a new file, which appears when it is whole; return how many there were."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".unpacking", delete=False) as file:
-        try:
-            while chunk := content.read(CHUNK):
-                written += len(chunk)
-                if written > room:
-                    raise ValueError(_TOO_MUCH)
-                file.write(chunk)
-            file.flush()
-            os.chmod(file.name, 0o644)  # temporary files are private
-            os.replace(file.name, target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(target) as beside, beside.open("xb") as file:
+        while chunk := content.read(CHUNK):
+            written += len(chunk)
+            if written > room:
+                raise ValueError(_TOO_MUCH)
+            file.write(chunk)
     return written
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.prepare.label_formats import (

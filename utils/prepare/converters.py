@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
-from utils.base.class_names import ClassNames
-from utils.base.config import DataConfig
+from utils.base.config import ClassNames, DataConfig
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.paths import datasets_root

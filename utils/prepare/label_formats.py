@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.base.files import MIB, decoded, printable, read_bytes, replacing
 from utils.base.log import LOGGER
 

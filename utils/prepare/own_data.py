@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.base.class_names import ClassNames, Names
+from utils.base.config import ClassNames, Names
 from utils.base.files import is_hidden, printable, walk_files
 from utils.data.image_files import find_images
 from utils.images.reading import picture_size

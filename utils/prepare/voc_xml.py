@@ -8,7 +8,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.base.files import read_bytes
 from utils.prepare.image_places import ImageName, LabelPlaces, has_ending
 from utils.prepare.label_formats import MAX_TEXT_BYTES, NONSENSE, DropCounts, Size, box_rows, is_size, naming

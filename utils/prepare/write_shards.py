@@ -15,16 +15,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.base.config import DataConfig
 from utils.base.files import replacing
-from utils.base.log import LOGGER, one_line, set_up_logging
-from utils.base.options import Range, flag, parse
+from utils.base.log import LOGGER
+from utils.base.options import Range, flag, options
 from utils.base.paths import check_yaml, shown
 from utils.base.progress import progress
 from utils.data.image_files import find_images, img2label_paths
+from utils.distributed.script import run_script
 
 DIGITS = 6  # of a shard's number
 
@@ -86,21 +88,20 @@ def _free_key(stem: str, taken: Counter[str]) -> str:
     return key
 
 
+def run(**given: Any) -> None:
+    """Pack what the command line asks for. Raises ValueError for a mistake of the user's."""
+    opt = options(ShardOptions, given)
+    if not opt.data or not opt.out:
+        raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
+    sources = getattr(DataConfig.load(check_yaml(opt.data)), opt.split)
+    if not sources:
+        raise ValueError(f"{opt.data}: has no {opt.split!r}")
+    write_shards(sources, opt.out, opt.per_shard, None if opt.seed < 0 else opt.seed)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging()
-    try:
-        options = parse(ShardOptions, argv, __doc__)
-        if not options.data or not options.out:
-            raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
-        sources = getattr(DataConfig.load(check_yaml(options.data)), options.split)
-        if not sources:
-            raise ValueError(f"{options.data}: has no {options.split!r}")
-        write_shards(sources, options.out, options.per_shard, None if options.seed < 0 else options.seed)
-    except (ValueError, OSError) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    return 0
+    """Run the command line; return the exit status."""
+    return run_script(ShardOptions, lambda given: run(**given), __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.data.labels import parse_label_text
 from utils.prepare.coco_json import CocoReader, box_of
 

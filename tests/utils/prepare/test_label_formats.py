@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.data.labels import parse_label_text
 from utils.prepare.label_formats import (
     MAX_REASONS,

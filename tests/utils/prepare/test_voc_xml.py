@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from utils.base.class_names import ClassNames
+from utils.base.config import ClassNames
 from utils.prepare.image_places import LabelPlaces
 from utils.prepare.label_formats import DropCounts
 from utils.prepare.voc_xml import CORNERS, read_voc, voc_image, voc_rows, voc_size
