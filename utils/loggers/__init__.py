@@ -19,7 +19,6 @@ __all__ = ["RunInfo", "check_loggers", "subscribe_loggers"]
 
 SERVICES: dict[str, type[Service]] = {kind.name: kind for kind in (TensorBoard, Wandb, Mlflow, ClearMl, Comet)}
 MODULES = {"comet": "comet_ml"}  # where the package is not called as the service
-PACKAGES = {"comet": "comet-ml"}
 AUTOMATIC = "tensorboard"  # used where it is installed, unless something else is said
 
 
@@ -52,6 +51,7 @@ def check_loggers(names: str | Sequence[str]) -> list[str]:
     installed = [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
     named = [name for name in asked if name in SERVICES]
     if missing := [name for name in named if name not in installed]:
-        raise ValueError(f"--loggers {missing[0]} needs a package: pip install {PACKAGES.get(missing[0], missing[0])}")
+        package = MODULES.get(missing[0], missing[0]).replace("_", "-")
+        raise ValueError(f"--loggers {missing[0]} needs a package: pip install {package}")
     automatic = [AUTOMATIC] if "auto" in asked and AUTOMATIC in installed else []
     return list(dict.fromkeys([*automatic, *named]))

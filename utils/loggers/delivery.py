@@ -28,9 +28,7 @@ _paused = threading.local()
 class Delivery:
     """Does what it is given, one after the other, in a daemon thread of its own.
 
-    Args:
-        name: of the service, for messages.
-        start: done before the first entry, and again before the next one as long as it raises.
+    `start` is done before the first entry, and again before the next one as long as it raises; `name` is the service's.
     """
 
     def __init__(self, name: str, start: Callable[[], None]) -> None:
@@ -63,12 +61,12 @@ class Delivery:
 
         A service that was given up cannot hold the end of the process either: see `leave_in_time`, which gets `status`.
         """
-        done = self._done.wait(min(max(deadline - time.monotonic(), 0), _QUIET))
+        left = max(deadline - time.monotonic(), 0)
+        done = self._done.wait(min(left, _QUIET))
         if not done:
-            LOGGER.info(f"{self.name}: waiting {max(deadline - time.monotonic(), 0):.0f} s at most until all is sent")
-            done = self._done.wait(max(deadline - time.monotonic(), 0))
-        lost = self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1))
-        if lost:
+            LOGGER.info(f"{self.name}: waiting {left:.0f} s at most until all is sent")
+            done = self._done.wait(max(left - _QUIET, 0))
+        if lost := self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1)):
             state = "" if done else " and did not finish in time"
             LOGGER.warning(f"{self.name}: missed {lost} of what it was sent{state}; the run's own files are complete")
         if self in _deliveries:
@@ -90,11 +88,8 @@ class Delivery:
                     entry()
                     strikes = 0
                 except (Exception, SystemExit) as error:  # services raise errors of any kind, some leave the thread
-                    self.lost += 1
-                    strikes += 1
-                    self.out = strikes >= STRIKES
-                    text = one_line(error)
-                    text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+                    self.lost, strikes = self.lost + 1, strikes + 1
+                    self.out, text = strikes >= STRIKES, one_line(error)[:_SHOWN]
                     if self.out:
                         LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {text}")
                     elif not warned:
@@ -105,35 +100,32 @@ class Delivery:
 
 @functools.cache
 def _watch_forks() -> None:
-    """Let loader processes begin between two entries, once for all services.
+    """Let loader processes begin between two entries, but for services that once took too long for that.
 
     They begin as copies of this process, in which only the copying thread lives on. A lock that a service's thread
-    holds at that moment, above all that of a module being imported, would be locked in the copy for ever. So a copy is
-    made between two entries, except from services that once took too long for that.
+    holds at that moment, above all that of a module being imported, would be locked in the copy for ever.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_deliveries.clear)
 
 
 def _pause() -> None:
-    _paused.deliveries = []
-    for delivery in [delivery for delivery in _deliveries if delivery.trusted]:
+    _paused.deliveries = [delivery for delivery in _deliveries if delivery.trusted]
+    for delivery in _paused.deliveries:
         delivery.trusted = delivery.pause.acquire(timeout=_FORK_WAIT)
-        if delivery.trusted:
-            _paused.deliveries.append(delivery)
 
 
 def _go_on() -> None:
     for delivery in _paused.deliveries:
-        delivery.pause.release()
+        if delivery.trusted:
+            delivery.pause.release()
 
 
 def leave_in_time(status: int, grace: float = GRACE) -> None:
     """End the process where it still lives `grace` seconds after its main thread has come to the end.
 
-    Services leave handlers and threads behind that upload what is left before they let a process end, for hours where
-    the network is gone. The exit status is then 1 after an error that nobody caught, else `status`: what sys.exit was
-    given cannot be known.
+    Services leave threads behind that upload what is left before they let a process end, for hours where the network
+    is gone. The exit status is then 1 after an error that nobody caught, else `status`.
     """
     ending = threading.Event()
 

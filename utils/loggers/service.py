@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from utils.base.files import write_whole
 from utils.base.log import LOGGER, one_line
-from utils.evaluation.metrics import DetectionResult
 from utils.loggers.delivery import Delivery
 from utils.loggers.run import COLUMNS, RunInfo
 
 PATIENCE = 30.0  # seconds that services have to send the rest when training has ended
 HURRY = 5.0  # and when it was broken off: whoever stops a process may not wait longer
 _SHOWN_IMAGES = 16  # with their detections, of an epoch
-Kind = Literal["settings", "values", "best", "images", "network", "result", "boxes"]
+Kind = Literal["settings", "values", "best", "images", "network", "boxes"]
 _BEST = ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")
 
 
@@ -34,7 +33,7 @@ class Service:
     """
 
     name: ClassVar[str]
-    wants: ClassVar[frozenset[Kind]] = frozenset()  # of network, result and boxes, which cost training some time
+    wants: ClassVar[frozenset[Kind]] = frozenset()  # of network and boxes, which cost training some time
     replaces: ClassVar[bool] = False  # does going on with a run forget the epochs that are done again?
 
     def __init__(self, run: RunInfo) -> None:
@@ -58,7 +57,6 @@ class Service:
         values, best: numbers by name, of an epoch and of the best checkpoint
         images: paths of images in the run's folder
         network: a copy on the CPU, and the shape (1, 3, H, W) of a batch
-        result: the DetectionResult of the epoch's validation, with its curves
         boxes: for some images the path, and (n, 6) xyxy in its pixels, confidence, class
         """
         raise NotImplementedError
@@ -131,11 +129,10 @@ class ServiceLogger:
         if interval >= 1 and not self.epoch % interval and len(self.found) < _SHOWN_IMAGES:
             self.found.append((str(path), predn.detach().cpu().float().numpy().copy()))
 
-    def on_val_metrics(self, result: DetectionResult, epoch: int) -> None:
-        """Send curves and detections of this epoch's validation."""
-        self.epoch, found, self.found = epoch, self.found, []
-        self._send("result", result)
-        if found:
+    def on_val_metrics(self, result: Any, epoch: int) -> None:
+        """Send the detections of this epoch's validation."""
+        if found := self.found:
+            self.epoch, self.found = epoch, []
             self._send("boxes", found)
 
     def on_fit_epoch_end(self, values: Sequence[float], epoch: int, best_fitness: float, fitness: float) -> None:

@@ -16,21 +16,20 @@ from torch import nn
 
 from tests.utils.loggers.conftest import BEST, row_of, train
 from utils.base.callbacks import Callbacks
-from utils.evaluation.metrics import DetectionMetrics
 from utils.loggers import service as module
 from utils.loggers.run import COLUMNS, RunInfo
 from utils.loggers.service import Kind, Service, ServiceLogger, copy_to_cpu
 
 Info = Callable[..., RunInfo]
 Warnings = Callable[[], list[str]]
-CALLS = ("connect", "settings", "values", "images", "best", "result", "network", "boxes", "disconnect")
+CALLS = ("connect", "settings", "values", "images", "best", "network", "boxes", "disconnect")
 
 
 class Recorder(Service):
     """Writes down what it is sent; `trouble` is done first in the call that is named."""
 
     name = "recorder"
-    wants = frozenset[Kind]({"network", "result", "boxes"})
+    wants = frozenset[Kind]({"network", "boxes"})
     trouble: ClassVar[dict[str, Callable[[], Any]]] = {}
 
     def __init__(self, run: RunInfo) -> None:
@@ -88,7 +87,7 @@ def whole_epoch(callbacks: Callbacks, model: nn.Module, epoch: int) -> None:
     found = torch.tensor([[1.0, 2, 3, 4, 0.9, 1]])
     for number in range(20):
         callbacks.run("on_val_image_end", found, found, f"{number}.png", ["red", "blue"], None)
-    callbacks.run("on_val_metrics", DetectionMetrics(["red", "blue"]).compute(), epoch)
+    callbacks.run("on_val_metrics", None, epoch)
     callbacks.run("on_fit_epoch_end", [float(epoch)] * len(COLUMNS), epoch, 0.5, 0.4)
 
 
@@ -119,7 +118,7 @@ def test_a_whole_run(info: Info, warnings: Warnings) -> None:
         (["labels.jpg"], 0), (["train_batch0.jpg"], 0), (["results.png", "val_batch0_pred.jpg"], 2)
     ]  # fmt: skip
     best = {"best/precision": 0.1, "best/recall": 0.2, "best/mAP_0.5": 0.3, "best/mAP_0.5:0.95": 0.4}
-    assert recorder.of("best") == [best] and len(recorder.of("result")) == 3
+    assert recorder.of("best") == [best]
     assert [(len(found), epoch) for kind, found, epoch in recorder.calls if kind == "boxes"] == [(16, 0), (16, 2)]
     ((_, shape),) = recorder.of("network")
     assert shape == (1, 3, 32, 64) and recorder.of("disconnect") == [True]
@@ -272,7 +271,7 @@ def test_arguments_that_change_later_were_copied(info: Info, trouble: dict[str, 
     callbacks.run("on_train_batch_end", 0, model, torch.zeros(1, 3, 8, 8), None, (), True, False)
     callbacks.run("on_train_epoch_end", epoch=0)
     callbacks.run("on_val_image_end", found, found, "a.png", [], None)
-    callbacks.run("on_val_metrics", DetectionMetrics(["red"]).compute(), 0)
+    callbacks.run("on_val_metrics", None, 0)
     callbacks.run("on_fit_epoch_end", values, 0, 0, 0)
     weight = model.weight.detach().clone()
     with torch.no_grad():
