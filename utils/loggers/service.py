@@ -89,7 +89,7 @@ class ServiceLogger:
     def __init__(self, run: RunInfo, services: Sequence[Service]) -> None:
         self.run = run
         self.deliveries = [(service, Delivery(service.name, service.open)) for service in services]
-        self.epoch, self.begun, self.drawn = run.start, False, False
+        self.epoch = run.start
         self.found: list[tuple[str, np.ndarray]] = []
 
     def _send(self, kind: Kind, content: Any) -> None:
@@ -108,19 +108,16 @@ class ServiceLogger:
 
     def on_train_batch_end(self, ni: int, model: nn.Module, imgs: Tensor, *others: Any) -> None:
         """Send the network, at the first batch of a run."""
-        wanted = any("network" in service.wants for service, _ in self.deliveries)
-        if wanted and not self.begun and not self.run.resumed:
+        if ni == 0 and not self.run.resumed and any("network" in service.wants for service, _ in self.deliveries):
             try:
                 self._send("network", (copy_to_cpu(model), (1, *imgs.shape[1:])))
-            except Exception as error:  # a network of the user's own may resist copying, for any reason
+            except Exception as error:  # a network of the user's own may resist copying
                 LOGGER.warning(f"no graph of the network: {one_line(error)}")
-        self.begun = True
 
     def on_train_epoch_end(self, epoch: int) -> None:
         """Send the first batches, once; detections from now on belong to this epoch."""
         self.epoch = epoch
-        if not self.drawn:
-            self.drawn = True
+        if epoch == self.run.start:
             self._send_images("train_batch*.jpg")
 
     def on_val_image_end(self, pred: Tensor, predn: Tensor, path: str, names: Sequence[str], im: Any) -> None:

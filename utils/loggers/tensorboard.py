@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from utils.loggers.service import Kind, Service
 
@@ -39,8 +40,6 @@ class TensorBoard(Service):
                     self.writer.add_scalar(name, value, epoch)
                 self.writer.flush()
             case "images":
-                from PIL import Image
-
                 for file in content:
                     with Image.open(file) as image:
                         self.writer.add_image(file.stem, np.asarray(image.convert("RGB")), epoch, dataformats="HWC")

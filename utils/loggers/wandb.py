@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from utils.base.log import LOGGER
 from utils.base.paths import shown
@@ -86,7 +87,6 @@ def _mode(wandb: Any) -> str:
 def _with_boxes(path: str, rows: np.ndarray, classes: dict[int, str]) -> Any:
     """Return a wandb.Image with the boxes of confident detections, which the page shows by class and confidence."""
     import wandb
-    from PIL import Image
 
     pixels = read_image(path)
     height, width = pixels.shape[:2]

@@ -28,6 +28,7 @@ from utils.prepare.label_formats import (
 )
 
 FORM = "a COCO detection file"
+_CROWD = ("1", "1.0", "true")
 Box = tuple[float, float, float, float]
 
 
@@ -69,15 +70,13 @@ class CocoReader:
                     continue
                 missing = f"of category_id {category!r:.40}, which is not among its categories"
                 kind, where = classes.get(_id(category), missing), f"annotation {note.get('id', f'no. {number}')!s:.40}"
+                if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in _CROWD:
+                    kind = "marked iscrowd; convert with crowds=True to keep them"
                 if isinstance(kind, int) and name not in sizes:
                     sizes[name] = self.size_of(name)
+                    unknown |= set() if is_size(sizes[name]) else {name}
                 rows[name] += self._rows(note, kind, sizes.get(name), f"{where} of {name}")
-                if isinstance(kind, int) and not is_size(sizes[name]) and not self._is_crowd(note):
-                    unknown.add(name)
         return {name: found for name, found in rows.items() if name not in unknown}
-
-    def _is_crowd(self, note: Mapping[str, Any]) -> bool:
-        return not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true")
 
     def _images(self, images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Size | None]]:
         """Return id -> file_name; and file_name -> size, where the file says it."""
@@ -122,8 +121,6 @@ class CocoReader:
         """Return an annotation's outline if it is wanted and of one piece, else its box; `kind` may be a refusal."""
         if isinstance(kind, str):
             self.counts.drop(kind, where)
-        elif self._is_crowd(note):
-            self.counts.drop("marked iscrowd; convert with crowds=True to keep them", where)
         elif size is None or not is_size(size):
             reason = "of an image whose width and height are not known; write them into the file, or put"
             self.counts.drop(f"{reason} the image where train.py looks for it", where)

@@ -21,7 +21,7 @@ from utils.prepare.archives import extract
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.dataset_tools import autosplit
 from utils.prepare.downloads import Remote, fetch, fetch_folder, url2file
-from utils.prepare.image_places import LabelPlaces
+from utils.prepare.image_places import ImageName, LabelPlaces
 from utils.prepare.label_formats import (
     DropCounts,
     Rows,
@@ -33,7 +33,7 @@ from utils.prepare.label_formats import (
     write_rows,
     xview_rows,
 )
-from utils.prepare.own_data import by_image, convert_coco, convert_dota, convert_voc, image_size, write_labels
+from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, image_size, write_labels
 from utils.prepare.synthetic import draw_dataset
 from utils.prepare.voc_xml import read_voc, voc_rows, voc_size
 
@@ -89,7 +89,8 @@ WHEAT_FOLDERS = (
 
 def _write(rows: Rows, labels: Path, counts: DropCounts, source: Path, whole: bool = True) -> None:
     """Write the label files of annotations that say where their images lie (`whole` off: without their endings)."""
-    write_labels(by_image(rows, whole), LabelPlaces(labels, None), counts, source)
+    named = {ImageName.read(name, whole): lines for name, lines in rows.items()}
+    write_labels(named, LabelPlaces(labels, None), counts, source)
 
 
 def coco(config: DataConfig) -> None:

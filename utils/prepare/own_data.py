@@ -16,7 +16,7 @@ from utils.data.image_files import find_images
 from utils.images.reading import picture_size
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces
-from utils.prepare.label_formats import DropCounts, Rows, dota_rows, naming, read_annotations, write_rows
+from utils.prepare.label_formats import DropCounts, dota_rows, naming, read_annotations, write_rows
 from utils.prepare.voc_xml import read_voc, voc_image, voc_rows, voc_size
 
 
@@ -36,7 +36,7 @@ def convert_coco(
     """
     file, _ = _paths(annotations=annotations, labels=labels)
     if file.is_dir():
-        found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if _ends(path, ".json"))
+        found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if path.endswith(".json"))
         remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
         raise ValueError(f"{printable(file)}: is a folder, {printable(remedy)}")
     siblings = (ImageFolder(folder / "images") for folder in (file.parent, file.parent.parent))
@@ -47,7 +47,7 @@ def convert_coco(
     if not rows and not reader.counts.total:
         raise ValueError(f"{printable(file)}: there are no images in it; export it again with its images")
     with naming(file, "annotations of a data set"):
-        named = by_image(rows)
+        named = {ImageName.read(name): lines for name, lines in rows.items()}
     return write_labels(named, places, reader.counts, file, overwrite)
 
 
@@ -61,7 +61,7 @@ def convert_voc(
     """
     folder, _ = _paths(annotations=annotations, labels=labels)
     inner = folder / "Annotations"  # of a whole VOC export
-    if inner.is_dir() and not any(_ends(file.name, ".xml") for file in folder.iterdir()):
+    if inner.is_dir() and not any(file.suffix.lower() == ".xml" for file in folder.iterdir()):
         folder = inner
     files = _files_below(folder, ".xml")
     siblings = (ImageFolder(folder.parent / name) for name in ("JPEGImages", "images", "Images"))
@@ -132,11 +132,6 @@ def image_size(image: Path) -> tuple[int, int]:
         raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 
 
-def by_image(rows: Rows, whole: bool = True) -> dict[ImageName, list[str]]:
-    """Return rows by the images that are meant. Raises ValueError for what cannot be the name of one."""
-    return {ImageName.read(name, whole): lines for name, lines in rows.items()}
-
-
 def write_labels(
     rows: Mapping[ImageName, list[str]], places: LabelPlaces, counts: DropCounts, source: Path, overwrite: bool = True
 ) -> int:
@@ -180,10 +175,6 @@ def _paths(**given: object) -> list[Path]:
     return [Path(str(value)) for value in given.values()]
 
 
-def _ends(path: str, ending: str) -> bool:
-    return path.lower().endswith(ending)
-
-
 def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:
     """Return files of an ending (in any case), sorted, without hidden ones and those of a folder `labels` inside.
 
@@ -192,7 +183,8 @@ def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[
     full = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise ValueError(f"{printable(full)}: no such folder; name the folder of the annotations")
-    found = sorted(Path(path) for path in walk_files(folder) if _ends(path, ending) and not is_hidden(path, folder))
+    named = (path for path in walk_files(folder) if path.lower().endswith(ending))
+    found = sorted(Path(path) for path in named if not is_hidden(path, folder))
     if labels and labels != full and labels.is_relative_to(full):
         found = [file for file in found if not Path(os.path.abspath(file)).is_relative_to(labels)]
     if not found:

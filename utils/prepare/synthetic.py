@@ -51,14 +51,6 @@ def _cross(arm: float) -> Outline:
     return [np.concatenate([quarter @ turn.T for turn in turns])]
 
 
-def _bent_bar(width: float) -> Outline:
-    return [np.array(((-1, -1), (1, -1), (1, width - 1), (width - 1, width - 1), (width - 1, 1), (-1, 1)))]
-
-
-def _open_ring(span: float, hole: float) -> Outline:
-    return [np.concatenate((_arc(span, 1, 30), _arc(0, hole, 30, span)))]
-
-
 OUTLINES: dict[str, Callable[[Generator], Outline]] = {
     "disc": lambda rng: [_arc(TURN)],
     "ring": lambda rng: [_arc(TURN), _arc(TURN, rng.uniform(0.45, 0.68))],
@@ -68,8 +60,10 @@ OUTLINES: dict[str, Callable[[Generator], Outline]] = {
     "star": lambda rng: [_arc(TURN, 1, 11)[:-1] * np.tile((1, rng.uniform(0.38, 0.5)), 5)[:, None]],
 }
 FRAGMENTS: tuple[Callable[[Generator], Outline], ...] = (
-    lambda rng: _bent_bar(rng.uniform(0.35, 0.6)),
-    lambda rng: _open_ring(rng.uniform(0.9, 1.4) * np.pi, rng.uniform(0.5, 0.7)),
+    lambda rng: [np.array(((-1, -1), (1, -1), (1, w := rng.uniform(0.35, 0.6) - 1), (w, w), (w, 1), (-1, 1)))],
+    lambda rng: [
+        np.concatenate((_arc(span := rng.uniform(0.9, 1.4) * np.pi, 1, 30), _arc(0, rng.uniform(0.5, 0.7), 30, span)))
+    ],
     lambda rng: [_arc(np.pi)],
     lambda rng: [np.array(((-1, -1), (1, -1), (1, 1), (-1, 1))) * (1, rng.uniform(0.08, 0.2))],
     lambda rng: [np.array(((-1, -0.6), (0, 0.2), (1, -0.6), (1, -0.1), (0, 0.8), (-1, -0.1)))],
