@@ -46,12 +46,15 @@ def check_loggers(names: str | Sequence[str]) -> list[str]:
         raise ValueError(f"--loggers {unknown[0]}: no such logger{hint}; there are: {', '.join(known)}")
     if "none" in asked and len(asked) > 1:
         raise ValueError(f"--loggers {' '.join(asked)}: none goes with no other; leave it or the others out")
-    specs = {name: importlib.util.find_spec(MODULES.get(name, name)) for name in SERVICES}
-    # a mere folder of that name, such as W&B makes where it runs, has no origin
-    installed = [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
     named = [name for name in asked if name in SERVICES]
-    if missing := [name for name in named if name not in installed]:
+    if missing := [name for name in named if not _installed(name)]:
         package = MODULES.get(missing[0], missing[0]).replace("_", "-")
         raise ValueError(f"--loggers {missing[0]} needs a package: pip install {package}")
-    automatic = [AUTOMATIC] if "auto" in asked and AUTOMATIC in installed else []
+    automatic = [AUTOMATIC] if "auto" in asked and _installed(AUTOMATIC) else []
     return list(dict.fromkeys([*automatic, *named]))
+
+
+def _installed(name: str) -> bool:
+    """Whether there is a package. A mere folder of that name, such as W&B makes where it runs, has no origin."""
+    found = importlib.util.find_spec(MODULES.get(name, name))
+    return found is not None and found.origin is not None

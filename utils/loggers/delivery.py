@@ -130,6 +130,7 @@ def leave_in_time(status: int, grace: float = GRACE) -> None:
     ending = threading.Event()
 
     def watch() -> None:
+        """Outlive the main thread, but not by much."""
         ending.wait()
         time.sleep(grace)
         with suppress(OSError, ValueError):  # closed already

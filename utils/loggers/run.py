@@ -93,7 +93,7 @@ class ImageLogger:
         self._draw("labels.jpg", lambda _: plot_labels(self.labels, self.names, self.folder))
 
     def on_train_batch_end(
-        self, ni: int, model: Any, imgs: Tensor, targets: Tensor, paths: Sequence[str], plots: bool, sync_bn: bool
+        self, ni: int, model: Any, imgs: Tensor, targets: Tensor, paths: Sequence[str], *others: Any
     ) -> None:
         """Draw what the network really sees in its first batches."""
         if ni < _DRAWN_BATCHES:

@@ -56,6 +56,7 @@ class _BoundedTar(io.RawIOBase):
         self.file, self.room = file, room
 
     def read(self, size: int = -1) -> bytes:
+        """Raise ValueError when too much is asked for."""
         if not 0 <= size <= MAX_HEADER:
             raise ValueError(f"it has a header of {size:,} bytes")
         content = self.file.read(size)
@@ -65,12 +66,13 @@ class _BoundedTar(io.RawIOBase):
         return content
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go forward by reading, so that nothing is unpacked uncounted."""
         if position < 0 or whence != os.SEEK_SET:
             raise ValueError("it leads back to what was read before")
         if position < self.file.tell():
             return self.file.seek(position)
         while (ahead := position - self.file.tell()) > 0 and self.read(min(ahead, CHUNK)):
-            pass  # by reading, so that nothing is unpacked uncounted
+            pass
         return self.file.tell()
 
     def tell(self) -> int:

@@ -28,7 +28,6 @@ from utils.prepare.label_formats import (
 )
 
 FORM = "a COCO detection file"
-_CROWD = ("1", "1.0", "true")
 Box = tuple[float, float, float, float]
 
 
@@ -61,22 +60,26 @@ class CocoReader:
             names, sizes = self._images(content["images"])
             classes = self._classes(content["categories"], content["annotations"])
             rows: Rows = {name: [] for name in names.values()}
-            unknown = set()
             for number, note in enumerate(content["annotations"]):
-                name, category = names.get(_id(note.get("image_id"))), note.get("category_id")
+                name, where = names.get(_id(note.get("image_id"))), f"{note.get('id', f'no. {number}')!s:.40}"
                 if name is None:
                     reason = "of an image_id that is not among its images"
                     self.counts.drop(reason, f"image_id {note.get('image_id')!r:.40}")
                     continue
-                missing = f"of category_id {category!r:.40}, which is not among its categories"
-                kind, where = classes.get(_id(category), missing), f"annotation {note.get('id', f'no. {number}')!s:.40}"
-                if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in _CROWD:
-                    kind = "marked iscrowd; convert with crowds=True to keep them"
+                kind = self._class(note, classes)
                 if isinstance(kind, int) and name not in sizes:
                     sizes[name] = self.size_of(name)
-                    unknown |= set() if is_size(sizes[name]) else {name}
-                rows[name] += self._rows(note, kind, sizes.get(name), f"{where} of {name}")
-        return {name: found for name, found in rows.items() if name not in unknown}
+                rows[name] += self._rows(note, kind, sizes.get(name), f"annotation {where} of {name}")
+        return {name: found for name, found in rows.items() if name not in sizes or is_size(sizes[name])}
+
+    def _class(self, note: Mapping[str, Any], classes: Mapping[str, int | str]) -> int | str:
+        """Return an annotation's class, or why it has none."""
+        category = note.get("category_id")
+        missing = f"of category_id {category!r:.40}, which is not among its categories"
+        kind = classes.get(_id(category), missing)
+        if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
+            return "marked iscrowd; convert with crowds=True to keep them"
+        return kind
 
     def _images(self, images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Size | None]]:
         """Return id -> file_name; and file_name -> size, where the file says it."""
@@ -97,21 +100,12 @@ class CocoReader:
 
     def _classes(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
         """Return category id -> class, or why the category has none."""
-        names: dict[str, str] = {}
-        for category in categories:
-            key, name = _id(category["id"]), str(category.get("name", ""))
-            if not key or names.setdefault(key, name) != name:
-                raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
+        names = _category_names(categories)
         if (classes := self.classes) is not None:
             found = {key: classes.find(name) for key, name in names.items()}
             return {key: classes.unlisted(names[key]) if kind is None else kind for key, kind in found.items()}
-        parents = {category.get("supercategory") or None for category in categories} - {None}
-        used = {_id(note.get("category_id")) for note in notes}
-        for category in categories:  # Roboflow writes one that only gathers the others of the whole project
-            key, group = _id(category["id"]), category.get("supercategory") in (None, "", "none")
-            if group and key not in used and category.get("name") in parents and key in names:
-                name = printable(names.pop(key))
-                LOGGER.warning(f"category {key} ({name}) is a group of others without boxes: no class")
+        for key in _groups(categories, {_id(note.get("category_id")) for note in notes}) & names.keys():
+            LOGGER.warning(f"category {key} ({printable(names.pop(key))}) is a group of others without boxes: no class")
         whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
         ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
         LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")
@@ -139,6 +133,22 @@ class CocoReader:
         return []
 
 
+def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for category in categories:
+        key, name = _id(category["id"]), str(category.get("name", ""))
+        if not key or names.setdefault(key, name) != name:
+            raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
+    return names
+
+
+def _groups(categories: Sequence[Mapping[str, Any]], used: set[str]) -> set[str]:
+    """Return ids of categories that only gather others, as Roboflow writes one for the whole project."""
+    parents = {category.get("supercategory") or None for category in categories} - {None}
+    tops = [category for category in categories if category.get("supercategory") in (None, "", "none")]
+    return {_id(category["id"]) for category in tops if category.get("name") in parents} - used
+
+
 def _id(value: Any) -> str:
     """Return an id in one form, whether it was written as a number or as text; nothing for what is no id."""
     if isinstance(value, float) and value.is_integer():
@@ -164,17 +174,22 @@ def box_of(note: Mapping[str, Any]) -> Box | None:
     value = note.get("bbox")
     if isinstance(value, str):
         value = re.split(r"[\s,;]+", value.strip(" []()"))
-    box = _numbers(value) if isinstance(value, list) and len(value) == 4 else None
-    if not (box and box[2] and box[3] and math.isfinite(sum(box))):
-        outline = note.get("segmentation")
-        extent = _mask_extent(outline) if isinstance(outline, Mapping) else None
-        if pieces := _polygons(outline):
-            points = np.concatenate(pieces)
-            extent = (*points.min(0).tolist(), *points.max(0).tolist()) if len(points) else None
-        if extent:
-            x1, y1, x2, y2 = extent
-            return x1, y1, x2 - x1, y2 - y1
-    return (box[0], box[1], box[2], box[3]) if box else None
+    numbers = _numbers(value) if isinstance(value, list) and len(value) == 4 else None
+    box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
+    if box and box[2] and box[3] and math.isfinite(sum(box)):
+        return box
+    return _outline_box(note.get("segmentation")) or box
+
+
+def _outline_box(outline: Any) -> Box | None:
+    """Return (x, y, width, height) around polygons or a run-length mask; None where there is neither."""
+    if isinstance(outline, Mapping):
+        return _mask_box(outline)
+    pieces = [piece for piece in _polygons(outline) if len(piece)]
+    if not pieces:
+        return None
+    (x1, y1), (x2, y2) = np.concatenate(pieces).min(0).tolist(), np.concatenate(pieces).max(0).tolist()
+    return x1, y1, x2 - x1, y2 - y1
 
 
 def _polygons(outline: Any) -> list[np.ndarray]:
@@ -188,8 +203,8 @@ def _polygons(outline: Any) -> list[np.ndarray]:
         return []
 
 
-def _mask_extent(mask: Mapping[str, Any]) -> Box | None:
-    """Return x1, y1, x2, y2 around a mask `{"size": [h, w], "counts": runs}`, None where it is none.
+def _mask_box(mask: Mapping[str, Any]) -> Box | None:
+    """Return (x, y, width, height) around a mask `{"size": [h, w], "counts": runs}`, None where it is none.
 
     Its runs of 0 and 1 in turn go down column after column.
     """
@@ -204,11 +219,11 @@ def _mask_extent(mask: Mapping[str, Any]) -> Box | None:
         return None
     if not sound or not len(first):
         return None
-    columns = first // height, last // height
-    several = (columns[0] < columns[1]).any()  # such a run has the foot of one column and the head of the next
-    top = 0.0 if several else (first % height).min()
-    bottom = height if several else (last % height).max() + 1
-    return (float(columns[0].min()), float(top), float(columns[1].max()) + 1, float(bottom))
+    left, right = float((first // height).min()), float((last // height).max())
+    if (first // height < last // height).any():  # such a run has the foot of one column and the head of the next
+        return left, 0.0, right + 1 - left, height
+    top = float((first % height).min())
+    return left, top, right + 1 - left, float((last % height).max()) + 1 - top
 
 
 def _unpacked(text: str) -> list[int]:

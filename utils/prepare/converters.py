@@ -247,9 +247,7 @@ def prepare(config: DataConfig) -> None:
                 LOGGER.info(f"fetching {wanted} ({SIZES[wanted]}) to {config.root}")
             CONVERTERS[wanted](config)
         elif wanted.startswith(("https://", "http://")) and url2file(wanted).endswith(".zip"):
-            folder = _new_folder(config, absent)
-            LOGGER.info(f"fetching {printable(wanted)} to {folder}")
-            fetch_folder(wanted, folder, [path.relative_to(config.root) for path in absent])
+            _fetch_archive(config, wanted, absent)
         else:
             raise ValueError(
                 f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
@@ -274,11 +272,20 @@ def _hint(config: DataConfig, absent: list[Path]) -> str:
     return ""
 
 
-def _new_folder(config: DataConfig, absent: list[Path]) -> Path:
+def _fetch_archive(config: DataConfig, url: str, absent: list[Path]) -> None:
+    folder = _new_folder(config)
+    for path in absent:
+        if config.root not in path.parents or ".." in path.parts:
+            raise ValueError(f"{config.file}: {printable(path)} is not in the folder that `download:` fetches")
+    LOGGER.info(f"fetching {printable(url)} to {folder}")
+    fetch_folder(url, folder, [path.relative_to(config.root) for path in absent])
+
+
+def _new_folder(config: DataConfig) -> Path:
     """Return the folder that anybody's archive may become: `path` of its YAML, below that or the data sets' root.
 
-    Raises ValueError for a path that leads elsewhere by itself or over links, and where what is absent is not in it;
-    `../datasets/`, with which v6.1's YAMLs begin theirs, stands for the data sets' root.
+    Raises ValueError for a path that leads elsewhere by itself or over links; `../datasets/`, with which v6.1's YAMLs
+    begin theirs, stands for the data sets' root.
     """
     path = str(read_yaml(config.file).get("path") or "") if config.file else str(config.root)
     parts = PureWindowsPath(path.removeprefix("../datasets/"))
@@ -291,6 +298,4 @@ def _new_folder(config: DataConfig, absent: list[Path]) -> Path:
             f"{config.file}: path {printable(path)[:200]!r} cannot be fetched into: with the address of an archive, "
             f"`path` names a new folder below {places[0]} or beside the YAML, as in `path: flowers`"
         )
-    if outside := [path for path in absent if config.root not in path.parents or ".." in path.parts]:
-        raise ValueError(f"{config.file}: {printable(outside[0])} is not in the folder that `download:` fetches")
     return folder

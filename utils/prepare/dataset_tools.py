@@ -35,6 +35,17 @@ def autosplit(
     if annotated_only:
         images = list(itertools.compress(images, labelled))
     parts = _drawn_parts(len(images), weights, seed, folder)
+    counts = _write_lists(folder, images, parts)
+    written = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
+    LOGGER.info(f"{printable(folder)}: {len(images)} images; {written}")
+    if without:
+        what = "left out" if annotated_only else "listed as background (annotated_only=True leaves them out)"
+        LOGGER.warning(f"{len(without)} images have no label file, {what} (first: {printable(without[0])})")
+    return counts
+
+
+def _write_lists(folder: Path, images: Sequence[Path], parts: np.ndarray) -> dict[str, int]:
+    """Write each part's list, or remove it where it has no images; return the numbers of images."""
     names = [f"./{image.relative_to(folder.parent).as_posix()}" for image in images]
     if odd := [name for name in names if not is_one_line(name) or name != name.rstrip()]:
         raise ValueError(f"{printable(odd[0])}: a list cannot hold this name; rename the image")
@@ -49,11 +60,6 @@ def autosplit(
             write_rows(listing, chosen)
         else:
             listing.unlink(missing_ok=True)
-    written = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
-    LOGGER.info(f"{printable(folder)}: {len(images)} images; {written}")
-    if without:
-        what = "left out" if annotated_only else "listed as background (annotated_only=True leaves them out)"
-        LOGGER.warning(f"{len(without)} images have no label file, {what} (first: {printable(without[0])})")
     return counts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -91,25 +93,35 @@ def _verify(path: Path, checksum: str | None, url: str) -> None:
         raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
 
 
+def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
+    """Return a request for the rest of a half-fetched file, on the condition that it is still the same one."""
+    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", known)
+    return request
+
+
+def _version(headers: Message) -> str:
+    """Return what tells one version of a remote file from the next; nothing if the server does not say."""
+    tag = headers.get("ETag", "")
+    tag = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+    return tag if tag.isascii() and tag.isprintable() else ""
+
+
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees that it is still the same file.
 
     Raises OSError when the connection ends early, ValueError for more than `room` bytes.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
-    if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
-        request.add_header("Range", f"bytes={part.stat().st_size}-")
-        request.add_header("If-Range", known)
-    with open_url(request, TIMEOUT, PATIENCE) as answer:
+    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         resumed = getattr(answer, "status", None) == 206
         size = part.stat().st_size if resumed else 0
         length = answer.headers.get("Content-Length")
-        total = size + int(length[:19]) if length and length.isascii() and length.isdigit() else None
+        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length or "") else None
         if (total or size) > room:
             raise _TooLargeError
-        tag = answer.headers.get("ETag", "")  # what tells one version of the file from the next
-        tag = answer.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-        note.write_text(tag if tag.isascii() and tag.isprintable() else "", encoding="utf-8")
+        note.write_text(_version(answer.headers), encoding="utf-8")
         bar = progress(None, printable(url2file(url)), total, "B", initial=size)
         with bar, open(part, "ab" if resumed else "wb") as file:
             while chunk := answer.read1(CHUNK):
@@ -118,7 +130,7 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
                     raise _TooLargeError
                 file.write(chunk)
                 bar.update(len(chunk))
-        if total is not None and size != total:
+        if size != (total or size):
             raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
@@ -201,6 +213,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
 
     def fetch_one(file: str | Remote) -> Path:
+        """Fetch, and unpack, one of them."""
         url, checksum = (file, None) if isinstance(file, str) else file
         path = _target(folder, url)
         was_there = path.exists()
@@ -251,16 +264,7 @@ def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
         archive = download_file(url, _target(staging, url))
         with tempfile.TemporaryDirectory(dir=staging) as place:
             unpacked = _unpack(archive, Path(place) / "all")
-            inside = sorted(unpacked.iterdir()) if unpacked.is_dir() else []
-            for source in (unpacked, *(path for path in inside if path.is_dir())):
-                if all((source / path).exists() for path in wanted):
-                    break
-            else:
-                missing = " and ".join(map(str, wanted))
-                raise ValueError(f"{printable(url)}: has no {missing} in it; correct train and val")
-            if source != unpacked and len(inside) > 1:
-                others = ", ".join(printable(path.name)[:40] for path in inside if path != source)
-                LOGGER.warning(f"{printable(url)}: left out, beside {printable(source.name)}: {others[:200]}")
+            source = _wanted_part(unpacked, wanted, url)
             if folder.is_dir():
                 folder.rmdir()
             source.rename(folder)
@@ -268,3 +272,15 @@ def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(staging)
+
+
+def _wanted_part(unpacked: Path, wanted: Sequence[Path], url: str) -> Path:
+    """Return what was unpacked, or the folder in it that has all that is wanted. Raises ValueError if none has."""
+    inside = sorted(unpacked.iterdir()) if unpacked.is_dir() else []
+    for place in (unpacked, *(path for path in inside if path.is_dir())):
+        if all((place / path).exists() for path in wanted):
+            if place != unpacked and len(inside) > 1:
+                others = ", ".join(printable(path.name)[:40] for path in inside if path != place)
+                LOGGER.warning(f"{printable(url)}: left out, beside {printable(place.name)}: {others[:200]}")
+            return place
+    raise ValueError(f"{printable(url)}: has no {' and '.join(map(str, wanted))} in it; correct train and val")

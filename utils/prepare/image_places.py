@@ -48,28 +48,31 @@ class ImageName:
     @classmethod
     def read(cls, text: str, whole: bool = True) -> ImageName:
         """Return the image of this name. Raises ValueError for what cannot be the name of a file."""
-        path = text
-        if "?d=" in text:  # Label Studio's address of a file that stays where it is
-            path = parse_qs(urlsplit(text).query).get("d", [""])[0] or text
-        elif _ADDRESS.match(text):
-            path = "/" + unquote(urlsplit(text).path)
-        elif has_ending(text.partition("?")[0]):
-            path = text.partition("?")[0]
-        absolute = bool(re.match(r"[A-Za-z]:|[\\/]", path)) or "?d=" in text
+        path = _plain_path(text)
+        absolute = re.match(r"[A-Za-z]:|[\\/]", "/" if "?d=" in text else path) is not None
         parts: list[str] = []
-        for part in re.split(r"[\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
+        for part in re.findall(r"[^\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
             if part == "..":
                 absolute |= not parts  # it leads out of the folder
                 parts = parts[:-1]
-            elif part not in ("", "."):
+            elif part != ".":
                 parts.append(part)
         # folders from another machine mean nothing, but what is below its `images` does; `images/` itself is the root
-        roots = [number for number, part in enumerate(parts[:-1]) if part.lower() == "images"]
-        begin = (roots[-1] + 1 if roots else len(parts) - 1) if absolute else int(roots[-1:] == [0])
+        roots = [number for number, part in enumerate(parts[:-1], start=1) if part.lower() == "images"]
+        begin = [len(parts) - 1, *roots][-1] if absolute else int(roots[-1:] == [1])
         place = tuple(parts[max(begin, 0) :])
         if not place or not place[-1].strip(" .") or sum(map(len, place)) > MAX_NAME or not is_one_line(path):
             raise ValueError(f"annotations name an image that cannot be: {text!r:.200}")
         return cls(text, tuple(parts), place, whole)
+
+
+def _plain_path(text: str) -> str:
+    """Return the path inside an address; other text as it is."""
+    if "?d=" in text:  # Label Studio's address of a file that stays where it is
+        return parse_qs(urlsplit(text).query).get("d", [""])[0] or text
+    if _ADDRESS.match(text):
+        return "/" + unquote(urlsplit(text).path)
+    return text.partition("?")[0] if has_ending(text.partition("?")[0]) else text
 
 
 class ImageFolder:

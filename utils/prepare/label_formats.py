@@ -118,21 +118,27 @@ def box_rows(
     top, bottom = sorted(min(max(y, 0.0), height) / height for y in (y1, y2))
     if not all(map(math.isfinite, corners)):
         counts.drop("box of values that are not finite numbers", where)
-    elif not (right > left and bottom > top):
-        outside = x1 != x2 and y1 != y2
-        counts.drop("box outside of its image" if outside else "box without width or height", where)
+    elif x1 == x2 or y1 == y2:
+        counts.drop("box without width or height", where)
+    elif left == right or top == bottom:
+        counts.drop("box outside of its image", where)
     else:
-        if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
-            counts.remark("boxes are smaller than a pixel; their numbers should be pixels, not fractions", where)
-        if x2 < x1 or y2 < y1:
-            counts.remark(
-                "boxes had their corners swapped (or a negative width or height) and were turned round", where
-            )
-        if min(corners) < -1 or max(x1, x2) > width + 1 or max(y1, y2) > height + 1:
-            counts.remark("boxes reached beyond the image and were cut at its edges; check its width and height", where)
+        for remark in _remarks(corners, size):
+            counts.remark(f"boxes {remark}", where)
         box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         return [f"{kind} " + " ".join(f"{value:.{digits}f}" for value in box)]
     return []
+
+
+def _remarks(corners: Sequence[float], size: Size) -> Iterator[str]:
+    """Yield what is odd about a box that has a part in its image."""
+    x1, y1, x2, y2 = corners
+    if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
+        yield "are smaller than a pixel; their numbers should be pixels, not fractions"
+    if x2 < x1 or y2 < y1:
+        yield "had their corners swapped (or a negative width or height) and were turned round"
+    if min(corners) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:
+        yield "reached beyond the image and were cut at its edges; check its width and height"
 
 
 def polygon_row(kind: int, points: np.ndarray, size: Size, digits: int = 6) -> str | None:
@@ -186,28 +192,31 @@ def dota_rows(
     """
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        fields, place = line.split(), f"{where}:{number}"
-        if not fields or fields[0].lower().startswith(("imagesource:", "gsd:")):
-            continue
-        difficult = len(fields) > 9 and fields[-1].isdecimal()
-        name = " ".join(fields[8:-1] if difficult else fields[8:])  # a name may have spaces
+        if line.strip() and not line.lower().lstrip().startswith(("imagesource:", "gsd:")):
+            rows += _dota_row(line.split(), size, classes, counts, f"{where}:{number}", polygons)
+    return rows
+
+
+def _dota_row(
+    fields: list[str], size: Size, classes: ClassNames, counts: DropCounts, place: str, polygons: bool
+) -> list[str]:
+    difficult = len(fields) > 9 and fields[-1].isdecimal()
+    name = " ".join(fields[8:-1] if difficult else fields[8:])  # a name may have spaces
+    if len(fields) < 9:
+        counts.drop("line without four corners and a kind", place)
+    elif (kind := classes.find(name)) is None:
+        counts.drop(classes.unlisted(name), place)
+    else:
         try:
             points = np.array(fields[:8], dtype=float).reshape(4, 2)
         except ValueError:
-            points = None
-        if len(fields) < 9:
-            counts.drop("line without four corners and a kind", place)
-        elif (kind := classes.find(name)) is None:
-            counts.drop(classes.unlisted(name), place)
-        elif points is None:
             counts.drop("corners that are not numbers", place)
-        else:
-            box = box_rows(counts, kind, (*points.min(0).tolist(), *points.max(0).tolist()), size, place)
-            outline = polygon_row(kind, points, size) if polygons and box else None
-            rows += [outline] if outline else box
-            if difficult and int(fields[-1]):
-                counts.remark("objects are marked difficult; they are kept", place)
-    return rows
+            return []
+        box = box_rows(counts, kind, (*points.min(0).tolist(), *points.max(0).tolist()), size, place)
+        if difficult and int(fields[-1]):
+            counts.remark("objects are marked difficult; they are kept", place)
+        return [polygon_row(kind, points, size) or row for row in box] if polygons else box
+    return []
 
 
 def visdrone_rows(text: str, size: Size, counts: DropCounts, where: str) -> list[str]:

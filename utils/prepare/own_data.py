@@ -140,17 +140,15 @@ def write_labels(
     A box that is there twice is written once. What `counts` has of the annotations `source` is logged. Raises
     ValueError where no box was kept, and where files hold other labels, unless `overwrite` is set.
     """
-    files, labels = places.label_files(rows), printable(places.given)
-    unique = {files[name]: list(dict.fromkeys(lines)) for name, lines in rows.items()}
+    files, labels, unique = places.label_files(rows), printable(places.given), {}
     for name, lines in rows.items():
+        unique[files[name]] = list(dict.fromkeys(lines))
         counts.drop("the same box again", files[name].name, len(lines) - len(unique[files[name]]))
-    kept, changed, others = sum(map(len, unique.values())), [], []
-    for path, lines in unique.items():
-        there = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else None
-        if there != lines:
-            changed.append(path)
-            others += [path] if there else []
-    if others and kept and not overwrite:
+    kept = sum(map(len, unique.values()))
+    there = {path: path.read_text(encoding="utf-8", errors="replace") for path in unique if path.is_file()}
+    changed = [path for path, lines in unique.items() if there.get(path, "no file").splitlines() != lines]
+    others = [path for path in changed if there.get(path) and not overwrite]
+    if others and kept:
         raise ValueError(
             f"{labels}: {len(others)} label files are there with other content (first: "
             f"{printable(others[0])}); convert with overwrite=True to replace them, or into another folder"

@@ -281,14 +281,7 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
             (beside / folder).mkdir(parents=True)
         scenes = [(0, f"train/{i:04d}", i) for i in range(train)] + [(1, f"val/{i:04d}", i) for i in range(val)]
         for split, name, index in progress(scenes, "drawing", unit=" scenes"):
-            rng = np.random.default_rng([seed, split, index])
-            width, height = (rng.integers(size[0] // 16, size[1] // 16 + 1, 2) * 16).tolist()
-            image, labels = draw_scene(rng, (width, height))
-            data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-            (beside / f"images/{name}.jpg").write_bytes(data.tobytes())
-            labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
-            lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
-            (beside / f"labels/{name}.txt").write_text("".join(lines), encoding="utf-8")
+            _write_scene(beside, name, np.random.default_rng([seed, split, index]), size)
         (beside / MARKER).write_text(json.dumps(wanted), encoding="utf-8")
         try:
             os.replace(beside, root)  # fails where a folder with something in it is in the way
@@ -298,6 +291,16 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
                 os.replace(beside, root)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_scene(root: Path, name: str, rng: Generator, sides: Size) -> None:
+    width, height = (rng.integers(sides[0] // 16, sides[1] // 16 + 1, 2) * 16).tolist()
+    image, labels = draw_scene(rng, (width, height))
+    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+    (root / f"images/{name}.jpg").write_bytes(data.tobytes())
+    labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
+    lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
+    (root / f"labels/{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _is_drawn(root: Path, wanted: dict) -> bool:

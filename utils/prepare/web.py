@@ -30,6 +30,7 @@ class _Pace(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        """Read as any raw stream does, unless it has become too slow."""
         waited = time.monotonic() - self.since
         if waited > self.patience:
             if self.content < SLOW * waited:
@@ -48,6 +49,7 @@ class _Web(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     patience = 0.0
 
     def do_open(self, http_class: Any, req: Any, **given: Any) -> HTTPResponse:
+        """Connect as the base class does, for answers of our own kind."""
         patience = self.patience
 
         class Answer(HTTPResponse):
