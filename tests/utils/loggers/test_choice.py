@@ -39,19 +39,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return choose
 
 
-def services_of(run: RunInfo, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The services that are subscribed, without starting their threads."""
-    names: list[str] = []
-    monkeypatch.setattr("utils.loggers.ServiceLogger", lambda run, services: names.extend(s.name for s in services))
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, run)
-    return names
-
-
-def test_every_choice_of_the_command_line_is_known() -> None:
-    assert set(LOGGER_NAMES) == {"auto", "none", *SERVICES}
-
-
 @pytest.mark.parametrize(
     "log, packages, services",
     [
@@ -68,16 +55,10 @@ def test_every_choice_of_the_command_line_is_known() -> None:
     ],
 )
 def test_which_services_are_meant(
-    installed: Callable[..., None],
-    info: Info,
-    monkeypatch: pytest.MonkeyPatch,
-    log: Any,
-    packages: tuple[str, ...],
-    services: list[str],
+    installed: Callable[..., None], log: Any, packages: tuple[str, ...], services: list[str]
 ) -> None:
     installed(*packages)
-    check_loggers(log)
-    assert services_of(info(loggers=log), monkeypatch) == services
+    assert check_loggers(log) == services
 
 
 @pytest.mark.parametrize("name", PIP)
@@ -90,6 +71,7 @@ def test_a_missing_package_is_named(installed: Callable[..., None], info: Info, 
 
 
 def test_choices_that_cannot_be(installed: Callable[..., None]) -> None:
+    assert set(LOGGER_NAMES) == {"auto", "none", *SERVICES}
     installed(*ALL)
     with pytest.raises(ValueError, match="none goes with no other"):
         check_loggers(["none", "wandb"])

@@ -43,12 +43,6 @@ def end(delivery: Delivery, seconds: float = 5) -> None:
     delivery.wait(time.monotonic() + seconds, status=0)
 
 
-def test_nothing_to_send(warnings: Warnings, given_up: list[int]) -> None:
-    began = time.monotonic()
-    end(Delivery("quiet", nothing))
-    assert time.monotonic() - began < 2 and not warnings() and not given_up
-
-
 def test_entries_come_in_order_after_the_start_in_another_thread(warnings: Warnings) -> None:
     done: list[object] = []
     delivery = Delivery("one", lambda: done.append(threading.current_thread().daemon))

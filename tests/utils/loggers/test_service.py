@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,14 +124,6 @@ def test_a_whole_run(info: Info, warnings: Warnings) -> None:
     np.testing.assert_allclose(recorder.of("boxes")[0][0][1], [[1, 2, 3, 4, 0.9, 1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("interval", [-1, 0])
-def test_without_an_interval_no_detections_are_kept(info: Info, interval: int) -> None:
-    callbacks, recorder = subscribed(info(bbox_interval=interval))
-    whole_epoch(callbacks, nn.Identity(), 0)
-    callbacks.run("teardown")
-    assert not recorder.of("boxes") and recorder.epochs == [0]
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_one_that_raises_costs_its_own_entries(
     info: Info, call: str, trouble: dict[str, Any], warnings: Warnings
@@ -251,17 +242,6 @@ def test_a_copy_shares_nothing_with_the_network(model: nn.Module) -> None:
     twin.train()(torch.rand(2, 3, 8, 8) + 5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.grad is not None for value in model.parameters())
-
-
-def test_hooks_draw_no_random_numbers(info: Info, model: nn.Module) -> None:
-    def states() -> tuple[Any, ...]:
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state of numpy's own generator is meant
-        return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
-
-    before, run = states(), info(bbox_interval=1)
-    callbacks, recorder = subscribed(run)
-    whole_run(callbacks, run, model)
-    assert states() == before and recorder.epochs == [0, 1, 2]
 
 
 def test_arguments_that_change_later_were_copied(info: Info, trouble: dict[str, Any], gate: threading.Event) -> None:

@@ -35,17 +35,6 @@ def text_of(events: Any, tag: str) -> str:
 
 
 @pytest.mark.usefixtures("sketches")
-def test_a_run_of_no_epoch(info: Info) -> None:
-    run = info(loggers=["tensorboard"])
-    logged(run, [], ended=False)
-    events = read(run.folder)
-    assert not events.Tags()["scalars"] and set(events.Tags()["tensors"]) == {
-        "options/text_summary",
-        "hyp/text_summary",
-    }
-
-
-@pytest.mark.usefixtures("sketches")
 def test_scalars_options_and_pictures(info: Info) -> None:
     run = info(loggers=["tensorboard"], odd="a|b")
     logged(run, range(3))

@@ -36,11 +36,6 @@ def started(package: Any) -> dict[str, Any]:
     return package.init.call_args.kwargs
 
 
-def test_a_run_of_no_epoch(wandb: Any, info: Info, warnings: Callable[[], list[str]]) -> None:
-    logged(info(loggers=["wandb"]), [], ended=False)
-    assert [call.kwargs for call in wandb.init().finish.call_args_list] == [{"exit_code": 1}] and not warnings()
-
-
 def test_without_a_key_it_stays_offline_and_asks_nobody(
     wandb: Any, info: Info, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,18 +58,23 @@ def test_without_a_key_it_stays_offline_and_asks_nobody(
     assert sum("no API key" in line.getMessage() for line in caplog.records) == 1
 
 
-@pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
-def test_the_environment_decides(wandb: Any, info: Info, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    logged(info(loggers=["wandb"]), [0])
-    assert started(wandb)["mode"] == mode and not wandb.asked.called
-
-
-@pytest.mark.parametrize("key, mode", [("secret", "online"), (None, "offline")])
-def test_older_versions_are_asked_for_their_key(wandb: Any, info: Info, key: str | None, mode: str) -> None:
+@pytest.mark.parametrize(
+    "environment, key, mode",
+    [
+        (None, "secret", "online"),
+        (None, None, "offline"),
+        ("online", None, "online"),
+        ("disabled", "secret", "disabled"),
+    ],
+)
+def test_the_environment_decides_and_older_versions_are_asked_for_their_key(
+    wandb: Any, info: Info, monkeypatch: pytest.MonkeyPatch, environment: str | None, key: str | None, mode: str
+) -> None:
     def login(relogin: bool = False) -> bool:
         raise AssertionError("this one prompts")
 
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
     wandb.login, wandb.api.api_key = login, key
     logged(info(loggers=["wandb"]), [0])
     assert started(wandb)["mode"] == mode and started(wandb)["entity"] is None
