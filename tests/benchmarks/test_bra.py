@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import bra, bra_growth
-from benchmarks.bra_compare import Measured, Wanted, model_cases, record
+from benchmarks.bra_compare import Measured, Wanted, record
 from benchmarks.bra_growth import BOUNDS, LAYERS, Plan, count, exponent
 
 TINY = ["--rounds", "1", "--threads", "1"]
@@ -105,23 +105,6 @@ def test_on_a_gpu(tmp_path: Path) -> None:
 # ---- ratios and exponents
 PLAN = Plan()
 TOKENS = [side * side for side in PLAN.sides]
-
-
-def test_maps_of_the_models_by_arithmetic() -> None:
-    """Strides 16 and 32; width 0.25 of 512 and 1024 channels; with default arguments, as build() makes them."""
-    found = model_cases("n", [640, 1280], 3)
-    assert [case.shape for case in found] == [
-        (3, 128, 40, 40),
-        (3, 256, 20, 20),
-        (3, 128, 80, 80),
-        (3, 256, 40, 40),
-    ]
-    assert [tuple(case.labels.values()) for case in found] == [
-        ("n", 640, "P4"),
-        ("n", 640, "P5"),
-        ("n", 1280, "P4"),
-        ("n", 1280, "P5"),
-    ]
 
 
 def test_ratios_of_a_row() -> None:

@@ -15,11 +15,8 @@ from utils.loggers.service import Service, ServiceLogger
 from utils.loggers.tensorboard import TensorBoard
 from utils.loggers.wandb import Wandb
 
-__all__ = ["RunInfo", "check_loggers", "subscribe_loggers"]
-
 SERVICES: dict[str, type[Service]] = {kind.name: kind for kind in (TensorBoard, Wandb, Mlflow, ClearMl, Comet)}
 MODULES = {"comet": "comet_ml"}  # where the package is not called as the service
-AUTOMATIC = "tensorboard"  # used where it is installed, unless something else is said
 
 
 def subscribe_loggers(callbacks: Callbacks, run: RunInfo) -> None:
@@ -42,15 +39,15 @@ def check_loggers(names: str | Sequence[str]) -> list[str]:
     asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
     known = ["auto", "none", *SERVICES]
     if unknown := [name for name in asked if name not in known]:
-        hint = nearest(unknown[0], known)
-        raise ValueError(f"--loggers {unknown[0]}: no such logger{hint}; there are: {', '.join(known)}")
+        listed = f"{nearest(unknown[0], known)}; there are: {', '.join(known)}"
+        raise ValueError(f"--loggers {unknown[0]}: no such logger{listed}")
     if "none" in asked and len(asked) > 1:
         raise ValueError(f"--loggers {' '.join(asked)}: none goes with no other; leave it or the others out")
     named = [name for name in asked if name in SERVICES]
     if missing := [name for name in named if not _installed(name)]:
         package = MODULES.get(missing[0], missing[0]).replace("_", "-")
         raise ValueError(f"--loggers {missing[0]} needs a package: pip install {package}")
-    automatic = [AUTOMATIC] if "auto" in asked and _installed(AUTOMATIC) else []
+    automatic = ["tensorboard"] if "auto" in asked and _installed("tensorboard") else []
     return list(dict.fromkeys([*automatic, *named]))
 
 

@@ -57,10 +57,7 @@ class Delivery:
         self._entries.put(None)
 
     def wait(self, deadline: float, status: int) -> None:
-        """Wait for the last entry until `time.monotonic()` is `deadline`, say what was lost.
-
-        A service that was given up cannot hold the end of the process either: see `leave_in_time`, which gets `status`.
-        """
+        """Wait until `time.monotonic()` is `deadline`, say what was lost; `status` as in `leave_in_time`."""
         left = max(deadline - time.monotonic(), 0)
         done = self._done.wait(min(left, _QUIET))
         if not done:
@@ -69,8 +66,7 @@ class Delivery:
         if lost := self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1)):
             state = "" if done else " and did not finish in time"
             LOGGER.warning(f"{self.name}: missed {lost} of what it was sent{state}; the run's own files are complete")
-        if self in _deliveries:
-            _deliveries.remove(self)
+        _deliveries.remove(self)
         if self.out or not done:
             leave_in_time(status)
 
@@ -124,8 +120,8 @@ def _go_on() -> None:
 def leave_in_time(status: int, grace: float = GRACE) -> None:
     """End the process where it still lives `grace` seconds after its main thread has come to the end.
 
-    Services leave threads behind that upload what is left before they let a process end, for hours where the network
-    is gone. The exit status is then 1 after an error that nobody caught, else `status`.
+    Services leave threads behind that hold it, for hours where the network is gone. The exit status is then 1 after an
+    error that nobody caught, else `status`.
     """
     ending = threading.Event()
 

@@ -41,10 +41,9 @@ class Mlflow(Service):
                     raise
             else:
                 return known
-        if experiment := self.client.get_experiment_by_name(self.run.project):
-            number = experiment.experiment_id
-        else:
-            number = self.client.create_experiment(self.run.project, artifact_location=artifacts)
+        found = self.client.get_experiment_by_name(self.run.project)
+        create = self.client.create_experiment
+        number = found.experiment_id if found else create(self.run.project, artifact_location=artifacts)
         return self.client.create_run(number, run_name=self.run.folder.name).info.run_id
 
     def send(self, kind: Kind, content: Any, epoch: int) -> None:

@@ -18,8 +18,6 @@ COLUMNS = tuple(
     "train/box_loss train/obj_loss train/cls_loss metrics/precision metrics/recall metrics/mAP_0.5 "
     "metrics/mAP_0.5:0.95 val/box_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2".split()
 )
-USUAL_PROJECT = "YOLOv5"  # what services call a project whose folder is runs/train
-_DRAWN_BATCHES = 3
 _ROW = ",".join(["%20.5g"] * (1 + len(COLUMNS)))
 
 
@@ -48,7 +46,7 @@ class RunInfo:
     def project(self) -> str:
         """The project's name for a service: the last folder of --project, YOLOv5 for the usual runs/train."""
         parts = Path(self.options.get("project") or "runs/train").parts
-        return USUAL_PROJECT if parts[-2:] == ("runs", "train") else parts[-1]
+        return "YOLOv5" if parts[-2:] == ("runs", "train") else parts[-1]
 
     def flat(self) -> dict[str, Any]:
         """Return options and hyper-parameters (as hyp/name) in one level; what is no number or word as text."""
@@ -58,10 +56,7 @@ class RunInfo:
 
 
 class CsvLogger:
-    """One row an epoch. The file is written whole each time, from memory: whatever became of it is made good.
-
-    `history` are the rows of epochs that a resumed run does not do again: epoch, then a value a column.
-    """
+    """One row an epoch, `history` first. The file is written whole each time: whatever became of it is made good."""
 
     def __init__(self, folder: Path, history: Sequence[Sequence[float]] = ()) -> None:
         self.file = folder / "results.csv"
@@ -96,7 +91,7 @@ class ImageLogger:
         self, ni: int, model: Any, imgs: Tensor, targets: Tensor, paths: Sequence[str], *others: Any
     ) -> None:
         """Draw what the network really sees in its first batches."""
-        if ni < _DRAWN_BATCHES:
+        if ni < 3:
             self._draw(f"train_batch{ni}.jpg", lambda file: plot_images(imgs, targets, paths, file, self.names))
 
     def on_train_end(self, last: Path, best: Path, plots: bool, epoch: int, results: Any) -> None:

@@ -28,8 +28,7 @@ _BEST = ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")
 class Service:
     """A place that results go to. All of it runs in a thread of its own, so it may take its time and may raise.
 
-    Its own id of the run is kept in NAME.id of the run's folder, with the last epoch that was sent: a resumed run goes
-    on where it stopped arriving.
+    Its id of the run is in NAME.id of the run's folder, with the last epoch sent: a resumed run goes on from there.
     """
 
     name: ClassVar[str]
@@ -59,11 +58,9 @@ class Service:
         network: a copy on the CPU, and the shape (1, 3, H, W) of a batch
         boxes: for some images the path, and (n, 6) xyxy in its pixels, confidence, class
         """
-        raise NotImplementedError
 
     def disconnect(self, ended: bool) -> None:
         """Send the rest and finish; `ended` is False for a run that was broken off."""
-        raise NotImplementedError
 
     def open(self) -> None:
         """Connect and send what was not sent yet; done again where it raised."""

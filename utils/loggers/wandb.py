@@ -75,13 +75,11 @@ def _mode(wandb: Any) -> str:
     """Return what WANDB_MODE says, else online with an API key and offline without one; nobody is asked."""
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    if "prompt" in inspect.signature(wandb.login).parameters:
-        logged_in = wandb.login(prompt=False, verify=False)
-    else:  # before 0.31
-        logged_in = bool(wandb.api.api_key)
-    if not logged_in:
-        LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
-    return "online" if logged_in else "offline"
+    is_new = "prompt" in inspect.signature(wandb.login).parameters  # since 0.31
+    if wandb.login(prompt=False, verify=False) if is_new else wandb.api.api_key:
+        return "online"
+    LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
+    return "offline"
 
 
 def _with_boxes(path: str, rows: np.ndarray, classes: dict[int, str]) -> Any:

@@ -124,36 +124,6 @@ def test_sizes_are_read_from_the_images(tmp_path: Path, caplog: pytest.LogCaptur
     assert "1 dropped: of an image whose width and height are not known" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "file, labels, images, names",
-    [
-        # Label Studio: result.json beside images/, names with either kind of slash
-        ("result.json", "labels", ["images/ab-a.jpg"], ["images/ab-a.jpg"]),
-        ("result.json", "labels", ["images/ab-a.jpg"], ["images\\ab-a.jpg"]),
-        ("result.json", "labels", ["images/ab-a.jpg"], ["/data/upload/1/ab-a.jpg"]),
-        ("result.json", "labels", ["images/a.jpg"], ["http://localhost:8080/data/upload/1/0011aabb-a.jpg"]),
-        # CVAT: annotations/ and images/, with a subset's folder or without
-        ("annotations/instances_default.json", "labels", ["images/a.jpg", "images/b.png"], ["a.jpg", "b.png"]),
-        ("annotations/instances_default.json", "labels", ["images/default/a.jpg"], ["a.jpg"]),
-        ("annotations/instances_train.json", "labels/train", ["images/train/1/a.jpg"], ["1/a.jpg"]),
-        # Roboflow: all in one folder
-        ("train/_annotations.coco.json", "train", ["train/a_jpg.rf.0f.jpg"], ["a_jpg.rf.0f.jpg"]),
-        # COCO itself
-        ("annotations/instances_val2017.json", "labels/val2017", ["images/val2017/1.jpg"], ["1.jpg"]),
-        # somebody's absolute paths
-        ("a.json", "labels", ["images/train/a.jpg", "images/val/a.jpg"], ["/me/images/train/a.jpg", "D:\\val\\a.jpg"]),
-    ],
-)
-def test_the_layouts_of_tools_end_where_train_looks(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, labels: str, images: list[str], names: list[str]
-) -> None:
-    for name in images:
-        image(tmp_path / name)
-    assert convert_coco(coco(tmp_path / file, *names), tmp_path / labels, NAMES) == len(images)
-    assert boxes(tmp_path / images[0].split("/")[0]) == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])] * len(images)
-    assert not caplog.records
-
-
 # ---- VOC -------------------------------------------------------------------------------------------------------------
 
 
