@@ -20,10 +20,7 @@ MODULES = {"comet": "comet_ml"}  # where the package is not called as the servic
 
 
 def subscribe_loggers(callbacks: Callbacks, run: RunInfo) -> None:
-    """Write results.csv, draw images except in a trial of a search, and send to services of `run.options["loggers"]`.
-
-    Raises ValueError as `check_loggers` does.
-    """
+    """Let results.csv, images (but in trials of a search) and the services that were asked for follow a run."""
     names = check_loggers(run.options.get("loggers", ["auto"]))
     callbacks.subscribe(CsvLogger(run.folder, run.history))
     if run.options.get("evolve") is None:

@@ -19,7 +19,6 @@ STRIKES = 3  # errors in a row, after which a service is left out
 GRACE = 10.0  # seconds that the end of the process gives a service that was given up
 _FORK_WAIT = 5.0  # seconds that a new loader process waits for a service to pause, once for each service
 _QUIET = 1.0  # seconds of waiting that need no line
-_SHOWN = 200  # characters of an error
 
 _deliveries: list[Delivery] = []
 _paused = threading.local()
@@ -85,7 +84,7 @@ class Delivery:
                     strikes = 0
                 except (Exception, SystemExit) as error:  # services raise errors of any kind, some leave the thread
                     self.lost, strikes = self.lost + 1, strikes + 1
-                    self.out, text = strikes >= STRIKES, one_line(error)[:_SHOWN]
+                    self.out, text = strikes >= STRIKES, one_line(error)[:200]
                     if self.out:
                         LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {text}")
                     elif not warned:

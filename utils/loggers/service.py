@@ -20,7 +20,6 @@ from utils.loggers.run import COLUMNS, RunInfo
 
 PATIENCE = 30.0  # seconds that services have to send the rest when training has ended
 HURRY = 5.0  # and when it was broken off: whoever stops a process may not wait longer
-_SHOWN_IMAGES = 16  # with their detections, of an epoch
 Kind = Literal["settings", "values", "best", "images", "network", "boxes"]
 _BEST = ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")
 
@@ -98,11 +97,6 @@ class ServiceLogger:
         if files := sorted(file for pattern in patterns for file in self.run.folder.glob(pattern)):
             self._send("images", files)
 
-    def on_pretrain_routine_end(self) -> None:
-        """Send how the labels look."""
-        if not self.run.resumed:
-            self._send_images("labels*.jpg")
-
     def on_train_batch_end(self, ni: int, model: nn.Module, imgs: Tensor, *others: Any) -> None:
         """Send the network, at the first batch of a run."""
         if ni == 0 and not self.run.resumed and any("network" in service.wants for service, _ in self.deliveries):
@@ -112,15 +106,15 @@ class ServiceLogger:
                 LOGGER.warning(f"no graph of the network: {one_line(error)}")
 
     def on_train_epoch_end(self, epoch: int) -> None:
-        """Send the first batches, once; detections from now on belong to this epoch."""
+        """Send how labels and first batches look, once; detections from now on belong to this epoch."""
         self.epoch = epoch
         if epoch == self.run.start:
-            self._send_images("train_batch*.jpg")
+            self._send_images("labels*.jpg", "train_batch*.jpg")
 
     def on_val_image_end(self, pred: Tensor, predn: Tensor, path: str, names: Sequence[str], im: Any) -> None:
-        """Keep the detections of some images, in every `bbox_interval`-th epoch."""
+        """Keep the detections of at most 16 images, in every `bbox_interval`-th epoch."""
         interval = self.run.options.get("bbox_interval", -1)
-        if interval >= 1 and not self.epoch % interval and len(self.found) < _SHOWN_IMAGES:
+        if interval >= 1 and not self.epoch % interval and len(self.found) < 16:
             self.found.append((str(path), predn.detach().cpu().float().numpy().copy()))
 
     def on_val_metrics(self, result: Any, epoch: int) -> None:

@@ -114,7 +114,7 @@ def test_a_whole_run(info: Info, warnings: Warnings) -> None:
     assert recorder.of("values")[1] == dict.fromkeys(COLUMNS, 1.0)
     images = [([file.name for file in content], epoch) for kind, content, epoch in recorder.calls if kind == "images"]
     assert images == [
-        (["labels.jpg"], 0), (["train_batch0.jpg"], 0), (["results.png", "val_batch0_pred.jpg"], 2)
+        (["labels.jpg", "train_batch0.jpg"], 0), (["results.png", "val_batch0_pred.jpg"], 2)
     ]  # fmt: skip
     best = {"best/precision": 0.1, "best/recall": 0.2, "best/mAP_0.5": 0.3, "best/mAP_0.5:0.95": 0.4}
     assert recorder.of("best") == [best]
