@@ -34,10 +34,7 @@ HYP = "{lr0: 0.02, warmup_epochs: 0, nominal_batch: 8, ema_tau: 3, pooled: 1}"
 def job(squares: Path, tiny_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a short training with mosaics; of all that it draws only results.csv is left."""
     (tmp_path / "hyp.yaml").write_text(HYP)
-    plots = (
-        "drawing.batches.plot_images",
-        *(f"loggers.images.plot_{what}" for what in ("images", "labels", "results")),
-    )
+    plots = ("drawing.batches.plot_images", *(f"loggers.run.plot_{what}" for what in ("images", "labels", "results")))
     for name in plots:
         monkeypatch.setattr(f"utils.{name}", lambda *args, **named: None)
     named = {"data": str(squares), "cfg": str(tiny_cfg), "hyp": str(tmp_path / "hyp.yaml"), "loggers": ["none"]}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bra, rivals
-from models.bra.functions import BACKENDS
+from benchmarks import bra, bra_growth
+from benchmarks.bra_compare import Measured, Wanted, record
+from benchmarks.bra_growth import BOUNDS, LAYERS, Plan, count, exponent
 
 TINY = ["--rounds", "1", "--threads", "1"]
 MODULE = """
@@ -27,79 +29,6 @@ def reference(tmp_path: Path) -> Path:
     file = tmp_path / "reference.py"
     file.write_text(MODULE)
     return file
-
-
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as end:
-        bra.main(words)
-    assert end.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "words, answer",
-    [
-        ("--shapes", "expected at least one argument"),
-        ("--shapes 8x128x40", "give batch x channels x height x width"),
-        ("--shapes 8x128x0x40", "give batch x channels x height x width"),
-        ("--shapes 1x12x7x7", "multiple of the 8 heads"),
-        ("--rivals flash", "choose from"),
-        ("--rivals auto reference", "name it with --reference FILE"),
-        ("--reference none.py", "no file none.py"),
-        ("--models q", "choose from"),
-        ("--models --growth", "not allowed with"),
-        ("--models --imgsz 100", "multiples of 32"),
-        ("--imgsz 640", "--imgsz belongs to --models"),
-        ("--growth --batch 2", "--batch belongs to --models"),
-        ("--dense-limit 80", "--dense-limit belongs to --growth"),
-        ("--plot a.png", "--plot belongs to --growth"),
-        ("--growth --plot a.txt", ".png"),
-        ("--growth --sides 40 40", "two different sizes"),
-        ("--growth --channels 40", "multiple of 16"),
-        ("--growth --rivals auto", "leave --rivals out"),
-        ("--growth --no-memory", "leave --memory out"),
-        ("--save a.xlsx", ".json"),
-        ("--rounds 0", "at least 1"),
-        ("--threads two", "at least 1"),
-        ("--budget 0", "more than none"),
-        ("--budget nan", "more than none"),
-        ("--device abacus", "give cpu, cuda"),
-        ("--device meta", "give cpu, cuda"),
-        ("--device cuda:99", "GPUs here"),
-        ("--dtype int8", "choose from"),
-    ],
-)
-def test_refused_with_the_remedy(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer in refused(words.split(), capsys)
-
-
-def test_the_shapes_and_rivals_without_any_flag() -> None:
-    options = bra._parser().parse_args([])
-    bra.check(options)
-    assert [case.shape for case in bra.cases_of(options)] == list(bra.SHAPES) and len(bra.SHAPES) == 6
-    assert bra.rivals_of(options) == ["dense", "plain", "auto"]
-    assert bra.setting_of(options).rounds >= 3
-
-
-def test_a_reference_is_the_baseline_and_nobody_comes_twice(reference: Path) -> None:
-    words = ["--reference", str(reference)]
-    assert bra.rivals_of(bra._parser().parse_args(words)) == ["reference", "auto"]
-    named = bra._parser().parse_args([*words, "--rivals", "auto", "reference", "auto"])
-    assert bra.rivals_of(named) == ["auto", "reference"]
-
-
-def test_all_names_are_allowed() -> None:
-    assert {*BACKENDS, "dense", "plain", "reference"} == set(rivals.NAMES)
-    assert bra._parser().parse_args(["--rivals", *rivals.NAMES]).rivals == list(rivals.NAMES)
-
-
-def test_memory_is_measured_anywhere_and_the_rest_on_a_gpu_unless_asked_for() -> None:
-    cpu, gpu = rivals.Setting(), rivals.Setting(torch.device("cuda"))
-    plain = bra._parser().parse_args([])
-    assert bra.wanted_of(plain, cpu) == (True, False, False)
-    assert bra.wanted_of(plain, gpu) == (True, True, True)
-    asked = bra._parser().parse_args(["--no-memory", "--extra", "--no-repeatable"])
-    assert bra.wanted_of(asked, cpu) == bra.wanted_of(asked, gpu) == (False, True, False)
 
 
 def test_a_module_of_a_file_next_to_ours(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,10 +71,22 @@ def test_growth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "14x14" in capsys.readouterr().out
 
 
-def test_peak_memory_is_that_of_a_fresh_process() -> None:
-    """Attention weights are written out: 64 x 256 of each of 8 heads in 49 regions, and their gradient as well."""
-    scores = 4 * 49 * 8 * 64 * 256  # bytes
-    assert rivals.peak(rivals.core, "plain", (1, 16, 56, 56), rivals.Setting(), True) > 2 * scores
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        ("--shapes 8x128x40", "give batch x channels x height x width"),
+        ("--rivals auto reference", "name it with --reference FILE"),
+        ("--models --imgsz 100", "multiples of 32"),
+        ("--imgsz 640", "--imgsz belongs to --models"),
+        ("--growth --rivals auto", "leave --rivals out"),
+        ("--save a.xlsx", ".json"),
+        ("--device cuda:99", "GPUs here"),
+    ],
+)
+def test_refused_with_the_remedy(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bra.main(words.split())
+    assert answer in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.gpu
@@ -159,3 +100,74 @@ def test_on_a_gpu(tmp_path: Path) -> None:
     assert list(rows) == ["dense", "plain", "sdpa", "export", "triton"] and "GPU" in content["machine"]
     assert rows["triton"]["extra both %"] < rows["plain"]["extra both %"]
     assert rows["triton"]["MiB"] > 0 and rows["triton"]["repeats"] in ("yes", "no")
+
+
+# ---- ratios and exponents
+PLAN = Plan()
+TOKENS = [side * side for side in PLAN.sides]
+
+
+def test_ratios_of_a_row() -> None:
+    measured = {
+        "reference": Measured([4.0, 40.0, 4.0], [9.0, 9.0, 9.0], peak=600 * 2**20),
+        "dense": Measured([1.0, 1.0, 1.0], [1.5, 1.5, 1.5], peak=50 * 2**20),
+        "auto": Measured([2.0, 20.0, 1.0], [3.0, 4.5, 1.0], peak=100 * 2**20, extra=(1.0, 2.5), differing=["output"]),
+    }
+    wanted = Wanted(memory=True, extra=True, repeatable=True)
+    row = record("auto", (1, 8, 7, 7), measured, ["reference", "dense"], wanted)
+    assert row == {
+        "shape": "1x8x7x7",
+        "rival": "auto",
+        "rounds": 3,
+        "forward ms": 2000,
+        "both ms": 3000,
+        "MiB": 100,
+        "forward vs reference": 2,
+        "both vs reference": 3,
+        "memory vs reference": 6,
+        "forward vs dense": 0.5,
+        "both vs dense": 0.5,
+        "memory vs dense": 0.5,
+        "extra forward %": 1.0,
+        "extra both %": 2.5,
+        "repeats": "no",
+    }
+    alone = record("auto", (1, 8, 7, 7), {"auto": measured["auto"]}, ["reference", "dense"], Wanted(memory=False))
+    assert list(alone) == ["shape", "rival", "rounds", "forward ms", "both ms", "extra forward %", "extra both %"]
+
+
+def test_exponent_is_the_least_squares_slope() -> None:
+    # logarithms to base 10: x = 0, 1, 2 and y = 0, 0, 3; the slope of the line is 3 / 2
+    assert exponent([1, 10, 100], [1, 1, 1000]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("side", [40, 57])
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_counted_operations_by_hand(name: str, side: int) -> None:
+    width = PLAN.channels
+    layer = bra_growth.make_layer(name, PLAN)
+    regions, tall, tokens, attended = 0, side, side * side, side * side
+    if name != "dense":
+        grid = layer.region_grid(side, side)
+        regions, tall = grid.rows * grid.cols, grid.rows * grid.height
+        tokens = tall * tall  # padding costs like the rest
+        attended = 4 * grid.height * grid.width  # four regions
+    assert tall >= side
+    projections = (3 * tokens + side * side) * width**2  # but for the output layer, which comes after the crop
+    convolution = 9 * tokens * width
+    routing = regions**2 * width
+    attention = 2 * tokens * attended * width
+    assert count(name, side, PLAN) == 2 * (projections + convolution + routing + attention)
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_counted_operations_keep_the_bounds(name: str, channels: int) -> None:
+    plan = replace(PLAN, channels=channels)
+    found = exponent(TOKENS, [count(name, side, plan) for side in plan.sides])
+    assert 0.95 < found <= BOUNDS[name]
+
+
+def test_counted_operations_of_the_others_do_not() -> None:
+    for name in ("n_win=7", "dense"):
+        assert exponent(TOKENS, [count(name, side, PLAN) for side in PLAN.sides]) > 1.5

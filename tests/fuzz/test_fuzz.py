@@ -1,7 +1,4 @@
-"""A thousand hostile inputs of every kind: no crash, no hang, no code run, no file elsewhere, bounded memory.
-
-`python -m benchmarks.fuzz KIND --seconds 60` goes on from here for as long as one likes.
-"""
+"""A thousand hostile inputs of every kind: no crash, no hang, no code run, no file elsewhere, bounded memory."""
 
 from __future__ import annotations
 

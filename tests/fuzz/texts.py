@@ -23,7 +23,15 @@ from utils.data.labels import check_pair
 from utils.drawing.batches import _read_results, _result_columns
 from utils.evaluation.plots import _read_study
 from utils.prepare.converters import convert_coco, convert_dota, convert_voc
-from utils.prepare.label_formats import argoverse_rows, read_annotations, sku_rows, told, visdrone_rows, xview_rows
+from utils.prepare.label_formats import (
+    DropCounts,
+    argoverse_rows,
+    naming,
+    read_annotations,
+    sku_rows,
+    visdrone_rows,
+    xview_rows,
+)
 
 LABELS = "0 .5 .5 .2 .2\n1 0.1 0.1 .2 .2\n0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n\n2 1 1 1 1"
 LIST = "./images/a.png\nimages/b.jpg\n/data/c.png\n\nd e.webp"
@@ -139,13 +147,13 @@ def _converted(path: Path, convert: Callable[[Path], int]) -> None:
 
 
 def _use_sku(path: Path) -> None:
-    with told(path, "a SKU-110K table"):
-        sku_rows(read_annotations(path))
+    with naming(path, "a SKU-110K table"):
+        sku_rows(read_annotations(path), DropCounts(), "a")
 
 
 def _use_visdrone(path: Path) -> None:
-    with told(path, "a VisDrone file"):
-        visdrone_rows(read_annotations(path), (64, 48))
+    with naming(path, "a VisDrone file"):
+        visdrone_rows(read_annotations(path), (64, 48), DropCounts(), "a")
 
 
 def _use_results(path: Path) -> None:
@@ -208,8 +216,8 @@ TEXTS = (
     Kind("opt.yaml", "opt.yaml", _yaml(OPT), lambda path: trained_size([path.parent / "weights/best.pt"])),
     Kind("model YAML", "input.yaml", _yaml(MODEL, MODEL_WORDS), lambda path: Model(str(path), verbose=False)),
     Kind("COCO JSON", "input.json", _json(COCO), _use_coco),
-    Kind("Argoverse JSON", "input.json", _json(ARGOVERSE), argoverse_rows),
-    Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)})),
+    Kind("Argoverse JSON", "input.json", _json(ARGOVERSE), lambda path: argoverse_rows(path, DropCounts())),
+    Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)}, DropCounts())),
     Kind("VOC XML", "input.xml", _text(VOC), _use_voc),
     Kind("DOTA", "input.txt", _text(DOTA), _use_dota),
     Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),

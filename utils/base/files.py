@@ -112,7 +112,7 @@ def replacing(target: str | Path, durable: bool = False) -> Iterator[Path]:
     the disk before it takes the place, so that a crash of the machine leaves the one or the other.
     """
     target = Path(target)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         yield beside
         if durable:

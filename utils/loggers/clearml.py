@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from utils.loggers.service import Service
+from utils.loggers.service import Kind, Service
 
 
 class ClearMl(Service):
-    """A task that gets what it is told and patches nothing: no framework, no command line, no output."""
+    """A task that gets what it is sent and patches nothing: no framework, no command line, no output."""
 
     name = "clearml"
     task: Any
@@ -30,40 +28,32 @@ class ClearMl(Service):
             auto_resource_monitoring=False,
             auto_connect_streams=False,
         )
-        _leave_forks_alone()
+        with suppress(ImportError, AttributeError):  # a part of ClearML that has no public name
+            from clearml.binding.environ_bind import PatchOsFork
+
+            PatchOsFork.patch_fork(None)  # loader processes report nothing, and must not wait for a server
         return self.task.id
 
-    def send_options(self) -> None:
-        """As parameters of the task."""
-        self.task.connect(dict(self.run.options), name="options")
-        self.task.connect(dict(self.run.hyp), name="hyp")
-
-    def send_scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a column, in a plot for each first part of a name."""
-        for name, value in values.items():
-            title, _, series = name.rpartition("/")
-            self.task.get_logger().report_scalar(title, series, value, epoch)
-
-    def send_best(self, values: dict[str, float], epoch: int) -> None:
-        """As single values."""
-        for name, value in values.items():
-            self.task.get_logger().report_single_value(name, value)
-
-    def send_pictures(self, files: Sequence[Path], epoch: int) -> None:
-        """Among the debug samples."""
-        for file in files:
-            self.task.get_logger().report_image(file.stem, file.name, epoch, local_path=str(file))
+    def send(self, kind: Kind, content: Any, epoch: int) -> None:
+        """Send parameters, a plot for each first part of a column's name, single values and debug samples."""
+        logger = self.task.get_logger()
+        match kind:
+            case "settings":
+                self.task.connect(dict(self.run.options), name="options")
+                self.task.connect(dict(self.run.hyp), name="hyp")
+            case "values":
+                for name, value in content.items():
+                    title, _, series = name.rpartition("/")
+                    logger.report_scalar(title, series, value, epoch)
+            case "best":
+                for name, value in content.items():
+                    logger.report_single_value(name, value)
+            case "images":
+                for file in content:
+                    logger.report_image(file.stem, file.name, epoch, local_path=str(file))
 
     def disconnect(self, ended: bool) -> None:
         """Send the rest; a run that was broken off is stopped, not completed."""
         if not ended:
             self.task.mark_stopped()
         self.task.close()
-
-
-def _leave_forks_alone() -> None:
-    """Loader processes of ours report nothing, and must not wait for a server when they end."""
-    with suppress(ImportError, AttributeError):  # a part of ClearML that has no public name
-        from clearml.binding.environ_bind import PatchOsFork
-
-        PatchOsFork.patch_fork(None)

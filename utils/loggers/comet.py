@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from utils.base.log import LOGGER
 from utils.base.paths import shown
-from utils.loggers.service import Service
+from utils.loggers.service import Kind, Service
 
 _QUIET = dict.fromkeys(
     ("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details",
@@ -18,7 +16,7 @@ _QUIET = dict.fromkeys(
 
 
 class Comet(Service):
-    """An experiment that gets what it is told and watches nothing by itself."""
+    """An experiment that gets what it is sent and watches nothing by itself."""
 
     name = "comet"
     experiment: Any
@@ -43,22 +41,18 @@ class Comet(Service):
             LOGGER.info(f"comet: no API key (COMET_API_KEY), so this run is kept offline in {shown(self.run.folder)}")
         return self.experiment.get_key()
 
-    def send_options(self) -> None:
-        """As parameters."""
-        self.experiment.log_parameters(self.run.flat())
-
-    def send_scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a column."""
-        self.experiment.log_metrics(values, step=epoch, epoch=epoch)
-
-    def send_best(self, values: dict[str, float], epoch: int) -> None:
-        """As notes on the experiment."""
-        self.experiment.log_others(values)
-
-    def send_pictures(self, files: Sequence[Path], epoch: int) -> None:
-        """Among the graphics."""
-        for file in files:
-            self.experiment.log_image(str(file), name=file.stem, step=epoch)
+    def send(self, kind: Kind, content: Any, epoch: int) -> None:
+        """Send parameters, a point a column, notes on the experiment and graphics."""
+        match kind:
+            case "settings":
+                self.experiment.log_parameters(self.run.flat())
+            case "values":
+                self.experiment.log_metrics(content, step=epoch, epoch=epoch)
+            case "best":
+                self.experiment.log_others(content)
+            case "images":
+                for file in content:
+                    self.experiment.log_image(str(file), name=file.stem, step=epoch)
 
     def disconnect(self, ended: bool) -> None:
         """Send the rest and finish."""

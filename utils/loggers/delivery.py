@@ -1,4 +1,4 @@
-"""A thread for each service: what it is told waits in a short queue, so it may hang or raise and training goes on."""
+"""A thread for each service: what it is to send waits in a short queue, so it may hang or raise."""
 
 from __future__ import annotations
 
@@ -19,39 +19,35 @@ STRIKES = 3  # errors in a row, after which a service is left out
 GRACE = 10.0  # seconds that the end of the process gives a service that was given up
 _FORK_WAIT = 5.0  # seconds that a new loader process waits for a service to pause, once for each service
 _QUIET = 1.0  # seconds of waiting that need no line
-_SHOWN = 200  # characters of an error
 
-_guards: list[Guard] = []
+_deliveries: list[Delivery] = []
 _paused = threading.local()
 
 
-class Guard:
+class Delivery:
     """Does what it is given, one after the other, in a daemon thread of its own.
 
-    Args:
-        name: of the service, for messages.
-        start: done before the first entry, and again before the next one as long as it raises.
+    `start` is done before the first entry, and again before the next one as long as it raises; `name` is the service's.
     """
 
     def __init__(self, name: str, start: Callable[[], None]) -> None:
         self.name, self.out, self.lost = name, False, 0
         self.pause, self.trusted = threading.RLock(), True
-        self._start, self._started, self._told, self._strikes, self._dropped = start, False, False, 0, 0
+        self._start, self._dropped = start, 0
         self._entries: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._done = threading.Event()
-        _watch_forks(self)
+        _watch_forks()
+        _deliveries.append(self)
         threading.Thread(target=self._work, name=f"logger of {name}", daemon=True).start()
 
     def put(self, entry: Callable[[], None]) -> None:
         """Queue an entry. It is dropped, and that is said once, when CAPACITY others wait; it never waits itself."""
-        if self.out:
-            self._dropped += 1
-        elif self._entries.qsize() < CAPACITY:
+        if not self.out and self._entries.qsize() < CAPACITY:
             self._entries.put(entry)
-        else:
-            self._dropped += 1
-            if self._dropped == 1:
-                LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
+            return
+        self._dropped += 1
+        if self._dropped == 1 and not self.out:
+            LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
 
     def close(self, entry: Callable[[], None]) -> None:
         """Queue the last entry; `wait` for it afterwards."""
@@ -60,92 +56,71 @@ class Guard:
         self._entries.put(None)
 
     def wait(self, deadline: float, status: int) -> None:
-        """Wait for the last entry until `time.monotonic()` is `deadline`, say what was lost.
-
-        A service that was given up cannot hold the end of the process either: see `leave_in_time`, which gets `status`.
-        """
-        done = self._done.wait(min(max(deadline - time.monotonic(), 0), _QUIET))
+        """Wait until `time.monotonic()` is `deadline`, say what was lost; `status` as in `leave_in_time`."""
+        left = max(deadline - time.monotonic(), 0)
+        done = self._done.wait(min(left, _QUIET))
         if not done:
-            LOGGER.info(f"{self.name}: waiting {max(deadline - time.monotonic(), 0):.0f} s at most until all is sent")
-            done = self._done.wait(max(deadline - time.monotonic(), 0))
-        lost = self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1))
-        if lost:
+            LOGGER.info(f"{self.name}: waiting {left:.0f} s at most until all is sent")
+            done = self._done.wait(max(left - _QUIET, 0))
+        if lost := self._dropped + self.lost + (0 if done else max(self._entries.qsize(), 1)):
             state = "" if done else " and did not finish in time"
-            LOGGER.warning(f"{self.name}: missed {lost} of what it was told{state}; the run's own files are complete")
-        if self in _guards:
-            _guards.remove(self)
+            LOGGER.warning(f"{self.name}: missed {lost} of what it was sent{state}; the run's own files are complete")
+        _deliveries.remove(self)
         if self.out or not done:
             leave_in_time(status)
 
     def _work(self) -> None:
+        started, warned, strikes = False, False, 0
         while (entry := self._entries.get()) is not None:
             if self.out:
                 self.lost += 1
                 continue
             with self.pause:
-                self._do(entry)
+                try:
+                    if not started:
+                        self._start()
+                        started = True
+                    entry()
+                    strikes = 0
+                except (Exception, SystemExit) as error:  # services raise errors of any kind, some leave the thread
+                    self.lost, strikes = self.lost + 1, strikes + 1
+                    self.out, text = strikes >= STRIKES, one_line(error)[:200]
+                    if self.out:
+                        LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {text}")
+                    elif not warned:
+                        LOGGER.warning(f"{self.name}: {text}; training goes on")
+                    warned = True
         self._done.set()
-
-    def _do(self, entry: Callable[[], None]) -> None:
-        try:
-            if not self._started:
-                self._start()
-                self._started = True
-            entry()
-            self._strikes = 0
-        except (Exception, SystemExit) as error:  # services end in errors of any kind, some by leaving the thread
-            self.lost += 1
-            self._strikes += 1
-            self.out = self._strikes >= STRIKES
-            if self.out:
-                LOGGER.warning(f"{self.name}: left out from now on, after {STRIKES} errors in a row: {_short(error)}")
-            elif not self._told:
-                self._told = True
-                LOGGER.warning(f"{self.name}: {_short(error)}; training goes on")
-
-
-def _short(error: BaseException) -> str:
-    text = one_line(error)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-# -------------------------------------------------------------------------------------------------- loader processes
-def _watch_forks(guard: Guard) -> None:
-    """Loader processes begin as copies of this one, in which only the copying thread lives on.
-
-    A lock that a service's thread holds at that moment, above all that of a module being imported, would be locked in
-    the copy for ever. So a copy is made between two entries, except from services that once took too long for that.
-    """
-    _watch_once()
-    _guards.append(guard)
 
 
 @functools.cache
-def _watch_once() -> None:
+def _watch_forks() -> None:
+    """Let loader processes begin between two entries, but for services that once took too long for that.
+
+    They begin as copies of this process, in which only the copying thread lives on. A lock that a service's thread
+    holds at that moment, above all that of a module being imported, would be locked in the copy for ever.
+    """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_guards.clear)
+        os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_deliveries.clear)
 
 
 def _pause() -> None:
-    _paused.guards = []
-    for guard in [guard for guard in _guards if guard.trusted]:
-        guard.trusted = guard.pause.acquire(timeout=_FORK_WAIT)
-        if guard.trusted:
-            _paused.guards.append(guard)
+    _paused.deliveries = [delivery for delivery in _deliveries if delivery.trusted]
+    for delivery in _paused.deliveries:
+        delivery.trusted = delivery.pause.acquire(timeout=_FORK_WAIT)
 
 
 def _go_on() -> None:
-    for guard in _paused.guards:
-        guard.pause.release()
+    for delivery in _paused.deliveries:
+        if delivery.trusted:
+            delivery.pause.release()
 
 
-# ------------------------------------------------------------------------------------------------ end of the process
 def leave_in_time(status: int, grace: float = GRACE) -> None:
     """End the process where it still lives `grace` seconds after its main thread has come to the end.
 
-    Services leave handlers and threads behind that upload what is left before they let a process end, for hours where
-    the network is gone. The exit status is then 1 after an error that nobody caught, else `status`: what sys.exit was
-    given cannot be known.
+    Services leave threads behind that hold it, for hours where the network is gone. The exit status is then 1 after an
+    error that nobody caught, else `status`.
     """
     ending = threading.Event()
 

@@ -1,15 +1,24 @@
-"""What every logger is told of the run, and how it writes small files of its own."""
+"""A run, and what each leaves in its folder: results.csv in YOLOv5's columns and widths, and images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-USUAL_PROJECT = "YOLOv5"  # what services call a project whose folder is runs/train
+from utils.base.files import write_whole
+from utils.base.log import LOGGER, one_line
+from utils.drawing.batches import plot_images, plot_labels, plot_results
+
+COLUMNS = tuple(
+    "train/box_loss train/obj_loss train/cls_loss metrics/precision metrics/recall metrics/mAP_0.5 "
+    "metrics/mAP_0.5:0.95 val/box_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2".split()
+)
+_ROW = ",".join(["%20.5g"] * (1 + len(COLUMNS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class RunInfo:
 
     @property
     def resumed(self) -> bool:
-        """Does this run go on with an earlier one? It may have been interrupted before its first epoch ended."""
+        """Whether this run goes on with an earlier one; that may have been interrupted before its first epoch ended."""
         return bool(self.history) or bool(self.options.get("resume"))
 
     @property
@@ -37,10 +46,60 @@ class RunInfo:
     def project(self) -> str:
         """The project's name for a service: the last folder of --project, YOLOv5 for the usual runs/train."""
         parts = Path(self.options.get("project") or "runs/train").parts
-        return USUAL_PROJECT if parts[-2:] == ("runs", "train") else parts[-1]
+        return "YOLOv5" if parts[-2:] == ("runs", "train") else parts[-1]
 
     def flat(self) -> dict[str, Any]:
-        """Options and hyper-parameters in one level, the latter as hyp/name; what is no number or word as text."""
+        """Return options and hyper-parameters (as hyp/name) in one level; what is no number or word as text."""
         together = self.options | {f"hyp/{name}": value for name, value in self.hyp.items()}
-        return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in
-                together.items()}  # fmt: skip
+        plain = (bool, int, float, str)
+        return {name: value if isinstance(value, plain) else str(value) for name, value in together.items()}
+
+
+class CsvLogger:
+    """One row an epoch, `history` first. The file is written whole each time: whatever became of it is made good."""
+
+    def __init__(self, folder: Path, history: Sequence[Sequence[float]] = ()) -> None:
+        self.file = folder / "results.csv"
+        self.lines = [",".join(f"{name:>20}" for name in ("epoch", *COLUMNS))]
+        self.lines += [_ROW % tuple(row) for row in history]
+        self._write()
+
+    def on_fit_epoch_end(self, values: Sequence[float], epoch: int, best_fitness: float, fitness: float) -> None:
+        """Add an epoch's `values`, in the order of COLUMNS."""
+        self.lines.append(_ROW % (epoch, *values))
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            write_whole(self.file, "\n".join(self.lines) + "\n")
+        except OSError as error:  # a table is no reason to lose the epoch: its checkpoint is written next
+            remedy = "make room on the disk, the next epoch writes all rows again"
+            LOGGER.warning(f"{self.file}: could not be written ({error.strerror}); {remedy}")
+
+
+class ImageLogger:
+    """Draws labels.jpg, train_batch{0,1,2}.jpg and results.png into the run's folder; a failure costs a warning."""
+
+    def __init__(self, folder: Path, names: Sequence[str], labels: np.ndarray) -> None:
+        self.folder, self.names, self.labels = folder, names, labels
+
+    def on_pretrain_routine_end(self) -> None:
+        """Draw how many labels of each class, where they lie and how large they are."""
+        self._draw("labels.jpg", lambda _: plot_labels(self.labels, self.names, self.folder))
+
+    def on_train_batch_end(
+        self, ni: int, model: Any, imgs: Tensor, targets: Tensor, paths: Sequence[str], *others: Any
+    ) -> None:
+        """Draw what the network really sees in its first batches."""
+        if ni < 3:
+            self._draw(f"train_batch{ni}.jpg", lambda file: plot_images(imgs, targets, paths, file, self.names))
+
+    def on_train_end(self, last: Path, best: Path, plots: bool, epoch: int, results: Any) -> None:
+        """Draw losses and metrics over the epochs."""
+        self._draw("results.png", lambda _: plot_results(self.folder / "results.csv"))
+
+    def _draw(self, name: str, draw: Callable[[Path], Any]) -> None:
+        try:
+            draw(self.folder / name)
+        except Exception as error:  # whatever a drawing library thinks up, an image is no reason to end a run
+            LOGGER.warning(f"{self.folder / name}: could not be drawn ({one_line(error)}); training goes on without it")

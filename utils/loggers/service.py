@@ -1,4 +1,4 @@
-"""What a service of any kind can be told, and the subscriber that turns hooks of training into it."""
+"""What a service can be sent, and the subscriber that turns hooks of training into such messages."""
 
 from __future__ import annotations
 
@@ -6,209 +6,151 @@ import copy
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from utils.base.files import write_whole
 from utils.base.log import LOGGER, one_line
-from utils.loggers.csv import COLUMNS
-from utils.loggers.curves import PrCurve, pr_curves
-from utils.loggers.delivery import Guard
-from utils.loggers.run import RunInfo
+from utils.loggers.delivery import Delivery
+from utils.loggers.run import COLUMNS, RunInfo
 
 PATIENCE = 30.0  # seconds that services have to send the rest when training has ended
 HURRY = 5.0  # and when it was broken off: whoever stops a process may not wait longer
-_SHOWN_IMAGES = 16  # pictures with their detections of an epoch
+Kind = Literal["settings", "values", "best", "images", "network", "boxes"]
 _BEST = ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")
 
 
-@dataclass(frozen=True, slots=True)
-class Detected:
-    """What was found in one validated picture."""
-
-    path: str
-    rows: np.ndarray  # (n, 6) xyxy in its own pixels, confidence, class
-
-
 class Service:
-    """A place that results go to. All of it runs in the thread of a guard, so it may take its time and may raise.
+    """A place that results go to. All of it runs in a thread of its own, so it may take its time and may raise.
 
-    A subclass has a name, connects, and sends what it has a form for. Its own id of the run is kept in NAME.id of the
-    run's folder, with the last epoch that was sent: a resumed run goes on where the service stopped hearing of it.
+    Its id of the run is in NAME.id of the run's folder, with the last epoch sent: a resumed run goes on from there.
     """
 
     name: ClassVar[str]
-    wants: ClassVar[frozenset[str]] = frozenset()  # of graph, curves, detections: what costs training some time
+    wants: ClassVar[frozenset[Kind]] = frozenset()  # of network and boxes, which cost training some time
     replaces: ClassVar[bool] = False  # does going on with a run forget the epochs that are done again?
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
         self.rows = [list(row) for row in run.history]
-        self._file = run.folder / f"{self.name}.id"
-        self._id, self._sent = self._read() if run.resumed else ("", -1)
+        self.file = run.folder / f"{self.name}.id"
+        self.id, self.sent = "", -1
+        if run.resumed:
+            with suppress(OSError, ValueError):  # none, or damaged: the service gets a new run with all epochs
+                known, sent = self.file.read_text(encoding="utf-8").split()
+                self.id, self.sent = known, min(int(sent), run.start - 1) if self.replaces else int(sent)
 
     def connect(self, known: str) -> str:
-        """Go on with the service's run of the id `known`, or begin one where that is empty; returns its id."""
+        """Go on with the service's run of the id `known`, or begin one where that is empty; return its id."""
         raise NotImplementedError
 
-    def send_options(self) -> None:
-        """Command line and hyper-parameters, once."""
+    def send(self, kind: Kind, content: Any, epoch: int) -> None:
+        """Send one message; a kind that the service has no form for is passed over.
 
-    def send_scalars(self, values: dict[str, float], epoch: int) -> None:
-        """Numbers of an epoch by name."""
-        raise NotImplementedError
-
-    def send_pictures(self, files: Sequence[Path], epoch: int) -> None:
-        """Pictures of the run's folder, named after their files."""
-        raise NotImplementedError
-
-    def send_best(self, values: dict[str, float], epoch: int) -> None:
-        """What the best checkpoint reaches."""
-        self.send_scalars(values, epoch)
-
-    def send_curves(self, curves: Sequence[PrCurve], epoch: int) -> None:
-        """Precision and recall over confidence."""
-
-    def send_graph(self, model: nn.Module, shape: tuple[int, ...]) -> None:
-        """The network, which is the service's own copy on the CPU, for a batch (1, 3, H, W)."""
-
-    def send_detections(self, found: Sequence[Detected], epoch: int) -> None:
-        """Boxes on some pictures of the validation."""
+        settings: None, once a run; command line and hyper-parameters are in `self.run`
+        values, best: numbers by name, of an epoch and of the best checkpoint
+        images: paths of images in the run's folder
+        network: a copy on the CPU, and the shape (1, 3, H, W) of a batch
+        boxes: for some images the path, and (n, 6) xyxy in its pixels, confidence, class
+        """
 
     def disconnect(self, ended: bool) -> None:
-        """The last call; `ended` is False for a run that was broken off."""
+        """Send the rest and finish; `ended` is False for a run that was broken off."""
 
     def open(self) -> None:
         """Connect and send what was not sent yet; done again where it raised."""
-        known, self._id = self._id, self.connect(self._id)
-        if self._id != known:
-            self._sent = -1
-            self._write()
-            self.send_options()
+        known, self.id = self.id, self.connect(self.id)
+        if self.id != known:
+            self.sent = -1
+            write_whole(self.file, f"{self.id} {self.sent}\n")
+            self.send("settings", None, 0)
         self.send_rows()
 
     def send_rows(self) -> None:
-        """The epochs that the service does not have yet."""
+        """Send the epochs that the service does not have yet."""
         for epoch, *values in list(self.rows):
-            if epoch > self._sent:
-                self.send_scalars(dict(zip(COLUMNS, values)), int(epoch))
-                self._sent = int(epoch)
-                self._write()
-
-    def shut(self, ended: bool) -> None:
-        """Send the rest and disconnect."""
-        self.send_rows()
-        self.disconnect(ended)
-
-    def _read(self) -> tuple[str, int]:
-        with suppress(OSError, ValueError):  # none, or damaged: the service gets a new run with all epochs
-            known, sent = self._file.read_text(encoding="utf-8").split()
-            return known, min(int(sent), self.run.start - 1) if self.replaces else int(sent)
-        return "", -1
-
-    def _write(self) -> None:
-        write_whole(self._file, f"{self._id} {self._sent}\n")
+            if epoch > self.sent:
+                self.send("values", dict(zip(COLUMNS, values, strict=False)), int(epoch))
+                self.sent = int(epoch)
+                write_whole(self.file, f"{self.id} {self.sent}\n")
 
 
 class ServiceLogger:
-    """Hears the hooks, takes from their arguments what may change, and leaves the rest to the service's thread."""
+    """Takes from the hooks' arguments what may change, and leaves the rest to the services' threads."""
 
-    def __init__(self, service: Service) -> None:
-        self.service, self.run = service, service.run
-        self.guard = Guard(service.name, service.open)
-        self.epoch, self.drawn, self.batches = self.run.start, False, 0
-        self.found: list[Detected] = []
+    def __init__(self, run: RunInfo, services: Sequence[Service]) -> None:
+        self.run = run
+        self.deliveries = [(service, Delivery(service.name, service.open)) for service in services]
+        self.epoch = run.start
+        self.found: list[tuple[str, np.ndarray]] = []
 
-    def on_pretrain_routine_end(self) -> None:
-        """How the labels look."""
-        if not self.run.resumed:
-            self._pictures("labels*.jpg")
+    def _send(self, kind: Kind, content: Any) -> None:
+        for service, delivery in self.deliveries:
+            if kind in service.wants or kind in ("best", "images"):
+                delivery.put(partial(service.send, kind, content, self.epoch))
+
+    def _send_images(self, *patterns: str) -> None:
+        if files := sorted(file for pattern in patterns for file in self.run.folder.glob(pattern)):
+            self._send("images", files)
 
     def on_train_batch_end(self, ni: int, model: nn.Module, imgs: Tensor, *others: Any) -> None:
-        """The network, at the first batch of a run."""
-        self.batches += 1
-        if self.batches == 1 and "graph" in self.service.wants and not self.run.resumed:
-            shape = (1, *imgs.shape[1:])
+        """Send the network, at the first batch of a run."""
+        if ni == 0 and not self.run.resumed and any("network" in service.wants for service, _ in self.deliveries):
             try:
-                twin = copy_to_cpu(model)
-            except Exception as error:  # a network of the user's own may resist copying, for any reason
-                LOGGER.warning(f"{self.service.name}: no graph of the network: {one_line(error)}")
-            else:
-                self.guard.put(lambda: self.service.send_graph(twin, shape))
+                self._send("network", (copy_to_cpu(model), (1, *imgs.shape[1:])))
+            except Exception as error:  # a network of the user's own may resist copying
+                LOGGER.warning(f"no graph of the network: {one_line(error)}")
 
     def on_train_epoch_end(self, epoch: int) -> None:
-        """The first batches, once; detections from now on belong to this epoch."""
+        """Send how labels and first batches look, once; detections from now on belong to this epoch."""
         self.epoch = epoch
-        if not self.drawn:
-            self.drawn = True
-            self._pictures("train_batch*.jpg")
+        if epoch == self.run.start:
+            self._send_images("labels*.jpg", "train_batch*.jpg")
 
     def on_val_image_end(self, pred: Tensor, predn: Tensor, path: str, names: Sequence[str], im: Any) -> None:
-        """The detections of some pictures, in every `bbox_interval`-th epoch."""
+        """Keep the detections of at most 16 images, in every `bbox_interval`-th epoch."""
         interval = self.run.options.get("bbox_interval", -1)
-        if "detections" not in self.service.wants or interval < 1 or self.epoch % interval:
-            return
-        if len(self.found) < _SHOWN_IMAGES:
-            self.found.append(Detected(str(path), predn.detach().cpu().float().numpy().copy()))
+        if interval >= 1 and not self.epoch % interval and len(self.found) < 16:
+            self.found.append((str(path), predn.detach().cpu().float().numpy().copy()))
 
     def on_val_metrics(self, result: Any, epoch: int) -> None:
-        """Curves and drawn detections of this epoch's validation; `result` is a DetectionResult."""
-        if "curves" in self.service.wants and (curves := pr_curves(result, self.run.names)):
-            self.guard.put(lambda: self.service.send_curves(curves, epoch))
+        """Send the detections of this epoch's validation."""
         if found := self.found:
-            self.found = []
-            self.guard.put(lambda: self.service.send_detections(found, epoch))
+            self.epoch, self.found = epoch, []
+            self._send("boxes", found)
 
     def on_fit_epoch_end(self, values: Sequence[float], epoch: int, best_fitness: float, fitness: float) -> None:
-        """`values` in the order of COLUMNS; where the service does not hear of it now, it does with a later epoch."""
-        self.service.rows.append([epoch, *map(float, values)])
-        self.guard.put(self.service.send_rows)
+        """Send an epoch's `values`, in the order of COLUMNS; what does not arrive now does with a later epoch."""
+        for service, delivery in self.deliveries:
+            service.rows.append([epoch, *map(float, values)])
+            delivery.put(service.send_rows)
 
     def on_train_end(self, last: Path, best: Path, plots: bool, epoch: int, results: Sequence[float]) -> None:
-        """The pictures of the end and the best checkpoint's scores."""
+        """Send the images of the end and the best checkpoint's scores, and wait half a minute at most."""
         self.epoch = epoch
-        self._pictures("*.png", "val_batch*.jpg")
-        scores = {f"best/{name}": float(value) for name, value in zip(_BEST, results)}
-        self.guard.put(lambda: self.service.send_best(scores, epoch))
+        self._send_images("*.png", "val_batch*.jpg")
+        scores = zip(_BEST, results, strict=False)
+        self._send("best", {f"best/{name}": float(value) for name, value in scores})
+        self.teardown(ended=True)
 
-    def _pictures(self, *patterns: str) -> None:
-        epoch, folder = self.epoch, self.run.folder
-        if files := sorted(file for pattern in patterns for file in folder.glob(pattern)):
-            self.guard.put(lambda: self.service.send_pictures(files, epoch))
-
-
-class Farewell:
-    """Subscribed after all services: they finish side by side and are waited for together."""
-
-    def __init__(self, loggers: Sequence[ServiceLogger]) -> None:
-        self.loggers = list(loggers)
-
-    def on_train_end(self, last: Path, best: Path, plots: bool, epoch: int, results: Any) -> None:
-        """Wait half a minute at most."""
-        self._close(PATIENCE, ended=True)
-
-    def teardown(self) -> None:
-        """A run that was broken off waits some seconds; one that ended has nothing left to do."""
-        self._close(HURRY, ended=False)
-
-    def _close(self, seconds: float, ended: bool) -> None:
-        loggers, self.loggers = self.loggers, []
-        for logger in loggers:
-            logger.guard.close(lambda service=logger.service: service.shut(ended))
-        deadline = time.monotonic() + seconds
-        for logger in loggers:
-            logger.guard.wait(deadline, status=0 if ended else 1)
+    def teardown(self, ended: bool = False) -> None:
+        """Wait some seconds for a run that was broken off; one that ended has nothing left to do."""
+        deliveries, self.deliveries = self.deliveries, []
+        for service, delivery in deliveries:
+            delivery.put(service.send_rows)
+            delivery.close(partial(service.disconnect, ended))
+        deadline = time.monotonic() + (PATIENCE if ended else HURRY)
+        for _, delivery in deliveries:  # they finish side by side and are waited for together
+            delivery.wait(deadline, status=0 if ended else 1)
 
 
 def copy_to_cpu(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose tensors lie on the CPU and share nothing with the model's."""
-    tensors: dict[int, Any] = {}
-    for tensor in model.parameters():
-        tensors[id(tensor)] = nn.Parameter(tensor.detach().to("cpu", copy=True), requires_grad=False)
-    for tensor in model.buffers():
-        tensors[id(tensor)] = tensor.detach().to("cpu", copy=True)
+    """Return a copy in evaluation mode whose tensors lie on the CPU and share nothing with the model's."""
+    tensors: dict[int, Tensor] = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in model.buffers()}
+    for weight in model.parameters():
+        tensors[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), requires_grad=False)
     return copy.deepcopy(model, tensors).eval()  # deepcopy takes what it is given for the tensors it meets

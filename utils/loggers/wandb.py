@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import os
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.images.reading import read_image
-from utils.loggers.service import PATIENCE, Detected, Service
+from utils.loggers.service import PATIENCE, Kind, Service
 
-_LONGEST = 1280  # pixels of a picture with detections
-_OFFLINE = ("offline", "dryrun")
+_LONGEST = 1280  # pixels of an image with detections
 _CONFIDENT = 0.25  # detections below are left out, as in the mosaics
 
 
@@ -23,15 +24,14 @@ class Wandb(Service):
     """A run that never asks for a login: without an API key it is kept offline, for `wandb sync`."""
 
     name = "wandb"
-    wants = frozenset({"detections"})
+    wants = frozenset[Kind]({"boxes"})
     session: Any
 
     def connect(self, known: str) -> str:
         """Begin or go on; offline, going on makes a further folder with the same id, which the sync puts together."""
         import wandb
 
-        name = known or uuid.uuid4().hex[:12]
-        mode = _mode(wandb)
+        mode, name = _mode(wandb), known or uuid.uuid4().hex[:12]
         settings = {"silent": True, "console": "off", "finish_timeout": PATIENCE - 5}
         fields = getattr(wandb.Settings, "model_fields", settings)
         self.session = wandb.init(
@@ -46,31 +46,25 @@ class Wandb(Service):
             settings=wandb.Settings(**{key: value for key, value in settings.items() if key in fields}),
         )
         later = f"offline; send it with: wandb sync {shown(self.run.folder)}/wandb/offline-run-*"
-        LOGGER.info(f"wandb: {later if mode in _OFFLINE else self.session.url}")
+        LOGGER.info(f"wandb: {later if mode in ('offline', 'dryrun') else self.session.url}")
         return name
 
-    def send_scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a column."""
-        self.session.log({**values, "epoch": epoch}, step=epoch)
-
-    def send_best(self, values: dict[str, float], epoch: int) -> None:
-        """In the summary of the run."""
-        self.session.summary.update(values)
-
-    def send_pictures(self, files: Sequence[Path], epoch: int) -> None:
-        """Each file under its name."""
+    def send(self, kind: Kind, content: Any, epoch: int) -> None:
+        """Send a point a column, the best scores in the run's summary, image files, and images with boxes."""
         import wandb
 
-        self.session.log({file.stem: wandb.Image(str(file)) for file in files}, step=self._step(epoch))
-
-    def send_detections(self, found: Sequence[Detected], epoch: int) -> None:
-        """Pictures with boxes that the page can show by class and confidence."""
-        classes = dict(enumerate(self.run.names))
-        self.session.log({"detections": [_drawn(one, classes) for one in found]}, step=self._step(epoch))
-
-    def _step(self, epoch: int) -> int:
-        """W&B refuses what is older than the newest numbers, where those were sent late."""
-        return max(epoch, self._sent)
+        match kind:
+            case "values":
+                self.session.log({**content, "epoch": epoch}, step=epoch)
+            case "best":
+                self.session.summary.update(content)
+            case "images":  # what is older than the newest numbers, where those were late, is refused
+                images = {file.stem: wandb.Image(str(file)) for file in content}
+                self.session.log(images, step=max(epoch, self.sent))
+            case "boxes":
+                classes = dict(enumerate(self.run.names))
+                drawn = [_with_boxes(path, rows, classes) for path, rows in content]
+                self.session.log({"detections": drawn}, step=max(epoch, self.sent))
 
     def disconnect(self, ended: bool) -> None:
         """Send the rest and finish."""
@@ -78,27 +72,24 @@ class Wandb(Service):
 
 
 def _mode(wandb: Any) -> str:
-    """What WANDB_MODE says, else online with an API key and offline without one; nobody is asked."""
+    """Return what WANDB_MODE says, else online with an API key and offline without one; nobody is asked."""
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    if "prompt" in inspect.signature(wandb.login).parameters:
-        logged_in = wandb.login(prompt=False, verify=False)
-    else:  # before 0.31
-        logged_in = bool(wandb.api.api_key)
-    if not logged_in:
-        LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
-    return "online" if logged_in else "offline"
+    is_new = "prompt" in inspect.signature(wandb.login).parameters  # since 0.31
+    if wandb.login(prompt=False, verify=False) if is_new else wandb.api.api_key:
+        return "online"
+    LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
+    return "offline"
 
 
-def _drawn(one: Detected, classes: dict[int, str]) -> Any:
-    """A wandb.Image with the boxes of confident detections, as fractions of the picture."""
+def _with_boxes(path: str, rows: np.ndarray, classes: dict[int, str]) -> Any:
+    """Return a wandb.Image with the boxes of confident detections, which the page shows by class and confidence."""
     import wandb
-    from PIL import Image
 
-    pixels = read_image(one.path)
+    pixels = read_image(path)
     height, width = pixels.shape[:2]
-    picture = Image.fromarray(pixels[..., ::-1])
-    picture.thumbnail((_LONGEST, _LONGEST))
+    image = Image.fromarray(pixels[..., ::-1])
+    image.thumbnail((_LONGEST, _LONGEST))
     boxes = [
         {
             "position": {"minX": x1 / width, "minY": y1 / height, "maxX": x2 / width, "maxY": y2 / height},
@@ -106,8 +97,8 @@ def _drawn(one: Detected, classes: dict[int, str]) -> Any:
             "box_caption": f"{classes.get(int(number), int(number))} {confidence:.2f}",
             "scores": {"confidence": confidence},
         }
-        for x1, y1, x2, y2, confidence, number in one.rows.tolist()
+        for x1, y1, x2, y2, confidence, number in rows.tolist()
         if confidence > _CONFIDENT
     ]
     drawn = {"predictions": {"box_data": boxes, "class_labels": classes}}
-    return wandb.Image(picture, boxes=drawn, caption=Path(one.path).name)
+    return wandb.Image(image, boxes=drawn, caption=Path(path).name)

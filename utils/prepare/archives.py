@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from utils.base.files import printable, replacing
 from utils.base.log import LOGGER
@@ -33,6 +33,7 @@ _DAMAGE = (
     ValueError, LookupError, OverflowError, MemoryError, RuntimeError, AssertionError,
 )  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_TOO_MUCH = "it unpacks to far more than its size allows to believe"
 _ITS_FAULT = {  # what the system says of names that no archive should have
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.ENXIO,
 }  # fmt: skip
@@ -45,29 +46,27 @@ class ArchiveLimits(NamedTuple):
     files: int = 10_000_000
 
 
-class _Entry(NamedTuple):
-    name: str
-    content: BinaryIO | None  # None for a folder
+Entry = tuple[str, BinaryIO | None]  # name, content; None for a folder
 
 
-class _Unrolled:
-    """A tar, unpacked as it is read, that gives out so many bytes and no long stretches of them at once."""
+class _BoundedTar(io.RawIOBase):
+    """A tar, unpacked as it is read, that gives out `room` bytes, forwards only, and no long stretches at once."""
 
     def __init__(self, file: BinaryIO, room: int) -> None:
         self.file, self.room = file, room
 
     def read(self, size: int = -1) -> bytes:
-        """Raises ValueError when too much is asked for."""
+        """Raise ValueError when too much is asked for."""
         if not 0 <= size <= MAX_HEADER:
             raise ValueError(f"it has a header of {size:,} bytes")
         content = self.file.read(size)
         self.room -= len(content)
         if self.room < 0:
-            raise ValueError("it unpacks to far more than its size allows to believe")
+            raise ValueError(_TOO_MUCH)
         return content
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Forward by reading, so that nothing is unpacked uncounted."""
+        """Go forward by reading, so that nothing is unpacked uncounted."""
         if position < 0 or whence != os.SEEK_SET:
             raise ValueError("it leads back to what was read before")
         if position < self.file.tell():
@@ -77,68 +76,55 @@ class _Unrolled:
         return self.file.tell()
 
     def tell(self) -> int:
-        """Where it stands in what is unpacked."""
         return self.file.tell()
 
-    def close(self) -> None:
-        """Also the file below."""
-        self.file.close()
 
-
-class _Directory(io.BufferedReader):
-    """A zip of which no more is read at once than a believable directory has; its content is read in pieces."""
+class _BoundedZip(io.BufferedReader):
+    """A zip of which no more than `room` bytes are read at once, as its directory is; content is read in pieces."""
 
     room = MIN_DIRECTORY
 
     def read(self, size: int | None = -1) -> bytes:
-        """Raises ValueError when too much is asked for."""
         wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
         if wanted > self.room:
             raise ValueError(f"its directory of {wanted:,} bytes names too many files")
         return super().read(size)
 
 
-def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
-    for info in archive.infolist():
-        mode = info.external_attr >> 16
-        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError(f"{info.filename!r} is a link or a device")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a measure
-            raise ValueError(f"{info.filename!r} is compressed in another way than by deflate")
-        if info.is_dir():
-            yield _Entry(info.filename, None)
-        else:
-            with archive.open(info) as content:
-                yield _Entry(info.filename, content)
+def _zip_entries(path: Path, limits: ArchiveLimits) -> Iterator[Entry]:
+    """Yield what is in a zip; content is to be read before the next is asked for."""
+    with _BoundedZip(io.FileIO(path)) as file:
+        file.room = max(MIN_DIRECTORY, limits.files * ENTRY)
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise ValueError(f"{info.filename!r} is a link or a device")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # unpacks without a measure
+                    raise ValueError(f"{info.filename!r} is compressed in another way than by deflate")
+                if info.is_dir():
+                    yield info.filename, None
+                else:
+                    with archive.open(info) as content:
+                        yield info.filename, cast(BinaryIO, content)
 
 
-def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
-    for member in archive:
-        if not (member.isfile() or member.isdir()) or member.issparse():
-            raise ValueError(f"{member.name!r} is a link, a device or has holes")
-        if member.size < 0:
-            raise ValueError(f"{member.name!r} has a negative size")
-        yield _Entry(member.name, archive.extractfile(member) if member.isfile() else None)
-
-
-def _entries(archive: Path, room: int, files: int) -> Iterator[_Entry]:
-    """What is in an archive, one after the other; content is to be read before the next is asked for."""
-    if archive.name.lower().endswith(".zip"):
-        with _Directory(io.FileIO(archive)) as file:
-            file.room = max(MIN_DIRECTORY, files * ENTRY)
-            with zipfile.ZipFile(file) as opened:
-                yield from _zip_entries(opened)
-        return
-    with archive.open("rb") as file:
+def _tar_entries(path: Path, room: int) -> Iterator[Entry]:
+    """Yield what is in a tar, compressed or not; content is to be read before the next is asked for."""
+    with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        unrolled = _Unrolled(gzip.GzipFile(fileobj=file) if packed else file, room)
-        with tarfile.open(fileobj=unrolled, mode="r:") as opened:
-            yield from _tar_entries(opened)
+        unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+        with tarfile.open(fileobj=_BoundedTar(unpacked, room), mode="r:") as archive:
+            for member in archive:
+                if not (member.isfile() or member.isdir()) or member.issparse():
+                    raise ValueError(f"{member.name!r} is a link, a device or has holes")
+                if member.size < 0:
+                    raise ValueError(f"{member.name!r} has a negative size")
+                yield member.name, cast(BinaryIO | None, archive.extractfile(member))
 
 
 def _place(folder: Path, name: str) -> Path:
-    """Where an entry goes. Raises ValueError for a name that leads out of the folder, or is none."""
+    """Return where an entry goes. Raises ValueError for a name that leads out of the folder, or is none."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     outside = name.startswith(("/", "\\")) or ".." in parts or any(":" in part or "\0" in part for part in parts)
     target = folder.joinpath(*parts)
@@ -152,36 +138,37 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _write(content: BinaryIO, target: Path, room: int) -> int:
-    """Copy at most `room` bytes to a new file, which appears when it is whole; how many there were."""
+    """Copy at most `room` bytes to a new file, which appears when it is whole; return how many there were."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with replacing(target) as beside, beside.open("xb") as file:
         while chunk := content.read(CHUNK):
             written += len(chunk)
             if written > room:
-                raise ValueError("it unpacks to far more than its size allows to believe")
+                raise ValueError(_TOO_MUCH)
             file.write(chunk)
     return written
 
 
 def _unpack(archive: Path, folder: Path, limits: ArchiveLimits, top: str) -> tuple[int, int]:
-    """Unpack what is in an archive; how many files were there already, and how many are not in its folder `top`."""
+    """Unpack an archive; return how many files were there already, and how many are not in its folder `top`."""
     room = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size)
-    kept = others = 0
-    for number, entry in enumerate(_entries(archive, room, limits.files), 1):
+    zipped, kept, others = archive.name.lower().endswith(".zip"), 0, 0
+    entries = _zip_entries(archive, limits) if zipped else _tar_entries(archive, room)
+    for number, (name, content) in enumerate(entries, 1):
         if number > limits.files:
             raise ValueError(f"it has more than {limits.files:,} files and folders")
-        name = entry.name.removeprefix("./")
-        if top and not name.startswith(f"{top}/"):
-            others += name.rstrip("/") != top
+        inside = name.removeprefix("./")
+        if top and not inside.startswith(f"{top}/"):
+            others += inside.rstrip("/") != top
             continue
-        target = _place(folder, name.removeprefix(f"{top}/") if top else entry.name)
-        if entry.content is None:
+        target = _place(folder, inside.removeprefix(f"{top}/") if top else name)
+        if content is None:
             target.mkdir(parents=True, exist_ok=True)
         elif os.path.lexists(target):
             kept += 1
         else:
-            room -= _write(entry.content, target, room)
+            room -= _write(content, target, room)
     return kept, others
 
 
@@ -192,18 +179,17 @@ def extract(archive: str | Path, folder: str | Path, limits: ArchiveLimits | Non
     for damage, links, names that lead outside, archives that grow more than 200 times (and above 1 GiB) or beyond the
     limits: what was unpacked until then stays. OSError where the disk is full or not ours.
     """
-    archive, folder, limits = Path(archive), Path(folder), limits or ArchiveLimits()
+    archive, folder = Path(archive), Path(folder)
     if not archive.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{printable(archive)}: not an archive this program unpacks ({', '.join(ARCHIVES)})")
     try:
-        kept, others = _unpack(archive, folder, limits, top)
-    except _DAMAGE as error:
+        kept, others = _unpack(archive, folder, limits or ArchiveLimits(), top)
+    except (*_DAMAGE, OSError) as error:
         reason = printable(str(error) or type(error).__name__)[:300]
-        raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error
-    except OSError as error:
-        if error.errno not in (None, *_ITS_FAULT):
-            raise
-        reason = error.strerror or printable(str(error))
+        if isinstance(error, OSError) and not isinstance(error, _DAMAGE):
+            if error.errno not in (None, *_ITS_FAULT):
+                raise
+            reason = error.strerror or reason
         raise ValueError(f"{printable(archive)}: cannot be unpacked safely: {reason}") from error
     if kept:
         LOGGER.info(f"{shown(archive)}: {kept} files were there already and stay as they are")

@@ -5,78 +5,84 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.base.config import ClassNames, Names
+from utils.base.config import ClassNames
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.prepare.label_formats import NONSENSE, Rows, Size, boxed, check_size, is_size, polygon_row, read_json, told
-from utils.prepare.tally import Tally
+from utils.prepare.label_formats import (
+    NONSENSE,
+    DropCounts,
+    Rows,
+    Size,
+    box_rows,
+    is_size,
+    naming,
+    polygon_row,
+    read_json,
+)
 
 FORM = "a COCO detection file"
-_REMEDY = "; export as COCO with images, categories and annotations"
-
-
-def no_size(_: str) -> Size | None:
-    """Where no image is at hand, its size is not known."""
-    return None
+Box = tuple[float, float, float, float]
 
 
 @dataclass
 class CocoReader:
-    """Reads COCO files; what it cannot keep is counted in `tally`.
+    """Reads COCO files; what it cannot keep is counted in `counts`.
 
-    Categories become classes by name, or by the order of their ids when `names` is None. `polygons` writes the outline
-    of objects made of one piece; `crowds` keeps those marked iscrowd. `size_of` gives the (w, h) of an image by its
-    file_name: taken where the file does not say, compared where it does.
+    Categories become classes by name, or by the order of their ids when `classes` is None. `polygons` writes the
+    outline of objects made of one piece; `crowds` keeps those marked iscrowd. `size_of` gives the (w, h) of an image by
+    its file_name: taken where the file does not say, compared where it does.
     """
 
-    names: Names | None = None
+    classes: ClassNames | None = None
     polygons: bool = False
     crowds: bool = False
     digits: int = 6
-    tally: Tally = field(default_factory=Tally)
-    size_of: Callable[[str], Size | None] = no_size
-
-    def __post_init__(self) -> None:
-        self.classes = None if self.names is None else ClassNames(self.names)
+    counts: DropCounts = field(default_factory=DropCounts)
+    size_of: Callable[[str], Size | None] = lambda _: None
 
     def rows(self, path: str | Path) -> Rows:
-        """Rows of every image of a file, in its order; images without objects have none.
+        """Return the rows of every image of a file, in its order; images without objects have none.
 
         Images with boxes whose size is not known are left out. Raises ValueError for another kind of file.
         """
         content = read_json(path)
-        with told(path, FORM):
-            images, categories, notes = (_list(content, key) for key in ("images", "categories", "annotations"))
-            names, sizes = self._images(images)
-            for name, size in sizes.items():
-                check_size(self.tally, size, self.size_of(name), name)
-            kinds = self._kinds(categories, notes)
+        with naming(path, FORM):
+            for key in ("images", "categories", "annotations"):
+                if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
+                    raise ValueError(f"it has no list of {key}; export as COCO with images, categories and annotations")
+            names, sizes = self._images(content["images"])
+            classes = self._classes(content["categories"], content["annotations"])
             rows: Rows = {name: [] for name in names.values()}
-            unknown = set()
-            for number, note in enumerate(notes):
-                name, kind = self._target(note, names, kinds, number)
+            for number, note in enumerate(content["annotations"]):
+                name, where = names.get(_id(note.get("image_id"))), f"{note.get('id', f'no. {number}')!s:.40}"
                 if name is None:
+                    reason = "of an image_id that is not among its images"
+                    self.counts.drop(reason, f"image_id {note.get('image_id')!r:.40}")
                     continue
-                if name not in sizes:
+                kind = self._class(note, classes)
+                if isinstance(kind, int) and name not in sizes:
                     sizes[name] = self.size_of(name)
-                where = f"annotation {_shown_id(note, number)} of {name}"
-                if not is_size(sizes[name]):
-                    reason = "of an image whose width and height are not known; write them into the file, or put"
-                    self.tally.drop(f"{reason} the image where train.py looks for it", where)
-                    unknown.add(name)
-                else:
-                    rows[name] += self._row(note, kind, sizes[name], where)
-        return {name: found for name, found in rows.items() if name not in unknown}
+                rows[name] += self._rows(note, kind, sizes.get(name), f"annotation {where} of {name}")
+        return {name: found for name, found in rows.items() if name not in sizes or is_size(sizes[name])}
+
+    def _class(self, note: Mapping[str, Any], classes: Mapping[str, int | str]) -> int | str:
+        """Return an annotation's class, or why it has none."""
+        category = note.get("category_id")
+        missing = f"of category_id {category!r:.40}, which is not among its categories"
+        kind = classes.get(_id(category), missing)
+        if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
+            return "marked iscrowd; convert with crowds=True to keep them"
+        return kind
 
     def _images(self, images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Size | None]]:
-        """id -> file_name; file_name -> size, where the file says it."""
+        """Return id -> file_name; and file_name -> size, where the file says it."""
         names: dict[str, str] = {}
         sizes: dict[str, Size | None] = {}
         for image in images:
@@ -86,67 +92,65 @@ class CocoReader:
             if names.setdefault(key, name) != name:
                 raise ValueError(f"id {key} belongs to two images, {names[key]!r:.80} and {name!r:.80}; renumber one")
             if name in sizes:
-                self.tally.remark("images are listed twice; their annotations were put together", name)
-            size = _number(image.get("width")), _number(image.get("height"))
-            if is_size(size):
-                sizes[name] = size
+                self.counts.remark("images are listed twice; their annotations were put together", name)
+            size = _numbers((image.get("width"), image.get("height")))
+            if size and is_size(size) and sizes.setdefault(name, size) is size:
+                self.counts.check_size(size, self.size_of(name), name)
         return names, sizes
 
-    def _kinds(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
-        """Category id -> class, or why the category has none."""
-        found = _category_names(categories)
+    def _classes(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
+        """Return category id -> class, or why the category has none."""
+        names = _category_names(categories)
         if (classes := self.classes) is not None:
-            numbers = {key: classes.find(name) for key, name in found.items()}
-            return {key: classes.unlisted(found[key]) if kind is None else kind for key, kind in numbers.items()}
-        for key in _groups(categories, notes):
-            LOGGER.warning(f"category {key} ({printable(found.pop(key))}) is a group of others without boxes: no class")
-        ordered = sorted(found, key=lambda key: (not _is_whole(key), int(key) if _is_whole(key) else 0, key))
-        LOGGER.info(f"classes by category id: {json.dumps([found[key] for key in ordered], ensure_ascii=False)}")
+            found = {key: classes.find(name) for key, name in names.items()}
+            return {key: classes.unlisted(names[key]) if kind is None else kind for key, kind in found.items()}
+        for key in _groups(categories, {_id(note.get("category_id")) for note in notes}) & names.keys():
+            LOGGER.warning(f"category {key} ({printable(names.pop(key))}) is a group of others without boxes: no class")
+        whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
+        ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
+        LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")
         return {key: kind for kind, key in enumerate(ordered)}
 
-    def _target(
-        self, note: Mapping[str, Any], names: Mapping[str, str], kinds: Mapping[str, int | str], number: int
-    ) -> tuple[str | None, int]:
-        """(file_name, class) of an annotation; no name where it is dropped, which is counted."""
-        name, kind = names.get(_id(note.get("image_id"))), kinds.get(_id(note.get("category_id")))
-        where = f"annotation {_shown_id(note, number)} of {name}"
-        if name is None:
-            self.tally.drop("of an image_id that is not among its images", f"image_id {note.get('image_id')!r:.40}")
-        elif kind is None:
-            self.tally.drop(f"of category_id {note.get('category_id')!r:.40}, which is not among its categories", where)
-        elif isinstance(kind, str):
-            self.tally.drop(kind, where)
-        elif not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
-            self.tally.drop("marked iscrowd; convert with crowds=True to keep them", where)
+    def _rows(self, note: Mapping[str, Any], kind: int | str, size: Size | None, where: str) -> list[str]:
+        """Return an annotation's outline if it is wanted and of one piece, else its box; `kind` may be a refusal."""
+        if isinstance(kind, str):
+            self.counts.drop(kind, where)
+        elif size is None or not is_size(size):
+            reason = "of an image whose width and height are not known; write them into the file, or put"
+            self.counts.drop(f"{reason} the image where train.py looks for it", where)
         else:
-            return name, kind
-        return None, 0
-
-    def _row(self, note: Mapping[str, Any], kind: int, size: Size, where: str) -> list[str]:
-        """An annotation's outline if it is wanted and of one piece, else its box."""
-        outline = note.get("segmentation")
-        if self.polygons and (row := _outline_row(outline, kind, size, self.digits)):
-            return [row]
-        if (box := box_of(note)) is None:
-            self.tally.drop("without a bbox or an outline that can be read", where)
-            return []
-        x, y, width, height = box
-        row = boxed(self.tally, kind, (x, y, x + width, y + height), size, where, self.digits)
-        if row and self.polygons:
-            self.tally.remark("objects have no outline of one piece; their boxes are written", where)
-        return row
+            pieces = _polygons(note.get("segmentation")) if self.polygons else []
+            if len(pieces) == 1 and (row := polygon_row(kind, pieces[0], size, self.digits)):
+                return [row]
+            if (box := box_of(note)) is None:
+                self.counts.drop("without a bbox or an outline that can be read", where)
+                return []
+            x, y, width, height = box
+            rows = box_rows(self.counts, kind, (x, y, x + width, y + height), size, where, self.digits)
+            if rows and self.polygons:
+                self.counts.remark("objects have no outline of one piece; their boxes are written", where)
+            return rows
+        return []
 
 
-def _list(content: Any, key: str) -> Sequence[Any]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"it is no mapping{_REMEDY}")
-    if not isinstance(content.get(key), list):
-        raise ValueError(f"it has no list of {key}{_REMEDY}")
-    return content[key]
+def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for category in categories:
+        key, name = _id(category["id"]), str(category.get("name", ""))
+        if not key or names.setdefault(key, name) != name:
+            raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
+    return names
+
+
+def _groups(categories: Sequence[Mapping[str, Any]], used: set[str]) -> set[str]:
+    """Return ids of categories that only gather others, as Roboflow writes one for the whole project."""
+    parents = {category.get("supercategory") or None for category in categories} - {None}
+    tops = [category for category in categories if category.get("supercategory") in (None, "", "none")]
+    return {_id(category["id"]) for category in tops if category.get("name") in parents} - used
 
 
 def _id(value: Any) -> str:
-    """An id in one form, whether it was written as a number or as text; nothing for what is no id."""
+    """Return an id in one form, whether it was written as a number or as text; nothing for what is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) not in (int, str):
@@ -154,117 +158,79 @@ def _id(value: Any) -> str:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
 
 
-def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for category in categories:
-        key, name = _id(category["id"]), str(category.get("name", ""))
-        if not key or found.setdefault(key, name) != name:
-            raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
-    return found
-
-
-def _is_whole(key: str) -> bool:
-    return re.fullmatch(r"-?[0-9]{1,18}", key) is not None
-
-
-def _shown_id(note: Mapping[str, Any], number: int) -> Any:
-    return str(note.get("id", f"no. {number}"))[:40]
-
-
-def _groups(categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> list[str]:
-    """Ids of categories that only gather others, as Roboflow writes one for the whole project."""
-    parents = {category.get("supercategory") for category in categories if category.get("supercategory")}
-    used = {_id(note.get("category_id")) for note in notes}
-    return [
-        key
-        for category in categories
-        if (key := _id(category["id"])) not in used
-        and category.get("name") in parents
-        and category.get("supercategory") in (None, "", "none")
-    ]
-
-
-def _number(value: Any) -> float | None:
-    """A number, written as one or as text; None for anything else."""
+def _numbers(values: Sequence[Any]) -> tuple[float, ...] | None:
+    """Return numbers, written as such or as text; None where one is neither."""
     try:
-        return float(value)
+        return tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def box_of(note: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    """(x, y, width, height) of an annotation: its bbox, or of its outline where that has no area; None without either.
+def box_of(note: Mapping[str, Any]) -> Box | None:
+    """Return (x, y, width, height) of an annotation: its bbox, or of its outline where that has no area.
 
-    The numbers are as they were written: sides below 0 where corners were swapped.
+    The numbers are as they were written, with sides below 0 where corners were swapped; None where there is neither.
     """
-    box = _bbox(note.get("bbox"))
-    if box and box[2] and box[3] and math.isfinite(sum(box)):
-        return box
-    if extent := _extent(note.get("segmentation")):
-        x1, y1, x2, y2 = extent
-        return x1, y1, x2 - x1, y2 - y1
-    return box
-
-
-def _bbox(value: Any) -> tuple[float, float, float, float] | None:
-    """`[x, y, width, height]`, numbers or text; None where there is no such thing."""
+    value = note.get("bbox")
     if isinstance(value, str):
         value = re.split(r"[\s,;]+", value.strip(" []()"))
-    if not isinstance(value, list) or len(value) != 4:
+    numbers = _numbers(value) if isinstance(value, list) and len(value) == 4 else None
+    box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
+    if box and box[2] and box[3] and math.isfinite(sum(box)):
+        return box
+    return _outline_box(note.get("segmentation")) or box
+
+
+def _outline_box(outline: Any) -> Box | None:
+    """Return (x, y, width, height) around polygons or a run-length mask; None where there is neither."""
+    if isinstance(outline, Mapping):
+        return _mask_box(outline)
+    pieces = [piece for piece in _polygons(outline) if len(piece)]
+    if not pieces:
         return None
-    x, y, width, height = map(_number, value)
-    return None if None in (x, y, width, height) else (x, y, width, height)
+    (x1, y1), (x2, y2) = np.concatenate(pieces).min(0).tolist(), np.concatenate(pieces).max(0).tolist()
+    return x1, y1, x2 - x1, y2 - y1
 
 
-def _pieces(outline: Any) -> Iterator[np.ndarray]:
-    """Polygons (n, 2) of a segmentation: a list of lists x, y, x, y ..., or one such list."""
-    if isinstance(outline, list) and outline:
-        lists = outline if isinstance(outline[0], list) else [outline]
-        for piece in lists:
-            yield np.asarray(piece, dtype=float).reshape(-1, 2)
-
-
-def _outline_row(outline: Any, kind: int, size: Size, digits: int) -> str | None:
+def _polygons(outline: Any) -> list[np.ndarray]:
+    """Return the polygons (n, 2) of a segmentation: a list of lists x, y, x, y ..., or one such list."""
+    if not isinstance(outline, list) or not outline:
+        return []
     try:
-        pieces = list(_pieces(outline))
+        pieces = outline if isinstance(outline[0], list) else [outline]
+        return [np.asarray(piece, dtype=float).reshape(-1, 2) for piece in pieces]
+    except NONSENSE:
+        return []
+
+
+def _mask_box(mask: Mapping[str, Any]) -> Box | None:
+    """Return (x, y, width, height) around a mask `{"size": [h, w], "counts": runs}`, None where it is none.
+
+    Its runs of 0 and 1 in turn go down column after column.
+    """
+    try:
+        counts, (height, width) = mask["counts"], map(float, mask["size"])
+        runs = np.asarray(_unpacked(counts) if isinstance(counts, str) else counts, dtype=float)
+        sound = height >= 1 and bool((runs >= 0).all()) and runs.sum() <= min(height * width, 1 << 53)
+        ends = np.cumsum(runs)
+        filled = runs[1::2] > 0
+        first, last = (ends - runs)[1::2][filled], ends[1::2][filled] - 1
     except NONSENSE:
         return None
-    return polygon_row(kind, pieces[0], size, digits) if len(pieces) == 1 else None
-
-
-def _extent(outline: Any) -> tuple[float, float, float, float] | None:
-    """x1, y1, x2, y2 around polygons or a run-length mask; None where there is neither."""
-    try:
-        if isinstance(outline, Mapping):
-            return _mask_extent(outline)
-        pieces = [piece for piece in _pieces(outline) if len(piece)]
-        points = np.concatenate(pieces)
-    except NONSENSE:
+    if not sound or not len(first):
         return None
-    return (*points.min(0).tolist(), *points.max(0).tolist())
-
-
-def _mask_extent(mask: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    """x1, y1, x2, y2 of a mask `{"size": [h, w], "counts": runs}`: column after column, runs of 0 and 1 in turn."""
-    counts, (height, width) = mask["counts"], map(float, mask["size"])
-    runs = np.asarray(_unpacked(counts) if isinstance(counts, str) else counts, dtype=float)
-    if not height >= 1 or not (runs >= 0).all() or not runs.sum() <= min(height * width, 1 << 53):
-        return None
-    ends = np.cumsum(runs)
-    filled = runs[1::2] > 0
-    first, last = (ends - runs)[1::2][filled], ends[1::2][filled] - 1
-    if not len(first):
-        return None
-    columns = first // height, last // height
-    several = (columns[0] < columns[1]).any()  # such a run has the foot of one column and the head of the next
-    top = 0.0 if several else (first % height).min()
-    bottom = height if several else (last % height).max() + 1
-    return (float(columns[0].min()), float(top), float(columns[1].max()) + 1, float(bottom))
+    left, right = float((first // height).min()), float((last // height).max())
+    if (first // height < last // height).any():  # such a run has the foot of one column and the head of the next
+        return left, 0.0, right + 1 - left, height
+    top = float((first % height).min())
+    return left, top, right + 1 - left, float((last % height).max()) + 1 - top
 
 
 def _unpacked(text: str) -> list[int]:
-    """Runs of COCO's compressed form: five bits a character from '0', low ones first; from the fourth run on, what is
-    added to the run two before."""
+    """Return the runs of COCO's compressed form: five bits a character from '0', low ones first.
+
+    From the fourth run on, what is written is added to the run two before.
+    """
     runs: list[int] = []
     value, shift = 0, 0
     for letter in text:

@@ -1,16 +1,16 @@
-"""Data sets by name: how each one is fetched and turned into pictures and label files.
+"""Data sets by name: how each one is fetched and turned into images and label files.
 
-A data YAML says `download: name`, and `prepare` runs that converter when the pictures are missing; a YAML can never
+A data YAML says `download: name`, and `prepare` runs that converter when the images are missing; a YAML can never
 bring code of its own. The folder-level converters for anybody's COCO, VOC and DOTA annotations are `own_data`'s.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
-from utils.base.config import DataConfig
+from utils.base.config import ClassNames, DataConfig
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.paths import datasets_root
@@ -21,19 +21,21 @@ from utils.prepare.archives import extract
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.dataset_tools import autosplit
 from utils.prepare.downloads import Remote, fetch, fetch_folder, url2file
+from utils.prepare.image_places import ImageName, LabelPlaces
 from utils.prepare.label_formats import (
+    DropCounts,
+    Rows,
     argoverse_rows,
+    naming,
     read_annotations,
     sku_rows,
-    told,
     visdrone_rows,
     write_rows,
     xview_rows,
 )
-from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, image_size, named_rows, write_labels
+from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, image_size, write_labels
 from utils.prepare.synthetic import draw_dataset
-from utils.prepare.tally import Tally
-from utils.prepare.voc_xml import VocReader, read_voc, voc_size
+from utils.prepare.voc_xml import read_voc, voc_rows, voc_size
 
 __all__ = ["CONVERTERS", "FILES", "convert_coco", "convert_dota", "convert_voc", "prepare"]
 
@@ -85,21 +87,14 @@ WHEAT_FOLDERS = (
 )
 
 
-# ---- data sets with a name -------------------------------------------------------------------------------------------
-
-
-def shapes(config: DataConfig) -> None:
-    """Our own small textured scenes, drawn from a seed; no network."""
-    draw_dataset(config.root)
-
-
-def coco128(config: DataConfig) -> None:
-    """The first 128 pictures of COCO train2017, labels included."""
-    fetch(FILES["coco128"], config.root, top="coco128")
+def _write(rows: Rows, labels: Path, counts: DropCounts, source: Path, whole: bool = True) -> None:
+    """Write the label files of annotations that say where their images lie (`whole` off: without their endings)."""
+    named = {ImageName.read(name, whole): lines for name, lines in rows.items()}
+    write_labels(named, LabelPlaces(labels, None), counts, source)
 
 
 def coco(config: DataConfig) -> None:
-    """COCO 2017: labels and lists from one archive, pictures from the three of COCO's own site."""
+    """COCO 2017: labels and lists from one archive, images from the three of COCO's own site."""
     fetch(FILES["coco-labels"], config.root, top="coco")
     fetch(FILES["coco"], config.root / "images", threads=3, limit=LARGEST)
 
@@ -107,15 +102,20 @@ def coco(config: DataConfig) -> None:
 def voc(config: DataConfig) -> None:
     """Pascal VOC 2007 and 2012: a folder a list, difficult objects dropped."""
     fetch(FILES["voc"], config.root / "images", threads=3, limit=LARGEST)
+    classes = ClassNames(config.names)
     for year, part in ((2012, "train"), (2012, "val"), (2007, "train"), (2007, "val"), (2007, "test")):
         source = config.root / "images" / "VOCdevkit" / f"VOC{year}"
         images, labels = (config.root / kind / f"{part}{year}" for kind in ("images", "labels"))
         listing = source / "ImageSets" / "Main" / f"{part}.txt"
-        reader, rows = VocReader(config.names), {}
+        counts, rows = DropCounts(), {}
         for name in listing.read_text(encoding="utf-8").split():
-            root = read_voc(source / "Annotations" / f"{name}.xml")
-            rows[name] = reader.rows(root, voc_size(root), f"{name}.xml") or []
-        write_labels(named_rows(rows, labels, whole=False), reader.tally, (listing, labels))
+            root, where = read_voc(source / "Annotations" / f"{name}.xml"), f"{name}.xml"
+            if size := voc_size(root):
+                rows[name] = voc_rows(root, size, classes, counts, where)
+            else:
+                rows[name] = []
+                counts.drop("of an image of unknown size", where, sum(1 for _ in root.iter("object")))
+        _write(rows, labels, counts, listing, whole=False)
         images.mkdir(parents=True, exist_ok=True)
         for name in rows:
             _move(source / "JPEGImages" / f"{name}.jpg", images / f"{name}.jpg")
@@ -125,12 +125,12 @@ def visdrone(config: DataConfig) -> None:
     """VisDrone 2019 detection: images from drones, regions to ignore skipped."""
     fetch(FILES["visdrone"], config.root, threads=3, limit=LARGEST)
     for folder in sorted(config.root.glob("VisDrone2019-DET-*")):
-        rows, tally, notes = {}, Tally(), folder / "annotations"
+        rows, counts, notes = {}, DropCounts(), folder / "annotations"
         for file in sorted(notes.glob("*.txt")):
             size = image_size(folder / "images" / f"{file.stem}.jpg")
-            with told(file, "a VisDrone file"):
-                rows[file.stem] = visdrone_rows(read_annotations(file), size, tally, file.name)
-        write_labels(named_rows(rows, folder / "labels", whole=False), tally, (notes, folder / "labels"))
+            with naming(file, "a VisDrone file"):
+                rows[file.stem] = visdrone_rows(read_annotations(file), size, counts, file.name)
+        _write(rows, folder / "labels", counts, notes, whole=False)
 
 
 def sku110k(config: DataConfig) -> None:
@@ -138,10 +138,10 @@ def sku110k(config: DataConfig) -> None:
     if not (config.root / "annotations").is_dir():
         fetch(FILES["sku110k"], config.root, limit=LARGEST, top="SKU110K_fixed")
     for part in ("train", "val", "test"):
-        table, tally, labels = config.root / "annotations" / f"annotations_{part}.csv", Tally(), config.root / "labels"
-        with told(table, "a SKU-110K table"):
-            rows = sku_rows(read_annotations(table), tally, table.name)
-        write_labels(named_rows(rows, labels), tally, (table, labels))
+        table, counts = config.root / "annotations" / f"annotations_{part}.csv", DropCounts()
+        with naming(table, "a SKU-110K table"):
+            rows = sku_rows(read_annotations(table), counts, table.name)
+        _write(rows, config.root / "labels", counts, table)
         write_rows(config.root / f"{part}.txt", (f"./images/{name}" for name in sorted(rows)))
 
 
@@ -151,8 +151,8 @@ def argoverse(config: DataConfig) -> None:
     base = config.root / "Argoverse-1.1"
     _move(base / "tracking", base / "images")
     for part in ("train", "val"):
-        notes, tally = config.root / "Argoverse-HD" / "annotations" / f"{part}.json", Tally()
-        write_labels(named_rows(argoverse_rows(notes, tally), base / "labels"), tally, (notes, base / "labels"))
+        notes, counts = config.root / "Argoverse-HD" / "annotations" / f"{part}.json", DropCounts()
+        _write(argoverse_rows(notes, counts), base / "labels", counts, notes)
 
 
 def globalwheat(config: DataConfig) -> None:
@@ -173,16 +173,16 @@ def objects365(config: DataConfig) -> None:
     for part in ("train", "val"):
         images = config.root / "images" / part
         fetch(FILES[f"objects365-{part}"], images, threads=8, limit=LARGEST)
-        for picture in [path for path in images.rglob("*.jpg") if path.parent != images]:
-            _move(picture, images / picture.name)
+        for image in [path for path in images.rglob("*.jpg") if path.parent != images]:
+            _move(image, images / image.name)
         notes, labels = config.root / f"zhiyuan_objv2_{part}.json", config.root / "labels" / part
-        reader = CocoReader(config.names, crowds=True, digits=5)
+        reader = CocoReader(ClassNames(config.names), crowds=True, digits=5)
         rows = {Path(name).name: lines for name, lines in reader.rows(notes).items()}
-        write_labels(named_rows(rows, labels), reader.tally, (notes, labels))
+        _write(rows, labels, reader.counts, notes)
 
 
 def xview(config: DataConfig) -> None:
-    """xView: satellite pictures, which one has to register for; the archives are expected in the data set's folder."""
+    """xView: satellite images, which one has to register for; the archives are expected in the data set's folder."""
     for name in ("train_images", "train_labels"):
         archive, done = config.root / f"{name}.zip", (config.root / "images" / "train", config.root / name)
         if archive.exists() and not any(folder.exists() for folder in done):
@@ -195,14 +195,13 @@ def xview(config: DataConfig) -> None:
         )
     if not images.exists():
         _move(config.root / "train_images", images)
-    sizes = {path.name: image_size(path) for path in find_images(images)}
-    labels, tally = config.root / "labels" / "train", Tally()
-    write_labels(named_rows(xview_rows(notes, sizes, tally), labels), tally, (notes, labels))
+    sizes, counts = {path.name: image_size(path) for path in find_images(images)}, DropCounts()
+    _write(xview_rows(notes, sizes, counts), config.root / "labels" / "train", counts, notes)
     autosplit(images)
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a file or folder, unless an earlier run already did. ValueError where the target is something else."""
+    """Move a file or folder, unless an earlier run already did. Raises ValueError where something else is there."""
     if not source.exists():
         if not target.exists():
             raise ValueError(f"{source} is missing from what was fetched")
@@ -215,10 +214,10 @@ def _move(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-CONVERTERS: dict[str, Callable[[DataConfig], None]] = {
-    "shapes": shapes,
+CONVERTERS: dict[str, Callable[[DataConfig], object]] = {
+    "shapes": lambda config: draw_dataset(config.root),  # small textured scenes, drawn from a seed
     "coco": coco,
-    "coco128": coco128,
+    "coco128": lambda config: fetch(FILES["coco128"], config.root, top="coco128"),
     "voc": voc,
     "visdrone": visdrone,
     "sku110k": sku110k,
@@ -229,12 +228,41 @@ CONVERTERS: dict[str, Callable[[DataConfig], None]] = {
 }
 
 
+def prepare(config: DataConfig) -> None:
+    """See that the images of a data set are there: run the converter that its YAML names if they are not.
+
+    Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
+    """
+    with main_first():
+        if not (absent := _absent(config)):
+            return
+        wanted = config.download or ""
+        if not wanted:
+            raise ValueError(
+                f"{config.file}: the data set is not there, looked for {', '.join(map(str, absent))}"
+                f"{_hint(config, absent)}; correct path, train and val, or put the images there"
+            )
+        if wanted in CONVERTERS:
+            if wanted in SIZES:
+                LOGGER.info(f"fetching {wanted} ({SIZES[wanted]}) to {config.root}")
+            CONVERTERS[wanted](config)
+        elif wanted.startswith(("https://", "http://")) and url2file(wanted).endswith(".zip"):
+            _fetch_archive(config, wanted, absent)
+        else:
+            raise ValueError(
+                f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
+                "commands and code in a data YAML are not run"
+            )
+        if absent := _absent(config):
+            raise ValueError(f"{config.file}: still missing after `download: {config.download}`: {absent[0]}")
+
+
 def _absent(config: DataConfig) -> list[Path]:
     return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
 
 
-def _elsewhere(config: DataConfig, absent: Iterable[Path]) -> str:
-    """A hint at the same name in other letters, or below the folder where the program runs; mostly nothing."""
+def _hint(config: DataConfig, absent: list[Path]) -> str:
+    """Return a hint at the same name in other letters, or below the folder where the program runs; mostly nothing."""
     for path in absent:
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
         if other := next((name for name in sorted(beside) if name.lower() == path.name.lower()), None):
@@ -244,8 +272,17 @@ def _elsewhere(config: DataConfig, absent: Iterable[Path]) -> str:
     return ""
 
 
+def _fetch_archive(config: DataConfig, url: str, absent: list[Path]) -> None:
+    folder = _new_folder(config)
+    for path in absent:
+        if config.root not in path.parents or ".." in path.parts:
+            raise ValueError(f"{config.file}: {printable(path)} is not in the folder that `download:` fetches")
+    LOGGER.info(f"fetching {printable(url)} to {folder}")
+    fetch_folder(url, folder, [path.relative_to(config.root) for path in absent])
+
+
 def _new_folder(config: DataConfig) -> Path:
-    """The folder that an archive of anybody's may become: `path` of its YAML, below that or below the data sets' root.
+    """Return the folder that anybody's archive may become: `path` of its YAML, below that or the data sets' root.
 
     Raises ValueError for a path that leads elsewhere by itself or over links; `../datasets/`, with which v6.1's YAMLs
     begin theirs, stands for the data sets' root.
@@ -262,41 +299,3 @@ def _new_folder(config: DataConfig) -> Path:
             f"`path` names a new folder below {places[0]} or beside the YAML, as in `path: flowers`"
         )
     return folder
-
-
-def _run(config: DataConfig) -> None:
-    """Carry out what `download:` says. Raises ValueError if it is neither a converter's name nor an archive's URL."""
-    wanted = config.download or ""
-    if wanted in CONVERTERS:
-        if wanted in SIZES:
-            LOGGER.info(f"fetching {wanted} ({SIZES[wanted]}) to {config.root}")
-        CONVERTERS[wanted](config)
-    elif wanted.startswith(("https://", "http://")) and url2file(wanted).endswith(".zip"):
-        folder, absent = _new_folder(config), _absent(config)
-        if outside := [path for path in absent if config.root not in path.parents or ".." in path.parts]:
-            raise ValueError(f"{config.file}: {printable(outside[0])} is not in the folder that `download:` fetches")
-        LOGGER.info(f"fetching {printable(wanted)} to {folder}")
-        fetch_folder(wanted, folder, [path.relative_to(config.root) for path in absent])
-    else:
-        raise ValueError(
-            f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
-            "commands and code in a data YAML are not run"
-        )
-
-
-def prepare(config: DataConfig) -> None:
-    """See that the pictures of a data set are there: run the converter that its YAML names if they are not.
-
-    Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
-    """
-    with main_first():
-        if not (absent := _absent(config)):
-            return
-        if not config.download:
-            raise ValueError(
-                f"{config.file}: the data set is not there, looked for {', '.join(map(str, absent))}"
-                f"{_elsewhere(config, absent)}; correct path, train and val, or put the pictures there"
-            )
-        _run(config)
-        if absent := _absent(config):
-            raise ValueError(f"{config.file}: still missing after `download: {config.download}`: {absent[0]}")

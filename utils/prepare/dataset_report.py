@@ -15,34 +15,24 @@ COLUMNS = ("split", "file", "line", "reason", "remedy", "left out")
 _FORMULA = tuple("=+-@＝＋－＠")  # what makes spreadsheets calculate, or start a program
 
 
-def _cell(text: str) -> str:
-    """Text that a spreadsheet shows as it is: on one line, and no formula."""
-    text = printable(text)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
-
-
-def _table(splits: Mapping[str, Sequence[Problem]]) -> str:
-    content = io.StringIO()
-    table = csv.writer(content, lineterminator="\r\n")
-    table.writerow(COLUMNS)
-    for split, problems in splits.items():
-        for problem in problems:
-            line = "" if problem.line is None else str(problem.line)
-            words = (split, problem.file, line, problem.reason, problem.remedy, "yes" if problem.dropped else "no")
-            table.writerow(map(_cell, words))
-    return content.getvalue()
-
-
 def write_report(folder: Path, splits: Mapping[str, Sequence[Problem]]) -> Path | None:
     """Write `dataset_report.csv` into a folder, whole or not at all: the problems of every split, a row each.
 
-    The file is UTF-8 with a mark that tells spreadsheets so. Bytes of names that are no text are written as escapes;
-    what could pass for a formula gets an apostrophe in front. Where there is no problem there is no file: an old one is
-    removed, and None returned. Raises OSError when the folder cannot be written to.
+    The file is UTF-8 with a mark that makes spreadsheets read it so. Bytes of names that are no text are written as
+    escapes; what could pass for a formula gets an apostrophe in front. Where there is no problem there is no file: an
+    old one is removed, and None returned. Raises OSError when the folder cannot be written to.
     """
     target = folder / NAME
     if not any(splits.values()):
         target.unlink(missing_ok=True)
         return None
-    write_whole(target, _table(splits).encode("utf-8-sig"))
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\r\n")
+    table.writerow(COLUMNS)
+    for split, problems in splits.items():
+        for problem in problems:
+            line, dropped = "" if problem.line is None else str(problem.line), "yes" if problem.dropped else "no"
+            row = map(printable, (split, problem.file, line, problem.reason, problem.remedy, dropped))
+            table.writerow(f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell for cell in row)
+    write_whole(target, content.getvalue().encode("utf-8-sig"))
     return target

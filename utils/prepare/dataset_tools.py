@@ -1,4 +1,4 @@
-"""Small tools for a data set's owner: split it at random, count what is in it, cut out its objects."""
+"""Split a data set at random into training, validation and test."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from utils.base.config import DataConfig
 from utils.base.files import is_one_line, printable
 from utils.base.log import LOGGER
-from utils.boxes.convert import xywhn2xyxy
 from utils.data.image_files import find_images, img2label_paths
-from utils.data.label_arrays import LabelIndex
-from utils.data.label_index import load_index
 from utils.prepare.label_formats import write_rows
 
 PARTS = ("train", "val", "test")
@@ -36,20 +30,21 @@ def autosplit(
     if not folder.is_dir():
         raise ValueError(f"{printable(folder)}: no such folder; name the folder of the images")
     images = find_images(folder)
-    labels = dict(zip(images, img2label_paths(images), strict=True))
-    without = [image for image, label in labels.items() if not os.path.exists(label)]
+    labelled = [os.path.exists(label) for label in img2label_paths(images)]
+    without = [image for image, there in zip(images, labelled, strict=True) if not there]
     if annotated_only:
-        images = [image for image in images if os.path.exists(labels[image])]
-    counts = _write_lists(folder, images, _drawn(len(images), weights, seed, folder))
-    said = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
-    LOGGER.info(f"{printable(folder)}: {len(images)} images; {said}")
+        images = list(itertools.compress(images, labelled))
+    parts = _drawn_parts(len(images), weights, seed, folder)
+    counts = _write_lists(folder, images, parts)
+    written = ", ".join(f"autosplit_{part}.txt {count}" for part, count in counts.items() if count)
+    LOGGER.info(f"{printable(folder)}: {len(images)} images; {written}")
     if without:
         what = "left out" if annotated_only else "listed as background (annotated_only=True leaves them out)"
         LOGGER.warning(f"{len(without)} images have no label file, {what} (first: {printable(without[0])})")
     return counts
 
 
-def _write_lists(folder: Path, images: Sequence[Path], drawn: np.ndarray) -> dict[str, int]:
+def _write_lists(folder: Path, images: Sequence[Path], parts: np.ndarray) -> dict[str, int]:
     """Write each part's list, or remove it where it has no images; return the numbers of images."""
     names = [f"./{image.relative_to(folder.parent).as_posix()}" for image in images]
     if odd := [name for name in names if not is_one_line(name) or name != name.rstrip()]:
@@ -57,9 +52,9 @@ def _write_lists(folder: Path, images: Sequence[Path], drawn: np.ndarray) -> dic
     lists = {part: folder.parent / f"autosplit_{part}.txt" for part in PARTS}
     for listing in lists.values():
         _check_free(listing, folder)
-    counts = dict.fromkeys(PARTS, 0)
+    counts = {}
     for number, (part, listing) in enumerate(lists.items()):
-        chosen = list(itertools.compress(names, drawn == number))
+        chosen = list(itertools.compress(names, parts == number))
         counts[part] = len(chosen)
         if chosen:
             write_rows(listing, chosen)
@@ -68,8 +63,8 @@ def _write_lists(folder: Path, images: Sequence[Path], drawn: np.ndarray) -> dic
     return counts
 
 
-def _drawn(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
-    """(count,) numbers of the parts that images belong to."""
+def _drawn_parts(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
+    """Return (count,) numbers of the parts that images belong to."""
     chances = np.zeros(len(PARTS))
     try:
         given = np.asarray(weights, dtype=float).reshape(-1)
@@ -98,61 +93,3 @@ def _check_free(listing: Path, folder: Path) -> None:
         image = Path(os.path.abspath(listing.parent / line.strip()))
         if not image.is_relative_to(folder) and image.is_file():
             raise ValueError(f"{printable(listing)}: lists images of {printable(image.parent)}; move it or remove it")
-
-
-def _statistics(index: LabelIndex, nc: int) -> dict[str, Any]:
-    rows = [index.labels(position) for position in range(len(index))]
-    counts = np.array([np.bincount(labels[:, 0].astype(int), minlength=nc) for labels in rows]).reshape(-1, nc)
-    listed = [[[int(kind), *np.round(box, 4).tolist()] for kind, *box in labels.astype(float)] for labels in rows]
-    return {
-        "instance_stats": {"total": int(counts.sum()), "per_class": counts.sum(0).tolist()},
-        "image_stats": {
-            "total": len(index),
-            "unlabelled": int((counts.sum(1) == 0).sum()),
-            "per_class": (counts > 0).sum(0).tolist(),
-        },
-        "labels": [{Path(index.path(position)).name: rows} for position, rows in enumerate(listed)],
-    }
-
-
-def dataset_stats(config: DataConfig) -> dict[str, Any]:
-    """Numbers of pictures and objects of each part of a data set, in all and by class, and its labels as plain lists.
-
-    Parts that the YAML does not name are None. Raises ValueError as reading the data set does.
-    """
-    parts: dict[str, Any] = {}
-    for part in PARTS:
-        sources = getattr(config, part)
-        index = load_index(sources, f"{part}: ") if sources else None
-        if index is not None:
-            index.check_classes(config.nc)
-        parts[part] = None if index is None else _statistics(index, config.nc)
-    return {"nc": config.nc, "names": list(config.names), **parts}
-
-
-def extract_boxes(sources: str | Path | Sequence[str | Path], folder: str | Path) -> int:
-    """Write every labelled object, a fifth larger and 3 px, as folder/class/image_number.jpg; how many there are.
-
-    Images of one name in several folders, or with several endings, get a number after their name.
-    """
-    index, written, stems = load_index(sources), 0, set()
-    for position in range(len(index)):
-        stem = _free(Path(index.path(position)).stem, stems)
-        stems.add(stem)
-        image = index.image(position)[..., ::-1]  # Pillow writes RGB
-        height, width = image.shape[:2]
-        grown = index.labels(position)[:, 1:].astype(float)
-        grown[:, 2:] = grown[:, 2:] * 1.2 + np.array([3 / width, 3 / height])
-        corners = xywhn2xyxy(grown, width, height).round().astype(int).clip(0, (width, height, width, height))
-        for number, (kind, (x1, y1, x2, y2)) in enumerate(zip(index.labels(position)[:, 0], corners, strict=True)):
-            target = Path(folder) / str(int(kind)) / f"{stem}_{number}.jpg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(image[y1:y2, x1:x2])).save(target)
-            written += 1
-    return written
-
-
-def _free(stem: str, taken: set[str]) -> str:
-    """The stem, with a number where another image has it."""
-    numbered = itertools.chain((stem,), (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(name for name in numbered if name not in taken)

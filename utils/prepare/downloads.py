@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from utils.base.files import printable
 from utils.base.log import LOGGER
@@ -46,8 +47,12 @@ class Remote(NamedTuple):
     checksum: str | None = None
 
 
+class _TooLargeError(ValueError):
+    """More bytes than are fetched."""
+
+
 def url2file(url: str) -> str:
-    """The file name at the end of a URL, without its query. Raises ValueError for a URL that makes no sense."""
+    """Return the file name at the end of a URL, without its query. Raises ValueError for a URL that makes no sense."""
     try:
         return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     except ValueError as error:
@@ -55,30 +60,15 @@ def url2file(url: str) -> str:
 
 
 def _target(folder: Path, url: str) -> Path:
-    """Where a URL's file goes. Raises ValueError when it ends in no name, or in one that leads elsewhere."""
+    """Return where a URL's file goes. Raises ValueError when it ends in no name, or in one that leads elsewhere."""
     name = url2file(url)
     if name in ("", "..") or any(letter in name for letter in "\\/:\0"):
         raise ValueError(f"{printable(url)}: ends in no file name; correct the address")
     return folder / name
 
 
-def file_checksum(path: Path, kind: str) -> str:
-    """Hexadecimal digest of a file; `kind` as hashlib names it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
-
-
-def _verify(path: Path, checksum: str | None, url: str) -> None:
-    if checksum is None:
-        return
-    kind, _, expected = checksum.partition(":")
-    if (found := file_checksum(path, kind)) != expected.lower():
-        path.unlink()
-        raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
-
-
 def largest(gib: float | None = None) -> float:
-    """How many GiB of one file are fetched: `gib`, else what YOLOV5_MAX_DOWNLOAD says, else MAX_GIB."""
+    """Return how many GiB of one file are fetched: `gib`, else what YOLOV5_MAX_DOWNLOAD says, else MAX_GIB."""
     text = os.environ.get(VARIABLE, "").strip()
     if gib is not None or not text:
         return MAX_GIB if gib is None else gib
@@ -91,18 +81,20 @@ def largest(gib: float | None = None) -> float:
     return chosen
 
 
-# ---- one file --------------------------------------------------------------------------------------------------------
-
-
-def _validator(headers: Message) -> str:
-    """What tells one version of a remote file from the next; nothing if the server does not say."""
-    etag = headers.get("ETag", "")
-    found = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
-    return found if found.isascii() and found.isprintable() else ""
+def _verify(path: Path, checksum: str | None, url: str) -> None:
+    """Remove a file with another checksum and raise ValueError."""
+    if checksum is None:
+        return
+    kind, _, expected = checksum.partition(":")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != expected.lower():
+        path.unlink()
+        raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
 
 
 def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
-    """Ask for the rest of a half-fetched file, on the condition that it is still the same one."""
+    """Return a request for the rest of a half-fetched file, on the condition that it is still the same one."""
     request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
     if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
         request.add_header("Range", f"bytes={part.stat().st_size}-")
@@ -110,41 +102,36 @@ def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
     return request
 
 
-class _TooLargeError(ValueError):
-    """More bytes than are fetched."""
-
-
-def _check_room(size: int, room: int) -> None:
-    """Raise _TooLargeError for more bytes than there is room for."""
-    if size > room:
-        raise _TooLargeError
-
-
-def _chunks(answer: Any, room: int) -> Iterator[bytes]:
-    """What an answer sends. Raises _TooLargeError for more than `room` bytes."""
-    size = 0
-    while chunk := answer.read1(CHUNK):
-        size += len(chunk)
-        _check_room(size, room)
-        yield chunk
+def _version(headers: Message) -> str:
+    """Return what tells one version of a remote file from the next; nothing if the server does not say."""
+    tag = headers.get("ETag", "")
+    tag = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+    return tag if tag.isascii() and tag.isprintable() else ""
 
 
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
-    """Fetch into `part`, from where it ends if the server agrees. Raises OSError when the connection ends early."""
+    """Fetch into `part`, from where it ends if the server agrees that it is still the same file.
+
+    Raises OSError when the connection ends early, ValueError for more than `room` bytes.
+    """
     with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         resumed = getattr(answer, "status", None) == 206
-        start = part.stat().st_size if resumed else 0
+        size = part.stat().st_size if resumed else 0
         length = answer.headers.get("Content-Length")
-        total = start + int(length[:19]) if length and length.isascii() and length.isdigit() else None
-        _check_room(total or start, room)
-        note.write_text(_validator(answer.headers), encoding="utf-8")
-        bar = progress(None, printable(url2file(url)), total, "B", initial=start)
+        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length or "") else None
+        if (total or size) > room:
+            raise _TooLargeError
+        note.write_text(_version(answer.headers), encoding="utf-8")
+        bar = progress(None, printable(url2file(url)), total, "B", initial=size)
         with bar, open(part, "ab" if resumed else "wb") as file:
-            for chunk in _chunks(answer, room - start):
+            while chunk := answer.read1(CHUNK):
+                size += len(chunk)
+                if size > room:
+                    raise _TooLargeError
                 file.write(chunk)
                 bar.update(len(chunk))
-        if total is not None and part.stat().st_size != total:
-            raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+        if size != (total or size):
+            raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
 def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
@@ -152,14 +139,12 @@ def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _fetch_once(url, part, note, room)
-        except urllib.error.HTTPError as error:
-            last: Exception = error
-            if error.code == 416:  # nothing left to send, or another file by now: begin again
-                part.unlink(missing_ok=True)
-            elif error.code < 500:
-                break
         except (OSError, HTTPException) as error:
-            last = error
+            last, code = error, getattr(error, "code", 500)
+        if code == 416:  # nothing left to send, or another file by now: begin again
+            part.unlink(missing_ok=True)
+        elif code < 500:
+            break
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
@@ -203,9 +188,11 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     return target
 
 
-def _limits(gib: float) -> ArchiveLimits:
-    """What an archive of at most so many GiB may unpack to."""
-    return ArchiveLimits(int(gib * (4 << 30)), max(int(gib * 250_000), 1))
+def _unpack(archive: Path, folder: Path, limit: float | None = None, top: str = "") -> Path:
+    """Unpack an archive of at most `limit` GiB: to four times as much, in 250,000 files a GiB."""
+    LOGGER.info(f"unpacking {shown(archive)}")
+    gib = largest(limit)
+    return extract(archive, folder, ArchiveLimits(int(gib * (4 << 30)), max(int(gib * 250_000), 1)), top)
 
 
 def fetch(
@@ -227,13 +214,12 @@ def fetch(
 
     def fetch_one(file: str | Remote) -> Path:
         """Fetch, and unpack, one of them."""
-        remote = Remote(file) if isinstance(file, str) else file
-        target = _target(folder, remote.url)
-        was_there = target.exists()
-        path = download_file(remote.url, target, remote.checksum, limit)
+        url, checksum = (file, None) if isinstance(file, str) else file
+        path = _target(folder, url)
+        was_there = path.exists()
+        download_file(url, path, checksum, limit)
         if unpack and path.name.lower().endswith(ARCHIVES):
-            LOGGER.info(f"unpacking {shown(path)}")
-            extract(path, folder, _limits(largest(limit)), top)
+            _unpack(path, folder, limit, top)
             if not was_there:
                 path.unlink()
         return path
@@ -251,7 +237,15 @@ def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     empty, and as `download_file` and `extract` do.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = _claim(folder)
+    lock, waiting = None, False
+    while lock is None:
+        try:
+            lock = RunLock(folder.parent, name=f".{folder.name}.download.lock", does="fetches")
+        except Busy as error:
+            if not waiting:
+                LOGGER.info(f"{error}; waiting for it")
+            waiting = True
+            time.sleep(WAIT)
     try:
         if not all((folder / path).exists() for path in wanted):
             _fetch_new(url, folder, wanted)
@@ -259,21 +253,8 @@ def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
         lock.release()
 
 
-def _claim(folder: Path) -> RunLock:
-    """The lock of who fetches this folder; waits for whoever has it, and says so."""
-    said = False
-    while True:
-        try:
-            return RunLock(folder.parent, name=f".{folder.name}.download.lock", does="fetches")
-        except Busy as error:
-            if not said:
-                LOGGER.info(f"{error}; waiting for it")
-            said = True
-            time.sleep(WAIT)
-
-
 def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
-    """What `fetch_folder` does, while nobody else does."""
+    """Do what `fetch_folder` says, while nobody else does."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
     staging = folder.with_name(f".{folder.name}.download")
@@ -282,8 +263,7 @@ def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     try:
         archive = download_file(url, _target(staging, url))
         with tempfile.TemporaryDirectory(dir=staging) as place:
-            LOGGER.info(f"unpacking {shown(archive)}")
-            unpacked = extract(archive, Path(place) / "all", _limits(largest()))
+            unpacked = _unpack(archive, Path(place) / "all")
             source = _wanted_part(unpacked, wanted, url)
             if folder.is_dir():
                 folder.rmdir()
@@ -295,7 +275,7 @@ def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
 
 
 def _wanted_part(unpacked: Path, wanted: Sequence[Path], url: str) -> Path:
-    """What was unpacked, or the folder in it that has everything that is wanted. Raises ValueError if none has."""
+    """Return what was unpacked, or the folder in it that has all that is wanted. Raises ValueError if none has."""
     inside = sorted(unpacked.iterdir()) if unpacked.is_dir() else []
     for place in (unpacked, *(path for path in inside if path.is_dir())):
         if all((place / path).exists() for path in wanted):

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -47,42 +47,32 @@ class ImageName:
 
     @classmethod
     def read(cls, text: str, whole: bool = True) -> ImageName:
-        """Raises ValueError for what cannot be the name of a file."""
+        """Return the image of this name. Raises ValueError for what cannot be the name of a file."""
         path = _plain_path(text)
-        absolute = bool(re.match(r"[A-Za-z]:|[\\/]", path)) or "?d=" in text
+        absolute = re.match(r"[A-Za-z]:|[\\/]", "/" if "?d=" in text else path) is not None
         parts: list[str] = []
-        for part in re.split(r"[\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
+        for part in re.findall(r"[^\\/]+", re.sub(r"^[A-Za-z]:", "", path)):
             if part == "..":
                 absolute |= not parts  # it leads out of the folder
                 parts = parts[:-1]
-            elif part not in ("", "."):
+            elif part != ".":
                 parts.append(part)
-        place = _place(tuple(parts), absolute)
+        # folders from another machine mean nothing, but what is below its `images` does; `images/` itself is the root
+        roots = [number for number, part in enumerate(parts[:-1], start=1) if part.lower() == "images"]
+        begin = [len(parts) - 1, *roots][-1] if absolute else int(roots[-1:] == [1])
+        place = tuple(parts[max(begin, 0) :])
         if not place or not place[-1].strip(" .") or sum(map(len, place)) > MAX_NAME or not is_one_line(path):
             raise ValueError(f"annotations name an image that cannot be: {text!r:.200}")
         return cls(text, tuple(parts), place, whole)
 
-    def without_upload(self) -> ImageName | None:
-        """The name that the file had before it was uploaded to Label Studio, None where it has no such prefix."""
-        match = _UPLOADED.fullmatch(self.parts[-1])
-        return ImageName(self.text, match.groups(), match.groups(), self.whole) if match else None
-
 
 def _plain_path(text: str) -> str:
-    """The path inside an address; other text as it is."""
+    """Return the path inside an address; other text as it is."""
     if "?d=" in text:  # Label Studio's address of a file that stays where it is
         return parse_qs(urlsplit(text).query).get("d", [""])[0] or text
     if _ADDRESS.match(text):
         return "/" + unquote(urlsplit(text).path)
     return text.partition("?")[0] if has_ending(text.partition("?")[0]) else text
-
-
-def _place(parts: Parts, absolute: bool) -> Parts:
-    """Folders from another machine mean nothing, but what is below its `images` does; `images/` itself is the root."""
-    last = max((number for number, part in enumerate(parts[:-1]) if part.lower() == "images"), default=None)
-    if absolute:
-        return parts[-1:] if last is None else parts[last + 1 :]
-    return parts[1:] if last == 0 else parts
 
 
 class ImageFolder:
@@ -93,7 +83,7 @@ class ImageFolder:
         self.deep = deep
 
     @functools.cached_property
-    def _known(self) -> tuple[dict[str, list[Parts]], dict[str, list[Parts]]]:
+    def places(self) -> tuple[dict[str, list[Parts]], dict[str, list[Parts]]]:
         """Places of the images by name, and by name without ending."""
         names: dict[str, list[Parts]] = defaultdict(list)
         stems: dict[str, list[Parts]] = defaultdict(list)
@@ -104,54 +94,31 @@ class ImageFolder:
             stems[os.path.splitext(parts[-1])[0]].append(parts)
         return names, stems
 
-    def __bool__(self) -> bool:
-        return bool(self._known[0])
-
     def find(self, name: ImageName) -> Path | None:
-        """The image that is meant: by its name, else by the name without ending; None if there is none, or several."""
+        """Return the image that is meant: by its name, else by the name without ending; None for none or several."""
         last, direct = name.parts[-1], self.folder.joinpath(*name.place)
         if name.whole and is_image(last) and direct.is_file():
             return direct
-        names, stems = self._known
-        known = names.get(last, []), stems.get(os.path.splitext(last)[0], [])
-        if not name.whole:
-            known = stems.get(last, []), names.get(last, [])
-        found = next((parts for places in known if (parts := _best(places, name.parts))), None)
-        if found:
+        names, stems = self.places
+        same_name, same_stem = names.get(last, []), stems.get(os.path.splitext(last)[0] if name.whole else last, [])
+        ranked = (same_name, same_stem) if name.whole else (same_stem, same_name)
+        if found := next((parts for places in ranked if (parts := _best(places, name.parts))), None):
             return self.folder.joinpath(*found)
-        before = name.without_upload()
-        return self.find(before) if before else None
+        if uploaded := _UPLOADED.fullmatch(last):
+            return self.find(ImageName(name.text, uploaded.groups(), uploaded.groups(), name.whole))
+        return None
 
 
 def _best(places: Iterable[Parts], wanted: Parts) -> Parts | None:
-    """The place that shares most folders with what is wanted, None where several do."""
-    fitting = [place for place in places if _agree(place[:-1], wanted[:-1])]
-    if any(len(place) == len(wanted) for place in fitting):
-        fitting = [place for place in fitting if len(place) == len(wanted)]
-    longest = max((_shared(place, wanted) for place in fitting), default=0)
-    best = [place for place in fitting if _shared(place, wanted) == longest]
+    """Return the place that has, from its end, most folders of what is wanted; None where several do, or others."""
+    best: list[Parts] = []
+    most = (False, 0)
+    for place in places:
+        shared = min(len(place), len(wanted))
+        rank = (len(place) == len(wanted), shared)
+        if place[-shared:-1] == wanted[-shared:-1] and rank >= most:
+            best, most = [place] if rank > most else [*best, place], rank
     return best[0] if len(best) == 1 else None
-
-
-def _shared(one: Parts, other: Parts) -> int:
-    return min(len(one), len(other))
-
-
-def _agree(folders: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether the shorter path is the end of the longer."""
-    shared = _shared(tuple(folders), tuple(others))
-    return shared == 0 or tuple(folders[-shared:]) == tuple(others[-shared:])
-
-
-def _home(labels: Path) -> Path:
-    """The folder whose images have their labels in `labels`: `images` for `labels`, else that folder itself."""
-    for number in range(len(labels.parts) - 1, 0, -1):
-        if labels.parts[number].lower() == "labels":
-            for word in ("images", "Images"):
-                folder = Path(*labels.parts[:number], word, *labels.parts[number + 1 :])
-                if folder.is_dir() and Path(label_places(folder / "no image.jpg")[0]).is_relative_to(labels):
-                    return folder
-    return labels
 
 
 class LabelPlaces:
@@ -162,15 +129,22 @@ class LabelPlaces:
     """
 
     def __init__(self, labels: str | Path, beside: Iterable[ImageFolder] | None = ()) -> None:
-        self.labels = Path(os.path.abspath(labels))
-        self.folders = [] if beside is None else [ImageFolder(_home(self.labels)), *beside]
+        self.given, self.labels = Path(labels), Path(os.path.abspath(labels))
+        home = self.labels
+        for number in range(1, len(home.parts)):  # the last folder `labels` of the path stands beside `images`
+            if self.labels.parts[number].lower() == "labels":
+                for word in ("Images", "images"):
+                    folder = Path(*self.labels.parts[:number], word, *self.labels.parts[number + 1 :])
+                    expected = Path(label_places(folder / "no image.jpg")[0])
+                    home = folder if folder.is_dir() and expected.is_relative_to(self.labels) else home
+        self.folders = [] if beside is None else [ImageFolder(home), *beside]
 
     def image(self, name: ImageName) -> Path | None:
-        """The image on disk."""
+        """Return the image on disk."""
         return next((path for folder in self.folders if (path := folder.find(name))), None)
 
     def size(self, name: ImageName) -> tuple[int, int] | None:
-        """Width and height in pixels of the image on disk, None where it is not found or is no sound image."""
+        """Return width and height in pixels of the image on disk, None where it is not found or is no sound image."""
         path = self.image(name)
         try:
             return picture_size(path) if path else None
@@ -178,7 +152,7 @@ class LabelPlaces:
             return None
 
     def label_files(self, names: Iterable[ImageName]) -> dict[ImageName, Path]:
-        """Each image's label file. Raises ValueError, naming both, where two images would have the same."""
+        """Return each image's label file. Raises ValueError, naming both, where two images would have the same."""
         owners: dict[Path, ImageName] = {}
         for name in names:
             path = self._label_file(name)
@@ -190,27 +164,25 @@ class LabelPlaces:
         return {name: path for path, name in owners.items()}
 
     def _label_file(self, name: ImageName) -> Path:
-        found = self.image(name)
-        expected = Path(label_places(found)[0]) if found else None
-        if expected and expected.is_relative_to(self.labels):
-            return expected
-        if found and found.is_relative_to(self.folders[0].folder):
-            return self.labels / found.relative_to(self.folders[0].folder).with_suffix(".txt")
+        if found := self.image(name):
+            expected, home = Path(label_places(found)[0]), self.folders[0].folder
+            if expected.is_relative_to(self.labels):
+                return expected
+            if found.is_relative_to(home):
+                return self.labels / found.relative_to(home).with_suffix(".txt")
         file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
         return self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
 
     def check(self, files: Mapping[ImageName, Path]) -> None:
         """Warn of label files, now that they are written, that train.py will not find, and of images not found."""
         lost, missing = [], []
-        for name, path in files.items():
-            found = self.image(name)
-            expected = Path(img2label_paths([found])[0]) if found else None
-            if expected and expected != path:
-                lost.append(f"{printable(path)} instead of {printable(expected)}); convert into {expected.parent}")
-            elif not found:
+        for name, path in files.items() if self.folders else ():
+            if not (found := self.image(name)):
                 missing.append(printable(name.text))
+            elif (expected := Path(img2label_paths([found])[0])) != path:
+                lost.append(f"{printable(path)} instead of {printable(expected)}); convert into {expected.parent}")
         if lost:
             LOGGER.warning(f"{len(lost)} label files are not where train.py looks (first: {lost[0]}")
-        if missing and self.folders and self.folders[0]:
+        if missing and self.folders[0].places[0]:
             where = f"not found in {printable(self.folders[0].folder)}, or there several times"
             LOGGER.warning(f"{len(missing)} images are {where} (first: {missing[0]}); put them there")

@@ -1,8 +1,8 @@
-"""Other people's annotation formats, turned into rows of our label files: DOTA, VisDrone, SKU-110K, Argoverse, xView.
+"""Annotations of other people's formats as rows of our label files: DOTA, VisDrone, SKU-110K, Argoverse, xView.
 
 A reader takes the annotations of one image or data set and gives rows; it opens no image and writes nothing. Boxes are
-turned the right way round and cut at the image's edges; what is nothing after that, or cannot be read, is counted in a
-`Tally`. COCO and VOC are in `coco_json` and `voc_xml`.
+turned the right way round and cut at the image's edges; what is nothing after that, or cannot be read, is counted in
+`DropCounts`. COCO and VOC are in `coco_json` and `voc_xml`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.base.config import ClassNames, Names
+from utils.base.config import ClassNames
 from utils.base.files import MIB, decoded, printable, read_bytes, replacing
-from utils.prepare.tally import Tally
+from utils.base.log import LOGGER
 
 MAX_JSON_BYTES = 8192 * MIB  # Objects365 has five
 MAX_TEXT_BYTES = 64 * MIB  # of the annotations of one image
+MAX_REASONS = 12  # that get a line of their own
+MAX_EXAMPLE = 160  # characters
 NONSENSE = (  # what reading a file of another form leads to
     KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, csv.Error,
 )  # fmt: skip
@@ -45,63 +47,107 @@ XVIEW_TYPES = (
 VISDRONE_OBJECTS = range(1, 11)  # 0 is a region to ignore, 11 "others"
 
 
+class DropCounts:
+    """Boxes that a conversion drops and what else is worth saying, by reason: how many, and the first example."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, tuple[int, str]] = {}
+        self.remarks: dict[str, tuple[int, str]] = {}
+
+    @property
+    def total(self) -> int:
+        """How many boxes were dropped."""
+        return sum(count for count, _ in self.dropped.values())
+
+    def drop(self, reason: str, example: str, count: int = 1) -> None:
+        """Count boxes that are not written; `reason` completes "3 boxes dropped: ...", with the remedy."""
+        before, first = self.dropped.get(reason, (0, example))
+        if count:
+            self.dropped[reason] = before + count, first
+
+    def remark(self, what: str, example: str) -> None:
+        """Count what is written, but not as it stood; `what` completes "3 ..."."""
+        before, first = self.remarks.get(what, (0, example))
+        self.remarks[what] = before + 1, first
+
+    def check_size(self, written: Size, found: Size | None, where: str) -> None:
+        """Remark that an image on disk has other proportions than its annotations say."""
+        if found and abs(written[0] * found[1] - written[1] * found[0]) > 0.02 * written[0] * found[1]:
+            sides = f"{where}: {written[0]:g} x {written[1]:g} written, {found[0]} x {found[1]} on disk"
+            what = "images have other proportions than written, so boxes may be out of place; were they turned (EXIF)"
+            self.remark(f"{what} or cut after annotating?", sides)
+
+    def report(self, source: object, target: object, kept: int, images: int) -> None:
+        """Log how many boxes were kept and why others were not: one line, and one more a reason.
+
+        Raises ValueError, with the commonest reasons, where no box at all was kept.
+        """
+        source, target = printable(str(source)), printable(str(target))
+        reasons = sorted(self.dropped.items(), key=lambda item: -item[1][0])
+        counted = [(f"{count} dropped: {reason}", first) for reason, (count, first) in reasons]
+        counted += [(f"{count} {what}", first) for what, (count, first) in self.remarks.items()]
+        lines = [f"{printable(text)} (first: {printable(first)[:MAX_EXAMPLE]})" for text, first in counted]
+        if not kept and reasons:
+            why = "; ".join(line.replace(" dropped:", "", 1) for line in lines[: min(len(reasons), 3)])
+            raise ValueError(f"{source}: none of its {self.total} boxes can be used: {why}")
+        if not kept:
+            raise ValueError(f"{source}: no boxes in it; name annotations that have some (background needs no labels)")
+        level = logging.WARNING if reasons else logging.INFO  # without logging set up only warnings are seen
+        LOGGER.log(level, f"{source}: {kept} boxes of {images} images kept, {self.total} dropped; labels in {target}")
+        for line in lines[:MAX_REASONS]:
+            LOGGER.warning(f"{source}: {line}")
+        if (more := len(lines) - MAX_REASONS) > 0:
+            LOGGER.warning(f"{source}: ... and {more} more reasons")
+
+
 def is_size(size: Sequence[float | None] | None) -> bool:
     """Whether these are a width and a height that an image can have."""
     return size is not None and all(side is not None and 0 < side < math.inf for side in size)
 
 
-def check_size(tally: Tally, written: Size, found: Size | None, where: str) -> None:
-    """Remark that an image on disk has other proportions than its annotations say: its boxes may be out of place."""
-    if found is None or abs(written[0] * found[1] - written[1] * found[0]) <= 0.02 * written[0] * found[1]:
-        return
-    sides = f"{where}: {written[0]:g} x {written[1]:g} written, {found[0]} x {found[1]} on disk"
-    what = "images have other proportions than written, so boxes may be out of place; were they turned (EXIF) or cut"
-    tally.remark(f"{what} after annotating?", sides)
+def box_rows(
+    counts: DropCounts, kind: int, corners: Sequence[float], size: Size, where: str, digits: int = 6
+) -> list[str]:
+    """Return `class cx cy w h` in a list for a box x1, y1, x2, y2 in pixels of an image of `size` (w, h).
 
-
-def box_row(kind: int, corners: Sequence[float], size: Size, digits: int = 6) -> str | None:
-    """`class cx cy w h` for a box between two corners x1, y1, x2, y2 in pixels of an image of `size` (w, h).
-
-    Any two opposite corners will do. None if nothing of the box is inside the image.
+    Any two opposite corners will do. Nothing is returned for a box that has no part in the image, which is counted.
     """
-    width, height = size
-    if not is_size(size):
-        raise ValueError(f"an image of {width} x {height} pixels")
-    x1, x2 = sorted(min(max(x, 0.0), width) / width for x in corners[0::2])
-    y1, y2 = sorted(min(max(y, 0.0), height) / height for y in corners[1::2])
-    if not (x2 > x1 and y2 > y1 and all(map(math.isfinite, corners))):
-        return None
-    return f"{kind} " + " ".join(f"{value:.{digits}f}" for value in ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
-
-
-def boxed(tally: Tally, kind: int, corners: Sequence[float], size: Size, where: str, digits: int = 6) -> list[str]:
-    """The row of `box_row` in a list, which is empty for a box that is none; what was wrong with it is counted."""
-    row = box_row(kind, corners, size, digits)
-    x1, y1, x2, y2 = corners
-    if row is None:
-        tally.drop(_why_no_box(corners), where)
-        return []
-    if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
-        tally.remark("boxes are smaller than a pixel; their numbers should be pixels, not fractions", where)
-    if x2 < x1 or y2 < y1:
-        tally.remark("boxes had their corners swapped (or a negative width or height) and were turned round", where)
-    if min(x1, x2, y1, y2) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:
-        tally.remark("boxes reached beyond the image and were cut at its edges; check its width and height", where)
-    return [row]
-
-
-def _why_no_box(corners: Sequence[float]) -> str:
-    x1, y1, x2, y2 = corners
+    assert is_size(size)
+    (width, height), (x1, y1, x2, y2) = size, corners
+    left, right = sorted(min(max(x, 0.0), width) / width for x in (x1, x2))
+    top, bottom = sorted(min(max(y, 0.0), height) / height for y in (y1, y2))
     if not all(map(math.isfinite, corners)):
-        return "box of values that are not finite numbers"
-    return "box without width or height" if x1 == x2 or y1 == y2 else "box outside of its image"
+        counts.drop("box of values that are not finite numbers", where)
+    elif x1 == x2 or y1 == y2:
+        counts.drop("box without width or height", where)
+    elif left == right or top == bottom:
+        counts.drop("box outside of its image", where)
+    else:
+        for remark in _remarks(corners, size):
+            counts.remark(f"boxes {remark}", where)
+        box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        return [f"{kind} " + " ".join(f"{value:.{digits}f}" for value in box)]
+    return []
 
 
-def polygon_row(kind: int, points: Sequence[Sequence[float]], size: Sequence[float], digits: int = 6) -> str | None:
-    """`class x y x y ...` for a polygon in pixels; a triangle gets its last corner twice, fewer points give None."""
-    if not is_size(size):
-        raise ValueError(f"an image of {size[0]} x {size[1]} pixels")
-    inside = np.clip(np.asarray(points, dtype=float).reshape(-1, 2) / np.asarray(size, dtype=float), 0, 1)
+def _remarks(corners: Sequence[float], size: Size) -> Iterator[str]:
+    """Yield what is odd about a box that has a part in its image."""
+    x1, y1, x2, y2 = corners
+    if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
+        yield "are smaller than a pixel; their numbers should be pixels, not fractions"
+    if x2 < x1 or y2 < y1:
+        yield "had their corners swapped (or a negative width or height) and were turned round"
+    if min(corners) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:
+        yield "reached beyond the image and were cut at its edges; check its width and height"
+
+
+def polygon_row(kind: int, points: np.ndarray, size: Size, digits: int = 6) -> str | None:
+    """Return `class x y x y ...` for a polygon (n, 2) in pixels; None for fewer than three points, or no area.
+
+    A triangle gets its last corner twice, so that its row is longer than that of a box.
+    """
+    assert is_size(size)
+    inside = np.clip(points / np.asarray(size, dtype=float), 0, 1)
     if len(inside) < 3 or not np.isfinite(inside).all() or not np.ptp(inside, axis=0).all():
         return None
     if len(inside) == 3:
@@ -109,17 +155,9 @@ def polygon_row(kind: int, points: Sequence[Sequence[float]], size: Sequence[flo
     return f"{kind} " + " ".join(f"{value:.{digits}f}" for value in inside.ravel())
 
 
-def write_rows(path: str | Path, rows: Iterable[str]) -> None:
-    """Write a label file, whole or not at all; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
-        file.writelines(f"{row}\n" for row in rows)
-
-
 @contextlib.contextmanager
-def told(path: str | Path, form: str) -> Iterator[None]:
-    """Whatever goes wrong with a file or its content inside becomes a ValueError that names file and form."""
+def naming(path: str | Path, form: str) -> Iterator[None]:
+    """Raise whatever goes wrong with a file or its content inside as a ValueError that names file and form."""
     try:
         yield
     except OSError as error:
@@ -131,123 +169,119 @@ def told(path: str | Path, form: str) -> Iterator[None]:
 
 
 def read_annotations(path: str | Path) -> str:
-    """The text of a file of annotations. Raises ValueError, naming it, where it is none or too large."""
-    with told(path, "a file of annotations"):
+    """Return the text of a file of annotations. Raises ValueError, naming it, where it is none or too large."""
+    with naming(path, "a file of annotations"):
         return decoded(read_bytes(path, MAX_TEXT_BYTES))
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file says, in UTF-8, -16 or -32. Raises ValueError, naming it, where it is none or too large."""
-    with told(path, "valid JSON"):
+    """Return what a JSON file says, in UTF-8, -16 or -32. Raises ValueError, naming it, for anything else."""
+    with naming(path, "valid JSON"):
         try:
             return json.loads(read_bytes(path, MAX_JSON_BYTES))
         except UnicodeError as error:
             raise ValueError("it is not text in UTF-8; save it as UTF-8") from error
 
 
-def visdrone_rows(text: str, size: Size, tally: Tally | None = None, where: str = "VisDrone file") -> list[str]:
-    """Rows of one VisDrone file: x, y, w, h, score, class, truncation, occlusion a line; score 0 is to be ignored."""
-    tally, rows = tally or Tally(), []
+def dota_rows(
+    text: str, size: Size, classes: ClassNames, counts: DropCounts, where: str, polygons: bool = False
+) -> list[str]:
+    """Return the rows of one DOTA file: four corners, kind and difficulty a line.
+
+    `polygons` keeps the four corners, else they become upright boxes. `where` is the file's name in what is counted.
+    """
+    rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        x, y, width, height, score, kind = (int(float(field)) for field in line.rstrip(", \t").split(",")[:6])
-        if not score or kind not in VISDRONE_OBJECTS:
-            tally.drop("of a region to ignore (score 0, or a class that is none of the ten)", f"{where}:{number}")
-            continue
-        rows += boxed(tally, kind - 1, (x, y, x + width, y + height), size, f"{where}:{number}")
+        if line.strip() and not line.lower().lstrip().startswith(("imagesource:", "gsd:")):
+            rows += _dota_row(line.split(), size, classes, counts, f"{where}:{number}", polygons)
     return rows
 
 
-@dataclass
-class DotaReader:
-    """Reads DOTA's label files: four corners, kind and difficulty a line.
-
-    `polygons` keeps the four corners, else they become upright boxes.
-    """
-
-    names: Names
-    polygons: bool = False
-    tally: Tally = field(default_factory=Tally)
-
-    def __post_init__(self) -> None:
-        self.classes = ClassNames(self.names)
-
-    def rows(self, text: str, size: Size, where: str = "DOTA file") -> list[str]:
-        """Rows of one file; `where` is its name in what is counted."""
-        rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            fields, place = line.split(), f"{where}:{number}"
-            if not fields or fields[0].lower().startswith(("imagesource:", "gsd:")):
-                continue
-            if len(fields) < 9:
-                self.tally.drop("line without four corners and a kind", place)
-                continue
-            words = fields[8:-1] if fields[-1].isdecimal() and fields[9:] else fields[8:]  # a name may have spaces
-            if (kind := self.classes.find(name := " ".join(words))) is None:
-                self.tally.drop(self.classes.unlisted(name), place)
-            else:
-                rows += self._row(kind, fields[:8], size, place)
-                if len(words) < len(fields[8:]) and int(fields[-1]):
-                    self.tally.remark("objects are marked difficult; they are kept", place)
-        return rows
-
-    def _row(self, kind: int, numbers: Sequence[str], size: Size, place: str) -> list[str]:
+def _dota_row(
+    fields: list[str], size: Size, classes: ClassNames, counts: DropCounts, place: str, polygons: bool
+) -> list[str]:
+    difficult = len(fields) > 9 and fields[-1].isdecimal()
+    name = " ".join(fields[8:-1] if difficult else fields[8:])  # a name may have spaces
+    if len(fields) < 9:
+        counts.drop("line without four corners and a kind", place)
+    elif (kind := classes.find(name)) is None:
+        counts.drop(classes.unlisted(name), place)
+    else:
         try:
-            points = np.array(numbers, dtype=float).reshape(4, 2)
+            points = np.array(fields[:8], dtype=float).reshape(4, 2)
         except ValueError:
-            self.tally.drop("corners that are not numbers", place)
+            counts.drop("corners that are not numbers", place)
             return []
-        if not np.isfinite(points).all():
-            self.tally.drop("box of values that are not finite numbers", place)
-            return []
-        box = boxed(self.tally, kind, (*points.min(0), *points.max(0)), size, place)
-        outline = polygon_row(kind, points, size) if self.polygons and box else None
-        return [outline] if outline else box
+        box = box_rows(counts, kind, (*points.min(0).tolist(), *points.max(0).tolist()), size, place)
+        if difficult and int(fields[-1]):
+            counts.remark("objects are marked difficult; they are kept", place)
+        return [polygon_row(kind, points, size) or row for row in box] if polygons else box
+    return []
 
 
-def sku_rows(text: str, tally: Tally | None = None, where: str = "table") -> Rows:
-    """Rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; every object is class 0.
+def visdrone_rows(text: str, size: Size, counts: DropCounts, where: str) -> list[str]:
+    """Return the rows of one VisDrone file: x, y, w, h, score, class, truncation, occlusion a line."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            x, y, width, height, score, kind = (int(float(field)) for field in line.rstrip(", \t").split(",")[:6])
+            if score and kind in VISDRONE_OBJECTS:
+                rows += box_rows(counts, kind - 1, (x, y, x + width, y + height), size, f"{where}:{number}")
+            else:
+                reason = "of a region to ignore (score 0, or a class that is none of the ten)"
+                counts.drop(reason, f"{where}:{number}")
+    return rows
 
-    Raises what `told` waits for where the text is no such table.
-    """
-    tally, rows = tally or Tally(), defaultdict(list)
+
+def sku_rows(text: str, counts: DropCounts, where: str) -> Rows:
+    """Return the rows of a SKU-110K table: image, x1, y1, x2, y2, class, width, height a line; all are class 0."""
+    rows: defaultdict[str, list[str]] = defaultdict(list)
     for number, (image, *numbers) in enumerate(filter(None, csv.reader(io.StringIO(text))), start=1):
         x1, y1, x2, y2, width, height = (float(numbers[i]) for i in (0, 1, 2, 3, 5, 6))
-        rows[image] += boxed(tally, 0, (x1, y1, x2, y2), (width, height), f"{where}:{number}", 5)
+        if not is_size((width, height)):
+            raise ValueError(f"an image of {width} x {height} pixels")
+        rows[image] += box_rows(counts, 0, (x1, y1, x2, y2), (width, height), f"{where}:{number}", 5)
     return dict(rows)
 
 
-def argoverse_rows(path: str | Path, tally: Tally | None = None) -> Rows:
-    """Rows of an Argoverse-HD file, by `sequence folder/image`; all its images are 1920 x 1200."""
-    content, tally = read_json(path), tally or Tally()
-    with told(path, "an Argoverse-HD file"):
+def argoverse_rows(path: str | Path, counts: DropCounts) -> Rows:
+    """Return the rows of an Argoverse-HD file, by `sequence folder/image`; all its images are 1920 x 1200."""
+    content = read_json(path)
+    with naming(path, "an Argoverse-HD file"):
         places = [f"{content['seq_dirs'][image['sid']]}/{image['name']}" for image in content["images"]]
         rows: Rows = {place: [] for place in places}
         for number, note in enumerate(content["annotations"]):
             x, y, width, height = note["bbox"]
             place, kind = places[note["image_id"]], operator.index(note["category_id"])
             where = f"annotation {number} of {place}"
-            rows[place] += boxed(tally, kind, (x, y, x + width, y + height), (1920, 1200), where)
+            rows[place] += box_rows(counts, kind, (x, y, x + width, y + height), (1920, 1200), where)
     return rows
 
 
-def xview_rows(path: str | Path, sizes: Mapping[str, Size], tally: Tally | None = None) -> Rows:
-    """Rows of xView's GeoJSON for the images whose (w, h) are in `sizes`; kinds outside the 60 are left out."""
-    kinds = {number: kind for kind, number in enumerate(XVIEW_TYPES)}
+def xview_rows(path: str | Path, sizes: Mapping[str, Size], counts: DropCounts) -> Rows:
+    """Return the rows of xView's GeoJSON for images whose (w, h) are in `sizes`; kinds outside the 60 are left out."""
     rows: Rows = {name: [] for name in sizes}
-    content, tally = read_json(path), tally or Tally()
-    with told(path, "xView's GeoJSON"):
+    content = read_json(path)
+    with naming(path, "xView's GeoJSON"):
         for number, feature in enumerate(content["features"]):
             about = feature["properties"]
-            name, kind, bounds = about["image_id"], kinds.get(about["type_id"]), about["bounds_imcoords"]
+            name, kind, bounds = about["image_id"], about["type_id"], about["bounds_imcoords"]
             where = f"feature {number} of {name}"
             if name not in sizes:
-                tally.drop("of an image that is not there", where)
-            elif kind is None:
-                tally.drop("of a type that is none of the sixty", where)
+                counts.drop("of an image that is not there", where)
+            elif kind not in XVIEW_TYPES:
+                counts.drop("of a type that is none of the sixty", where)
             elif not bounds:
-                tally.drop("without bounds", where)
+                counts.drop("without bounds", where)
             else:
-                rows[name] += boxed(tally, kind, [float(value) for value in bounds.split(",")], sizes[name], where)
+                corners = [float(value) for value in bounds.split(",")]
+                rows[name] += box_rows(counts, XVIEW_TYPES.index(kind), corners, sizes[name], where)
     return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[str]) -> None:
+    """Write a label file, or a list of images, whole or not at all; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

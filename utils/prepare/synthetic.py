@@ -37,57 +37,42 @@ OVERSAMPLE = 4  # outlines are filled at this multiple and averaged down
 
 Outline = list[np.ndarray]  # (k, 2) contours about the origin, filled by the even-odd rule: a second one makes a hole
 Size = tuple[int, int]  # width, height; of a data set: the shortest and the longest side
+TURN = 2 * np.pi
 
 
-def _arc(start: float, end: float, radius: float, count: int = 40) -> np.ndarray:
+def _arc(end: float, radius: float = 1, count: int = 40, start: float = 0) -> np.ndarray:
     angles = np.linspace(start, end, count)
     return radius * np.stack((np.cos(angles), np.sin(angles)), 1)
 
 
-def _ring(rng: Generator) -> Outline:
-    return [_arc(0, 2 * np.pi, 1), _arc(0, 2 * np.pi, rng.uniform(0.45, 0.68))]
-
-
-def _star(rng: Generator) -> Outline:
-    return [_arc(0, 2 * np.pi, 1, 11)[:-1] * np.tile((1, rng.uniform(0.38, 0.5)), 5)[:, None]]
-
-
-def _cross(rng: Generator) -> Outline:
-    arm = rng.uniform(0.24, 0.4)
+def _cross(arm: float) -> Outline:
     quarter = np.array(((1, -arm), (1, arm), (arm, arm)))
     turns = [np.array(((c, -s), (s, c))) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
     return [np.concatenate([quarter @ turn.T for turn in turns])]
 
 
-def _bent_bar(rng: Generator) -> Outline:
-    width = rng.uniform(0.35, 0.6)
-    return [np.array(((-1, -1), (1, -1), (1, width - 1), (width - 1, width - 1), (width - 1, 1), (-1, 1)))]
-
-
-def _open_ring(rng: Generator) -> Outline:
-    span = rng.uniform(0.9, 1.4) * np.pi
-    return [np.concatenate((_arc(0, span, 1, 30), _arc(span, 0, rng.uniform(0.5, 0.7), 30)))]
-
-
 OUTLINES: dict[str, Callable[[Generator], Outline]] = {
-    "disc": lambda rng: [_arc(0, 2 * np.pi, 1)],
-    "ring": _ring,
-    "square": lambda rng: [_arc(0, 2 * np.pi, 1, 5)],
-    "triangle": lambda rng: [_arc(0, 2 * np.pi, 1, 4)],
-    "cross": _cross,
-    "star": _star,
+    "disc": lambda rng: [_arc(TURN)],
+    "ring": lambda rng: [_arc(TURN), _arc(TURN, rng.uniform(0.45, 0.68))],
+    "square": lambda rng: [_arc(TURN, 1, 5)],
+    "triangle": lambda rng: [_arc(TURN, 1, 4)],
+    "cross": lambda rng: _cross(rng.uniform(0.24, 0.4)),
+    "star": lambda rng: [_arc(TURN, 1, 11)[:-1] * np.tile((1, rng.uniform(0.38, 0.5)), 5)[:, None]],
 }
 FRAGMENTS: tuple[Callable[[Generator], Outline], ...] = (
-    _bent_bar,
-    _open_ring,
-    lambda rng: [_arc(0, np.pi, 1)],
+    lambda rng: [np.array(((-1, -1), (1, -1), (1, w := rng.uniform(0.35, 0.6) - 1), (w, w), (w, 1), (-1, 1)))],
+    lambda rng: [
+        np.concatenate((_arc(span := rng.uniform(0.9, 1.4) * np.pi, 1, 30), _arc(0, rng.uniform(0.5, 0.7), 30, span)))
+    ],
+    lambda rng: [_arc(np.pi)],
     lambda rng: [np.array(((-1, -1), (1, -1), (1, 1), (-1, 1))) * (1, rng.uniform(0.08, 0.2))],
     lambda rng: [np.array(((-1, -0.6), (0, 0.2), (1, -0.6), (1, -0.1), (0, 0.8), (-1, -0.1)))],
 )
 
 
-def _pose(outline: Outline, side: float, rng: Generator) -> Outline:
-    """Turn and squeeze an outline at random; its box then begins at 0, 0 and has a longer side of `side` pixels."""
+def _pose(outline: Outline, rng: Generator) -> Outline:
+    """Turn and squeeze an outline at random; its box then begins at 0, 0 and has a longer side of random length."""
+    side = float(np.exp(rng.uniform(*np.log(LARGE_SIDES if rng.random() < LARGE_SHARE else SIDES))))
     turns = [np.array(((np.cos(a), -np.sin(a)), (np.sin(a), np.cos(a)))) for a in rng.uniform(0, 2 * np.pi, 2)]
     squeeze = turns[0] @ np.diag((1, rng.uniform(0.72, 1))) @ turns[1]
     outline = [contour @ squeeze.T for contour in outline]
@@ -95,12 +80,8 @@ def _pose(outline: Outline, side: float, rng: Generator) -> Outline:
     return [(contour - low) * side / (high - low).max() for contour in outline]
 
 
-def _side(rng: Generator) -> float:
-    return float(np.exp(rng.uniform(*np.log(LARGE_SIDES if rng.random() < LARGE_SHARE else SIDES))))
-
-
 def _colour(rng: Generator, saturation: tuple[int, int], value: tuple[int, int]) -> np.ndarray:
-    hsv = np.uint8([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]])
+    hsv = np.array([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]], np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
@@ -113,44 +94,35 @@ def _clouds(rng: Generator, size: Size, cells: tuple[int, int] = (3, 3), octaves
     return total / total.std()
 
 
-def _plain(rng: Generator, size: Size) -> np.ndarray:
-    """A slope from dark to light."""
-    slope = np.linspace(-1, 1, size[0], dtype=np.float32)[None] * rng.uniform(-1, 1)
-    return slope + np.linspace(-1, 1, size[1], dtype=np.float32)[:, None] * rng.uniform(-1, 1)
-
-
-def _boards(rng: Generator, size: Size) -> np.ndarray:
-    """Planks: long grain, a tone a board, dark joints."""
-    width = int(rng.integers(36, 90))
-    grain = _clouds(rng, size, (2, 40), 3)
-    board = (np.arange(size[1]) + rng.integers(width)) // width
-    tone = rng.uniform(-1.2, 1.2, board.max() + 1).astype(np.float32)[board][:, None] + 0.5 * grain
-    tone[np.flatnonzero(np.diff(board))] = -3
-    return tone
-
-
-def _tiles(rng: Generator, size: Size) -> np.ndarray:
-    """A chequered or tiled floor with joints."""
-    side = int(rng.integers(24, 72))
-    cols, rows = ((np.arange(length) + rng.integers(side)) for length in size)
-    tone = rng.uniform(-1, 1, (rows[-1] // side + 1, cols[-1] // side + 1)).astype(np.float32)
-    tone = tone[rows // side][:, cols // side]
-    tone[rows % side == 0] = tone[:, cols % side == 0] = rng.choice((-2.2, 1.8))
-    return tone
-
-
-def _patches(rng: Generator, size: Size) -> np.ndarray:
-    """Camouflage: clouds cut into a few levels."""
-    return np.round(_clouds(rng, size, (4, 4), 3) * 1.3) / 1.3
-
-
-BACKGROUNDS = (_plain, _boards, _tiles, _patches, lambda rng, size: _clouds(rng, size))
+def _tone(rng: Generator, size: Size) -> np.ndarray:
+    """(h, w) brightness, about -1 to 1, of one of five patterns."""
+    pattern = ("slope", "boards", "tiles", "patches", "clouds")[rng.integers(5)]
+    if pattern == "slope":  # from dark to light
+        slope = np.linspace(-1, 1, size[0], dtype=np.float32)[None] * rng.uniform(-1, 1)
+        return slope + np.linspace(-1, 1, size[1], dtype=np.float32)[:, None] * rng.uniform(-1, 1)
+    if pattern == "boards":  # long grain, a tone a board, dark joints
+        width = int(rng.integers(36, 90))
+        grain = _clouds(rng, size, (2, 40), 3)
+        board = (np.arange(size[1]) + rng.integers(width)) // width
+        tone = rng.uniform(-1.2, 1.2, board.max() + 1).astype(np.float32)[board][:, None] + 0.5 * grain
+        tone[np.flatnonzero(np.diff(board))] = -3
+        return tone
+    if pattern == "tiles":  # a chequered floor with joints
+        side = int(rng.integers(24, 72))
+        cols, rows = ((np.arange(length) + rng.integers(side)) for length in size)
+        tone = rng.uniform(-1, 1, (rows[-1] // side + 1, cols[-1] // side + 1)).astype(np.float32)
+        tone = tone[rows // side][:, cols // side]
+        tone[rows % side == 0] = tone[:, cols % side == 0] = rng.choice((-2.2, 1.8))
+        return tone
+    if pattern == "patches":  # clouds cut into a few levels
+        return np.round(_clouds(rng, size, (4, 4), 3) * 1.3) / 1.3
+    return _clouds(rng, size)
 
 
 def _background(rng: Generator, size: Size) -> np.ndarray:
     """(h, w, 3) uint8: one pattern between two colours, turned or not, with fine grain."""
     turned = rng.random() < 0.5
-    tone = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, size[::-1] if turned else size)
+    tone = _tone(rng, size[::-1] if turned else size)
     tone = (tone.T if turned else tone) + 0.3 * _clouds(rng, size, (24, 24), 3)
     base, other = _colour(rng, (10, 100), (90, 210)), _colour(rng, (10, 110), (40, 240))
     mixed = tone[..., None] * ((other - base) * rng.uniform(0.12, 0.4)) + base
@@ -158,7 +130,7 @@ def _background(rng: Generator, size: Size) -> np.ndarray:
 
 
 class _Scene:
-    """A picture in the making; knows which pixel belongs to which shape and how much of each one still shows."""
+    """An image in the making; knows which pixel belongs to which shape and how much of each one still shows."""
 
     def __init__(self, rng: Generator, size: Size) -> None:
         self.rng = rng
@@ -166,30 +138,36 @@ class _Scene:
         self.owner = np.full(size[::-1], -1, np.int16)
         self.areas: list[float] = []  # of whole shapes, seen or not
         self.labels: list[tuple[float, ...]] = []
-        angle = rng.uniform(0, 2 * np.pi)
+        angle = rng.uniform(0, TURN)
         self.light = np.array((np.cos(angle), np.sin(angle)), np.float32)
 
     def stroke(self) -> None:
         """A wandering line of any colour."""
         rng, (height, width) = self.rng, self.owner.shape
-        turns = rng.normal(rng.uniform(-0.15, 0.15), 0.15, rng.integers(4, 30)).cumsum() + rng.uniform(0, 2 * np.pi)
+        turns = rng.normal(rng.uniform(-0.15, 0.15), 0.15, rng.integers(4, 30)).cumsum() + rng.uniform(0, TURN)
         points = rng.uniform(0, (width, height)) + (6 * np.stack((np.cos(turns), np.sin(turns)), 1)).cumsum(0)
         colour, thickness = _colour(rng, (0, 256), (20, 256)).tolist(), int(rng.integers(1, 4))
-        cv2.polylines(self.image, [np.int32(points * 8)], False, colour, thickness, cv2.LINE_AA, shift=3)
+        cv2.polylines(self.image, [(points * 8).astype(np.int32)], False, colour, thickness, cv2.LINE_AA, shift=3)
 
     def fragment(self) -> None:
         """Something of a shape's size and colours that is none of them."""
         outline = FRAGMENTS[self.rng.integers(len(FRAGMENTS))](self.rng)
         corner = self.rng.uniform(-SIDES[0], self.owner.shape[::-1])
-        self._paint(*_fill(_pose(outline, _side(self.rng), self.rng), corner))
+        self._paint(*_fill(_pose(outline, self.rng), corner))
 
     def shape(self) -> None:
         """Add a labelled shape where it hides no other one too much; none if there is no such place."""
         rng, kind = self.rng, int(self.rng.integers(len(CLASSES)))
-        outline = _pose(OUTLINES[CLASSES[kind]](rng), _side(rng), rng)
+        outline = _pose(OUTLINES[CLASSES[kind]](rng), rng)
         box = outline[0].max(0)
         for _ in range(12):
-            corner = self._place(box)
+            if self.labels and rng.random() < 0.35:  # beside an earlier shape
+                _, x1, y1, x2, y2 = self.labels[rng.integers(len(self.labels))]
+                angle, reach = rng.uniform(0, TURN), rng.uniform(0.75, 1.2)
+                offset = np.array((np.cos(angle), np.sin(angle))) * (box + np.array((x2 - x1, y2 - y1))) / 2 * reach
+                corner = np.array((x1 + x2, y1 + y2)) / 2 + offset - box / 2
+            else:
+                corner = rng.uniform(-0.25 * box, self.owner.shape[::-1] - 0.75 * box)
             alpha, at = _fill(outline, corner)
             if self._fits(alpha, at):
                 self._paint(alpha, at, len(self.areas))
@@ -197,15 +175,6 @@ class _Scene:
                 seen = np.clip((*corner, *(corner + box)), 0, self.owner.shape[::-1] * 2)
                 self.labels.append((kind, *seen))
                 return
-
-    def _place(self, box: np.ndarray) -> np.ndarray:
-        """Where the box's corner goes: anywhere, or beside an earlier shape."""
-        if self.labels and self.rng.random() < 0.35:
-            _, x1, y1, x2, y2 = self.labels[self.rng.integers(len(self.labels))]
-            angle, reach = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0.75, 1.2)
-            offset = np.array((np.cos(angle), np.sin(angle))) * (box + (x2 - x1, y2 - y1)) / 2 * reach
-            return np.array((x1 + x2, y1 + y2)) / 2 + offset - box / 2
-        return self.rng.uniform(-0.25 * box, self.owner.shape[::-1] - 0.75 * box)
 
     def _fits(self, alpha: np.ndarray, at: tuple[int, int]) -> bool:
         """Enough of the new shape lies in the frame, and enough of the shapes below it still shows."""
@@ -225,7 +194,13 @@ class _Scene:
         below, alpha = self.image[window].astype(np.float32), alpha[inner]
         shadow = cv2.GaussianBlur(alpha, (0, 0), 2.0) * rng.uniform(0, 0.5)
         below *= (1 - np.roll(shadow, (2, 2), (0, 1)))[..., None]
-        colour = self._unlike(below[alpha > 0.5].mean(0) if (alpha > 0.5).any() else below.mean((0, 1)))
+        ground = below[alpha > 0.5].mean(0) if (alpha > 0.5).any() else below.mean((0, 1))
+        for _ in range(10):
+            colour = _colour(rng, (0, 256), (30, 256))
+            if np.linalg.norm(colour - ground) >= LEAST_CONTRAST:
+                break
+        else:
+            colour = np.where(ground > 127, 30, 225).astype(np.float32)
         rows, cols = np.mgrid[-1 : 1 : alpha.shape[0] * 1j, -1 : 1 : alpha.shape[1] * 1j]
         shading = 1 + rng.uniform(0, 0.3) * (cols * self.light[0] + rows * self.light[1])
         shading += rng.uniform(0, 0.1) * rng.standard_normal(alpha.shape)
@@ -236,13 +211,6 @@ class _Scene:
         self.image[window] = below + alpha[..., None] * (face - below)
         if index >= 0:
             self.owner[window][alpha > 0.5] = index
-
-    def _unlike(self, ground: np.ndarray) -> np.ndarray:
-        for _ in range(10):
-            colour = _colour(self.rng, (0, 256), (30, 256))
-            if np.linalg.norm(colour - ground) >= LEAST_CONTRAST:
-                return colour
-        return np.where(ground > 127, 30, 225).astype(np.float32)
 
     def finish(self) -> np.ndarray:
         """The photograph: uneven light, exposure, a colour cast, defocus and noise."""
@@ -260,7 +228,7 @@ def _fill(outline: Outline, corner: np.ndarray) -> tuple[np.ndarray, tuple[int, 
     """An outline with its box's corner at `corner` -> coverage (h, w) in 0..1 and the pixel (x, y) where it begins."""
     begin = np.floor(corner).astype(int) - 3
     size = np.ceil(outline[0].max(0)).astype(int) + 7
-    contours = [np.int32(np.rint((contour + corner - begin) * OVERSAMPLE * 16 - 8)) for contour in outline]
+    contours = [np.rint((contour + corner - begin) * OVERSAMPLE * 16 - 8).astype(np.int32) for contour in outline]
     mask = np.zeros(size[::-1] * OVERSAMPLE, np.uint8)
     cv2.fillPoly(mask, contours, 255, shift=4)
     small = cv2.resize(mask, tuple(size.tolist()), interpolation=cv2.INTER_AREA)
@@ -276,7 +244,7 @@ def _overlap(image: np.ndarray, shape: tuple[int, ...], at: tuple[int, int]) -> 
 
 
 def draw_scene(rng: Generator, size: Size = (368, 368)) -> tuple[np.ndarray, np.ndarray]:
-    """A scene of (width, height) -> BGR picture (h, w, 3) uint8, labels (n, 5) float32 class, x1, y1, x2, y2 in pixels.
+    """A scene of (width, height) -> BGR image (h, w, 3) uint8, labels (n, 5) float32 class, x1, y1, x2, y2 in pixels.
 
     A box is that of the shape's outline, cut by the frame but not by what lies over it.
     """
@@ -315,9 +283,24 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
         for split, name, index in progress(scenes, "drawing", unit=" scenes"):
             _write_scene(beside, name, np.random.default_rng([seed, split, index]), size)
         (beside / MARKER).write_text(json.dumps(wanted), encoding="utf-8")
-        _move_into_place(beside, root, wanted)
+        try:
+            os.replace(beside, root)  # fails where a folder with something in it is in the way
+        except OSError:
+            if not _is_drawn(root, wanted):  # another process may have been faster
+                shutil.rmtree(root, ignore_errors=True)
+                os.replace(beside, root)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_scene(root: Path, name: str, rng: Generator, sides: Size) -> None:
+    width, height = (rng.integers(sides[0] // 16, sides[1] // 16 + 1, 2) * 16).tolist()
+    image, labels = draw_scene(rng, (width, height))
+    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+    (root / f"images/{name}.jpg").write_bytes(data.tobytes())
+    labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
+    lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
+    (root / f"labels/{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _is_drawn(root: Path, wanted: dict) -> bool:
@@ -325,23 +308,3 @@ def _is_drawn(root: Path, wanted: dict) -> bool:
         return json.loads((root / MARKER).read_text(encoding="utf-8")) == wanted
     except (OSError, ValueError):
         return False
-
-
-def _write_scene(root: Path, name: str, rng: Generator, sides: Size) -> None:
-    width, height = rng.integers(sides[0] // 16, sides[1] // 16 + 1, 2) * 16
-    image, labels = draw_scene(rng, (int(width), int(height)))
-    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-    (root / "images" / f"{name}.jpg").write_bytes(data)
-    labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
-    lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
-    (root / "labels" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
-
-
-def _move_into_place(beside: Path, root: Path, wanted: dict) -> None:
-    """Put a complete drawing where it belongs, unless another process was faster."""
-    try:
-        os.replace(beside, root)  # fails where a folder with something in it is in the way
-    except OSError:
-        if not _is_drawn(root, wanted):
-            shutil.rmtree(root, ignore_errors=True)
-            os.replace(beside, root)

@@ -2,7 +2,7 @@
 
     python -m utils.prepare.write_shards --data coco.yaml --split train --out /data/shards --per-shard 2000
 
-Pictures and label files go in byte for byte, in shuffled order, so that any run of shards is a fair sample of the set.
+Images and label files go in byte for byte, in shuffled order, so that any run of shards is a fair sample of the set.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import os
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.base.config import DataConfig
 from utils.base.files import replacing
-from utils.base.log import LOGGER, one_line, set_up_logging
-from utils.base.options import Range, flag, parse
+from utils.base.log import LOGGER
+from utils.base.options import Range, flag, options
 from utils.base.paths import check_yaml, shown
 from utils.base.progress import progress
 from utils.data.image_files import find_images, img2label_paths
+from utils.distributed.script import run_script
 
 DIGITS = 6  # of a shard's number
 
@@ -36,79 +38,70 @@ class ShardOptions:
     data: str = flag("", help="the data set's YAML", shown="")
     split: str = flag("train", help="which of its parts", choices=["train", "val", "test"])
     out: str = flag("", help="folder for the shards, made if need be", shown="")
-    per_shard: int = flag(1000, help="pictures in a shard", bounds=Range(1))
+    per_shard: int = flag(1000, help="images in a shard", bounds=Range(1))
     seed: int = flag(0, help="of the order; -1 keeps that of the paths", bounds=Range(-1))
-
-
-def _keys(images: Sequence[Path]) -> Iterator[str]:
-    """A name for each picture: its own without dots, which end a key, and numbered where there are several of it."""
-    taken: set[str] = set()
-    repeats: Counter[str] = Counter()
-    for image in images:
-        stem = key = image.stem.replace(".", "_")
-        while key in taken:
-            repeats[stem] += 1
-            key = f"{stem}-{repeats[stem] + 1}"
-        taken.add(key)
-        yield key
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # owner and times are left out: the same set makes the same bytes
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def _write(file: Path, pairs: Iterable[tuple[str, Path, str]]) -> None:
-    """One shard, whole or not at all."""
-    with replacing(file) as beside, tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as archive:
-        for key, image, label in pairs:
-            _add(archive, f"{key}{image.suffix.lower()}", image.read_bytes())
-            if os.path.isfile(label):
-                _add(archive, f"{key}.txt", Path(label).read_bytes())
 
 
 def write_shards(
     sources: str | Path | Iterable[str | Path], folder: str | Path, per_shard: int = 1000, seed: int | None = 0
 ) -> str:
-    """Pack the pictures of folders and lists, and their label files, into `folder`; returns the shards' common path.
+    """Pack the images of folders and lists, and their label files, into `folder`; return the shards' common path.
 
-    That path, as in `folder/shard-{000000..000041}.tar`, is what a data YAML names. `seed` shuffles the pictures; None
+    That path, as in `folder/shard-{000000..000041}.tar`, is what a data YAML names. `seed` shuffles the images; None
     keeps the order of their paths. Raises ValueError when there are none or shards are there already, OSError where
     reading or writing fails.
     """
-    if per_shard < 1:
-        raise ValueError(f"--per-shard {per_shard}: a shard holds at least 1 picture")
     images = find_images(sources)
     if seed is not None:
         images = [images[number] for number in np.random.default_rng(seed).permutation(len(images))]
-    pairs = list(zip(_keys(images), images, img2label_paths(images)))
-    count, folder = -(-len(pairs) // per_shard), Path(folder)
+    count, folder = -(-len(images) // per_shard), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if old := next(folder.glob("shard-*.tar"), None):
         raise ValueError(f"{shown(old)}: there are shards already; remove them or choose another folder")
+    taken: Counter[str] = Counter()
     for number in progress(range(count), "writing shards", unit=" shards"):
-        _write(folder / f"shard-{number:0{DIGITS}}.tar", pairs[number * per_shard : (number + 1) * per_shard])
+        chosen = images[number * per_shard : (number + 1) * per_shard]
+        with (
+            replacing(folder / f"shard-{number:0{DIGITS}}.tar") as beside,
+            tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as archive,
+        ):
+            for image, label in zip(chosen, img2label_paths(chosen), strict=True):
+                key = _free_key(image.stem.replace(".", "_"), taken)
+                for ending, source in ((image.suffix.lower(), image), (".txt", Path(label))):
+                    if source == image or os.path.isfile(source):
+                        content = source.read_bytes()
+                        member = tarfile.TarInfo(f"{key}{ending}")  # no owner, no time: the same set, the same bytes
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
-    LOGGER.info(f"{len(pairs)} pictures in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
+    LOGGER.info(f"{len(images)} images in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
     return str(folder / f"shard-{numbers}.tar")
 
 
+def _free_key(stem: str, taken: Counter[str]) -> str:
+    """Return a name for an image's files, without dots, which end a key: the stem, numbered where it was taken."""
+    key = stem
+    while key in taken:
+        taken[stem] += 1
+        key = f"{stem}-{taken[stem]}"
+    taken[key] = 1
+    return key
+
+
+def run(**given: Any) -> None:
+    """Pack what the command line asks for. Raises ValueError for a mistake of the user's."""
+    opt = options(ShardOptions, given)
+    if not opt.data or not opt.out:
+        raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
+    sources = getattr(DataConfig.load(check_yaml(opt.data)), opt.split)
+    if not sources:
+        raise ValueError(f"{opt.data}: has no {opt.split!r}")
+    write_shards(sources, opt.out, opt.per_shard, None if opt.seed < 0 else opt.seed)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1."""
-    set_up_logging()
-    try:
-        options = parse(ShardOptions, argv, __doc__)
-        if not options.data or not options.out:
-            raise ValueError("--data and --out are needed: the data set's YAML, and a folder for the shards")
-        sources = getattr(DataConfig.load(check_yaml(options.data)), options.split)
-        if not sources:
-            raise ValueError(f"{options.data}: has no {options.split!r}")
-        write_shards(sources, options.out, options.per_shard, None if options.seed < 0 else options.seed)
-    except (ValueError, OSError) as error:
-        LOGGER.error(one_line(error))
-        return 1
-    return 0
+    """Run the command line; return the exit status."""
+    return run_script(ShardOptions, lambda given: run(**given), __doc__, argv)
 
 
 if __name__ == "__main__":

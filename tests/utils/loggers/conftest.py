@@ -1,11 +1,10 @@
-"""A run to log, and what training would tell of it."""
+"""A run to log, and what training would call of its loggers."""
 
 from __future__ import annotations
 
 import importlib.machinery
 import logging
 import sys
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,23 +17,33 @@ from PIL import Image
 
 from utils.base.callbacks import Callbacks
 from utils.evaluation import reports
-from utils.loggers import delivery as guard
-from utils.loggers import images as pictures
-from utils.loggers import service
-from utils.loggers.csv import COLUMNS
-from utils.loggers.run import RunInfo
+from utils.loggers import delivery, run, service, subscribe_loggers
+from utils.loggers.run import COLUMNS, RunInfo
 
-Tell = Callable[..., None]
+BEST = (0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0)
 
 
-def values_of(epoch: int) -> list[float]:
+def row_of(epoch: int) -> list[float]:
     """The results of an epoch: all different, and known."""
-    return [epoch + i / 100 for i in range(len(COLUMNS))]
+    return [epoch, *(epoch + i / 100 for i in range(len(COLUMNS)))]
 
 
-@pytest.fixture
-def row() -> Callable[[int], list[float]]:
-    return lambda epoch: [epoch, *values_of(epoch)]
+def train(callbacks: Callbacks, epochs: Sequence[int], ended: bool = True) -> None:
+    """Run the hooks of some epochs, and those of the end unless `ended` is False."""
+    callbacks.run("on_pretrain_routine_end")
+    for epoch in epochs:
+        callbacks.run("on_train_epoch_end", epoch=epoch)
+        callbacks.run("on_fit_epoch_end", row_of(epoch)[1:], epoch, 0.5, 0.4)
+    if ended:
+        callbacks.run("on_train_end", Path("last.pt"), Path("best.pt"), True, max(epochs, default=0), BEST)
+    callbacks.run("teardown")
+
+
+def logged(run: RunInfo, epochs: Sequence[int], ended: bool = True) -> None:
+    """Train with the loggers that the run's options name."""
+    callbacks = Callbacks()
+    subscribe_loggers(callbacks, run)
+    train(callbacks, epochs, ended)
 
 
 @pytest.fixture
@@ -51,38 +60,18 @@ def info(tmp_path: Path) -> Callable[..., RunInfo]:
     return make
 
 
-@pytest.fixture
-def tell() -> Tell:
-    """Run the hooks of some epochs, and those of the end unless `ended` is False."""
-
-    def run(callbacks: Callbacks, epochs: Sequence[int], ended: bool = True) -> None:
-        callbacks.run("on_pretrain_routine_end")
-        callbacks.run("on_train_start")
-        for epoch in epochs:
-            callbacks.run("on_train_epoch_start")
-            callbacks.run("on_train_epoch_end", epoch=epoch)
-            callbacks.run("on_fit_epoch_end", values_of(epoch), epoch, 0.5, 0.4)
-            callbacks.run("on_model_save", Path("last.pt"), epoch, False, 0.5, 0.4)
-        if ended:
-            best = (0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0)
-            callbacks.run("on_train_end", Path("last.pt"), Path("best.pt"), True, max(epochs, default=0), best)
-        callbacks.run("teardown")
-
-    return run
-
-
 @pytest.fixture(autouse=True)
 def given_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Exit statuses of services that were given up, instead of a process that would end with them; short waits."""
     statuses: list[int] = []
-    monkeypatch.setattr(guard, "leave_in_time", lambda status: statuses.append(status))
-    monkeypatch.setattr(guard, "_QUIET", 0.1)
+    monkeypatch.setattr(delivery, "leave_in_time", statuses.append)
+    monkeypatch.setattr(delivery, "_QUIET", 0.1)
     monkeypatch.setattr(service, "HURRY", 1.0)
     return statuses
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     """Warnings so far."""
     with caplog.at_level(logging.INFO, logger="yolov5"):
         yield lambda: [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
@@ -90,13 +79,13 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
 
 @pytest.fixture
 def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small pictures instead of figures, which take seconds to draw."""
+    """Small images instead of figures, which take seconds to draw."""
 
     def sketch(name: str) -> Callable[..., None]:
         return lambda *where: Image.new("RGB", (20, 10), "red").save(Path(where[-1]).with_name(name))
 
-    monkeypatch.setattr(pictures, "plot_labels", lambda labels, names, folder: sketch("labels.jpg")(folder / "x"))
-    monkeypatch.setattr(pictures, "plot_results", sketch("results.png"))
+    monkeypatch.setattr(run, "plot_labels", lambda labels, names, folder: sketch("labels.jpg")(folder / "x"))
+    monkeypatch.setattr(run, "plot_results", sketch("results.png"))
     monkeypatch.setattr(reports, "plot_curves", lambda curves, names, folder: sketch("PR_curve.png")(folder / "x"))
     monkeypatch.setattr(reports, "plot_confusion_matrix", sketch("confusion_matrix.png"))
 
@@ -119,10 +108,3 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return package
 
     return install
-
-
-@pytest.fixture
-def quick() -> Iterator[Callable[[], float]]:
-    """Seconds since the test began."""
-    began = time.monotonic()
-    yield lambda: time.monotonic() - began

@@ -1,4 +1,4 @@
-"""A service may hang, raise and fall behind: whoever tells it something goes on at once."""
+"""A service may hang, raise and fall behind: whoever gives it something to send goes on at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from utils.base.paths import ROOT
 from utils.loggers import delivery as module
-from utils.loggers.delivery import CAPACITY, STRIKES, Guard
+from utils.loggers.delivery import CAPACITY, STRIKES, Delivery
 
-Said = Callable[[], list[str]]
+Warnings = Callable[[], list[str]]
 
 
 def lost_of(line: str) -> int:
@@ -38,45 +38,39 @@ def stuck() -> Iterator[Callable[[], None]]:
     gate.set()
 
 
-def end(guard: Guard, seconds: float = 5) -> None:
-    guard.close(nothing)
-    guard.wait(time.monotonic() + seconds, status=0)
+def end(delivery: Delivery, seconds: float = 5) -> None:
+    delivery.close(nothing)
+    delivery.wait(time.monotonic() + seconds, status=0)
 
 
-def test_told_nothing(said: Said, given_up: list[int]) -> None:
-    began = time.monotonic()
-    end(Guard("quiet", nothing))
-    assert time.monotonic() - began < 2 and not said() and not given_up
-
-
-def test_entries_come_in_order_after_the_start_in_another_thread(said: Said) -> None:
+def test_entries_come_in_order_after_the_start_in_another_thread(warnings: Warnings) -> None:
     done: list[object] = []
-    guard = Guard("one", lambda: done.append(threading.current_thread().daemon))
+    delivery = Delivery("one", lambda: done.append(threading.current_thread().daemon))
     for number in range(20):
-        guard.put(lambda number=number: done.append(number))
-    end(guard)
-    assert done == [True, *range(20)] and not said()
+        delivery.put(lambda number=number: done.append(number))
+    end(delivery)
+    assert done == [True, *range(20)] and not warnings()
 
 
-def test_errors_are_told_once_and_the_third_in_a_row_ends_it(said: Said, given_up: list[int]) -> None:
-    guard, done = Guard("sick", nothing), []
+def test_errors_are_said_once_and_the_third_in_a_row_ends_it(warnings: Warnings, given_up: list[int]) -> None:
+    delivery, done = Delivery("sick", nothing), []
     for _ in range(STRIKES - 1):
-        guard.put(fail)
-    guard.put(lambda: done.append("a good one forgives"))
+        delivery.put(fail)
+    delivery.put(lambda: done.append("a good one forgives"))
     for _ in range(STRIKES):
-        guard.put(fail)
-    guard.put(lambda: done.append("never"))
-    end(guard)
+        delivery.put(fail)
+    delivery.put(lambda: done.append("never"))
+    end(delivery)
     assert done == ["a good one forgives"]
-    first, last, lost = said()
+    first, last, lost = warnings()
     assert first == "sick: service says no; training goes on"
     assert last.startswith("sick: left out from now on")
     assert lost_of(lost) in (2 * STRIKES, 2 * STRIKES + 1), "the last entry may come before it is left out, or after"
-    guard.put(lambda: done.append("never"))
-    assert guard.out and given_up == [0]
+    delivery.put(lambda: done.append("never"))
+    assert delivery.out and given_up == [0]
 
 
-def test_a_start_that_fails_is_tried_again(said: Said) -> None:
+def test_a_start_that_fails_is_tried_again(warnings: Warnings) -> None:
     tries: list[int] = []
 
     def start() -> None:
@@ -84,25 +78,25 @@ def test_a_start_that_fails_is_tried_again(said: Said) -> None:
         if len(tries) < STRIKES:
             sys.exit("no server yet")  # some services leave their thread
 
-    guard, done = Guard("late", start), []
+    delivery, done = Delivery("late", start), []
     for number in range(STRIKES):
-        guard.put(lambda number=number: done.append(number))
-    end(guard)
-    assert done == [STRIKES - 1] and len(tries) == STRIKES and "no server yet" in said()[0]
+        delivery.put(lambda number=number: done.append(number))
+    end(delivery)
+    assert done == [STRIKES - 1] and len(tries) == STRIKES and "no server yet" in warnings()[0]
 
 
 def test_a_service_that_hangs_loses_its_entries_only(
-    said: Said, given_up: list[int], stuck: Callable[[], None]
+    warnings: Warnings, given_up: list[int], stuck: Callable[[], None]
 ) -> None:
-    guard = Guard("stuck", stuck)
+    delivery = Delivery("stuck", stuck)
     began = time.monotonic()
     for _ in range(CAPACITY + 50):
-        guard.put(nothing)
+        delivery.put(nothing)
     assert time.monotonic() - began < 1
-    assert [line for line in said() if "does not keep up" in line] == said()[:1] and len(said()) == 1
-    end(guard, seconds=0.3)
+    assert [line for line in warnings() if "does not keep up" in line] == warnings()[:1] and len(warnings()) == 1
+    end(delivery, seconds=0.3)
     assert time.monotonic() - began < 2
-    assert CAPACITY + 50 <= lost_of(said()[-1]) <= CAPACITY + 52 and given_up == [0]
+    assert CAPACITY + 50 <= lost_of(warnings()[-1]) <= CAPACITY + 52 and given_up == [0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not copied here")
@@ -121,11 +115,11 @@ def test_a_copy_of_the_process_waits_for_a_pause_but_not_for_ever(
     def fork() -> float:
         began = time.monotonic()
         if (child := os.fork()) == 0:
-            os._exit(0 if not module._guards else 1)
+            os._exit(0 if not module._deliveries else 1)
         assert os.waitpid(child, 0)[1] == 0
         return time.monotonic() - began
 
-    working, hanging = Guard("busy", nothing), Guard("stuck", nothing)
+    working, hanging = Delivery("busy", nothing), Delivery("stuck", nothing)
     working.put(busy)
     assert importing.wait(5)
     fork()
@@ -140,11 +134,11 @@ def test_a_copy_of_the_process_waits_for_a_pause_but_not_for_ever(
 
 END = """
 import atexit, importlib.util, sys, threading, time
-spec = importlib.util.spec_from_file_location("guard", {file!r})  # alone: its package imports torch
-guard = sys.modules["guard"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(guard)
-guard.leave_in_time.__defaults__ = (0.5,)
-hung = guard.Guard("stuck", lambda: time.sleep(600))
+spec = importlib.util.spec_from_file_location("delivery", {file!r})  # alone: its package imports torch
+delivery = sys.modules["delivery"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(delivery)
+delivery.leave_in_time.__defaults__ = (0.5,)
+hung = delivery.Delivery("stuck", lambda: time.sleep(600))
 atexit.register(time.sleep, 600)
 threading.Thread(target=time.sleep, args=(600,)).start()
 hung.close(lambda: None)

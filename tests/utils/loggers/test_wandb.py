@@ -1,4 +1,4 @@
-"""What Weights & Biases is told."""
+"""What Weights & Biases is sent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.utils.loggers.conftest import logged, row_of
 from utils.base.callbacks import Callbacks
 from utils.loggers import subscribe_loggers
-from utils.loggers.csv import COLUMNS
-from utils.loggers.run import RunInfo
+from utils.loggers.run import COLUMNS, RunInfo
 
 Info = Callable[..., RunInfo]
-Tell = Callable[..., None]
 pytestmark = pytest.mark.usefixtures("sketches")
 
 
@@ -37,20 +36,12 @@ def started(package: Any) -> dict[str, Any]:
     return package.init.call_args.kwargs
 
 
-def test_a_run_of_no_epoch(wandb: Any, info: Info, tell: Tell, said: Callable[[], list[str]]) -> None:
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info(loggers=["wandb"]))
-    tell(callbacks, [], ended=False)
-    assert [call.kwargs for call in wandb.init().finish.call_args_list] == [{"exit_code": 1}] and not said()
-
-
 def test_without_a_key_it_stays_offline_and_asks_nobody(
-    wandb: Any, info: Info, tell: Tell, caplog: pytest.LogCaptureFixture
+    wandb: Any, info: Info, caplog: pytest.LogCaptureFixture
 ) -> None:
-    callbacks, run = Callbacks(), info(loggers=["wandb"], entity="team")
+    run = info(loggers=["wandb"], entity="team")
     with caplog.at_level("INFO", logger="yolov5"):
-        subscribe_loggers(callbacks, run)
-        tell(callbacks, range(2))
+        logged(run, range(2))
     wandb.asked.assert_called_once_with(False, False)
     words = started(wandb)
     assert (words["mode"], words["project"], words["entity"], words["name"]) == ("offline", "shapes", "team", "exp3")
@@ -67,39 +58,34 @@ def test_without_a_key_it_stays_offline_and_asks_nobody(
     assert sum("no API key" in line.getMessage() for line in caplog.records) == 1
 
 
-@pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
-def test_the_environment_decides(
-    wandb: Any, info: Info, tell: Tell, monkeypatch: pytest.MonkeyPatch, mode: str
+@pytest.mark.parametrize(
+    "environment, key, mode",
+    [
+        (None, "secret", "online"),
+        (None, None, "offline"),
+        ("online", None, "online"),
+        ("disabled", "secret", "disabled"),
+    ],
+)
+def test_the_environment_decides_and_older_versions_are_asked_for_their_key(
+    wandb: Any, info: Info, monkeypatch: pytest.MonkeyPatch, environment: str | None, key: str | None, mode: str
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info(loggers=["wandb"]))
-    tell(callbacks, [0])
-    assert started(wandb)["mode"] == mode and not wandb.asked.called
-
-
-@pytest.mark.parametrize("key, mode", [("secret", "online"), (None, "offline")])
-def test_older_versions_are_asked_for_their_key(wandb: Any, info: Info, tell: Tell, key: str | None, mode: str) -> None:
     def login(relogin: bool = False) -> bool:
         raise AssertionError("this one prompts")
 
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
     wandb.login, wandb.api.api_key = login, key
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info(loggers=["wandb"]))
-    tell(callbacks, [0])
+    logged(info(loggers=["wandb"]), [0])
     assert started(wandb)["mode"] == mode and started(wandb)["entity"] is None
 
 
-def test_a_resumed_run_is_the_same_one(wandb: Any, info: Info, tell: Tell, row: Callable[[int], list[float]]) -> None:
+def test_a_resumed_run_is_the_same_one(wandb: Any, info: Info) -> None:
     wandb.login = lambda prompt=True, verify=True: True
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info(loggers=["wandb"]))
-    tell(callbacks, range(3), ended=False)
+    logged(info(loggers=["wandb"]), range(3), ended=False)
     first = started(wandb)
     wandb.init.reset_mock()
-    callbacks = Callbacks()
-    subscribe_loggers(callbacks, info([row(0), row(1)], loggers=["wandb"], resume="last.pt"))
-    tell(callbacks, range(2, 5))
+    logged(info([row_of(0), row_of(1)], loggers=["wandb"], resume="last.pt"), range(2, 5))
     second = started(wandb)
     assert second["id"] == first["id"] and second["resume"] == "allow" and second["mode"] == "online"
     epochs = [call.args[0]["epoch"] for call in wandb.init().log.call_args_list if "epoch" in call.args[0]]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from utils.data.image_files import Problem
 from utils.prepare.dataset_report import COLUMNS, NAME, write_report
@@ -62,20 +60,6 @@ def test_names_are_shown_and_never_calculated(tmp_path: Path, name: str, shown: 
     path = write_report(tmp_path, {"train": [Problem(name, 1, name, name)]})
     assert rows_of(path)[1] == ["train", shown, "1", shown, shown, "yes"]
     assert path.read_bytes().count(b"\r\n") == 2 and path.read_bytes().count(b"\n") == 2
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.text(), st.none() | st.integers(1), st.text(), st.booleans()), max_size=4))
-def test_any_text_makes_a_table_of_six_columns(tmp_path_factory: pytest.TempPathFactory, found: list[tuple]) -> None:
-    folder = tmp_path_factory.mktemp("run")
-    path = write_report(folder, {"train": [Problem(name, line, why, "x", out) for name, line, why, out in found]})
-    if not found:
-        assert path is None
-        return
-    rows = rows_of(path)
-    assert len(rows) == len(found) + 1 and {len(row) for row in rows} == {6}
-    assert [row[2] for row in rows[1:]] == ["" if line is None else str(line) for _, line, _, _ in found]
-    assert not any(cell.lstrip().startswith(("=", "+", "-", "@")) for row in rows for cell in row)
 
 
 def test_an_old_report_stays_when_the_new_one_cannot_be_written(

@@ -8,33 +8,31 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.packed import tarred, zipped
 from utils.prepare import downloads
-from utils.prepare.downloads import Remote, download_file, fetch, fetch_folder, file_checksum, largest, url2file
+from utils.prepare.downloads import Remote, download_file, fetch, fetch_folder, largest, url2file
 
 CONTENT = bytes(range(256)) * 2000
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves `body` at any path; `cut` ends the first answers early, `tag` is the version, `fail` an error to send.
-
-    `to` is where the first answers lead; `endless` says no length and does not stop.
-    """
+    """Serves `body` at any path; `cut` ends the first answers early, `tag` is the version, `fail` an error to send,
+    `to` where the first answers lead; `endless` says no length and does not stop."""
 
     body = CONTENT
-    to: list[str] = []
+    to: ClassVar[list[str]] = []
     endless = False
-    cut: list[int] = []
-    fail: list[int] = []
+    cut: ClassVar[list[int]] = []
+    fail: ClassVar[list[int]] = []
     tag = '"v1"'
-    ranges: list[str | None] = []
+    ranges: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         cls = type(self)
@@ -64,8 +62,7 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: cls.cut.pop(0)] if cls.cut else body)
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    log_message = lambda *_: None  # noqa: E731
 
 
 @pytest.fixture
@@ -83,18 +80,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.join()
 
 
-def test_nothing_to_fetch(tmp_path: Path) -> None:
-    assert fetch([], tmp_path / "new") == [] and (tmp_path / "new").is_dir()
-
-
-def test_names_of_urls() -> None:
-    assert url2file("https://host/a/b%20c.zip?x=1#y") == "b c.zip" and url2file("file:///d/e.tar.gz") == "e.tar.gz"
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_file_is_fetched_once(server: str, tmp_path: Path) -> None:
+    Server.to = [server, "/elsewhere"]
     target = download_file(server, tmp_path / "deep/er/a.bin", "sha256:" + hashlib.sha256(CONTENT).hexdigest())
     assert target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["a.bin"]
-    assert download_file(server, target) == target and Server.ranges == [None]
+    assert download_file(server, target) == target and Server.ranges == [None] * 3
 
 
 def test_a_broken_transfer_goes_on_where_it_ended(server: str, tmp_path: Path) -> None:
@@ -133,10 +127,9 @@ def test_a_wrong_checksum_leaves_no_file(tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(CONTENT)
     right = "md5:" + hashlib.md5(CONTENT).hexdigest()
-    assert file_checksum(source, "md5") == right[4:]
     with pytest.raises(ValueError, match="md5 is .*, expected 00"):
         download_file(source.as_uri(), tmp_path / "copy.bin", "md5:00")
-    assert not (tmp_path / "copy.bin").exists() and not (tmp_path / "copy.bin.part").exists()
+    assert files_below(tmp_path) == ["source.bin"]
     assert download_file(source.as_uri(), tmp_path / "copy.bin", right).read_bytes() == CONTENT == source.read_bytes()
 
 
@@ -151,9 +144,12 @@ def test_fetching_unpacks_and_tidies(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("{}")
     urls = [one.as_uri(), Remote(two.as_uri()), (tmp_path / "notes.json").as_uri()]
     fetch(urls, tmp_path / "out", threads=3)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "notes.json"]
+    assert files_below(tmp_path / "out") == ["a", "b", "notes.json"]
     fetch([one.as_uri()], tmp_path / "kept", unpack=False)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["one.zip"] and one.exists()
+    assert files_below(tmp_path / "kept") == ["one.zip"] and one.exists()
+    fetch([one.as_uri()], tmp_path / "kept")  # an archive that was there stays
+    assert files_below(tmp_path / "kept") == ["a", "one.zip"]
+    assert fetch([], tmp_path / "new") == [] and (tmp_path / "new").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -163,13 +159,10 @@ def test_an_address_must_end_in_a_file_name(tmp_path: Path, url: str) -> None:
     with pytest.raises(ValueError, match="correct the address") as caught:
         fetch([url], tmp_path / "out")
     assert url in str(caught.value) and not list((tmp_path / "out").iterdir())
+    assert url2file("https://host/a/b%20c.zip?x=1#y") == "b c.zip"
 
 
 # ---- limits
-def files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
 HALF = 256_000 / (1 << 30)  # GiB, of 512,000 bytes
 
 
@@ -206,16 +199,12 @@ def test_the_limit_is_stated_and_can_be_raised(monkeypatch: pytest.MonkeyPatch, 
             download_file(server, tmp_path / "a.bin")
 
 
-@pytest.mark.parametrize("address", ["file:///etc/hostname", "ftp://127.0.0.1/a", "data:,a", "gopher://host/a"])
-def test_a_server_leads_to_the_web_only(server: str, tmp_path: Path, address: str) -> None:
-    Server.to = [address]
-    with pytest.raises((ValueError, OSError), match="leads to|cannot be fetched"):
-        download_file(server, tmp_path / "a.bin")
-    assert not files_below(tmp_path)
-
-
-@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:port/", "http://127.0.0.1/\x1b[2Ja"])
-def test_addresses_that_make_no_sense_are_one_line(server: str, tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["http://[", "http://127.0.0.1:port/", "http://127.0.0.1/\x1b[2Ja", "file:///etc/hostname", "ftp://127.0.0.1/a",
+     "data:,a", "gopher://host/a"],
+)  # fmt: skip
+def test_a_server_leads_to_addresses_of_the_web_that_make_sense(server: str, tmp_path: Path, address: str) -> None:
     Server.to = [address] * 3
     with pytest.raises((ValueError, OSError), match="127.0.0.1") as caught:
         download_file(server, tmp_path / "a.bin")
@@ -235,11 +224,6 @@ def test_headers_that_make_no_sense(server: str, tmp_path: Path, monkeypatch: py
     assert not files_below(tmp_path)
 
 
-def test_redirections_are_followed(server: str, tmp_path: Path) -> None:
-    Server.to = [server, "/elsewhere"]
-    assert download_file(server, tmp_path / "a.bin").read_bytes() == CONTENT
-
-
 def test_parts_are_not_written_through_links(server: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     for name in ("a.bin.part", "a.bin.part.version"):
@@ -248,20 +232,6 @@ def test_parts_are_not_written_through_links(server: str, tmp_path: Path) -> Non
             download_file(server, tmp_path / "a.bin")
         (tmp_path / name).unlink()
     assert (tmp_path / "mine").read_text() == "mine"
-
-
-def test_a_wrong_checksum_leaves_no_note_either(server: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected 00"):
-        download_file(server, tmp_path / "a.bin", "md5:00")
-    assert not files_below(tmp_path)
-
-
-def test_an_archive_that_was_there_stays(tmp_path: Path) -> None:
-    source = zipped(tmp_path / "one.zip", {"a": b"1"})
-    (tmp_path / "out").mkdir()
-    mine = zipped(tmp_path / "out/one.zip", {"b": b"2"})
-    fetch([source.as_uri()], tmp_path / "out")
-    assert mine.exists() and files_below(tmp_path / "out") == ["b", "one.zip"]
 
 
 # ---- an archive becomes a folder
@@ -273,16 +243,11 @@ PARTS = {"images/a.png": b"1", "labels/a.txt": b"2"}
 @pytest.mark.parametrize("more", [{}, {"__MACOSX/x": b"3"}])
 def test_a_folder_with_and_without_one_around_it(tmp_path: Path, top: str, more: dict, caplog) -> None:
     source = zipped(tmp_path / "one.zip", {f"{top}{name}": content for name, content in PARTS.items()} | more)
+    (tmp_path / "sets" / ("flowers" if more else "")).mkdir(parents=True)  # an empty folder is a new one
     fetch_folder(source.as_uri(), tmp_path / "sets/flowers", WANTED)
     assert files_below(tmp_path / "sets") == [f"flowers/{name}" for name in [*([] if top else more), *PARTS]]
     assert ("left out" in caplog.text and "__MACOSX" in caplog.text) == bool(top and more)
     assert (tmp_path / "sets/flowers").stat().st_mode & 0o777 == (tmp_path / "sets").stat().st_mode & 0o777
-
-
-def test_an_empty_folder_is_new(tmp_path: Path) -> None:
-    (tmp_path / "flowers").mkdir()
-    fetch_folder(zipped(tmp_path / "one.zip", PARTS).as_uri(), tmp_path / "flowers", WANTED)
-    assert files_below(tmp_path / "flowers") == [*PARTS]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "link to nowhere"])
@@ -316,7 +281,8 @@ def test_what_is_there_is_not_touched(tmp_path: Path, kind: str) -> None:
 def test_nothing_remains_of_what_is_refused(
     tmp_path: Path, parts: dict, match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_limits", lambda gib: downloads.ArchiveLimits(50_000, 50))
+    limits = downloads.ArchiveLimits(50_000, 50)
+    monkeypatch.setattr(downloads, "ArchiveLimits", lambda *_: limits)
     source = zipped(tmp_path / "one.zip", parts)
     with pytest.raises(ValueError, match=match):
         fetch_folder(source.as_uri(), tmp_path / "sets/flowers", WANTED)
@@ -365,21 +331,3 @@ def test_two_that_fetch_one_folder_get_it_once(tmp_path: Path) -> None:
     errors = [one.communicate(timeout=120)[1] for one in both]
     assert [one.returncode for one in both] == [0, 0, 0], errors
     assert len(list((target / "images").iterdir())) == 200 and os.listdir(tmp_path / "sets") == ["flowers"]
-
-
-def test_who_fetches_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="yolov5")
-    target = tmp_path / "flowers"
-    lock, end = downloads._claim(target), time.monotonic() + 60
-
-    def finish() -> None:
-        while "waiting for it" not in caplog.text and time.monotonic() < end:
-            time.sleep(0.05)
-        (target / "images").mkdir(parents=True)
-        lock.release()
-
-    other = threading.Thread(target=finish)
-    other.start()
-    fetch_folder("https://127.0.0.1:9/one.zip", target, [Path("images")])  # nothing is asked for
-    other.join()
-    assert f"process {os.getpid()}" in caplog.text and "waiting for it" in caplog.text

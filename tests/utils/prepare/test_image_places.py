@@ -72,6 +72,9 @@ def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptu
         "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt", "e.txt",
     ]  # fmt: skip
     assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"no image")
+    assert [LabelPlaces(tmp_path / "labels").size(ImageName.read(name)) for name in ("a.jpg", "b.jpg")] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -136,18 +139,3 @@ def test_two_images_with_one_label_file_are_named(tmp_path: Path, names: tuple[s
     both = f"{names[0]} and {names[1]}"
     with pytest.raises(ValueError, match=f"{both} would share the label file {tmp_path}/labels/a.txt; rename"):
         names_of(tmp_path / "labels", *names)
-
-
-def test_only_the_folder_itself_is_searched_where_it_may_be_large(tmp_path: Path) -> None:
-    image(tmp_path / "b/a.jpg")
-    name = ImageName.read("a.jpg")
-    assert ImageFolder(tmp_path, deep=False).find(name) is None and ImageFolder(tmp_path).find(name)
-    assert ImageFolder(tmp_path, deep=False).find(ImageName.read("b/a.jpg")) == tmp_path / "b/a.jpg"
-    assert not ImageFolder(tmp_path / "none") and ImageFolder(tmp_path)
-
-
-def test_a_damaged_image_has_no_size(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/a.jpg").write_bytes(b"no image")
-    assert LabelPlaces(tmp_path / "labels").size(ImageName.read("a.jpg")) is None
-    assert LabelPlaces(tmp_path / "labels").size(ImageName.read("b.jpg")) is None

@@ -91,29 +91,6 @@ def test_boxes_are_counted_not_images(tmp_path: Path, caplog: pytest.LogCaptureF
     assert convert_coco(file, tmp_path / "others", NAMES, crowds=True) == 2, "the crowd is the first box once more"
 
 
-def test_everything_dropped_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
-    file = coco(tmp_path / "a.json", "a.jpg", notes=[{**BOX, "iscrowd": 1}] * 3)
-    with pytest.raises(ValueError, match=r"a\.json: none of its 3 boxes can be used: 3 marked iscrowd; .*crowds=True"):
-        convert_coco(file, tmp_path / "labels", NAMES)
-    with pytest.raises(ValueError, match=r"none of its 3 boxes .* called 'bolt', .*did you mean 'bolts'\?"):
-        convert_coco(file, tmp_path / "labels", ["bolts"])
-    assert not (tmp_path / "labels").exists()
-
-
-def test_two_images_that_differ_in_their_ending_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png would share the label file"):
-        convert_coco(coco(tmp_path / "a.json", "b.jpg", "a.jpg", "a.png"), tmp_path / "labels", NAMES)
-    assert not (tmp_path / "labels").exists()
-
-
-@pytest.mark.parametrize("name", ["", "a\nb.jpg", "\ud800.jpg", "x" * 999 + ".jpg"])
-def test_names_that_no_image_has(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"a\.json.*annotations name an image that cannot be") as caught:
-        convert_coco(coco(tmp_path / "a.json", name), tmp_path / "labels")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 + len(str(tmp_path))
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
-
-
 @pytest.mark.parametrize("name", ["../../x.jpg", "/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\\\h\\x.jpg"])
 def test_no_name_leads_out_of_the_label_folder(tmp_path: Path, name: str) -> None:
     convert_coco(coco(tmp_path / "deep/er/a.json", name), tmp_path / "deep/er/labels", NAMES)
@@ -145,43 +122,6 @@ def test_sizes_are_read_from_the_images(tmp_path: Path, caplog: pytest.LogCaptur
     assert convert_coco(file, tmp_path / "labels", NAMES) == 1
     assert labels_below(tmp_path / "labels") == {"a.txt": ROW}, "no empty labels for an image whose boxes are lost"
     assert "1 dropped: of an image whose width and height are not known" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "file, labels, images, names",
-    [
-        # Label Studio: result.json beside images/, names with either kind of slash
-        ("result.json", "labels", ["images/ab-a.jpg"], ["images/ab-a.jpg"]),
-        ("result.json", "labels", ["images/ab-a.jpg"], ["images\\ab-a.jpg"]),
-        ("result.json", "labels", ["images/ab-a.jpg"], ["/data/upload/1/ab-a.jpg"]),
-        ("result.json", "labels", ["images/a.jpg"], ["http://localhost:8080/data/upload/1/0011aabb-a.jpg"]),
-        # CVAT: annotations/ and images/, with a subset's folder or without
-        ("annotations/instances_default.json", "labels", ["images/a.jpg", "images/b.png"], ["a.jpg", "b.png"]),
-        ("annotations/instances_default.json", "labels", ["images/default/a.jpg"], ["a.jpg"]),
-        ("annotations/instances_train.json", "labels/train", ["images/train/1/a.jpg"], ["1/a.jpg"]),
-        # Roboflow: all in one folder
-        ("train/_annotations.coco.json", "train", ["train/a_jpg.rf.0f.jpg"], ["a_jpg.rf.0f.jpg"]),
-        # COCO itself
-        ("annotations/instances_val2017.json", "labels/val2017", ["images/val2017/1.jpg"], ["1.jpg"]),
-        # somebody's absolute paths
-        ("a.json", "labels", ["images/train/a.jpg", "images/val/a.jpg"], ["/me/images/train/a.jpg", "D:\\val\\a.jpg"]),
-    ],
-)
-def test_the_layouts_of_tools_end_where_train_looks(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, labels: str, images: list[str], names: list[str]
-) -> None:
-    for name in images:
-        image(tmp_path / name)
-    assert convert_coco(coco(tmp_path / file, *names), tmp_path / labels, NAMES) == len(images)
-    assert boxes(tmp_path / images[0].split("/")[0]) == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])] * len(images)
-    assert not caplog.records
-
-
-def test_labels_that_train_would_not_find_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    image(tmp_path / "train/a.jpg")
-    convert_coco(coco(tmp_path / "train/_annotations.coco.json", "a.jpg"), tmp_path / "labels", NAMES)
-    assert f"1 label files are not where train.py looks (first: {tmp_path}/labels/a.txt instead of" in caplog.text
-    assert caplog.text.strip().endswith(f"convert into {tmp_path / 'train'}")
 
 
 # ---- VOC -------------------------------------------------------------------------------------------------------------
@@ -232,36 +172,6 @@ def test_two_annotations_of_one_image_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "labels").exists()
 
 
-@pytest.mark.parametrize(
-    "annotations, xml, labels, images",
-    [
-        ("Annotations", ["Annotations/a.xml"], "labels", ["images/a.jpg"]),
-        ("Annotations", ["Annotations/s/b.xml"], "JPEGImages", ["JPEGImages/s/b.jpg"]),
-        ("", ["Annotations/a.xml"], "JPEGImages", ["JPEGImages/a.jpg"]),
-        ("train", ["train/a_jpg.rf.0f.xml"], "train", ["train/a_jpg.rf.0f.jpg"]),  # Roboflow, LabelImg: flat
-        ("xml", ["xml/a.xml"], "labels", ["images/train/a.png"]),
-        ("xml", ["xml/train/a.xml", "xml/val/a.xml"], "labels", ["images/train/a.png", "images/val/a.png"]),
-        ("xml", ["xml/photo.webp.xml"], "labels", ["images/photo.webp"]),
-        ("images", ["images/a.xml"], "labels", ["images/a.jpg"]),
-    ],
-)
-@pytest.mark.parametrize("side", [100, 0])
-def test_voc_layouts_end_where_train_looks(
-    tmp_path: Path, annotations: str, xml: list[str], labels: str, images: list[str], side: int
-) -> None:
-    for file, name in zip(xml, images, strict=True):
-        voc(tmp_path / file, side=side, filename=Path(name).name)
-        image(tmp_path / name)
-    assert convert_voc(tmp_path / annotations, tmp_path / labels, NAMES) == len(xml)
-    assert boxes(tmp_path / images[0].split("/")[0]) == [pytest.approx([0, 0.2, 0.4, 0.2, 0.4])] * len(xml)
-
-
-def test_names_of_a_data_yaml(tmp_path: Path) -> None:
-    yaml = write(tmp_path / "bolts.yaml", "path: .\ntrain: images\nval: images\nnames: [nut, bolt]\n")
-    assert convert_voc(voc(tmp_path / "xml/a.xml").parent, tmp_path / "labels", yaml) == 1
-    assert (tmp_path / "labels/a.txt").read_text() == ROW.replace("0", "1", 1)
-
-
 # ---- DOTA ------------------------------------------------------------------------------------------------------------
 
 
@@ -309,17 +219,6 @@ def test_dota_says_what_it_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "images/P1.png").unlink()
     with pytest.raises(ValueError, match=r"P1\.tif: its size cannot be read"):
         convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "labels", NAMES)
-
-
-def test_images_turned_after_annotating_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (100, 50)).save(tmp_path / "images/x.jpg", exif=exif)
-    voc(tmp_path / "xml/x.xml")
-    assert convert_voc(tmp_path / "xml", tmp_path / "labels", NAMES) == 1
-    said = "1 images have other proportions than written, so boxes may be out of place; were they turned"
-    assert said in caplog.text and "x.xml: 100 x 50 written, 50 x 100 on disk" in caplog.text
 
 
 def test_the_image_that_voc_names_counts_where_only_that_is_there(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
-"""Pascal VOC annotations as people write them; all values by hand."""
+"""Pascal VOC's XML as people write it, and what is no annotation."""
 
 from __future__ import annotations
 
 import codecs
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from utils.prepare.voc_xml import CORNERS, VocReader, image_name, read_voc, voc_size
+from utils.base.config import ClassNames
+from utils.prepare.image_places import LabelPlaces
+from utils.prepare.label_formats import DropCounts
+from utils.prepare.voc_xml import CORNERS, read_voc, voc_image, voc_rows, voc_size
 
 SIZE = "<size><width>100</width><height>50</height><depth>3</depth></size>"
 ROW = "0 0.200000 0.400000 0.200000 0.400000"  # corners 11 11 31 31, counted from 1
@@ -24,23 +26,15 @@ def voc(*things: str, size: str = SIZE, head: str = "", filename: str = "a.jpg")
     return f"{head}<annotation><filename>{filename}</filename>{size}{''.join(things)}</annotation>"
 
 
-@pytest.fixture
-def read(tmp_path: Path):
-    """Rows of an annotation and the reader, for this text."""
-
-    def rows(text: str, **options: object) -> tuple[list[str] | None, VocReader]:
-        (tmp_path / "a.xml").write_text(text, encoding="utf-8")
-        root = read_voc(tmp_path / "a.xml")
-        reader = VocReader(["bolt", "nut"], **options)
-        return reader.rows(root, voc_size(root), "a.xml"), reader
-
-    return rows
+def rows_of(text: str, names: tuple[str, ...] = ("bolt", "nut"), **options: bool) -> tuple[list[str], DropCounts]:
+    root, counts = ElementTree.fromstring(text), DropCounts()
+    return voc_rows(root, voc_size(root) or (100, 50), ClassNames(names), counts, "a.xml", **options), counts
 
 
-def test_nothing_gives_nothing(read) -> None:
+def test_nothing_gives_nothing() -> None:
     for text in (voc(), "<annotation/>", voc(size="")):
-        rows, reader = read(text)
-        assert not rows and not reader.tally.dropped
+        rows, counts = rows_of(text)
+        assert not rows and not counts.dropped
 
 
 @pytest.mark.parametrize(
@@ -56,9 +50,9 @@ def test_nothing_gives_nothing(read) -> None:
         thing(extra="<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"),
     ],
 )
-def test_what_everybody_writes_is_read(read, item: str) -> None:
-    rows, reader = read(voc(item))
-    assert rows == [ROW] and not reader.tally.dropped
+def test_what_everybody_writes_is_read(item: str) -> None:
+    rows, counts = rows_of(voc(item))
+    assert rows == [ROW] and not counts.dropped
 
 
 @pytest.mark.parametrize(
@@ -75,40 +69,20 @@ def test_what_everybody_writes_is_read(read, item: str) -> None:
         (thing(box=(500, 5, 600, 9)), "outside of its image"),
     ],
 )
-def test_what_is_dropped_is_counted_with_its_reason_and_example(read, item: str, reason: str) -> None:
-    rows, reader = read(voc(thing(), item, item))
-    ((said, (count, example)),) = reader.tally.dropped.items()
+def test_what_is_dropped_is_counted_with_its_reason_and_example(item: str, reason: str) -> None:
+    rows, counts = rows_of(voc(thing(), item, item))
+    ((said, (count, example)),) = counts.dropped.items()
     assert rows == [ROW] and reason in said and (count, example) == (2, "a.xml, object 2")
 
 
-def test_difficult_objects_are_kept_where_they_are_wanted(read) -> None:
-    assert read(voc(thing(extra="<difficult>1</difficult>")), difficult=True)[0] == [ROW]
+def test_difficult_objects_are_kept_where_they_are_wanted() -> None:
+    assert rows_of(voc(thing(extra="<difficult>1</difficult>")), difficult=True)[0] == [ROW]
 
 
 @pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
                                   "<size><width>x</width><height>5</height></size>"])  # fmt: skip
-def test_without_a_size_there_are_no_rows_and_no_empty_ones(read, tmp_path: Path, size: str) -> None:
-    rows, reader = read(voc(thing(), thing(), size=size))
-    ((reason, (count, _)),) = reader.tally.dropped.items()
-    assert rows is None and count == 2 and "write them into the XML, or put the image" in reason
-    assert reader.rows(read_voc(tmp_path / "a.xml"), (100, 50), "a.xml") == [ROW, ROW]
-
-
-@given(st.lists(st.integers(1, 50), min_size=4, max_size=4))
-def test_any_two_opposite_corners_will_do(corners: list[int]) -> None:
-    x1, y1, x2, y2 = corners
-    found = []
-    for box in ((x1, y1, x2, y2), (x2, y1, x1, y2), (x1, y2, x2, y1), (x2, y2, x1, y1)):
-        reader = VocReader(["bolt"])
-        root = read_text(voc(thing(box=box)))
-        found.append((reader.rows(root, (100, 50), "a"), reader.tally.lost))
-    assert found == [found[0]] * 4 and (found[0][1] == 0) == (x1 != x2 and y1 != y2)
-
-
-def read_text(text: str):
-    from xml.etree import ElementTree
-
-    return ElementTree.fromstring(text)
+def test_sizes_that_are_none(size: str) -> None:
+    assert voc_size(ElementTree.fromstring(voc(size=size))) is None
 
 
 @pytest.mark.parametrize(
@@ -127,24 +101,19 @@ def read_text(text: str):
         ("UTF-16", "utf-16-be"),
         ("utf-16", "utf-8"),
         ("utf-32", "utf-32"),
+        ("windows-1252", "cp1252"),
+        ("ISO-8859-1", "latin-1"),
+        ("", "utf-8"),
     ],
 )
 def test_declared_encodings_are_read(tmp_path: Path, declared: str, encoding: str) -> None:
-    name = {"big5": "螺帽", "shift_jis": "ボルト", "euc_kr": "볼트"}.get(encoding, "螺栓")
-    text = voc(thing(name), head=f'<?xml version="1.0" encoding="{declared}"?>\n')
-    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
-    reader = VocReader(["nut", name])
+    native = {"big5": "螺帽", "shift_jis": "ボルト", "euc_kr": "볼트", "cp1252": "rücklicht", "latin-1": "rücklicht"}
+    name = native.get(encoding, "螺栓")
+    head = f"<?xml version='1.0' encoding=\"{declared}\" ?>\n" if declared else ""
+    (tmp_path / "a.xml").write_bytes(voc(thing(name), head=head).encode(encoding))
     root = read_voc(tmp_path / "a.xml")
-    assert reader.rows(root, voc_size(root), "a") == [ROW.replace("0", "1", 1)]
-
-
-@pytest.mark.parametrize("declared", ["windows-1252", "ISO-8859-1", "utf-8", ""])
-def test_western_names(tmp_path: Path, declared: str) -> None:
-    encoding = declared or "utf-8"
-    head = f"<?xml version='1.0' encoding='{declared}' ?>" if declared else ""
-    (tmp_path / "a.xml").write_bytes(voc(thing("Rücklicht"), head=head).encode(encoding))
-    root = read_voc(tmp_path / "a.xml")
-    assert VocReader(["rücklicht"]).rows(root, voc_size(root), "a") == [ROW]
+    rows = voc_rows(root, voc_size(root), ClassNames(["nut", name]), DropCounts(), "a")
+    assert rows == [ROW.replace("0", "1", 1)]
 
 
 @pytest.mark.parametrize("codec", ["idna", "punycode", "unicode_escape", "utf-7", "zlib", "rot13", "undefined", "x"])
@@ -188,16 +157,17 @@ def test_a_billion_laughs_are_not_laughed(tmp_path: Path, declared: str, encodin
 @pytest.mark.parametrize(
     "filename, stem, name",
     [
-        ("a.jpg", "a", ("a.jpg", True)),
-        ("C:\\old\\a.JPG", "a", ("a.JPG", True)),
-        ("b.jpg", "a", ("a", False)),
-        ("", "a.b", ("a.b", False)),
-        ("photo.webp.jpg", "photo.webp", ("photo.webp.jpg", True)),
-        ("photo.webp", "photo.webp", ("photo.webp", True)),
-        ("photo.heic", "photo.heic", ("photo.heic", True)),
-        ("a.jpg", "photo.webp", ("photo.webp", False)),
-        ("a", "a", ("a", False)),
+        ("a.jpg", "a", "a.jpg"),
+        ("C:\\old\\a.JPG", "a", "a.JPG"),
+        ("b.jpg", "a", "a, without ending"),
+        ("", "a.b", "a.b, without ending"),
+        ("photo.webp.jpg", "photo.webp", "photo.webp.jpg"),
+        ("photo.webp", "photo.webp", "photo.webp"),
+        ("photo.heic", "photo.heic", "photo.heic"),
+        ("a.jpg", "photo.webp", "photo.webp, without ending"),
+        ("a", "a", "a, without ending"),
     ],
 )
-def test_the_annotations_own_name_counts(filename: str, stem: str, name: tuple[str, bool]) -> None:
-    assert image_name(read_text(voc(filename=filename)), stem) == name
+def test_the_annotations_own_name_counts(tmp_path: Path, filename: str, stem: str, name: str) -> None:
+    image = voc_image(ElementTree.fromstring(voc(filename=filename)), Path(f"{stem}.xml"), LabelPlaces(tmp_path))
+    assert image.text + ("" if image.whole else ", without ending") == name

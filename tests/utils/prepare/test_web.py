@@ -7,10 +7,10 @@ import os
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
@@ -95,18 +95,17 @@ def test_what_comes_with_a_redirection_is_not_read(tmp_path: Path, monkeypatch: 
 
 
 def test_content_that_comes_steadily_may_take_its_time() -> None:
-    with serving(OK + b"\r\n", bytes(50_000), 0.01) as address:
-        with open_url(urllib.request.Request(address), 10, 0.1) as answer:
-            began, size = time.monotonic(), 0
-            while time.monotonic() - began < 0.5:
-                size += len(answer.read1(1 << 16))
+    with serving(OK + b"\r\n", bytes(50_000), 0.01) as address, open_url(Request(address), 10, 0.1) as answer:
+        began, size = time.monotonic(), 0
+        while time.monotonic() - began < 0.5:
+            size += len(answer.read1(1 << 16))
     assert size > 2000
 
 
 def test_an_image_that_is_cut_off_is_none() -> None:
-    with serving(OK + b"Content-Length: 10\r\n\r\nabc") as address:
-        with pytest.raises(ValueError, match="ended 7 bytes before the image did"):
-            sources.fetch_image(address)
+    short = serving(OK + b"Content-Length: 10\r\n\r\nabc")
+    with short as address, pytest.raises(ValueError, match="ended 7 bytes before the image did"):
+        sources.fetch_image(address)
 
 
 def test_only_files_are_read_as_files(tmp_path: Path) -> None:
