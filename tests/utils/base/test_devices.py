@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.base.devices import device_summary, gpu_indices, seed_everything, select_device, time_sync  # fmt: skip
-from utils.base.networks import copy_attr, de_parallel, fuse_conv_and_bn, initialize_weights, is_parallel, scale_img
-from utils.base.profiling import cost_of, count_flops, model_info, profile, run_on_meta
+from utils.base.networks import (
+    copy_attr,
+    cost_of,
+    count_flops,
+    de_parallel,
+    fuse_conv_and_bn,
+    initialize_weights,
+    is_parallel,
+    model_info,
+    profile,
+    run_on_meta,
+    scale_img,
+)
 from utils.training.average import EarlyStopping, ModelEMA
 
 
