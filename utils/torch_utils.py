@@ -10,22 +10,11 @@ from utils.base.networks import (
     model_info,
     profile,
     scale_img,
-)
+)  # fmt: skip
 from utils.training.average import EarlyStopping, ModelEMA
 from utils.training.transfer import intersect_dicts
 
 __all__ = [
-    "EarlyStopping",
-    "ModelEMA",
-    "copy_attr",
-    "de_parallel",
-    "fuse_conv_and_bn",
-    "initialize_weights",
-    "intersect_dicts",
-    "is_parallel",
-    "model_info",
-    "profile",
-    "scale_img",
-    "select_device",
-    "time_sync",
-]
+    "EarlyStopping", "ModelEMA", "copy_attr", "de_parallel", "fuse_conv_and_bn", "initialize_weights",
+    "intersect_dicts", "is_parallel", "model_info", "profile", "scale_img", "select_device", "time_sync",
+]  # fmt: skip
