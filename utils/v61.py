@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from utils.boxes.convert import xyxy2xywhn as _xyxy2xywhn
 from utils.prepare.downloads import fetch
 from utils.prepare.label_formats import COCO_IDS
 
-Boxes = np.ndarray | torch.Tensor
+Boxes = TypeVar("Boxes", np.ndarray, torch.Tensor)
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes

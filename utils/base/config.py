@@ -172,7 +172,8 @@ def class_names(names: Names, source: str = "names") -> tuple[str, ...]:
         return _names_in(Path(names))
     if isinstance(names, Mapping):
         numbered: dict[Any, Any] = {}
-        for key, name in names.items():
+        given: Any = names.items()
+        for key, name in given:
             is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
             number = int(key) if is_text and len(key) < 10 else key
             if number in numbered:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,9 @@ def is_parallel(model: nn.Module) -> bool:
 
 def de_parallel(model: nn.Module) -> nn.Module:
     """The model inside such a wrapper, or the model itself."""
-    return model.module if is_parallel(model) else model
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return cast(nn.Module, model.module)
+    return model
 
 
 def copy_attr(target: Any, source: Any, include: Collection[str] = (), exclude: Collection[str] = ()) -> None:
@@ -49,14 +51,16 @@ def fuse_conv_and_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     The product is computed in float32 at least, whatever the type of the weights.
     """
+    own: Any = conv  # whose pairs torch declares as tuples of any length
     fused = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        bias=True, padding_mode=conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # type: ignore[arg-type]  # fmt: skip  # torch says tuple[int, ...] where it means pairs
+        own.in_channels, own.out_channels, own.kernel_size, own.stride, own.padding, own.dilation, own.groups,
+        bias=True, padding_mode=own.padding_mode, device=own.weight.device, dtype=own.weight.dtype,
+    )  # fmt: skip
     exact = torch.promote_types(conv.weight.dtype, torch.float32)
     parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
     weight, bias, mean, var, scale, shift = (None if part is None else part.detach().to(exact) for part in parts)
-    state = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, scale, shift)  # type: ignore[arg-type]  # bn has all
+    assert weight is not None and mean is not None and var is not None
+    state = fuse_conv_bn_weights(weight, bias, mean, var, bn.eps, scale, shift)
     fused.load_state_dict(dict(zip(("weight", "bias"), state, strict=True)))
     return fused.train(conv.training).requires_grad_(False)
 

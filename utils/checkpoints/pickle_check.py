@@ -128,7 +128,7 @@ class _Machine:
         self.memo: dict[int, _Value] = {}
         self.bytes = self.items = self.odd_keys = 0
         stack, rebuild = self.push, "torch._utils._rebuild_"
-        self.steps: dict[str, Callable[[Any], object]] = {
+        self.steps: dict[str, Any] = {
             **dict.fromkeys(_LEAVES, lambda plain: stack("leaf", [], plain)),
             **{name: lambda _, plain=plain: stack("leaf", [], plain) for name, plain in _CONSTANTS.items()},
             **{name: lambda _, kind=kind: stack(kind, []) for name, kind in _EMPTY.items()},
@@ -210,7 +210,7 @@ class _Machine:
             raise pickle.UnpicklingError(f"GLOBAL {re.sub(r'^(__builtin__|builtins)[.]', '', name)}")
         self.push("name", [], name)
 
-    def call(self, function: _Value, arguments: _Value, new: bool) -> None:
+    def call(self, function: _Value, arguments: _Value, *, new: bool) -> None:
         """Call a function or class with a tuple of arguments, or make a `new` object of a class the caller allows."""
         if function.kind != "name" or (arguments.kind != "tuple" and not new):
             raise ValueError("a call of what is no function, or without arguments")

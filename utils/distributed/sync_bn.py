@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from utils.distributed.processes import is_joined
 
-_OTHERS = (0, 2, 3)  # dimensions that are averaged over: pictures, rows, columns
+_OTHERS = (0, 2, 3)  # dimensions that are averaged over: images, rows, columns
 
 
 class _Normalise(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, and of weight and bias as far as this process's pictures go."""
+        """Gradients of x, and of weight and bias as far as this process's images go."""
         x, weight, statistics = ctx.saved_tensors
         kind = torch.promote_types(x.dtype, torch.float32)
         mean, var, count = statistics[:, None, :, None, None]
@@ -52,7 +52,9 @@ class _Normalise(torch.autograd.Function):
         if weight is not None:
             scale = scale * weight[None, :, None, None]
         inwards = (g - mean_g - z * mean_gz) * scale.to(kind)
-        of_weight, of_bias = (sums if wanted else None for sums, wanted in zip(own.flip(0), ctx.needs_input_grad[1:]))
+        of_weight, of_bias = (
+            sums if wanted else None for sums, wanted in zip(own.flip(0), ctx.needs_input_grad[1:3], strict=True)
+        )
         return inwards.to(x.dtype), of_weight, of_bias, None, None
 
 
@@ -87,6 +89,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, statistics: Tensor) -> None:
         """Move the running statistics, the variance as one of a sample."""
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
         mean, var, count = statistics
         self.num_batches_tracked.add_(1)
         share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
