@@ -222,7 +222,7 @@ DATA = {
     "names are not nc": (data(NAMED + "nc: 3\n"), ["squares.yaml: nc is 3 but there are 2 names; make them agree"]),
     "nc is text": (data(HEAD + "nc: two\n"), ["squares.yaml: nc must be a whole number", "'two'"]),
     "names are text": (data(HEAD + "names: red\n"), ["squares.yaml: names must be a list", "'red'"]),
-    "names with a gap": (data(HEAD + "names: {0: a, 2: b}\n"), ["names must be numbered 0 to 1", "[0, 2]"]),
+    "names with a gap": (data(HEAD + "names: {0: a, 2: b}\n"), ["names: must be numbered 0 to 1", "[0, 2]"]),
     "no names": (data(HEAD), ["squares.yaml: has neither 'names' nor 'nc'; add 'names:"]),
     "no validation": (data("train: images/train\nnc: 2\n"), ["squares.yaml: has no 'val'; add 'val: images/val'"]),
     "train is a number": (data(NAMED.replace("images/train", "3")), ["squares.yaml: train must be a folder"]),

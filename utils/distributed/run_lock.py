@@ -70,8 +70,7 @@ class RunLock:
                 raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         if hasattr(os, "register_at_fork"):
-            opened = weakref.WeakSet([file])
-            os.register_at_fork(after_in_child=lambda: [one.close() for one in opened])
+            os.register_at_fork(after_in_child=partial(_close_all, weakref.WeakSet([file])))
         try:
             if sys.platform == "win32":
                 file.seek(_FAR)
