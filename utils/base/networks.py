@@ -66,7 +66,7 @@ def fuse_conv_and_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def scale_img(img: Tensor, ratio: float = 1.0, same_shape: bool = False, gs: int = 32) -> Tensor:
-    """Resize pictures (B, C, H, W) by `ratio` and pad them, grey, right and below.
+    """Resize images (B, C, H, W) by `ratio` and pad them, grey, right and below.
 
     Sides grow to the next multiple of `gs`, or with `same_shape` back to H and W. Ratio 1 returns the input.
     """

@@ -45,16 +45,21 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
             return place
     if path.is_dir():
         raise ValueError(f"{file} is a folder; expected a file")
-    below = [found for folder in _SEARCHED for found in sorted((ROOT / folder).rglob("*")) if found.is_file()]
-    matches = [found for found in below if found.parts[-len(path.parts) :] == path.parts]
+    matches, names = _named_below(path, suffixes)
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise ValueError(f"{file} is ambiguous: {', '.join(map(str, matches))}; give its full path")
-    names = sorted({found.name for found in below if not suffixes or found.suffix in suffixes})
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
+
+
+def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """Return the files below data/ and models/ whose path ends in `path`, and the names of all it may have meant."""
+    below = [file for folder in _SEARCHED for file in sorted((ROOT / folder).rglob("*")) if file.is_file()]
+    matches = [file for file in below if file.parts[-len(path.parts) :] == path.parts]
+    return matches, sorted({file.name for file in below if not suffixes or file.suffix in suffixes})
 
 
 def find_weights(weights: str | Path) -> Path:
@@ -64,7 +69,7 @@ def find_weights(weights: str | Path) -> Path:
     for what could be read for ever.
     """
     given = Path(weights).expanduser()
-    places = [given] if given.is_absolute() else [given, ROOT / given]
+    places = list(dict.fromkeys([given, ROOT / given]))
     for place in places:
         if place.is_file() or place.is_dir():
             return place

@@ -38,7 +38,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
-        said = "" if isinstance(error, yaml.YAMLError) else str(error).partition("\n")[0]
+        said = str(error).partition("\n")[0] * (not isinstance(error, yaml.YAMLError))
         reason = printable(problem or said or "syntax error")
         raise ValueError(f"{name}{where}: is not valid YAML ({reason})") from None
     if not isinstance(content, dict):

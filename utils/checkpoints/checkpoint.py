@@ -282,13 +282,18 @@ def _plain(value: Any, key: str) -> Any:
     return _plain_leaf(value, key)
 
 
+def _check_tensor(tensor: Tensor, key: str) -> Tensor:
+    """Raise ValueError for what is no plain tensor, or repeats a few numbers so often that a copy fills the memory."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        raise ValueError(f"checkpoint entry {key}: a tensor without plain numbers; convert it first")
+    if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), MAX_REPEATED):
+        raise ValueError(f"checkpoint entry {key}: a tensor that repeats its numbers; make it contiguous first")
+    return tensor
+
+
 def _plain_leaf(value: Any, key: str) -> Any:
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
-            raise ValueError(f"checkpoint entry {key}: a tensor without plain numbers; convert it first")
-        if value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), MAX_REPEATED):  # of few numbers
-            raise ValueError(f"checkpoint entry {key}: a tensor that repeats its numbers; make it contiguous first")
-        return value.detach().cpu()
+        return _check_tensor(value, key).detach().cpu()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if isinstance(value, np.generic):

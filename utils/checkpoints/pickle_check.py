@@ -284,9 +284,7 @@ class _Machine:
         """
         if storage.kind != "storage" or not offset.is_leaf(int) or offset.plain < 0 or len(more) not in (0, 2):
             raise ValueError("a tensor without numbers")
-        sides, steps = size.integers(), stride.integers()
-        last = sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1
-        if offset.plain + last >= storage.plain:
+        if offset.plain + _last_place(size.integers(), stride.integers()) >= storage.plain:
             raise ValueError("a tensor that is larger than its storage")
         if more and (not more[0].is_leaf(bool) or more[1].plain != _ORDERED or more[1].parts[2:]):
             raise ValueError("a tensor with hooks")
@@ -295,3 +293,8 @@ class _Machine:
         """A tensor, whether it wants a gradient, its hooks, and perhaps its attributes."""
         if tensor.kind != "call" or not more or not more[0].is_leaf(bool):
             raise ValueError("a parameter that is no tensor")
+
+
+def _last_place(sides: list[int], steps: list[int]) -> int:
+    """Return the place of a tensor's last number, counted from its first; -1 where it has none."""
+    return sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1

@@ -66,11 +66,18 @@ def _read_directory(file: BinaryIO, start: int, length: int, count: int) -> list
         records.append(record)
     if place != length or offset != start:
         raise ValueError("its parts overlap, or leave room between them")
-    if len({record.name.lower() for record in records}) < count:
-        raise ValueError("two parts have the same name")
-    if len({record.name.partition("/")[0] for record in records}) > 1:
-        raise ValueError("its parts lie in several folders")
+    _check_names([record.name for record in records])
     return records
+
+
+def _check_names(names: list[str]) -> None:
+    """Raise ValueError for names that not every reader takes as they are, or that could be one another's."""
+    if not all(name.isprintable() and "\\" not in name and name.partition("/")[2] for name in names):
+        raise ValueError("a part has a name that PyTorch does not write")
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError("two parts have the same name")
+    if len({name.partition("/")[0] for name in names}) > 1:
+        raise ValueError("its parts lie in several folders")
 
 
 def read_record(path: Path, record: ArchiveRecord) -> bytes:
@@ -129,10 +136,7 @@ def _read_entry(file: BinaryIO, directory: bytes, place: int, offset: int) -> tu
     skipped = _check_header(file, offset, name, (flags, crc, size))
     start = offset + _LOCAL.size + name_length + skipped
     end = _after(file, start + size, crc) if flags & _DESCRIPTOR else start + size
-    text = name.decode("utf-8")  # every reader takes it as it is: text below one folder, nothing cut off or changed
-    if not text.isprintable() or "\\" in text or not text.partition("/")[2]:
-        raise ValueError("a part has a name that PyTorch does not write")
-    return place, end, ArchiveRecord(text, start, size, crc)
+    return place, end, ArchiveRecord(name.decode("utf-8"), start, size, crc)
 
 
 def _check_header(file: BinaryIO, offset: int, name: bytes, expected: tuple[int, int, int]) -> int:

@@ -18,6 +18,7 @@ import uuid
 import weakref
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
