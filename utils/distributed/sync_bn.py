@@ -29,7 +29,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, eps: float
     ) -> Tensor:
-        """x (B, C, H, W) and its statistics (3, C), see `_joint_statistics`, to the shape and type of x."""
+        """x (B, C, H, W) and mean, variance and number (3, C) of each channel's values to the shape and type of x."""
         ctx.save_for_backward(x, weight, statistics)
         ctx.eps = eps
         mean, var, _ = statistics.to(torch.promote_types(x.dtype, torch.float32))
@@ -58,18 +58,6 @@ class _Normalise(torch.autograd.Function):
         return inwards.to(x.dtype), of_weight, of_bias, None, None
 
 
-def _joint_statistics(x: Tensor) -> Tensor:
-    """Mean, variance and number (3, C) of each channel's values in (B, C, H, W) of all processes, float64."""
-    values = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = (part.double() for part in torch.var_mean(values, _OTHERS, correction=0))
-    count = torch.full_like(mean, values.numel() // values.shape[1])
-    # sums of squares would lose float32's last digits to the square of the mean, but not float64's
-    sums = torch.stack((mean * count, (var + mean.square()) * count, count))
-    dist.all_reduce(sums)
-    mean = sums[0] / sums[2]
-    return torch.stack((mean, (sums[1] / sums[2] - mean.square()).clamp(min=0), sums[2]))
-
-
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that, while training in several processes, normalises by the statistics of all of them.
 
@@ -81,20 +69,23 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and is_joined() and dist.get_world_size() > 1):
             return super().forward(input)
         self._check_input_dim(input)
-        statistics = _joint_statistics(input)
-        if self.track_running_stats:
-            self._follow(statistics)
-        return _Normalise.apply(input, self.weight, self.bias, statistics, self.eps)
-
-    @torch.no_grad()
-    def _follow(self, statistics: Tensor) -> None:
-        """Move the running statistics, the variance as one of a sample."""
-        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
-        mean, var, count = statistics
-        self.num_batches_tracked.add_(1)
-        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), share)
+        with torch.no_grad():
+            values = input.to(torch.promote_types(input.dtype, torch.float32))
+            var, mean = (part.double() for part in torch.var_mean(values, _OTHERS, correction=0))
+            count = torch.full_like(mean, values.numel() // values.shape[1])
+            # sums of squares would lose float32's last digits to the square of the mean, but not float64's
+            sums = torch.stack((mean * count, (var + mean.square()) * count, count))
+            dist.all_reduce(sums)
+            mean, count = sums[0] / sums[2], sums[2]
+            var = (sums[1] / count - mean.square()).clamp(min=0)
+            if self.track_running_stats:  # the variance as one of a sample
+                assert self.num_batches_tracked is not None
+                assert self.running_mean is not None and self.running_var is not None
+                self.num_batches_tracked.add_(1)
+                share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                self.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), share)
+        return _Normalise.apply(input, self.weight, self.bias, torch.stack((mean, var, count)), self.eps)
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
