@@ -15,7 +15,7 @@ from benchmarks.report import Table, Value
 from benchmarks.rivals import Setting, Shape, extra_memory, layer, peak, ready
 from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.base.profiling import run_on_meta
+from utils.base.networks import run_on_meta
 
 MODULES = ("reference", "dense")  # what everybody is compared with, besides the first who is named
 LEGEND = (

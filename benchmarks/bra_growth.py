@@ -16,7 +16,7 @@ from benchmarks.pairing import interleave
 from benchmarks.report import Table
 from benchmarks.rivals import DenseAttention, Rival, Setting, around
 from models.bra.attention import BiLevelRoutingAttention
-from utils.base.profiling import count_flops
+from utils.base.networks import count_flops
 from utils.drawing.figures import new_figure, save_figure, series_colour, title
 
 SIDES = (40, 57, 80, 113, 160, 226, 320)  # each map has about twice the tokens of the one before

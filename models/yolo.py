@@ -16,8 +16,7 @@ from models.description.budget import CostGuard
 from models.description.build import CANNOT_WORK, build_layers, in_short, resolve_cfg
 from models.description.checks import OPTIONAL, REQUIRED
 from utils.base.log import LOGGER
-from utils.base.networks import initialize_weights, scale_img
-from utils.base.profiling import Cost, ModelSummary, cost_of, model_info
+from utils.base.networks import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
 
 __all__ = ["Detect", "DetectionModel", "Model", "parse_model", "resolve_cfg"]
 

@@ -122,17 +122,6 @@ def test_training_goes_on_without_broken_labels_and_pictures(place: Path, said: 
     assert "and 3 more; 12 images are left out in all" in listed
 
 
-@pytest.mark.parametrize("text, line, reason", [(text, *said) for text, said in LABELS.items()])
-def test_a_wrong_label_row_names_file_line_and_remedy(
-    trained: Path, tmp_path: Path, said: Said, text: str, line: int, reason: str
-) -> None:
-    draw_squares(tmp_path / "squares", "val", 2)
-    (tmp_path / "squares/squares.yaml").write_text(NAMED.replace("images/train", "images/val"))
-    (tmp_path / "squares/labels/val/1.txt").write_text(text)
-    assert score(trained, tmp_path) == 0
-    said.about(f"labels/val/1.txt:{line}: {reason}")
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_picture_is_named(trained: Path, tmp_path: Path, said: Said, name: str) -> None:
     draw_squares(tmp_path / "squares", "val", 2)
@@ -215,33 +204,16 @@ DATA = {
     "missing pictures": (data(NAMED.replace("images/train", "nowhere")), ["squares/nowhere", "correct path, train"]),
     "missing folder": (lambda place: shutil.rmtree(place / "squares/images/val"), ["images/val", "correct path"]),
     "empty folder": (emptied("train"), ["no images in", "images/train", "put some there or correct the data YAML"]),
-    "empty validation": (emptied("val"), ["no images in", "images/val"]),
     "all labels broken": (for_all_labels("0 1\n"), ["none of the 12 images", "0.txt:1: 2 columns"]),
     "class above nc": (for_all_labels("1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n"), ["txt:2: class 2", "2 classes, 0 to 1"]),
     "unknown key": (data(NAMED + "nmaes: 3\n"), ["squares.yaml: unknown key 'nmaes', did you mean 'names'?"]),
-    "names are not nc": (data(NAMED + "nc: 3\n"), ["squares.yaml: nc is 3 but there are 2 names; make them agree"]),
-    "nc is text": (data(HEAD + "nc: two\n"), ["squares.yaml: nc must be a whole number", "'two'"]),
-    "names are text": (data(HEAD + "names: red\n"), ["squares.yaml: names must be a list", "'red'"]),
-    "names with a gap": (data(HEAD + "names: {0: a, 2: b}\n"), ["names must be numbered 0 to 1", "[0, 2]"]),
-    "no names": (data(HEAD), ["squares.yaml: has neither 'names' nor 'nc'; add 'names:"]),
-    "no validation": (data("train: images/train\nnc: 2\n"), ["squares.yaml: has no 'val'; add 'val: images/val'"]),
-    "train is a number": (data(NAMED.replace("images/train", "3")), ["squares.yaml: train must be a folder"]),
     "broken YAML": (data("train: [a\n  val: b"), ["squares.yaml, line 2: is not valid YAML"]),
     "YAML that runs code": (data("train: !!python/object/apply:os.getcwd []\n"), ["line 1: is not valid"]),
-    "not YAML": (lambda place: (place / "squares/squares.yaml").write_bytes(b"\x89PNG\xff"), ["not a text file"]),
-    "a list": (data("- a\n- b\n"), ["squares.yaml: expected 'key: value' lines"]),
 }
 MODEL = {
     "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
     "unknown module": (replaced("C3, [128]", "nn.Convv, [1]"), ["tiny.yaml: layer 2", "did you mean 'nn.Conv"]),
-    "short row": (replaced("1, C3, [128]", "C3, [128]"), ["layer 2 [-1, 'C3', [128]]: expected [from, repeats"]),
-    "later layer": (replaced("[-1, 1, C3, [128]]", "[9, 1, C3, [128]]"), ["layer 2", "'from' must be -1 or", "not 9"]),
-    "text for channels": (replaced("C3, [128]", "C3, [wide]"), ["layer 2", "must be its number of output channels"]),
-    "too many arguments": (replaced("C3, [128]", "C3, [8, 1, 2, 3, 4, 5, 6, 7]"), ["layer 2", "arguments"]),
-    "unknown argument": (replaced("Attention, []", "Attention, [{n_winn: 3}]"), ["layer 6", "'n_winn'"]),
-    "one input for Concat": (replaced("BiLevelRoutingAttention, []", "Concat, [1]"), ["layer 6 cannot take"]),
     "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "needs the arguments [nc"]),
-    "levels and anchors": (replaced(", [30,30, 40,40, 50,50]", ""), ["reads 2 levels", "anchors for 1; make them"]),
     "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
     "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple must be a number above 0, not 'deep'"]),
     "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace must be true or false"]),
@@ -252,22 +224,16 @@ MODEL = {
 }
 OPTIONS = {
     "--batch-size 0": ["--batch-size 0: must be from 1 to 1000000, or -1"],
-    "--imgsz -32": ["--imgsz -32: must be from 1 to 32736, or 0"],
     "--weights none.pt": ["none.pt do not exist"],
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
-    "--seed -1": ["--seed -1: must be from 0"],
     "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off"],
-    "--label-smoothing 2": ["--label-smoothing 2: must be from 0 to 0.99"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }
 HYP = {
     "lr00: 3\n": ["hyp.yaml: unknown key 'lr00', did you mean 'lr0'?"],
-    "lr0: fast\n": ["hyp.yaml: lr0 fast: must be a number"],
-    "mosaic: 2\n": ["hyp.yaml: mosaic 2: must be from 0 to 1"],
     "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
-    "- 3\n": ["hyp.yaml: expected 'key: value' lines"],
 }
 
 
@@ -465,10 +431,7 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
     [
         ("--batch-size 0", "--batch-size 0: must be from 1"),
         ("--task test", "squares.yaml: has no 'test' split; add it, or choose another --task"),
-        ("--imgsz -1", "--imgsz -1: must be from 1"),
         ("--data none.yaml", "none.yaml does not exist"),
-        ("--max-det 0", "--max-det 0: must be at least 1"),
-        ("--conf-thres 2", "--conf-thres 2: must be from 0 to 1"),
     ],
 )
 def test_val_refuses_in_one_line(trained: Path, said: Said, words: str, says: str) -> None:

@@ -7,17 +7,10 @@ from utils.data.augmentations import (
     hist_equalize,
     mixup,
     random_perspective,
-)
+)  # fmt: skip
 from utils.data.warp import box_candidates
 from utils.images.letterbox import letterbox
 
 __all__ = [
-    "augment_hsv",
-    "box_candidates",
-    "copy_paste",
-    "cutout",
-    "hist_equalize",
-    "letterbox",
-    "mixup",
-    "random_perspective",
-]
+    "augment_hsv", "box_candidates", "copy_paste", "cutout", "hist_equalize", "letterbox", "mixup", "random_perspective",
+]  # fmt: skip

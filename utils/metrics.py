@@ -5,13 +5,6 @@ from utils.evaluation.confusion import ConfusionMatrix
 from utils.evaluation.metrics import ap_per_class, compute_ap, fitness, process_batch
 
 __all__ = [
-    "ConfusionMatrix",
-    "ap_per_class",
-    "bbox_ioa",
-    "bbox_iou",
-    "box_iou",
-    "compute_ap",
-    "fitness",
-    "process_batch",
-    "wh_iou",
-]
+    "ConfusionMatrix", "ap_per_class", "bbox_ioa", "bbox_iou", "box_iou", "compute_ap", "fitness",
+    "process_batch", "wh_iou",
+]  # fmt: skip

@@ -5,13 +5,6 @@ from utils.drawing.batches import feature_visualization, output_to_target, plot_
 from utils.evaluation.plots import plot_val_study
 
 __all__ = [
-    "Annotator",
-    "Colors",
-    "colors",
-    "feature_visualization",
-    "output_to_target",
-    "plot_images",
-    "plot_labels",
-    "plot_results",
-    "plot_val_study",
-]
+    "Annotator", "Colors", "colors", "feature_visualization", "output_to_target", "plot_images", "plot_labels",
+    "plot_results", "plot_val_study",
+]  # fmt: skip

@@ -1,24 +1,21 @@
 """v6.1's import path `utils.torch_utils`, for code outside of this tree; nothing in the tree imports it."""
 
 from utils.base.devices import select_device, time_sync
-from utils.base.networks import copy_attr, de_parallel, fuse_conv_and_bn, initialize_weights, is_parallel, scale_img
-from utils.base.profiling import model_info, profile
+from utils.base.networks import (
+    copy_attr,
+    de_parallel,
+    fuse_conv_and_bn,
+    initialize_weights,
+    is_parallel,
+    model_info,
+    profile,
+    scale_img,
+)  # fmt: skip
 from utils.training.optim import ModelEMA
 from utils.training.state import EarlyStopping
 from utils.training.transfer import intersect_dicts
 
 __all__ = [
-    "EarlyStopping",
-    "ModelEMA",
-    "copy_attr",
-    "de_parallel",
-    "fuse_conv_and_bn",
-    "initialize_weights",
-    "intersect_dicts",
-    "is_parallel",
-    "model_info",
-    "profile",
-    "scale_img",
-    "select_device",
-    "time_sync",
-]
+    "EarlyStopping", "ModelEMA", "copy_attr", "de_parallel", "fuse_conv_and_bn", "initialize_weights",
+    "intersect_dicts", "is_parallel", "model_info", "profile", "scale_img", "select_device", "time_sync",
+]  # fmt: skip

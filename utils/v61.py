@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,19 +22,19 @@ from utils.boxes.convert import xyxy2xywhn as _xyxy2xywhn
 from utils.prepare.downloads import fetch
 from utils.prepare.label_formats import COCO_IDS
 
-Boxes = np.ndarray | torch.Tensor
+Boxes = TypeVar("Boxes", np.ndarray, torch.Tensor)
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes
 def clip_coords(boxes: Boxes, shape: Sequence[float]) -> None:
-    """Clip xyxy boxes to a picture of `shape` (height, width), in place."""
+    """Clip xyxy boxes to an image of `shape` (height, width), in place."""
     boxes[:, :4] = clip_boxes(boxes[:, :4], shape)
 
 
 def scale_coords(
     img1_shape: Sequence[float], coords: Boxes, img0_shape: Sequence[float], ratio_pad: RatioPad | None = None
 ) -> Boxes:
-    """Map xyxy boxes from the letterboxed input (img1) to the picture (img0), in place; they are also returned."""
+    """Map xyxy boxes from the letterboxed input (img1) to the image (img0), in place; they are also returned."""
     coords[:, :4] = scale_boxes(img1_shape, coords[:, :4], img0_shape, ratio_pad)
     return coords
 
@@ -58,7 +58,7 @@ def one_cycle(y1: float = 0.0, y2: float = 1.0, steps: int = 100) -> Callable[[f
 
 
 def coco80_to_coco91_class() -> list[int]:
-    """COCO's own category number of each of the 80 classes that have pictures."""
+    """COCO's own category number of each of the 80 classes that have images."""
     return list(COCO_IDS)
 
 

@@ -1,31 +1,17 @@
-"""Hooks by name: training and validation tell what happens, whoever subscribed hears it."""
+"""Hooks by name: training and validation announce what happens, and subscribers are called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-HOOKS = (
-    "on_pretrain_routine_start",
-    "on_pretrain_routine_end",
-    "on_train_start",
-    "on_train_epoch_start",
-    "on_train_batch_start",
-    "optimizer_step",
-    "on_before_zero_grad",
-    "on_train_batch_end",
-    "on_train_epoch_end",
-    "on_val_start",
-    "on_val_batch_start",
-    "on_val_image_end",
-    "on_val_batch_end",
-    "on_val_end",
-    "on_val_metrics",
-    "on_fit_epoch_end",
-    "on_model_save",
-    "on_train_end",
-    "on_params_update",
-    "teardown",
+HOOKS = tuple(
+    """
+    on_pretrain_routine_start on_pretrain_routine_end on_train_start on_train_epoch_start on_train_batch_start
+    optimizer_step on_before_zero_grad on_train_batch_end on_train_epoch_end on_val_start on_val_batch_start
+    on_val_image_end on_val_batch_end on_val_end on_val_metrics on_fit_epoch_end on_model_save on_train_end
+    on_params_update teardown
+    """.split()
 )
 
 
@@ -38,11 +24,9 @@ class Callbacks:
 
     def register_action(self, hook: str, name: str = "", callback: Callable[..., Any] | None = None) -> None:
         """Call `callback` whenever `hook` happens. Raises ValueError for a hook there is not."""
-        if hook not in self._actions:
-            raise ValueError(f"there is no hook {hook!r}; hooks: {', '.join(HOOKS)}")
         if not callable(callback):
             raise ValueError(f"the action for {hook} must be callable, not {callback!r}")
-        self._actions[hook].append((name, callback))
+        self.get_registered_actions(hook).append((name, callback))
 
     def subscribe(self, listener: object) -> None:
         """Register every method of `listener` that is named after a hook."""
@@ -51,12 +35,12 @@ class Callbacks:
                 self.register_action(hook, type(listener).__name__, method)
 
     def get_registered_actions(self, hook: str | None = None) -> Any:
-        """The (name, callable) pairs of one hook, or of all by hook."""
+        """Return the (name, callable) pairs of one hook, or of all by hook. Raises ValueError for one there is not."""
+        if hook and hook not in self._actions:
+            raise ValueError(f"there is no hook {hook!r}; hooks: {', '.join(HOOKS)}")
         return self._actions[hook] if hook else self._actions
 
     def run(self, hook: str, *args: Any, **kwargs: Any) -> None:
-        """Tell all subscribers of `hook`, in the order they came."""
-        if hook not in self._actions:
-            raise ValueError(f"there is no hook {hook!r}; hooks: {', '.join(HOOKS)}")
-        for _, action in self._actions[hook]:
+        """Call all subscribers of `hook`, in the order they came. Raises ValueError for a hook there is not."""
+        for _, action in self.get_registered_actions(hook):
             action(*args, **kwargs)

@@ -114,12 +114,17 @@ def _names_of(file: Path, names: Any, count: Any) -> tuple[str, ...]:
     found = class_names(names, f"{file}: names")
     if count is not None and len(found) != count:
         raise ValueError(f"{file}: nc is {count} but there are {len(found)} names; make them agree or leave nc out")
-    first = {name: number for number, name in reversed(list(enumerate(found)))}
-    if again := [number for number, name in enumerate(found) if first[name] != number]:
-        name = found[again[0]]
+    _warn_of_repeated(file, found)
+    return found
+
+
+def _warn_of_repeated(file: Path, names: tuple[str, ...]) -> None:
+    """Log a warning of two classes with one name."""
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
+    if again := [number for number, name in enumerate(names) if first[name] != number]:
+        name = names[again[0]]
         both = f"{first[name]} and {again[0]}"
         LOGGER.warning(f"{file}: classes {both} have one name, {shortened(name)}; is that meant?")
-    return found
 
 
 def _data_root(file: Path, path: Any) -> Path:
@@ -138,7 +143,7 @@ def _data_root(file: Path, path: Any) -> Path:
 
 
 def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:
-    """Return where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
+    """Return the folders and lists of a split."""
     entries = [] if value is None or value == "" else value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {shortened(value)}")
@@ -146,13 +151,16 @@ def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, 
         raise ValueError(
             f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
         )
-    paths = []
-    for entry in entries:
-        parts = _expanded(file, split, entry).parts
-        inside = root.joinpath(*[part for part in parts if part != ".."])
-        path = root.joinpath(*parts)
-        paths.append(inside if parts[:1] == ("..",) and not os.path.exists(path) and os.path.exists(inside) else path)
-    return tuple(paths)
+    return tuple(_split_path(root, _expanded(file, split, entry)) for entry in entries)
+
+
+def _split_path(root: Path, entry: Path) -> Path:
+    """Return where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
+    path = root / entry
+    if entry.parts[:1] != ("..",) or os.path.exists(path):
+        return path
+    inside = root.joinpath(*[part for part in entry.parts if part != ".."])
+    return inside if os.path.exists(inside) else path
 
 
 def _expanded(file: Path, key: str, path: str) -> Path:
@@ -171,17 +179,7 @@ def class_names(names: Names, source: str = "names") -> tuple[str, ...]:
     if isinstance(names, (str, Path)):
         return _names_in(Path(names))
     if isinstance(names, Mapping):
-        numbered: dict[Any, Any] = {}
-        for key, name in names.items():
-            is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
-            number = int(key) if is_text and len(key) < 10 else key
-            if number in numbered:
-                raise ValueError(f"{source} has class {number} twice, with and without quotes; remove one")
-            numbered[number] = name
-        if set(numbered) != set(range(len(numbered))):
-            found = shortened(list(numbered)[:5])
-            raise ValueError(f"{source}: must be numbered 0 to {len(numbered) - 1} without gaps, not {found}")
-        names = [numbered[number] for number in range(len(numbered))]
+        names = _in_order(names, source)
     listed: list[Any] = list(names)
     if not listed:
         raise ValueError(f"{source}: must be the classes' names in order, as in [bolt, nut], or a mapping to them")
@@ -192,6 +190,21 @@ def class_names(names: Names, source: str = "names") -> tuple[str, ...]:
         if not is_one_line(str(name)):  # it would break tables, logs and folder names
             raise ValueError(f"{source}: class {number} must be one line of text, not {shortened(name)}; rename it")
     return tuple(map(str, listed))
+
+
+def _in_order(names: Mapping[Any, str], source: str) -> list[str]:
+    """Return the names of a mapping by number; numbers in quotes count as numbers."""
+    numbered: dict[Any, str] = {}
+    for key, name in names.items():
+        is_text = isinstance(key, str) and key.strip().isascii() and key.strip().isdecimal()
+        number = int(key) if is_text and len(key) < 10 else key
+        if number in numbered:
+            raise ValueError(f"{source} has class {number} twice, with and without quotes; remove one")
+        numbered[number] = name
+    if set(numbered) != set(range(len(numbered))):
+        found = shortened(list(numbered)[:5])
+        raise ValueError(f"{source}: must be numbered 0 to {len(numbered) - 1} without gaps, not {found}")
+    return [numbered[number] for number in range(len(numbered))]
 
 
 def _names_in(file: Path) -> tuple[str, ...]:

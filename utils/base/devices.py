@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import re
 import time
@@ -12,7 +11,7 @@ import torch
 
 
 def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch.device:
-    """The device a name means: "" the first GPU if there is one, "cpu", "mps", "0", "cuda:0", "0,1".
+    """Return the device a name means: "" the first GPU if there is one, "cpu", "mps", "0", "cuda:0", "0,1".
 
     Of several GPUs the first is returned (`gpu_indices` gives all). The environment is left as it is. Raises
     ValueError for a device this machine lacks or a batch size that the GPUs cannot share evenly.
@@ -31,7 +30,7 @@ def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch
 
 
 def gpu_indices(device: str | torch.device) -> list[int]:
-    """The numbers in "0,2" or "cuda:0,2". Raises ValueError for another form or for a GPU that is not there."""
+    """Return the numbers in "0,2" or "cuda:0,2". Raises ValueError for another form or for a GPU that is not there."""
     name = str(device).strip().lower().replace("cuda:", "").replace(" ", "")
     if not re.fullmatch(r"\d+(,\d+)*", name):
         raise ValueError(f"device {device!r}: expected cpu, mps, or GPU numbers such as 0 or 0,1")
@@ -46,15 +45,6 @@ def _devices_here() -> str:
     return ", ".join(["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])])
 
 
-def device_summary(device: torch.device) -> str:
-    """One line for the log: Python, torch, and what will compute."""
-    versions = f"Python-{platform.python_version()} torch-{torch.__version__}"
-    if device.type != "cuda":
-        return f"{versions} {device.type.upper()}"
-    gpu = torch.cuda.get_device_properties(device)
-    return f"{versions} CUDA:{device.index or 0} ({gpu.name}, {gpu.total_memory / 2**20:.0f}MiB)"
-
-
 def seed_everything(seed: int, deterministic: bool | None = False) -> None:
     """Seed Python, numpy and torch on all devices; `deterministic` prefers algorithms that repeat bit for bit.
 
@@ -63,7 +53,7 @@ def seed_everything(seed: int, deterministic: bool | None = False) -> None:
     last bits may vary from run to run. Another GPU, another PyTorch or another number of processes may differ always.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - packages of others draw from it
     torch.manual_seed(seed)
     if deterministic is not None:
         torch.backends.cudnn.benchmark = not deterministic
@@ -72,7 +62,7 @@ def seed_everything(seed: int, deterministic: bool | None = False) -> None:
 
 
 def time_sync() -> float:
-    """Seconds on a clock that only goes forward, once the GPU has finished what it was given."""
+    """Return the seconds of a clock that only goes forward, once the GPU has finished what it was given."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -40,20 +40,20 @@ LONGEST_NAME = 230  # bytes of a name; file systems hold 255, and endings and nu
 
 
 def is_one_line(text: str) -> bool:
-    """Whether the text has no line ends, no control characters and no bytes that are no text."""
+    """Return whether the text has no line ends, no control characters and no bytes that are no text."""
     return text.isprintable() or _NO_LINE.search(text) is None
 
 
 def printable(text: str | Path) -> str:
-    """The text as it may be shown: line ends, control characters, bytes that are no text, characters that turn the
-    direction of reading or cannot be seen are written as escapes, as in `a\\nb.jpg`.
+    """Return the text as it may be shown: what breaks a line, moves a cursor, turns the direction of reading or cannot
+    be seen is written as an escape, as in `a\\nb.jpg`.
     """
     text = str(text)
     return text if text.isprintable() else _ODD.sub(lambda odd: odd[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def file_stem(text: str) -> str:
-    """A stem for files, as close to the text as can be: nothing odd in it, no separator, `LONGEST_NAME` bytes at most.
+    """Return a stem for files, close to the text: nothing odd in it, no separator, `LONGEST_NAME` bytes at most.
 
     What is longer keeps its beginning and gets a checksum, so that different names stay different.
     """
@@ -65,7 +65,7 @@ def file_stem(text: str) -> str:
 
 
 def folder_name(text: str) -> str:
-    """One folder's name made of any text, good on every file system: as `file_stem`, and none of `. .. con a:b`."""
+    """Return a folder's name for any text, good on every file system: as `file_stem`, none of `. .. con a:b`."""
     plain = _FORBIDDEN.sub("_", text)
     ended = plain.rstrip(". ")
     plain = ended + "_" * (len(plain) - len(ended)) or "_"
@@ -73,7 +73,7 @@ def folder_name(text: str) -> str:
 
 
 def file_size(path: str | Path, limit: int) -> int:
-    """Size in bytes of a regular file. Nothing is opened.
+    """Return the size in bytes of a regular file. Nothing is opened.
 
     Raises ValueError, without the name, for anything else and for more than `limit` bytes; OSError as `os.stat` does.
     """
@@ -94,7 +94,7 @@ def check_size(size: int, limit: int) -> None:
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; raises as `file_size` does."""
+    """Return the content of a regular file of at most `limit` bytes; raises as `file_size` does."""
     room, parts, length = max(file_size(path, limit) + 1, CHUNK), [], 0  # read(limit) would ask for all of that memory
     with open(path, "rb") as file:
         while part := file.read(room):
@@ -131,13 +131,13 @@ def write_whole(target: str | Path, content: str | bytes) -> None:
 
 
 def folded(name: str) -> str:
-    """What two spellings of one name have in common: no case, width, edges, or kind of separator."""
+    """Return what two spellings of one name have in common: no case, width, edges, or kind of separator."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_-]+", " ", plain).strip()
 
 
 def decoded(content: bytes, errors: str = "strict") -> str:
-    """The text of a file: UTF-8, or the UTF-16 that Windows marks and writes. UnicodeError says what to do."""
+    """Return the text of a file: UTF-8, or the UTF-16 that Windows marks and writes. UnicodeError says what to do."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode("utf-16") if wide else content.decode("utf-8-sig", errors)
@@ -146,13 +146,13 @@ def decoded(content: bytes, errors: str = "strict") -> str:
 
 
 def is_hidden(path: str, folder: str | Path) -> bool:
-    """Whether a path below a folder is hidden there: `.name`, or what macOS and notebooks leave, as `__MACOSX`."""
+    """Return whether a path is hidden below a folder: `.name`, or what macOS and notebooks leave, as `__MACOSX`."""
     parts = os.path.relpath(path, folder).split(os.sep)
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
 
 
 def walk_files(folder: str | Path) -> Iterator[str]:
-    """Every name below a folder that is no folder, links to folders followed unless they lead back up."""
+    """Yield every name below a folder that is no folder, links to folders followed unless they lead back up."""
     visits: dict[tuple[int, int], int] = {}
     pending = [(os.fspath(folder), frozenset[tuple[int, int]]())]
     while pending:
@@ -167,14 +167,7 @@ def walk_files(folder: str | Path) -> Iterator[str]:
         if identity in above or visits[identity] > MAX_VISITS:
             continue
         for entry in entries:
-            if _is_folder(entry):
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may lead in circles
                 pending.append((entry.path, above | {identity}))
             else:
                 yield entry.path
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in circles
-        return False

@@ -13,16 +13,10 @@ from utils.base.files import printable
 LOGGER = logging.getLogger("yolov5")
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk, or choose another place")
-_STYLES = {
-    **{name: f"\033[{30 + i}m" for i, name in enumerate("black red green yellow blue magenta cyan white".split())},
-    **{
-        f"bright_{name}": f"\033[{90 + i}m"
-        for i, name in enumerate("black red green yellow blue magenta cyan white".split())
-    },
-    "bold": "\033[1m",
-    "underline": "\033[4m",
-    "end": "\033[0m",
-}
+_COLOURS = "black red green yellow blue magenta cyan white".split()
+_STYLES = {name: f"\033[{30 + i}m" for i, name in enumerate(_COLOURS)}
+_STYLES |= {f"bright_{name}": f"\033[{90 + i}m" for i, name in enumerate(_COLOURS)}
+_STYLES |= {"bold": "\033[1m", "underline": "\033[4m", "end": "\033[0m"}
 _CODES = "|".join(map(re.escape, _STYLES.values()))
 _COLOURED = re.compile(rf"((?:{_CODES})+)([^\033]*)({re.escape(_STYLES['end'])})")  # what `colorstr` makes
 
@@ -30,7 +24,7 @@ _COLOURED = re.compile(rf"((?:{_CODES})+)([^\033]*)({re.escape(_STYLES['end'])})
 class _Tidy(logging.Formatter):
     """Plain text for information, a coloured prefix for what deserves attention, no colour codes in a file.
 
-    Names come from strangers: whatever is neither a line end nor a colour of ours is shown as an escape, not sent.
+    Names may be anybody's: whatever is neither a line end nor a colour of ours is shown as an escape, not sent.
     """
 
     def __init__(self, colour: bool) -> None:
@@ -59,23 +53,24 @@ def colorstr(*parts: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What a person is told of an error that ends a script: one line, with file and remedy where known.
+    """Return an error that ends a script as one line, with file and remedy where known.
 
     The system's own errors come as `[Errno 28] No space left on device`, often without a name.
     """
     if not isinstance(error, OSError) or error.strerror is None:
         return printable(" ".join(str(error).split())) or type(error).__name__
-    remedy = _REMEDIES.get(error.errno, "check the path, and who may write there")
+    remedy = _REMEDIES.get(error.errno or 0, "check the path, and who may write there")
     return f"{printable(error.filename or 'a file could not be written')}: {error.strerror}; {remedy}"
 
 
 def set_up_logging(main_process: bool = True) -> None:
-    """Send INFO and above to stderr, from the main process only (the others tell errors); env
-    YOLOv5_VERBOSE=false keeps warnings alone.
+    """Send INFO and above to stderr, from the main process only (the others send errors).
+
+    The environment's YOLOv5_VERBOSE=false keeps warnings alone.
 
     Calling it twice changes nothing, so scripts that call each other stay quiet about it.
     """
-    quiet = os.environ.get("YOLOv5_VERBOSE", "true").lower() in ("false", "0", "no")
+    quiet = os.environ.get("YOLOv5_VERBOSE", "true").lower() in ("false", "0", "no")  # noqa: SIM112 - v6.1's name
     LOGGER.setLevel(logging.ERROR if not main_process else logging.WARNING if quiet else logging.INFO)
     if not LOGGER.handlers:
         handler = logging.StreamHandler()

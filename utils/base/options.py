@@ -103,28 +103,18 @@ def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
-        extra, default = dict(item.metadata["extra"]), _default(item)
-        choices = extra.pop("choices", None)
+        extra, choices = dict(item.metadata["extra"]), item.metadata["extra"].get("choices")
+        extra.pop("choices", None)  # are checked with the types, below
         inner, many = inner_type(hints[item.name])
         if extra.pop("type", inner) is bool:
-            extra["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
+            extra["action"] = "store_true" if _default(item) is False else argparse.BooleanOptionalAction
         else:
             extra.setdefault("metavar", f"{{{','.join(choices)}}}" if choices else item.name.upper())
-            if many:
-                extra.setdefault("nargs", "+")
-        shown = item.metadata["shown"]
-        if shown is None:  # absolute paths as they are seen from the current folder
-            values = default if isinstance(default, list) else [default]
-            values = [value for value in values if value is not None and value is not False]
-            is_path = [isinstance(value, str) and Path(value).is_absolute() for value in values]
-            shown = " ".join(shown_path(v) if path else str(v) for v, path in zip(values, is_path, strict=True))
-        text = (item.metadata["help"] + (f" (default: {shown})" if shown else "")).replace("%", "%%")
+            extra = ({"nargs": "+"} | extra) if many else extra
         names = ["--" + item.name.replace("_", "-"), *item.metadata["aliases"]]
-        parser.add_argument(*names, dest=item.name, default=argparse.SUPPRESS, help=text, **extra)
-    words = [
-        re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), w) for w in (sys.argv[1:] if argv is None else argv)
-    ]
-    found, unknown = parser.parse_known_args(words)
+        parser.add_argument(*names, dest=item.name, default=argparse.SUPPRESS, help=_help(item), **extra)
+    words = sys.argv[1:] if argv is None else argv
+    found, unknown = parser.parse_known_args([re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), w) for w in words])
     if unknown:
         near = nearest(unknown[0].split("=")[0], [name for name in parser._option_string_actions if name[:2] == "--"])
         parser.error(f"unknown argument {printable(unknown[0])}{near}; see --help")
@@ -132,6 +122,17 @@ def parse_given(kind: type[Any], argv: Sequence[str] | None = None, description:
         return _checked(kind, vars(found), "")
     except ValueError as error:
         parser.error(str(error))
+
+
+def _help(item: Field[Any]) -> str:
+    """Return what --help says of a flag: its text and its default, if there is one."""
+    default, shown = _default(item), item.metadata["shown"]
+    if shown is None:  # absolute paths as they are seen from the current folder
+        values = default if isinstance(default, list) else [default]
+        values = [value for value in values if value is not None and value is not False]
+        is_path = [isinstance(value, str) and Path(value).is_absolute() for value in values]
+        shown = " ".join(shown_path(v) if path else str(v) for v, path in zip(values, is_path, strict=True))
+    return (item.metadata["help"] + (f" (default: {shown})" if shown else "")).replace("%", "%%")
 
 
 def _default(item: Field[Any]) -> Any:
@@ -169,29 +170,34 @@ def _spelled(name: str, source: str) -> str:
 
 def _checked(kind: type[Any], given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the values as their options have them. Raises ValueError for what they cannot be."""
-    known, hints, found = {item.name: item for item in fields(kind)}, typing.get_type_hints(kind), {}
-    for name, value in given.items():
+    known, hints = {item.name: item for item in fields(kind)}, typing.get_type_hints(kind)
+    for name in given:
         if name not in known:
             start = f"{source}: unknown key" if source else "unknown option"
-            raise ValueError(f"{start} {repr(name)[:MOST_SHOWN]}{nearest(name, known)}; there are: {', '.join(known)}")
-        extra, default, label = known[name].metadata["extra"], _default(known[name]), _spelled(name, source)
-        inner, many = inner_type(hints[name])
-        if value is None and not default:
-            found[name] = default
-        elif isinstance(value, bool) and extra.get("nargs") == "?":
-            found[name] = extra["const"] if value else default
-        else:
-            values = value.tolist() if many and hasattr(value, "tolist") else value  # arrays
-            is_many = many and isinstance(values, (list, tuple, range, set, frozenset))
-            read = [_read(label, extra, inner, part) for part in (values if is_many else [values])]
-            if not read and default:
-                raise ValueError(f"{label}: is empty; give {WANTED[inner]}, or leave it out")
-            found[name] = read if many else read[0]
-    return found
+            near = nearest(name, known)
+            raise ValueError(f"{start} {repr(name)[:MOST_SHOWN]}{near}; there are: {', '.join(known)}")
+    return {name: _value(known[name], hints[name], value, _spelled(name, source)) for name, value in given.items()}
+
+
+def _value(item: Field[Any], hint: Any, value: Any, label: str) -> Any:
+    """Return one option's value as it has it."""
+    extra, default = item.metadata["extra"], _default(item)
+    inner, many = inner_type(hint)
+    if value is None and not default:
+        return default
+    if isinstance(value, bool) and extra.get("nargs") == "?":
+        return extra["const"] if value else default
+    if not many:
+        return _read(label, extra, inner, value)
+    values = getattr(value, "tolist", lambda: value)()  # arrays
+    listed = values if isinstance(values, (list, tuple, range, set, frozenset)) else [values]
+    if not listed and default:
+        raise ValueError(f"{label}: is empty; give {WANTED[inner]}, or leave it out")
+    return [_read(label, extra, inner, part) for part in listed]
 
 
 def _read(label: str, extra: Mapping[str, Any], inner: type[Any], value: Any) -> Any:
-    """Return one value as the option has it. Raises ValueError for what it cannot be."""
+    """Return a single value as the option has it. Raises ValueError for what it cannot be."""
     kind, choices = extra.get("type", inner), extra.get("choices")
     try:
         found = _converted(kind, value.item() if hasattr(value, "item") else value)  # single numbers of arrays
@@ -204,19 +210,14 @@ def _read(label: str, extra: Mapping[str, Any], inner: type[Any], value: Any) ->
 
 def _converted(kind: type[Any], value: Any) -> Any:
     """Return a value as bool, text or number. Raises ValueError or OverflowError for what stands for none."""
-    if kind is bool:
-        if isinstance(value, int) and value in (0, 1):
-            return bool(value)
-    elif isinstance(value, bool):
-        pass
-    elif kind is str:
-        if isinstance(value, (str, int, float, os.PathLike, torch.device)):
-            return str(value)
-    elif isinstance(value, (int, float, str)):
-        number = kind(value)
-        if kind is float or (abs(number) <= MOST_WHOLE and (isinstance(value, str) or number == value)):
-            return number
-    raise ValueError
+    accepted: dict[type[Any], tuple[type[Any], ...]] = {bool: (int,), str: (str, int, float, os.PathLike, torch.device)}
+    if not isinstance(value, accepted.get(kind, (int, float, str))) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError
+    found = kind(value)
+    is_whole = kind is int and (abs(found) > MOST_WHOLE or (not isinstance(value, str) and found != value))
+    if is_whole or (kind is bool and found != value):
+        raise ValueError
+    return found
 
 
 def _briefly(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,12 @@ from utils.base.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 USUAL_SIZE = 640  # pixels of an image's side, when nothing says otherwise
-LARGEST_SIZE = 8192  # pixels that a stranger's file may ask for by itself
+LARGEST_SIZE = 8192  # pixels that a file may ask for by itself
 _SEARCHED = ("data", "models")
 
 
 def datasets_root() -> Path:
-    """Folder that relative data set paths fall back to.
+    """Return the folder that relative data set paths fall back to.
 
     `YOLOV5_DATASETS_DIR` if set, else `datasets` beside the repository when it exists, else `datasets` inside it.
     """
@@ -32,8 +33,7 @@ def datasets_root() -> Path:
 
 
 def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
-    """The file as given, seen from the current folder, else from the repository, else the one of that name below its
-    data/ or models/.
+    """Return the file as given, seen from the current folder or the repository, or of that name below data/ or models/.
 
     Raises ValueError when it has another suffix, is not found (naming what comes close) or is found twice.
     """
@@ -49,46 +49,40 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ValueError(f"{file} is ambiguous: {', '.join(str(m) for m in matches)}; give its full path")
+        raise ValueError(f"{file} is ambiguous: {', '.join(map(str, matches))}; give its full path")
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
 
 
 def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Files below data/ and models/ whose path ends in `path`, and the names of all that `path` may have meant."""
+    """Return the files below data/ and models/ whose path ends in `path`, and the names of all it may have meant."""
     below = [file for folder in _SEARCHED for file in sorted((ROOT / folder).rglob("*")) if file.is_file()]
-    tail = path.parts
-    matches = [file for file in below if file.parts[-len(tail) :] == tail]
+    matches = [file for file in below if file.parts[-len(path.parts) :] == path.parts]
     return matches, sorted({file.name for file in below if not suffixes or file.suffix in suffixes})
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The weights as given, seen from the current folder, else from the repository.
+    """Return the weights as given, seen from the current folder, else from the repository.
 
     Raises ValueError when they are in neither, naming both places and what comes close there or among the runs, and
     for what could be read for ever.
     """
     given = Path(weights).expanduser()
-    places = [given] if given.is_absolute() else [given, ROOT / given]
+    places = list(dict.fromkeys([given, ROOT / given]))
     for place in places:
+        if place.is_file() or place.is_dir():
+            return place
         if place.exists():
-            return _readable(place)
+            raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    there = [file for place in places for file in sorted(place.parent.glob(f"*{_literal(given.suffix)}"))]
+    there = [file for place in places for file in sorted(place.parent.glob(f"*{glob.escape(given.suffix)}"))]
     near = difflib.get_close_matches(given.name, {file.name for file in there}, n=1, cutoff=0.6)
     found = [file for file in there if file.name in near][:1]
-    found += sorted((ROOT / "runs/train").glob(f"*/weights/{_literal(given.name)}"))[:2]
+    found += sorted((ROOT / "runs/train").glob(f"*/weights/{glob.escape(given.name)}"))[:2]
     hint = f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
     remedy = "train some, or copy them there (nothing is downloaded)"
     raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; {remedy}")
-
-
-def _readable(place: Path) -> Path:
-    """The path of a file or folder. Raises ValueError for anything else."""
-    if not (place.is_file() or place.is_dir()):
-        raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
-    return place
 
 
 def check_yaml(file: str | Path) -> Path:
@@ -97,37 +91,35 @@ def check_yaml(file: str | Path) -> Path:
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
-    """`runs/exp` if it is free, else `runs/exp2`, `runs/exp3` ...: one above the highest number there is.
+    """Return `runs/exp` if it is free, else `runs/exp2`, `runs/exp3` ...: one above the highest number there is.
 
     A file keeps its suffix (`a.txt` -> `a2.txt`). With `exist_ok` the path is taken as it is. With `mkdir` the folder
     is made, and, unless `exist_ok`, by this call and no other: of several that ask at once each gets one of its own.
     """
     path = Path(path)
-    if not mkdir:
-        return path if exist_ok or not os.path.lexists(path) else _next_name(path, sep)
-    if exist_ok:
-        path.mkdir(parents=True, exist_ok=True)
-        return path
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        chosen = _next_name(path, sep) if os.path.lexists(path) else path
-        # between looking and making another may have been faster, or a parent that was empty gone again
-        with suppress(FileExistsError, FileNotFoundError):
-            chosen.mkdir()
+        chosen = path
+        if mkdir:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not exist_ok and os.path.lexists(path):
+            stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+            numbered = re.compile(re.escape(stem + sep) + r"(\d+)")
+            there = path.parent.glob(f"{glob.escape(stem)}*")
+            taken = [int(match[1]) for other in there if (match := numbered.match(other.name))]
+            chosen = path.with_name(f"{stem}{sep}{max([1, *taken]) + 1}{suffix}")
+        if not mkdir:
             return chosen
-
-
-def _next_name(path: Path, sep: str) -> Path:
-    """The path with one above the highest number that its numbered sisters have."""
-    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
-    numbered = re.compile(re.escape(stem + sep) + r"(\d+)")
-    taken = [int(m[1]) for sister in path.parent.glob(f"{_literal(stem)}*") if (m := numbered.match(sister.name))]
-    return path.with_name(f"{stem}{sep}{max([1, *taken]) + 1}{suffix}")
+        try:
+            chosen.mkdir(exist_ok=exist_ok)
+            return chosen
+        except (FileExistsError, FileNotFoundError):  # another was faster, or a parent that was empty has gone again
+            if exist_ok and not path.is_dir():
+                raise
 
 
 @contextmanager
 def claimed(path: str | Path, exist_ok: bool = False) -> Iterator[Path]:
-    """A folder of one's own by `increment_path`, taken away again when the block fails before anything is in it.
+    """Make a folder of one's own by `increment_path`, taken away again when the block fails before anything is in it.
 
     So are the folders above it that were made for it. With `exist_ok` it may be there already, and then stays.
     """
@@ -145,7 +137,7 @@ def claimed(path: str | Path, exist_ok: bool = False) -> Iterator[Path]:
 
 
 def latest_checkpoint(folder: str | Path, name: str = "best.pt") -> Path | None:
-    """The newest `<folder>/*/weights/<name>`, None if there is none."""
+    """Return the newest `<folder>/*/weights/<name>`, None if there is none."""
     found = [path for path in Path(folder).glob(f"*/weights/{name}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -162,13 +154,13 @@ def choose_weights(given: Sequence[str]) -> list[str]:
 
 
 def trained_with(weights: Sequence[str | Path]) -> dict[str, Any]:
-    """The options of the run that the first weights file lies in (its opt.yaml), empty when there is none."""
+    """Return the options of the run that the first weights file lies in (its opt.yaml), empty when there is none."""
     file = Path(weights[0]).parent.parent / "opt.yaml" if weights else None
     return read_yaml(file) if file and file.is_file() else {}
 
 
 def trained_size(weights: Sequence[str | Path]) -> int:
-    """The side in pixels of the images that the weights were trained on, as their run's folder tells, else 640.
+    """Return the side in pixels of the images that the weights were trained on, as their run's folder tells, else 640.
 
     For weights that do not know it themselves, as those of earlier versions.
     """
@@ -176,16 +168,11 @@ def trained_size(weights: Sequence[str | Path]) -> int:
 
 
 def usable_size(size: Any) -> int:
-    """The side in pixels that a file states, 0 for none or for what cannot be one."""
+    """Return the side in pixels that a file states, 0 for none or for what cannot be one."""
     return size if type(size) is int and 0 < size <= LARGEST_SIZE else 0
 
 
 def shown(path: str | Path) -> str:
-    """A path as people want to read it: relative to the current folder when it lies below it, on one line."""
+    """Return a path as people want to read it: relative to the current folder when it lies below it, on one line."""
     full = Path(path).resolve()
     return printable(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
-
-
-def _literal(text: str) -> str:
-    """Protect glob's own characters in a file name."""
-    return re.sub(r"([*?[])", r"[\1]", text)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ BAR = "{l_bar}{bar:10}{r_bar}{bar:-10b}"  # YOLOv5's
 
 
 def is_terminal() -> bool:
-    """Does a person watch the log, who can be shown a bar? Files, pipes and notebooks get lines."""
+    """Return whether a person watches the log, who can be shown a bar. Files, pipes and notebooks get lines."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-class SparseLines:
-    """Stands in for a bar where there is no terminal: tells the log every `SPARSE` seconds how far things are."""
+class SparseLines(nullcontext[Any]):
+    """Stands in for a bar where there is no terminal: logs every `SPARSE` seconds how far things are."""
 
     def __init__(self, items: Iterable[Any] | None, description: str, total: int | None, unit: str) -> None:
+        super().__init__(self)
         self.items, self.description, self.unit = items if items is not None else (), description, unit
         self.total = len(items) if total is None and isinstance(items, Sized) else total
         self.done, self.began = 0, time.monotonic()
@@ -38,14 +40,8 @@ class SparseLines:
             yield item
             self.update()
 
-    def __enter__(self) -> SparseLines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count so many more as done."""
         self.done += count
         now = time.monotonic()
         if now - self.said < SPARSE:
@@ -67,7 +63,7 @@ def progress(
     quiet: bool = False,
     **bar: Any,
 ) -> Any:
-    """`items`, or, without any, something to `update`, with a bar on a terminal and sparse lines elsewhere.
+    """Return `items`, or, without any, something to `update`, with a bar on a terminal and sparse lines elsewhere.
 
     Nothing is shown if `quiet`, or where nobody listens to the log. `unit` "B" stands for bytes; `bar` goes to tqdm.
     """
@@ -86,21 +82,21 @@ class Pace:
         self.total, self.first, self.began = total, done, time.monotonic()
 
     def left(self, done: float) -> str:
-        """The time that is left when so much is done, "?" before anything is."""
+        """Return the time that is left when so much is done, "?" before anything is."""
         if done <= self.first:
             return "?"
         return duration((time.monotonic() - self.began) / (done - self.first) * (self.total - done))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 0:07, 12:30, 3:04:05."""
+    """Return seconds as people read them: 0:07, 12:30, 3:04:05."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def process_memory() -> int:
-    """Bytes of memory that this process holds (its resident set), without its loader processes; 0 where unknown.
+    """Return the bytes that this process holds (its resident set), without its loader processes; 0 where unknown.
 
     Where the system tells the present size of no process it is the largest so far.
     """
@@ -117,17 +113,17 @@ def process_memory() -> int:
 
 
 def memory_name(device: torch.device) -> str:
-    """What `memory_in_use` counts: a GPU's memory, or the resident set of the process."""
+    """Return what `memory_in_use` counts: a GPU's memory, or the resident set of the process."""
     return "gpu_mem" if device.type == "cuda" else "RSS"
 
 
 def memory_in_use(device: torch.device) -> str:
-    """Gigabytes that training on this device holds at present."""
+    """Return the gigabytes that training on this device holds at present."""
     return f"{(torch.cuda.memory_reserved(device) if device.type == 'cuda' else process_memory()) / 1e9:.3g}G"
 
 
 def epoch_line(epoch: str, losses: Sequence[float], scores: Sequence[float], rest: Sequence[str]) -> str:
-    """An epoch in one line: its number of how many, (box, obj, cls) losses, (P, R, mAP50, mAP50-95), and the `rest`.
+    """Return an epoch in one line: its number of all, (box, obj, cls) losses, (P, R, mAP50, mAP50-95), the `rest`.
 
     `scores` are empty when it was not validated.
     """

@@ -6,7 +6,8 @@ so what they stand for is counted before any of it is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,22 @@ _REFUSALS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError,
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
+    """Return the mapping in a YAML file. Raises ValueError, with file and line, when it is not one."""
     name = printable(path)
     try:
         text = decoded(read_bytes(path, MAX_BYTES))
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
     except UnicodeError:
         raise ValueError(f"{name}: is not a text file in UTF-8; save it as UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: cannot be read ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
         content = _built(text)
     except _REFUSALS as error:  # PyYAML lets through what Python says of a wrong date or number
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
-        reason = printable(problem or _first_line(error) or "syntax error")
+        said = str(error).partition("\n")[0] * (not isinstance(error, yaml.YAMLError))
+        reason = printable(problem or said or "syntax error")
         raise ValueError(f"{name}{where}: is not valid YAML ({reason})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{name}: expected 'key: value' lines, not {type(content).__name__ if content else 'nothing'}")
@@ -53,13 +53,9 @@ def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def shortened(value: Any) -> str:
-    """A value for a message: what Python calls it, cut off after 80 characters."""
+    """Return a value for a message: what Python calls it, cut off after 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _first_line(error: BaseException) -> str:
-    return "" if isinstance(error, yaml.YAMLError) else (str(error).splitlines() or [""])[0]
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,7 +63,7 @@ class _Loader(yaml.SafeLoader):
 
     nodes = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """One more value."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
@@ -76,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _built(text: str) -> Any:
-    """What the text stands for, once its size is known."""
+    """Return what the text stands for, once its size is known."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -86,30 +82,29 @@ def _built(text: str) -> Any:
         content = loader.construct_document(node)
     finally:
         loader.dispose()
-    for value in _leaves(content):
-        _check_leaf(value)
+    _check_leaves(content)
     return content
 
 
-def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield key
-            yield value
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value
-
-
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """(nodes, levels) with every alias written out; raises ValueError when that is endless or too much."""
+    """Return (nodes, levels) with every alias written out.
+
+    Raises ValueError when that is endless or too much, and for a mapping with one key twice, of which only the last
+    would count.
+    """
     if id(node) in known:
         if (found := known[id(node)]) is None:
             raise ValueError("an alias stands for something that it is part of itself")
         return found
     known[id(node)] = None
-    _check_keys(node)
+    parts, seen = node.value if isinstance(node, yaml.SequenceNode) else [], set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        parts += [key, value]
+        if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+            raise ValueError(f"line {key.start_mark.line + 1}: {key.value[:40]!r} is there twice; remove one")
+        seen.add((key.tag, str(key.value)))
     nodes, levels = 1, 1
-    for part in _parts(node):
+    for part in parts:
         below, deep = _measure(part, known)
         nodes, levels = nodes + below, max(levels, deep + 1)
         if nodes > MAX_NODES or levels > MAX_LEVELS:
@@ -118,30 +113,12 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
     return nodes, levels
 
 
-def _check_keys(node: yaml.Node) -> None:
-    """Raise ValueError for a mapping with one key twice, of which only the last would count."""
-    seen = set()
-    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-        if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-            raise ValueError(f"line {key.start_mark.line + 1}: {key.value[:40]!r} is there twice; remove one")
-        seen.add((key.tag, str(key.value)))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _leaves(key)
-            yield from _leaves(part)
-    elif isinstance(value, (list, tuple, set)):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
-
-
-def _check_leaf(value: Any) -> None:
+def _check_leaves(value: Any) -> None:
     """Raise ValueError for numbers that nothing counts to and for text that can be neither printed nor written."""
-    if isinstance(value, int) and not -MAX_NUMBER < value < MAX_NUMBER:
+    if isinstance(value, (Mapping, list, tuple, set)):
+        for part in chain.from_iterable(value.items()) if isinstance(value, Mapping) else value:
+            _check_leaves(part)
+    elif isinstance(value, int) and not -MAX_NUMBER < value < MAX_NUMBER:
         raise ValueError("a whole number of more than 18 digits")
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
         raise ValueError(f"text with what is no character: {value[:40]!r}")

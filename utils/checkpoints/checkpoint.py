@@ -91,16 +91,15 @@ class PickledNumpy(Pickled):
     def value(self) -> np.ndarray | np.generic:
         """The array or number; raises ValueError for one that does not consist of plain numbers."""
         if self.path.endswith(_NUMBER):
-            (kind, raw), shape, order = self.args, (), "C"
+            (kind, raw), shape, is_fortran = self.args, tuple[int, ...](), False
         elif self.path.endswith(_ARRAY):
             _, shape, kind, is_fortran, raw = self.state
-            order = "F" if is_fortran else "C"
         else:
             raise ValueError(f"a pickled {self.path} without numbers")
         name, byte_order = str(kind.args[0]), str(kind.state[1])
         if not re.fullmatch(r"[biuf][1248]", name) or byte_order not in "<>|=" or not isinstance(raw, bytes):
             raise ValueError(f"a numpy array of {name}; only plain numbers are read")
-        array = np.frombuffer(raw, byte_order + name).reshape(shape, order=order)
+        array = np.frombuffer(raw, byte_order + name).reshape(shape, order="F" if is_fortran else "C")
         return array[()] if shape == () else array  # numpy's number, as it was
 
 
@@ -117,7 +116,11 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
     if path.suffix == ENDING:
         return load_safetensors(path)
     try:
-        allowed = _allowed(classes)
+        named = [
+            *((name, Pickled) for name in (*PICKLED_CLASSES, *classes)),
+            *((name, PickledNumpy) for name in _NUMPY),
+        ]
+        allowed: list[Any] = [(type(name.rpartition(".")[2], (kind,), {"path": name}), name) for name, kind in named]
         _check_content(path, {name for _, name in allowed})
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -129,7 +132,10 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
 
 
 def _check_content(path: Path, allowed: Collection[str]) -> None:
-    """Compare the parts of a file with each other before torch believes them; raises ValueError for what cannot be."""
+    """Compare the parts of a file with each other before torch believes them.
+
+    Raises ValueError for what cannot be: an archive that readers could take for two, a pickle that asks too much.
+    """
     size = path.stat().st_size
     if size == 0:
         raise ValueError("the file is empty")
@@ -139,11 +145,6 @@ def _check_content(path: Path, allowed: Collection[str]) -> None:
             for _ in range(5):
                 check_pickle(programs, allowed, {}, size)
             return
-    _check_archive(path, allowed)
-
-
-def _check_archive(path: Path, allowed: Collection[str]) -> None:
-    """Raise ValueError for an archive that readers could take for two, and for a pickle in it that asks too much."""
     records = read_records(path)
     found = {record.name.partition("/")[2]: record for record in records}
     if any(name.rpartition("/")[2] == "constants.pkl" for name in found):
@@ -152,12 +153,6 @@ def _check_archive(path: Path, allowed: Collection[str]) -> None:
         raise ValueError(f"no pickle of at most {MAX_PICKLE >> 20} MiB in it")
     sizes = {name.removeprefix("data/"): part.size for name, part in found.items() if name.startswith("data/")}
     check_pickle(io.BytesIO(read_record(path, found["data.pkl"])), allowed, sizes, 0)
-
-
-def _allowed(classes: Iterable[str]) -> list[tuple[type[Pickled], str]]:
-    """Pairs of what a name in a pickle becomes and that name."""
-    kinds = [*((name, Pickled) for name in (*PICKLED_CLASSES, *classes)), *((name, PickledNumpy) for name in _NUMPY)]
-    return [(type(name.rpartition(".")[2], (kind,), {"path": name}), name) for name, kind in kinds]
 
 
 def _reason(error: BaseException) -> str:
@@ -219,14 +214,15 @@ def _walk(module: Pickled, name: str, depth: int) -> Iterator[tuple[str, Pickled
 # -------------------------------------------------------------------------------------------------------- writing
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """All that is needed to build the model again: its description, classes, strides and a copy of its state."""
-    names = model.names
+    own: Any = model  # nn.Module declares no attributes
+    names = own.names
     return {
-        "yaml": _plain(model.yaml, "yaml"),
-        "nc": int(model.nc),
+        "yaml": _plain(own.yaml, "yaml"),
+        "nc": int(own.nc),
         "names": [str(name) for name in (names.values() if isinstance(names, Mapping) else names)],
-        "stride": [float(stride) for stride in model.stride],
-        "hyp": _plain(model.hyp, "hyp"),
-        "inplace": bool(model.inplace),
+        "stride": [float(stride) for stride in own.stride],
+        "hyp": _plain(own.hyp, "hyp"),
+        "inplace": bool(own.inplace),
         "state_dict": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
     }
 

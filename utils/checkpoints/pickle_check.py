@@ -128,7 +128,7 @@ class _Machine:
         self.memo: dict[int, _Value] = {}
         self.bytes = self.items = self.odd_keys = 0
         stack, rebuild = self.push, "torch._utils._rebuild_"
-        self.steps: dict[str, Callable[[Any], object]] = {
+        self.steps: dict[str, Any] = {
             **dict.fromkeys(_LEAVES, lambda plain: stack("leaf", [], plain)),
             **{name: lambda _, plain=plain: stack("leaf", [], plain) for name, plain in _CONSTANTS.items()},
             **{name: lambda _, kind=kind: stack(kind, []) for name, kind in _EMPTY.items()},
@@ -210,7 +210,7 @@ class _Machine:
             raise pickle.UnpicklingError(f"GLOBAL {re.sub(r'^(__builtin__|builtins)[.]', '', name)}")
         self.push("name", [], name)
 
-    def call(self, function: _Value, arguments: _Value, new: bool) -> None:
+    def call(self, function: _Value, arguments: _Value, *, new: bool) -> None:
         """Call a function or class with a tuple of arguments, or make a `new` object of a class the caller allows."""
         if function.kind != "name" or (arguments.kind != "tuple" and not new):
             raise ValueError("a call of what is no function, or without arguments")
@@ -284,9 +284,7 @@ class _Machine:
         """
         if storage.kind != "storage" or not offset.is_leaf(int) or offset.plain < 0 or len(more) not in (0, 2):
             raise ValueError("a tensor without numbers")
-        sides, steps = size.integers(), stride.integers()
-        last = sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1
-        if offset.plain + last >= storage.plain:
+        if offset.plain + _last_place(size.integers(), stride.integers()) >= storage.plain:
             raise ValueError("a tensor that is larger than its storage")
         if more and (not more[0].is_leaf(bool) or more[1].plain != _ORDERED or more[1].parts[2:]):
             raise ValueError("a tensor with hooks")
@@ -295,3 +293,8 @@ class _Machine:
         """A tensor, whether it wants a gradient, its hooks, and perhaps its attributes."""
         if tensor.kind != "call" or not more or not more[0].is_leaf(bool):
             raise ValueError("a parameter that is no tensor")
+
+
+def _last_place(sides: list[int], steps: list[int]) -> int:
+    """Return the place of a tensor's last number, counted from its first; -1 where it has none."""
+    return sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1

@@ -45,9 +45,7 @@ def load_safetensors(path: Path) -> dict[str, Any]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it has no other way
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = printable(" ".join(str(error).split())[:120]) or type(error).__name__
-        raise ValueError(
-            f"{path}: is no checkpoint of this project, or a damaged one ({reason}); write one with export.py --include "
-            "safetensors"
-        ) from error
+        remedy = "write one with export.py --include safetensors"
+        raise ValueError(f"{path}: is no checkpoint of this project, or a damaged one ({reason}); {remedy}") from error
     content["model"]["state_dict"] = state
     return content

@@ -42,7 +42,12 @@ def read_records(path: Path) -> list[ArchiveRecord]:
     with path.open("rb") as file:
         records = _read_directory(file, *_find_directory(file, file.seek(0, 2)))
         for record in records:
-            _check_content(file, record)
+            file.seek(record.start)
+            found, left = 0, record.size
+            while left and (part := file.read(min(left, CHUNK))):
+                found, left = zlib.crc32(part, found), left - len(part)
+            if left or found != record.crc:
+                raise ValueError(f"{record.name[:100]} does not match its checksum")
     seen = torch._C.PyTorchFileReader(str(path)).get_all_records()
     if [record.name.partition("/")[2] for record in records] != seen:
         raise ValueError("its directory can be read in two ways")
@@ -61,11 +66,18 @@ def _read_directory(file: BinaryIO, start: int, length: int, count: int) -> list
         records.append(record)
     if place != length or offset != start:
         raise ValueError("its parts overlap, or leave room between them")
-    if len({record.name.lower() for record in records}) < count:
-        raise ValueError("two parts have the same name")
-    if len({record.name.partition("/")[0] for record in records}) > 1:
-        raise ValueError("its parts lie in several folders")
+    _check_names([record.name for record in records])
     return records
+
+
+def _check_names(names: list[str]) -> None:
+    """Raise ValueError for names that not every reader takes as they are, or that could be one another's."""
+    if not all(name.isprintable() and "\\" not in name and name.partition("/")[2] for name in names):
+        raise ValueError("a part has a name that PyTorch does not write")
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError("two parts have the same name")
+    if len({name.partition("/")[0] for name in names}) > 1:
+        raise ValueError("its parts lie in several folders")
 
 
 def read_record(path: Path, record: ArchiveRecord) -> bytes:
@@ -124,7 +136,7 @@ def _read_entry(file: BinaryIO, directory: bytes, place: int, offset: int) -> tu
     skipped = _check_header(file, offset, name, (flags, crc, size))
     start = offset + _LOCAL.size + name_length + skipped
     end = _after(file, start + size, crc) if flags & _DESCRIPTOR else start + size
-    return place, end, ArchiveRecord(_readable(name), start, size, crc)
+    return place, end, ArchiveRecord(name.decode("utf-8"), start, size, crc)
 
 
 def _check_header(file: BinaryIO, offset: int, name: bytes, expected: tuple[int, int, int]) -> int:
@@ -162,21 +174,3 @@ def _after(file: BinaryIO, end: int, crc: int) -> int:
         raise ValueError("a part does not match its checksum")
     following = file.read(20)
     return end + (16 if following[8:11] in (b"PK\3", b"PK\1") else 24)
-
-
-def _readable(name: bytes) -> str:
-    """A name that every reader takes as it is: text below one folder, without what some of them cut off or change."""
-    text = name.decode("utf-8")
-    if not text.isprintable() or "\\" in text or not text.partition("/")[2]:
-        raise ValueError("a part has a name that PyTorch does not write")
-    return text
-
-
-def _check_content(file: BinaryIO, record: ArchiveRecord) -> None:
-    """Raise ValueError for a content that does not match its checksum."""
-    file.seek(record.start)
-    found, left = 0, record.size
-    while left and (part := file.read(min(left, CHUNK))):
-        found, left = zlib.crc32(part, found), left - len(part)
-    if left or found != record.crc:
-        raise ValueError(f"{record.name[:100]} does not match its checksum")

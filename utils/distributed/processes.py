@@ -8,12 +8,12 @@ a distributed run every function is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -255,7 +255,7 @@ def own_batches(loader: DataLoader, first: int, stride: int) -> DataLoader:
     """
     if stride == 1:
         return loader
-    count, size = len(loader.dataset), loader.batch_size or 1
+    count, size = len(cast(Sized, loader.dataset)), loader.batch_size or 1
     return DataLoader(
         loader.dataset,
         batch_sampler=[list(range(at, min(at + size, count))) for at in range(first * size, count, stride * size)],

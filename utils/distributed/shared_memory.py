@@ -29,12 +29,12 @@ Layout = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype and shape o
 
 
 def layout_of(arrays: Mapping[str, np.ndarray]) -> Layout:
-    """What `reserve` must know to make room for these arrays."""
+    """Return what `reserve` must know to make room for these arrays."""
     return tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
 
 
 def _places(layout: Layout) -> tuple[list[int], int]:
-    """Where each array begins, and how many bytes there are in all (at least one: nothing cannot be mapped)."""
+    """Return where each array begins, and how many bytes there are in all (at least one: nothing cannot be mapped)."""
     starts, end = [], 0
     for _, kind, shape in layout:
         starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
@@ -49,7 +49,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, file: int, layout: Layout) -> None:
-        """Takes over the descriptor `file`. Raises OSError where it is too short or cannot be mapped."""
+        """Take over the descriptor `file`. Raises OSError where it is too short or cannot be mapped."""
         self.file, self.layout = file, layout
         weakref.finalize(self, os.close, file)
         starts, size = _places(layout)
@@ -80,11 +80,8 @@ def _handed_over(file: Any, layout: Layout) -> SharedArrays:
     return SharedArrays(file.detach(), layout)
 
 
-# ---- making them -----------------------------------------------------------------------------------------------------
-
-
 def _memory_file(size: int) -> tuple[int, str]:
-    """(descriptor, path by which others of this machine can open it) of `size` zero bytes in memory."""
+    """Return (descriptor, path by which others of this machine can open it) of `size` zero bytes in memory."""
     if not hasattr(os, "memfd_create"):
         raise OSError("this system has no memory files")
     file = os.memfd_create("yolov5")
@@ -94,8 +91,8 @@ def _memory_file(size: int) -> tuple[int, str]:
 
 def _temporary_file(size: int) -> tuple[int, str]:
     """The same on disk; the room is taken at once, for running out of it later would kill the process that writes."""
-    path = os.path.join(tempfile.gettempdir(), f"yolov5-{secrets.token_hex(8)}")
     vanishing = getattr(os, "O_TEMPORARY", 0)  # Windows removes no open file, but this one when it is closed
+    path = os.path.join(tempfile.gettempdir(), f"yolov5-{secrets.token_hex(8)}")
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | vanishing, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):
@@ -104,14 +101,20 @@ def _temporary_file(size: int) -> tuple[int, str]:
             os.truncate(file, size)
     except OSError:
         os.close(file)
-        _remove(path)
+        os.unlink(path)
         raise
     return file, path
 
 
-def _remove(path: str) -> None:
-    if not hasattr(os, "O_TEMPORARY"):
-        os.unlink(path)
+def reserve(layout: Layout, team: Team = ALONE, owner: int = 0) -> SharedArrays:
+    """Return arrays of zeros that the whole team holds together, made by the process numbered `owner`.
+
+    Raises OSError, in every process, when one of them cannot have them.
+    """
+    try:
+        return _reserve(layout, team, owner, _memory_file)
+    except OSError:
+        return _reserve(layout, team, owner, _temporary_file)
 
 
 def _reserve(layout: Layout, team: Team, owner: int, make: Callable[[int], tuple[int, str]]) -> SharedArrays:
@@ -123,37 +126,27 @@ def _reserve(layout: Layout, team: Team, owner: int, make: Callable[[int], tuple
                 arrays = SharedArrays(file, layout)
         address = team.gather(path)[owner]
         with team.agreed():
-            arrays = SharedArrays(os.open(address, os.O_RDWR), layout) if arrays is None else arrays
-        return arrays
+            return SharedArrays(os.open(address, os.O_RDWR), layout) if arrays is None else arrays
     finally:
-        if path and make is _temporary_file:
-            _remove(path)
-
-
-def reserve(layout: Layout, team: Team = ALONE, owner: int = 0) -> SharedArrays:
-    """Arrays of zeros that the whole team holds together, made by the process numbered `owner`.
-
-    Raises OSError, in every process, when one of them cannot have them.
-    """
-    try:
-        return _reserve(layout, team, owner, _memory_file)
-    except OSError:
-        return _reserve(layout, team, owner, _temporary_file)
+        if path and make is _temporary_file and not hasattr(os, "O_TEMPORARY"):
+            os.unlink(path)
 
 
 def share(arrays: Mapping[str, np.ndarray] | None, team: Team = ALONE, owner: int = 0) -> Mapping[str, np.ndarray]:
-    """The arrays of the process numbered `owner` (the others give None), held once by all of them.
+    """Return the arrays of the process numbered `owner` (the others give None), held once by all of them.
 
     Where that is impossible every process gets a copy of its own, with a warning.
     """
     layout = team.gather(None if arrays is None else layout_of(arrays))[owner]
+    assert layout is not None, "the owner has arrays"
     try:
         shared = reserve(layout, team, owner)
     except OSError as error:
         LOGGER.warning(f"labels are copied into every process: no shared memory ({error})")
-        return team.gather(arrays)[owner]
+        copies = team.gather(arrays)[owner]
+        assert copies is not None
+        return copies
     with team.agreed():
-        if arrays is not None:
-            for name, values in arrays.items():
-                shared[name][...] = values
+        for name, values in (arrays or {}).items():
+            shared[name][...] = values
     return shared

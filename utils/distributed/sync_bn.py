@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from utils.distributed.processes import is_joined
 
-_OTHERS = (0, 2, 3)  # dimensions that are averaged over: pictures, rows, columns
+_OTHERS = (0, 2, 3)  # dimensions that are averaged over: images, rows, columns
 
 
 class _Normalise(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, eps: float
     ) -> Tensor:
-        """x (B, C, H, W) and its statistics (3, C), see `_joint_statistics`, to the shape and type of x."""
+        """x (B, C, H, W) and mean, variance and number (3, C) of each channel's values to the shape and type of x."""
         ctx.save_for_backward(x, weight, statistics)
         ctx.eps = eps
         mean, var, _ = statistics.to(torch.promote_types(x.dtype, torch.float32))
@@ -38,7 +38,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, and of weight and bias as far as this process's pictures go."""
+        """Gradients of x, and of weight and bias as far as this process's images go."""
         x, weight, statistics = ctx.saved_tensors
         kind = torch.promote_types(x.dtype, torch.float32)
         mean, var, count = statistics[:, None, :, None, None]
@@ -52,20 +52,10 @@ class _Normalise(torch.autograd.Function):
         if weight is not None:
             scale = scale * weight[None, :, None, None]
         inwards = (g - mean_g - z * mean_gz) * scale.to(kind)
-        of_weight, of_bias = (sums if wanted else None for sums, wanted in zip(own.flip(0), ctx.needs_input_grad[1:]))
+        of_weight, of_bias = (
+            sums if wanted else None for sums, wanted in zip(own.flip(0), ctx.needs_input_grad[1:3], strict=True)
+        )
         return inwards.to(x.dtype), of_weight, of_bias, None, None
-
-
-def _joint_statistics(x: Tensor) -> Tensor:
-    """Mean, variance and number (3, C) of each channel's values in (B, C, H, W) of all processes, float64."""
-    values = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = (part.double() for part in torch.var_mean(values, _OTHERS, correction=0))
-    count = torch.full_like(mean, values.numel() // values.shape[1])
-    # sums of squares would lose float32's last digits to the square of the mean, but not float64's
-    sums = torch.stack((mean * count, (var + mean.square()) * count, count))
-    dist.all_reduce(sums)
-    mean = sums[0] / sums[2]
-    return torch.stack((mean, (sums[1] / sums[2] - mean.square()).clamp(min=0), sums[2]))
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -79,19 +69,23 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and is_joined() and dist.get_world_size() > 1):
             return super().forward(input)
         self._check_input_dim(input)
-        statistics = _joint_statistics(input)
-        if self.track_running_stats:
-            self._follow(statistics)
-        return _Normalise.apply(input, self.weight, self.bias, statistics, self.eps)
-
-    @torch.no_grad()
-    def _follow(self, statistics: Tensor) -> None:
-        """Move the running statistics, the variance as one of a sample."""
-        mean, var, count = statistics
-        self.num_batches_tracked.add_(1)
-        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), share)
+        with torch.no_grad():
+            values = input.to(torch.promote_types(input.dtype, torch.float32))
+            var, mean = (part.double() for part in torch.var_mean(values, _OTHERS, correction=0))
+            count = torch.full_like(mean, values.numel() // values.shape[1])
+            # sums of squares would lose float32's last digits to the square of the mean, but not float64's
+            sums = torch.stack((mean * count, (var + mean.square()) * count, count))
+            dist.all_reduce(sums)
+            mean, count = sums[0] / sums[2], sums[2]
+            var = (sums[1] / count - mean.square()).clamp(min=0)
+            if self.track_running_stats:  # the variance as one of a sample
+                assert self.num_batches_tracked is not None
+                assert self.running_mean is not None and self.running_var is not None
+                self.num_batches_tracked.add_(1)
+                share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                self.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), share)
+        return _Normalise.apply(input, self.weight, self.bias, torch.stack((mean, var, count)), self.eps)
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

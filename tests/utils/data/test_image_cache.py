@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.statements import together
+from tests.processes import statements as together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
 from utils.data.samplers import collate

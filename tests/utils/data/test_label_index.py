@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.statements import together
+from tests.processes import statements as together
 from utils.data import label_index
 from utils.data.image_files import Problem
 from utils.data.label_arrays import COLUMNS, Counts, LabelIndex, Pieces, gathered

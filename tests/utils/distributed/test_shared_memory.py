@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.statements import together, write_into
+from tests.processes import statements as together
+from tests.processes import write_into
 from utils.distributed import shared_memory
 from utils.distributed.shared_memory import SharedArrays, layout_of, reserve, share
 

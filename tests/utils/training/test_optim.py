@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.base.config import Hyp
-from utils.training.optim import Recipe, Schedule, build_optimizer, choose_recipe, parameter_groups
+from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer, choose_recipe, parameter_groups
 
 
 def net() -> nn.Module:
@@ -79,3 +79,40 @@ def test_linear_and_cosine_end_at_lrf() -> None:
 def test_the_schedule_has_no_memory() -> None:
     schedule = Schedule(Hyp(), Recipe("SGD", 0.01, 0.9, 0), 20, 10, 16)
     assert rates(schedule, range(150, 160)) == rates(schedule, range(0, 160))[150:]
+
+
+def test_average_of_a_worked_example():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    average = ModelEMA(nn.DataParallel(model), decay=0.5, tau=1)
+    nn.init.constant_(model.weight, 1.0)
+    average.update(model)
+    past = 0.5 * (1 - math.exp(-1))
+    assert average.ema.weight.item() == pytest.approx(1 - past) and average.updates == 1
+    nn.init.constant_(model.weight, 2.0)
+    average.update(nn.DataParallel(model))
+    later = 0.5 * (1 - math.exp(-2))
+    assert average.ema.weight.item() == pytest.approx((1 - past) * later + 2 * (1 - later))
+
+
+@pytest.mark.parametrize("updates, decay", [(0, 0), (1, 0.0005), (100, 0.04877), (2000, 0.63206), (10000, 0.99316)])
+def test_decay_ramp(updates, decay):
+    assert ModelEMA(nn.Identity()).decay(updates) == pytest.approx(decay, abs=5e-6)
+
+
+def test_average_takes_part_in_nothing_and_counts_batches():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    average = ModelEMA(model, updates=5)
+    model(torch.rand(2, 1, 3, 3))
+    average.update(model)
+    assert not average.ema.training and not any(p.requires_grad for p in average.ema.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    assert average.ema[1].num_batches_tracked == 1 and average.updates == 6
+
+
+def test_average_copies_attributes():
+    model = nn.Identity()
+    average = ModelEMA(model)
+    model.names, model.reducer = ["a"], 1
+    average.update_attr(model)
+    assert average.ema.names == ["a"] and not hasattr(average.ema, "reducer")
