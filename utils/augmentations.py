@@ -12,5 +12,6 @@ from utils.data.warp import box_candidates
 from utils.images.letterbox import letterbox
 
 __all__ = [
-    "augment_hsv", "box_candidates", "copy_paste", "cutout", "hist_equalize", "letterbox", "mixup", "random_perspective",
+    "augment_hsv", "box_candidates", "copy_paste", "cutout", "hist_equalize", "letterbox", "mixup",
+    "random_perspective",
 ]  # fmt: skip
