@@ -1,4 +1,4 @@
-"""A page to look at routes in: one HTML file that needs no network and no other file."""
+"""A page that shows routes: one HTML file that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,23 +21,31 @@ Point = tuple[float, float]
 
 
 def write_routing_page(
-    file: Path | str, picture: np.ndarray, maps: Sequence[RoutingMap], name: str, points: Sequence[Point] = ()
+    file: Path | str, image: np.ndarray, maps: Sequence[RoutingMap], name: str, points: Sequence[Point] = ()
 ) -> Path:
-    """Write the page for one picture; returns the file, whose folder is made.
+    """Write the page for one image; return the file, whose folder is made.
 
-    `picture` is the network's input, (H, W, 3) uint8 RGB. `name` is what people know it by. `points` (x, y) in its
-    pixels are what the page offers first. ValueError without any map: there is nothing to show.
+    `image` is the network's input, (H, W, 3) uint8 RGB. `name` is what people know it by. `points` (x, y) in its pixels
+    are what the page offers first. Raise ValueError without any map: there is nothing to show.
     """
     if not maps:
         raise ValueError(f"{file}: a page of routes needs the routes of at least one layer")
-    height, width = picture.shape[:2]
+    (height, width), layers = image.shape[:2], []
+    for routes in maps:  # regions as borders in pixels, those of padding have no size
+        x, y = (edge.tolist() for edge in routes.edges(height, width))
+        cell = [round(routes.cell_height, 3), round(routes.cell_width, 3)]
+        layer = {"name": routes.name, "rows": routes.rows, "cols": routes.cols, "cell": cell, "x": x, "y": y}
+        weight = routes.weight.astype(float).round(4).tolist()
+        layers.append(layer | {"index": routes.index.tolist(), "weight": weight})
+    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    assert done, image.shape
     data = {
         "name": printable(name),
-        "picture": _data_address(picture),
+        "picture": "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii"),
         "width": width,
         "height": height,
         "points": [[round(x, 1), round(y, 1)] for x, y in points],
-        "layers": [_layer(routes, height, width) for routes in maps],
+        "layers": layers,
     }
     # Whatever is in a name, nothing in it can end the script element
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
@@ -48,25 +55,3 @@ def write_routing_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _layer(routes: RoutingMap, height: int, width: int) -> dict[str, Any]:
-    """A layer as the page's script reads it: regions as borders in pixels, those of padding have no size."""
-    x, y = routes.edges(height, width)
-    return {
-        "name": routes.name,
-        "rows": routes.rows,
-        "cols": routes.cols,
-        "cell": [round(routes.cell_height, 3), round(routes.cell_width, 3)],
-        "x": x.tolist(),
-        "y": y.tolist(),
-        "index": routes.index.tolist(),
-        "weight": routes.weight.astype(float).round(4).tolist(),
-    }
-
-
-def _data_address(picture: np.ndarray) -> str:
-    """The picture as a data: address."""
-    done, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done, picture.shape
-    return "data:image/jpeg;base64," + base64.b64encode(encoded).decode("ascii")

@@ -1,4 +1,4 @@
-"""What is left of a frame's routes: whose regions are shown, a picture for each layer, and the page."""
+"""What is written of a frame's routes: whose regions are shown, a drawing for each layer, and the page."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ SUREST = 3  # detections whose regions are shown when nobody asks for others
 
 
 def parse_points(words: Sequence[Any] | None) -> list[Point]:
-    """Positions written as "x,y", or given as pairs, in pixels; ValueError for what is none."""
+    """Return positions written as "x,y", or given as pairs, in pixels. Raise ValueError for what is none."""
     points = []
     for word in words or ():
         text = ",".join(map(str, word)) if isinstance(word, (tuple, list)) else str(word)
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", text)
         if match is None:
-            raise ValueError(f"--query {text}: give X,Y in pixels of the picture, such as --query 320,240")
+            raise ValueError(f"--query {text}: give X,Y in pixels of the image, such as --query 320,240")
         points.append((float(match[1]), float(match[2])))
     return points
 
 
 def choose_points(frame: Frame, wanted: Sequence[Point], detections: Tensor) -> list[Point]:
-    """Positions (x, y) in pixels of the original whose regions are shown.
+    """Return positions (x, y) in pixels of the original whose regions are shown.
 
-    Those wanted; one outside of the picture is left out with a warning. Where none is left, the centres of the surest
-    `detections` (n, 6) xyxy, confidence, class, the surest first; where there are none either, the picture's middle.
+    Those wanted; one outside of the image is left out with a warning. Where none is left, the centres of the surest
+    `detections` (n, 6) xyxy, confidence, class, the surest first; where there are none either, the image's middle.
     """
     height, width = frame.original.shape[:2]
     inside = []
@@ -55,16 +55,16 @@ def choose_points(frame: Frame, wanted: Sequence[Point], detections: Tensor) -> 
 
 
 def write_routes(folder: Path, frame: Frame, maps: Sequence[RoutingMap], points: Sequence[Point]) -> Path:
-    """Draw the routes of every layer into `folder` and write the page beside them; says where, returns the page.
+    """Draw the routes of every layer into `folder` and write the page beside them; log where, return the page.
 
     `points` are in pixels of the original.
     """
-    picture = np.ascontiguousarray(frame.image.transpose(1, 2, 0))
+    image = np.ascontiguousarray(frame.image.transpose(1, 2, 0))
     points = frame.geometry.to_input(points)
     for routes in maps:
         queries = list(dict.fromkeys(routes.region_at(x, y) for x, y in points))  # each region once
-        draw_routes(folder / f"{routes.name}_routes.png", picture, routes, queries)
+        draw_routes(folder / f"{routes.name}_routes.png", image, routes, queries)
     name = readable_name(frame.path) if is_url(frame.path) else Path(frame.path).name
-    page = write_routing_page(folder / PAGE, picture, maps, name, points)
+    page = write_routing_page(folder / PAGE, image, maps, name, points)
     LOGGER.info(f"Routes of {len(maps)} layer{'s' * (len(maps) != 1)} in {shown(page)}")
     return page

@@ -22,11 +22,12 @@ TRIALS = 7
 WORKER = f"""
 import os, sys, time
 from pathlib import Path
-from utils.search import evolve as module
+from utils.search import results, worker as module
+from utils.search.evolve import evolve
 from utils.base.config import Hyp
 from utils.training.setup import TrainOptions
 name, folder, storage, stuck, go = sys.argv[1:]
-module.POLL, module.plot_evolve = 0.05, lambda file: file
+module.POLL, results.plot_evolve = 0.05, lambda file: file
 log = os.open(f"{{folder}}/log", os.O_APPEND | os.O_WRONLY | os.O_CREAT)
 def tell(*words):
     os.write(log, (" ".join(map(str, words)) + "\\n").encode())
@@ -39,7 +40,7 @@ def train(opt, callbacks):
 while go and not Path(go).exists():
     time.sleep(0.02)
 options = dict(project=folder, name="together", exist_ok=True, evolve_storage=storage, hyp="hyp.scratch-low.yaml")
-module.evolve(TrainOptions(evolve={TRIALS}, **options), train)
+evolve(TrainOptions(evolve={TRIALS}, **options), train)
 tell("left", "-", name)
 """
 
