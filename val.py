@@ -119,7 +119,7 @@ def open_report(
 
     Raise ValueError where COCO annotations to score by fit neither the images nor the classes that are scored.
     """
-    is_coco = bool(data.file) and data.file.name == "coco.yaml"  # its JSON is written unasked
+    is_coco = getattr(data.file, "name", "") == "coco.yaml"  # its JSON is written unasked
     wants_json, truth = opt.draws and any((opt.save_json, opt.annotations, is_coco)), None
     with agreed():
         if wants_json and is_main():
@@ -137,8 +137,7 @@ def open_report(
         truth,
     )
     report = Report(settings, callbacks=callbacks)
-    if settings.txt or (wants_json and not truth):
-        report.name_images(images)
+    report.name_images(images)
     return report
 
 

@@ -60,7 +60,7 @@ def search(
             for key in space.keys:
                 trial.suggest_float(key, *LIMITS[key][1:], log=key in LOGARITHMIC)
         else:
-            trial = propose(study, attempt, kind, space, seed, number, study.get_trials(deepcopy=False)[:-1])
+            trial = propose(study, attempt, space, (kind, seed), number, study.get_trials(deepcopy=False)[:-1])
         study.tell(trial, worth(trial.params) + noise.normal(0, NOISE))
     return study.trials
 

@@ -107,20 +107,16 @@ def find_annotations(root: Path, split: str, folders: Iterable[Path]) -> Path | 
     return file
 
 
-def read_truth(
-    file: Path, images: Sequence[str], names: Sequence[str] | None = None, merged: bool = False
-) -> CocoTruth:
+def read_truth(file: Path, images: Sequence[str], names: Sequence[str], merged: bool = False) -> CocoTruth:
     """Return the part of a file of COCO annotations that is about these images (paths) and classes (names, in order).
 
-    Without `names` the classes are the categories by rising id. With `merged` all categories are one. What is left out
-    on either side is logged in one line. Raise ValueError, in one line, for another kind of file, and where no image or
-    no category is found.
+    With `merged` all categories are one. What is left out on either side is logged in one line. Raise ValueError, in
+    one line, for another kind of file, and where no image or no category is found.
     """
-    entries, categories, notes = _read(file)
+    entries, categories, notes = read_annotations(file)
     if not (image_ids := match_images(entries, images)):
-        words = _none_of(entries, "images", [Path(image).name for image in images])
+        words = _none_of(entries, "images", list(map(os.path.basename, images)))
         raise ValueError(f"{printable(file)}: {words} scored: name the annotations of this split by --annotations")
-    names = names or [categories[key] for key in sorted(categories, key=order)]
     find = ClassNames(names).find
     found = dict.fromkeys(categories, 0) if merged else {key: find(name) for key, name in categories.items()}
     kinds = {key: kind for key, kind in found.items() if kind is not None}
@@ -134,14 +130,13 @@ def read_truth(
         lost["classes that it lacks"] = [names[kind] for kind in _without(range(len(names)), firsts)]
     lost["scored images that it lacks"] = _without(images, image_ids)
     lost["images of its own that are not scored"] = [entries[k] for k in _without(entries, set(image_ids.values()))]
-    if parts := [f"{reason}: {len(items)} (first: {items[0][:80]})" for reason, items in lost.items() if items]:
-        LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {printable('; '.join(parts))}")
+    _log_lost(file, lost)
     if not truth.annotations:
         LOGGER.warning(f"{printable(file)} has no objects to score by on these images: COCO's evaluation will say -1")
     return truth
 
 
-def _read(file: Path) -> tuple[dict[Id, str], dict[Id, str], list[dict[str, Any]]]:
+def read_annotations(file: Path) -> tuple[dict[Id, str], dict[Id, str], list[dict[str, Any]]]:
     """Return the names of images and of categories by id, and the annotations. Raise ValueError for another file."""
     content = read_json(file)
     for part in ("images", "categories", "annotations"):
@@ -184,6 +179,12 @@ def _add_annotations(
             row = {"image_id": image, "category_id": truth.category_ids[kinds[category]], "bbox": box}
             truth.annotations.append(row | {"area": area, "iscrowd": crowd})
     return lost
+
+
+def _log_lost(file: Path, lost: dict[str, list[str]]) -> None:
+    parts = [f"{reason}: {len(items)} (first: {items[0][:80]})" for reason, items in lost.items() if items]
+    if parts:
+        LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {printable('; '.join(parts))}")
 
 
 def _without(items: Iterable[Any], others: Container[Any]) -> list[Any]:

@@ -252,9 +252,12 @@ class DetectionMetrics:
     def compute(self) -> DetectionResult:
         """Return the scores of all images. Their order decides between detections of one confidence."""
         images = [self._counts(torch.zeros(0, 6).double(), torch.zeros(0, 5).double()), *self.images]
-        correct, confidence, predicted, true = (np.concatenate([one[i] for one in images]) for i in range(4))
-        states, counted = (np.concatenate([one[i] for one in images], axis=-1) for i in (5, 6))
-        sized_confidence, sized_class = (np.concatenate([one[i][one.by_size] for one in images]) for i in (1, 2))
+
+        def joined(column: int, axis: int = 0) -> np.ndarray:
+            return np.concatenate([one[column] for one in images], axis)
+
+        correct, confidence, predicted, true = map(joined, range(4))
+        sized = np.concatenate([np.stack((one.confidence, one.predicted))[:, one.by_size] for one in images], axis=1)
         curves = curves_of(correct, confidence, predicted, true)
         having = np.concatenate([np.unique(one.true) for one in images]).astype(np.int64)
         images_with = np.bincount(having, minlength=len(self.names))
@@ -267,7 +270,7 @@ class DetectionMetrics:
         precision, recall, map50, overall = scores.mean(axis=0).tolist() if rows else (0.0, 0.0, 0.0, 0.0)
         maps = np.full(len(self.names), overall)
         maps[curves.classes] = scores[:, 3]
-        by_size = results_by_size(states, sized_confidence, sized_class, true, counted)
+        by_size = results_by_size(joined(5, -1), sized[0], sized[1], true, joined(6, -1))
         shown = curves if rows else None
         means = precision, recall, map50, overall
         return DetectionResult(len(self.images), len(true), *means, maps, rows, by_size, shown, self.confusion)

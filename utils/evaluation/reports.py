@@ -18,7 +18,7 @@ from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.drawing.batches import output_to_target, plot_images
 from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, label_lines, unique_names, write_labels
-from utils.evaluation.coco_truth import CocoTruth, read_truth
+from utils.evaluation.coco_truth import CocoTruth, order, read_annotations, read_truth
 from utils.evaluation.metrics import DetectionResult
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves
 from utils.prepare.label_formats import COCO_IDS
@@ -82,7 +82,9 @@ class Report:
         self._ids: dict[str, int | str] = {}
 
     def name_images(self, images: Sequence[str]) -> None:
-        """Give each image of the data set a label file and an id of its own, and log which are named like others."""
+        """Give each image of the data set a label file and an id of its own, if wanted; log which are named alike."""
+        if not self.settings.txt and (self.settings.truth or not self.settings.json):
+            return
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
         names = OutputNames(self.settings.folder, outputs)
         names.say()
@@ -148,7 +150,8 @@ def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int | str] = (
     """
     found = json.loads(rows.read_text(encoding="utf-8"))
     images = list(dict.fromkeys(str(key) for key in (*(row["image_id"] for row in found), *image_ids)))
-    truth = read_truth(annotations, images)
+    categories = read_annotations(annotations)[1]
+    truth = read_truth(annotations, images, [categories[key] for key in sorted(categories, key=order)])
     listed = truth.category_ids
     if tuple(listed) != COCO_IDS and all(row["category_id"] in range(len(listed)) for row in found):
         found = [row | {"category_id": listed[row["category_id"]]} for row in found]

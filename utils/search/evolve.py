@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,42 +23,35 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 JOURNAL, ABOUT = "search.journal", "search.yaml"  # in a search's folder
-# each worker's own business: these may differ between the workers of a search
-PERSONAL = {
-    "device", "workers", "project", "name", "exist_ok", "resume", "cache", "log", "local_rank", "save_minutes",
-    "save_period", "nosave", "noval", "evolve", "evolve_sampler", "evolve_pruner", "evolve_storage", "entity", "bucket",
-    "upload_dataset", "bbox_interval", "artifact_alias", "hyp",
-}  # fmt: skip
-FILES = {"weights", "cfg", "data"}  # may lie elsewhere on each machine
+PERSONAL = frozenset(  # may differ between the workers of a search
+    "device workers project name exist_ok resume cache local_rank save_minutes save_period nosave noval loggers evolve "
+    "evolve_sampler evolve_pruner evolve_storage entity bucket upload_dataset bbox_interval artifact_alias hyp".split()
+)
+FILES = ("weights", "cfg", "data")  # may lie elsewhere on each machine
 
 
 def evolve(opt: TrainOptions, train: Callable[[TrainOptions, Callbacks], tuple[float, ...]]) -> Path:
     """Train `opt.evolve` sets of hyper-parameters, the first being those of `opt.hyp`; return the search's folder.
 
-    Every worker of a search calls this. It returns when all trials are done, its own and the others'.
-
-    Args:
-        train: one training by options and hooks; returns (P, R, mAP50, mAP50-95, box, obj, cls losses). It must raise
-            when it is interrupted: whatever it returns counts as the outcome.
-
-    Raises:
-        ValueError: options, files or packages that cannot work, of the search or of a training.
-        ConnectionError: a database that stopped answering.
+    Every worker of a search calls this. It returns when all trials are done, its own and the others'. `train` is one
+    training by options and hooks and returns (P, R, mAP50, mAP50-95, box, obj, cls losses); it must raise when it is
+    interrupted: whatever it returns counts. Raise ValueError for options, files or packages that cannot work, and
+    ConnectionError where a database stopped answering.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("--evolve needs a package: pip install optuna")
     from optuna.exceptions import StorageInternalError
 
-    from utils.search.storage import open_storage, without_password
-    from utils.search.worker import Worker
+    from utils.search.worker import Worker, open_storage
 
     opt, space = prepare(opt)
-    storage = open_storage(opt.evolve_storage) if opt.evolve_storage else None  # a mistake in it leaves no folder
+    named = re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", opt.evolve_storage)  # without a password
+    storage = open_storage(opt.evolve_storage, named) if named else None  # a mistake in it leaves no folder behind
     folder = find_folder(opt)
     journal = str(folder.resolve() / JOURNAL)
-    about = without_password(opt.evolve_storage) if opt.evolve_storage not in ("", journal) else JOURNAL
+    about = JOURNAL if named in ("", journal) else named
     try:
-        study = join(opt, space, folder, storage or open_storage(journal), about)
+        study = join(opt, space, folder, storage or open_storage(journal, about), about)
         Worker(opt, folder, space, train, study).work()
     except StorageInternalError as error:
         raise ConnectionError(f"--evolve-storage {about} does not answer ({one_line(error)})") from None
@@ -71,10 +65,8 @@ def prepare(opt: TrainOptions) -> tuple[TrainOptions, SearchSpace]:
     check_options(opt)
     DataConfig.load(check_yaml(opt.data))
     space = SearchSpace.around(Hyp.load(check_yaml(opt.hyp)), anchors=not opt.noautoanchor)
-    if opt.evolve_sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        raise ValueError("--evolve-sampler cmaes needs a package: pip install cmaes")
-    if opt.evolve_sampler == "cmaes" and len(space.keys) < 2:
-        raise ValueError("--evolve-sampler cmaes needs two or more hyper-parameters that evolve; take another sampler")
+    if opt.evolve_sampler == "cmaes" and (importlib.util.find_spec("cmaes") is None or len(space.keys) < 2):
+        raise ValueError("--evolve-sampler cmaes needs its package (pip install cmaes) and two values that evolve")
     kept = ", ".join(key for key in space.columns if key not in space.keys)
     LOGGER.info(f"evolving {len(space.keys)} hyper-parameters, keeping {kept or 'none'} as in the file")
     if opt.optimizer == "auto":
@@ -116,17 +108,19 @@ def join(opt: TrainOptions, space: SearchSpace, folder: Path, storage: BaseStora
     theirs: dict[str, Any] = study.user_attrs.get("options", {})
     if not theirs and study.get_trials(deepcopy=False):
         raise ValueError(f"{about} holds a study named {name} of another program; choose another --name")
-    for key in ours.keys() & theirs.keys():
-        if ours[key] != theirs[key]:
-            raise ValueError(
-                f"the search in {shown(folder)} was started with {key} {theirs[key]}, not {ours[key]}; give what it was"
-                " started with, or choose another --name"
-            )
-    if not (file := folder / ABOUT).is_file() and not (folder / TABLE).exists():
-        write_yaml(file, {"storage": about, "study": name, **shared})
-    other = read_yaml(file) if file.is_file() else {"storage": "another storage"}
-    if (other["storage"], other.get("study")) != (about, name):
-        raise ValueError(f"{shown(folder)} is of the search in {other['storage']}; choose another --name")
+    if differ := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
+        begun = f"the search in {shown(folder)} was started with {differ[0]} {theirs[differ[0]]}, not {ours[differ[0]]}"
+        raise ValueError(f"{begun}; give what it was started with, or choose another --name")
+    sign(folder, {"storage": about, "study": name, **shared})
     if not theirs:
         study.set_user_attr("options", ours)
     return study
+
+
+def sign(folder: Path, search: dict[str, Any]) -> None:
+    """Write search.yaml into a new folder. Raise ValueError where the folder is another search's."""
+    if not (file := folder / ABOUT).is_file() and not (folder / TABLE).exists():
+        write_yaml(file, search)
+    other = read_yaml(file) if file.is_file() else {"storage": "another storage"}
+    if (other["storage"], other.get("study")) != (search["storage"], search["study"]):
+        raise ValueError(f"{shown(folder)} is of the search in {other['storage']}; choose another --name")

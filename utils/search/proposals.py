@@ -7,7 +7,7 @@ finished trials alone: a search that was killed goes on as it would have gone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from optuna import pruners
@@ -23,16 +23,14 @@ GENERATION = "generation"  # user attribute: the generation of CMA-ES that a tri
 
 
 def propose(
-    study: Study, attempt: int, kind: str, space: SearchSpace, seed: int, number: int, finished: Sequence[FrozenTrial]
+    study: Study, attempt: int, space: SearchSpace, sampler: tuple[str, int], number: int, finished: list[FrozenTrial]
 ) -> Trial:
-    """Return a running trial with its hyper-parameters, those of an earlier attempt where it has them already.
+    """Return a running trial (Optuna's id `attempt`) with its hyper-parameters; what it has already is kept.
 
-    Args:
-        attempt: Optuna's id of the running trial.
-        kind: genetic (mutation of one of the five best), tpe, cmaes or random.
-        number: of the trial in the search; number 0 is the hyp file itself.
-        finished: by number.
+    `sampler` is genetic (mutation of one of the five best), tpe, cmaes or random, and its seed; `number` is the trial's
+    in the search, of which number 0 is the hyp file itself, and `finished` are the finished ones by number.
     """
+    kind, seed = sampler
     own, storage = np.random.SeedSequence([seed, number]), study._storage
     number_seed = int(own.generate_state(1)[0])
     study.sampler = TPESampler(seed=number_seed) if kind == "tpe" else RandomSampler(seed=number_seed)
@@ -54,7 +52,7 @@ def propose(
     return trial
 
 
-def next_of_cmaes(space: SearchSpace, seed: int, finished: Sequence[FrozenTrial]) -> tuple[int, dict[str, float]]:
+def next_of_cmaes(space: SearchSpace, seed: int, finished: list[FrozenTrial]) -> tuple[int, dict[str, float]]:
     """Return the generation that CMA-ES is in after the finished trials, and a proposal of that generation.
 
     Optuna's own sampler keeps its state in the storage as a pickle, and reading one may run code. The state follows
@@ -87,16 +85,15 @@ def next_of_cmaes(space: SearchSpace, seed: int, finished: Sequence[FrozenTrial]
 
 
 def build_pruner(kind: str, epochs: int) -> pruners.BasePruner:
-    """Return who stops trainings of `epochs` epochs that fall behind the others at the same epoch.
+    """Return what stops trainings of `epochs` epochs that fall behind the others at the same epoch.
 
-    median stops below the median of the earlier ones, halving lets the best quarter go on, at epochs each four times
-    as late as the one before, and hyperband is several halvings, some of them patient.
+    median stops below the median of the earlier ones; halving lets the best quarter go on, at epochs each four times as
+    late as the one before; hyperband is several halvings, some of them patient.
     """
     first = max(epochs // 16, 1)
-    if kind == "median":
-        return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first)
-    if kind == "halving":
-        return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=4)
-    if kind == "hyperband":
-        return pruners.HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=4)
-    return pruners.NopPruner()
+    made: dict[str, pruners.BasePruner] = {
+        "median": pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first),
+        "halving": pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=4),
+        "hyperband": pruners.HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=4),
+    }
+    return made.get(kind, pruners.NopPruner())

@@ -12,9 +12,10 @@ import numpy as np
 import yaml
 
 from utils.base.files import replacing, write_whole
-from utils.drawing.figures import GREY, INK, new_figure, series_colour, title
+from utils.drawing.figures import INK, new_figure, series_colour, title
 from utils.evaluation.metrics import fitness
 from utils.search.space import SearchSpace
+from utils.training.train_options import TrainOptions
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -26,49 +27,46 @@ METRICS = (
 )  # fmt: skip
 WORKER, RESULTS, REASON = "worker", "results", "reason"  # user attributes of a trial
 ROWS, COLUMNS = 6, 5  # panels of evolve.png
-Numbered = Sequence[tuple[int, "FrozenTrial"]]
 
 
-def best_of(finished: Numbered) -> tuple[int, FrozenTrial]:
-    """Return the number and the trial of highest fitness of those trained to the end, the earliest of equals."""
-    whole = [(number, trial) for number, trial in finished if trial.state.name == "COMPLETE"]
-    return max(whole or finished, key=lambda pair: (pair[1].value, -pair[0]))
-
-
-def write_tables(folder: Path, finished: Numbered, space: SearchSpace, total: int | None, optimizer: str) -> None:
-    """Write the three tables, each whole or not at all, from the finished trials of a search for `total`, by number.
+def write_tables(
+    folder: Path, finished: Sequence[tuple[int, FrozenTrial]], space: SearchSpace, opt: TrainOptions
+) -> str:
+    """Write the three tables, each whole or not at all, from the finished trials, by number; return which is best.
 
     evolve.csv has the seven results of each and its hyper-parameters; trials.csv says how each ended, after how many
-    seconds and on which machine, and why one that broke down counts with fitness 0.
+    seconds and on which machine, and why one that broke down counts with fitness 0. The best is that of highest fitness
+    among those trained to the end, the earliest of equals.
     """
     rows = [",".join(f"{name:>20}" for name in (*METRICS, *space.columns))]
     who = ["trial,state,fitness,seconds,host,pid,reason"]
     for number, trial in finished:
-        hyp, notes = space.filled(trial.params), trial.user_attrs
-        values = [*notes[RESULTS], *(getattr(hyp, key) for key in space.columns)]
-        rows.append(",".join(f"{value:20.5g}" for value in values))
-        reason, seconds = notes.get(REASON, "").replace('"', "'"), (trial.duration or timedelta()).total_seconds()
+        hyp, notes = asdict(space.filled(trial.params)), trial.user_attrs
+        rows.append(",".join(f"{value:20.5g}" for value in (*notes[RESULTS], *map(hyp.get, space.columns))))
+        reason, seconds = notes[REASON].replace('"', "'"), (trial.duration or timedelta()).total_seconds()
         state = "failed" if reason else "pruned" if trial.state.name == "PRUNED" else "done"
-        end = ",".join([*(str(notes[WORKER][key]) for key in ("host", "pid")), f'"{reason}"' if reason else ""])
-        who.append(f"{number},{state},{trial.value:.5g},{seconds:.1f},{end}")
-    number, best = best_of(finished)
+        machine = f"{notes[WORKER]['host']},{notes[WORKER]['pid']}"
+        quoted = f'"{reason}"' if reason else ""
+        who.append(f"{number},{state},{trial.value:.5g},{seconds:.1f},{machine},{quoted}")
+    whole = [(number, trial) for number, trial in finished if trial.state.name == "COMPLETE"]
+    number, best = max(whole or finished, key=lambda pair: (pair[1].value, -pair[0]))
     scores = ", ".join(f"{name} {value:.5g}" for name, value in zip(METRICS, best.user_attrs[RESULTS], strict=True))
     header = (
-        f"# Best of {len(finished)} trials of a search for {total}: trial {number}, fitness {best.value:.5g}\n"
+        f"# Best of {len(finished)} trials of a search for {opt.evolve}: trial {number}, fitness {best.value:.5g}\n"
         f"# Last finished trial: {finished[-1][0]}\n# {scores}\n"
-        f"# To train with them: python train.py --hyp {BEST_HYP} --optimizer {optimizer} ...\n\n"
+        f"# To train with them: python train.py --hyp {BEST_HYP} --optimizer {opt.optimizer} ...\n\n"
     )
     write_whole(folder / TABLE, "\n".join(rows) + "\n")
     write_whole(folder / WHO, "\n".join(who) + "\n")
     write_whole(folder / BEST_HYP, header + yaml.safe_dump(asdict(space.filled(best.params)), sort_keys=False))
+    return f"trial {number} with fitness {best.value:.5g}"
 
 
 def plot_evolve(evolve_csv: str | Path = "evolve.csv") -> Path:
     """Draw evolve.png beside an evolve.csv (YOLOv5's too) and return its path.
 
     A panel a hyper-parameter, with its best value as title: one dot a trial, light for early and dark for late ones,
-    the best one ringed. What stayed at one value is a grey column. The last panel is the search over time.
-    Raise ValueError where the file is not such a table.
+    the best one ringed. The last panel is the search over time. Raise ValueError where the file is not such a table.
     """
     import pandas as pd
     from matplotlib.colors import LinearSegmentedColormap
@@ -89,15 +87,10 @@ def plot_evolve(evolve_csv: str | Path = "evolve.csv") -> Path:
     rows = -(-(len(names) + 1) // COLUMNS)
     figure, axes = new_figure(rows, COLUMNS, (16, 2.8 * rows))
     for name, column, axis in zip([*names, ""], [*values[:, results:].T[: len(names)], numbers], axes, strict=False):
-        is_kept = len(values) > 1 and np.ptp(column) == 0
         axis.locator_params(axis="x", nbins=4)
-        axis.scatter(column, scores, s=22, c=GREY if is_kept else shades, linewidths=0, zorder=2)
+        axis.scatter(column, scores, s=22, c=shades, linewidths=0, zorder=2)
+        axis.scatter(column[best], scores[best], s=110, fc="none", ec=series_colour(1), linewidths=2, zorder=3)
         title(axis, f"{name} {column[best]:.3g}")
-        if is_kept:
-            axis.set_xticks(column[:1])
-            axis.set_title("kept", loc="right", color=GREY, fontsize=9)
-        else:
-            axis.scatter(column[best], scores[best], s=110, fc="none", ec=series_colour(1), linewidths=2, zorder=3)
     history = axes[len(names)]
     history.plot(numbers, np.maximum.accumulate(scores), color=INK, linewidth=1.2, drawstyle="steps-post", zorder=1)
     title(history, f"fitness {scores[best]:.3g}", x="trial")

@@ -6,7 +6,9 @@ worker dies, whoever sees it first ends its attempt and makes another one of the
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -35,12 +39,54 @@ from utils.search.results import METRICS, REASON, RESULTS, WORKER
 from utils.search.space import SearchSpace
 from utils.training.train_options import TrainOptions
 
+LOCK_TIMEOUT, ATTEMPTS = 60, 5  # seconds that SQLite waits for another worker; of opening a database that all make
 POLL = 2.0  # seconds between visits to the storage when there is nothing else to do
 BEAT, SILENCE = 60.0, 900.0  # seconds between heartbeats, and without any until a worker elsewhere counts as dead
 PAUSES = (1, 5, 30, 120, 0)  # seconds between attempts to record an outcome, which may be a day's work
 PATIENCE = 3  # trainings in a row that may break down in one worker until hyper-parameters are not to blame
 HEARTBEAT, NUMBER = "heartbeat", "number"  # user attributes of an attempt; NUMBER of one that was made again only
 Train = Callable[[TrainOptions, Callbacks], tuple[float, ...]]
+
+
+def open_storage(url: str, shown_as: str) -> BaseStorage:
+    """Open the storage behind a database URL or a journal's path, made when there is none.
+
+    Raise ValueError where it cannot be opened. The file of a journal is checked: Optuna forgives whatever its last line
+    is, and would go on in a file of somebody's.
+    """
+    if "://" not in url:
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            line, end, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+            if end and not {"op_code", "worker_id"} <= set(json.loads(line)):
+                raise ValueError("its first line is no operation")
+            return JournalStorage(JournalFileBackend(url, lock_obj=_JournalLock(url)))
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+            raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
+    from sqlalchemy.exc import SQLAlchemyError
+
+    waits = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite") else {}
+    for attempt in range(ATTEMPTS):
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | waits))
+        except (SQLAlchemyError, OptunaError, RuntimeError, ImportError) as error:
+            reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+            time.sleep(0.5 * attempt)
+    raise ValueError(f"--evolve-storage {shown_as}: cannot be opened ({reason})")
+
+
+class _JournalLock(JournalFileOpenLock):
+    """Optuna's lock, whose holder first cuts off half a line of a worker that was killed, or had no disk left."""
+
+    def acquire(self) -> bool:
+        """Wait for the lock; mend the journal, which could not be read any more with a next line behind that half."""
+        super().acquire()
+        with open(self._lock_file.removesuffix(".lock"), "rb+") as file:
+            if (size := file.seek(0, os.SEEK_END)) and (file.seek(size - 1), file.read())[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
 
 
 class Worker:
@@ -55,24 +101,21 @@ class Worker:
 
     def work(self) -> None:
         """Train what nobody else does until all trials are done, with the tables up to date; then draw the search."""
-        known, is_waiting = 0, False
-        while True:
+        known = waiting = 0
+        while known < self.total:
             done = [pair for pair in self.attempts() if pair[1].state in (TrialState.COMPLETE, TrialState.PRUNED)]
             done.sort(key=lambda pair: pair[0])
             if len(done) != known:
-                number, best = files.best_of(done)
-                LOGGER.info(
-                    f"{len(done)} of {self.total} trials done, the best is trial {number} with {best.value:.5g}"
-                )
-                files.write_tables(self.folder, done, self.space, self.total, self.opt.optimizer)
+                best = files.write_tables(self.folder, done, self.space, self.opt)
+                LOGGER.info(f"{len(done)} of {self.total} trials done, the best is {best}")
             if (known := len(done)) >= self.total:
                 break
             if claim := self.claim():
                 self.run(*claim, [attempt for _, attempt in done])
                 continue
-            if not is_waiting:
+            if not waiting:
                 LOGGER.info("waiting for other workers' trials; those of a worker that dies are taken over")
-            is_waiting = True
+            waiting += 1
             time.sleep(POLL)
         files.plot_evolve(self.folder / files.TABLE)
         LOGGER.info(f"Results saved to {shown(self.folder)}; train with --hyp {shown(self.folder / files.BEST_HYP)}")
@@ -126,8 +169,8 @@ class Worker:
 
     def run(self, number: int, attempt: int, done: list[FrozenTrial]) -> None:
         """Train one trial and record its outcome; a training that breaks down by chance counts with fitness 0."""
-        sampler, seed = self.opt.evolve_sampler, self.opt.seed
-        trial, callbacks = propose(self.study, attempt, sampler, self.space, seed, number, done), Callbacks()
+        sampler = self.opt.evolve_sampler, self.opt.seed
+        trial, callbacks = propose(self.study, attempt, self.space, sampler, number, done), Callbacks()
         results, reason = (0.0,) * len(METRICS), ""
         try:
             with self.heartbeat(trial, callbacks):
@@ -152,7 +195,7 @@ class Worker:
         self.record(number, trial, [float(value) for value in results[: len(METRICS)]], reason, callbacks.stop_training)
 
     def options_of(self, number: int, trial: Trial) -> TrainOptions:
-        """Return the options of a trial, in a folder of its own.
+        """Return the options of a trial, in a folder of its own, where it goes on with what a dead worker left.
 
         As in YOLOv5, nothing is saved and nothing is scored before the last epoch, unless a pruner asks for scores.
         `evolve` stays set, so that `train` can tell a trial from a run of its own.
@@ -160,20 +203,11 @@ class Worker:
         folder, is_scored = self.folder / "trials" / str(number), self.opt.evolve_pruner != "none"
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "hyp.yaml", asdict(self.space.filled(trial.params)))
-        return replace(
-            self.opt,
-            hyp=str(folder / "hyp.yaml"),
-            project=str(folder.parent),
-            name=folder.name,
-            exist_ok=True,
-            resume="auto",  # with what a worker left that died
-            noval=not is_scored,
-            patience=self.opt.patience if is_scored else 0,  # without scores no epoch is an improvement
-            nosave=True,
-            save_period=-1,
-            loggers=["none"],
-            evolve_storage="",  # may hold a password, and options are written down
-        )
+        patience = self.opt.patience if is_scored else 0  # without scores no epoch is an improvement
+        storage = ""  # may hold a password, and options are written down
+        opt = replace(self.opt, hyp=str(folder / "hyp.yaml"), project=str(folder.parent), name=folder.name)
+        opt = replace(opt, exist_ok=True, resume="auto", noval=not is_scored, patience=patience, evolve_storage=storage)
+        return replace(opt, nosave=True, save_period=-1, loggers=["none"])
 
     @contextmanager
     def heartbeat(self, trial: Trial, callbacks: Callbacks) -> Iterator[None]:
@@ -184,9 +218,10 @@ class Worker:
         """
         over = threading.Event()
 
-        def send(what: Callable[[], Any]) -> None:
+        def send(what: Callable[..., Any], *values: Any) -> None:
+            """Tell the storage something, or ask it whether to stop."""
             try:
-                if what():
+                if what(*values):
                     callbacks.stop_training = True
             except UpdateFinishedTrialError:
                 callbacks.stop_training = True
@@ -196,11 +231,11 @@ class Worker:
         def beat() -> None:
             beats = count(1)
             while not over.wait(BEAT):
-                send(lambda: self.storage.set_trial_user_attr(trial._trial_id, HEARTBEAT, next(beats)))
+                send(self.storage.set_trial_user_attr, trial._trial_id, HEARTBEAT, next(beats))
 
         def report(values: Any, epoch: int, best_fitness: float, fitness: float) -> None:
             if epoch + 1 < self.opt.epochs:
-                send(lambda: trial.report(fitness if math.isfinite(fitness) else 0.0, epoch + 1))
+                send(trial.report, fitness if math.isfinite(fitness) else 0.0, epoch + 1)
                 send(trial.should_prune)
 
         if self.opt.evolve_pruner != "none":

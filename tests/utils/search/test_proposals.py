@@ -107,7 +107,7 @@ def test_cmaes_moves_on_when_a_generation_is_complete() -> None:
 def test_an_earlier_attempt_s_values_are_kept() -> None:
     study = optuna.create_study(direction="maximize")
     attempt = study.ask({"cls": optuna.distributions.FloatDistribution(*LIMITS["cls"][1:])})
-    trial = propose(study, attempt._trial_id, "genetic", SPACE, 0, 3, [])
+    trial = propose(study, attempt._trial_id, SPACE, ("genetic", 0), 3, [])
     assert trial.params["cls"] == attempt.params["cls"] and trial.params.keys() == SPACE.start.keys()
 
 
