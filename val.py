@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.backends import DetectMultiBackend
 from utils.base.callbacks import Callbacks
@@ -48,9 +47,7 @@ class ValOptions:
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
     weights: list[str] = flag([], "of any format; several .pt make an ensemble; empty for the newest of runs/train")
     batch_size: int = flag(32, "images per batch (of each process)", bounds=Range(1, 1_000_000))
-    imgsz: int = flag(
-        0, "side of the images in pixels", ("--img", "--img-size"), "what the weights were trained with", SIDE
-    )
+    imgsz: int = flag(0, "image side in pixels", ("--img", "--img-size"), "what the weights were trained with", SIDE)
     conf_thres: float = flag(0.001, "lowest confidence of a detection", bounds=SHARE)
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes", bounds=SHARE)
     max_det: int = flag(300, "most detections in an image", bounds=Range(1))
@@ -60,9 +57,7 @@ class ValOptions:
         choices=("val", "test", "train", "speed", "study", "benchmark"),
     )
     device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
-    workers: int = flag(
-        8, "loader processes, at most one per core (on a CPU: the cores above two)", bounds=Range(0, 10_000)
-    )
+    workers: int = flag(8, "loader processes, at most one a core (on a CPU: cores above two)", bounds=Range(0, 10_000))
     single_cls: bool = flag(False, "score all classes as one")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
     verbose: bool = flag(False, "a line for each class however many there are")
@@ -158,9 +153,8 @@ def validate(
     opt = check_fit(opt, model, data)
     height, width = model.picture_size(opt.imgsz)
     if height != width:
-        raise ValueError(
-            f"{opt.weights[0]} takes pictures of {height} x {width} pixels: scoring needs a square, or --dynamic"
-        )
+        takes = f"{opt.weights[0]} takes images of {height} x {width} pixels"
+        raise ValueError(f"{takes}: scoring needs a square, or --dynamic")
     loader, dataset = create_dataloader(
         getattr(data, opt.split),
         height,
@@ -181,10 +175,7 @@ def validate(
     nms = opt.conf_thres, opt.iou_thres, opt.max_det
     settings = EvalSettings(*nms, opt.single_cls, opt.save_hybrid, model.fp16, first=first, stride=stride)
     model.warmup((1, 3, height, width))
-
-    def forward(images: Tensor) -> tuple[Tensor, Any]:
-        return model(images, augment=opt.augment, val=True)
-
+    forward = partial(model, augment=opt.augment, val=True)
     result = evaluate(forward, own_batches(loader, first, stride), data.names, model.device, settings, report)
     with agreed():
         dataset.check_stand_ins()

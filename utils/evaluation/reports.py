@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from utils.evaluation.plots import plot_confusion_matrix, plot_curves
 from utils.prepare.label_formats import COCO_IDS
 
 DRAWN_BATCHES = 3
+Found = tuple[int, str, np.ndarray]  # number of the batch, path of an image and its detections (n, 6), for the JSON
 
 
 @dataclass(slots=True)
@@ -53,14 +54,6 @@ class ValResult:
         """P, R, mAP50, mAP50-95, box, obj and cls loss: YOLOv5's row of results."""
         m = self.metrics
         return (m.precision, m.recall, m.map50, m.map, *self.losses)
-
-
-class Found(NamedTuple):
-    """The detections of an image, to be sent to the main process for the JSON."""
-
-    batch: int
-    path: str
-    detections: np.ndarray  # (n, 6)
 
 
 class Report:
@@ -103,7 +96,7 @@ class Report:
             file = self._labels.get(path) or wanted.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
             write_labels(file, label_lines(detections, shape, wanted.confidence))
         if wanted.json:
-            self.found.append(Found(batch, path, detections.numpy()))
+            self.found.append((batch, path, detections.numpy()))
         self.callbacks.run("on_val_image_end", detections, detections, path, wanted.names, None)
 
     def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
@@ -117,11 +110,11 @@ class Report:
         """Make the JSON's rows of what all processes found."""
         truth = self.settings.truth
         categories = truth.category_ids if truth else self.settings.categories
-        self.found = sorted((one for several in found for one in several), key=lambda one: one.batch)
-        for one in self.found:
-            image_id = (truth.image_ids if truth else self._ids).get(one.path)
+        self.found = sorted((one for several in found for one in several), key=lambda one: one[0])
+        for _, path, detections in self.found:
+            image_id = (truth.image_ids if truth else self._ids).get(path)
             if truth is None or image_id is not None:
-                self.rows += coco_rows(torch.from_numpy(one.detections), one.path, categories, image_id)
+                self.rows += coco_rows(torch.from_numpy(detections), path, categories, image_id)
 
     def finish(self, result: ValResult | None) -> None:
         """Draw the curves and the confusion matrix, write and score the JSON; nothing without a result."""
@@ -133,7 +126,7 @@ class Report:
             plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
         if wanted.json:
             wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
-            left_out = sum(len(one.detections) for one in self.found) - len(self.rows)
+            left_out = sum(len(detections) for *_, detections in self.found) - len(self.rows)
             lost = f" ({left_out} of images or classes without annotations are not)" * bool(left_out)
             LOGGER.info(f"{len(self.rows)} detections saved to {shown(wanted.json)}{lost}")
         if wanted.truth:

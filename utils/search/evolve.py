@@ -80,8 +80,8 @@ def prepare(opt: TrainOptions) -> tuple[TrainOptions, SearchSpace]:
 def find_folder(opt: TrainOptions) -> Path:
     """Return the folder of a search, made when it is new.
 
-    A named storage has the folder that its journal is in, or project/name. `--resume` means the newest search, or the
-    one with the given name, and `--exist-ok` the one at project/name. Otherwise the folder is a new, numbered one.
+    A named storage has the folder that its journal is in, or project/name; `--resume` means the newest search, or that
+    of the given name. Otherwise it is a new numbered folder.
     """
     default, named = TrainOptions(), opt.evolve_storage
     project = ROOT / "runs/evolve" if opt.project == default.project else Path(opt.project)

@@ -69,7 +69,6 @@ def next_of_cmaes(space: SearchSpace, seed: int, finished: list[FrozenTrial]) ->
     low, high = map(straight, bounds)
 
     def point(values: Mapping[str, float]) -> np.ndarray:
-        """Return where values lie in the unit cube, (keys,)."""
         return (straight(np.array([values[key] for key in space.keys])) - low) / (high - low)
 
     cube = np.tile([0.0, 1.0], (len(space.keys), 1))
@@ -85,11 +84,7 @@ def next_of_cmaes(space: SearchSpace, seed: int, finished: list[FrozenTrial]) ->
 
 
 def build_pruner(kind: str, epochs: int) -> pruners.BasePruner:
-    """Return what stops trainings of `epochs` epochs that fall behind the others at the same epoch.
-
-    median stops below the median of the earlier ones; halving lets the best quarter go on, at epochs each four times as
-    late as the one before; hyperband is several halvings, some of them patient.
-    """
+    """Return what stops trainings of `epochs` epochs that fall behind the others at the same epoch."""
     first = max(epochs // 16, 1)
     made: dict[str, pruners.BasePruner] = {
         "median": pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first),

@@ -34,9 +34,8 @@ def write_tables(
 ) -> str:
     """Write the three tables, each whole or not at all, from the finished trials, by number; return which is best.
 
-    evolve.csv has the seven results of each and its hyper-parameters; trials.csv says how each ended, after how many
-    seconds and on which machine, and why one that broke down counts with fitness 0. The best is that of highest fitness
-    among those trained to the end, the earliest of equals.
+    trials.csv says why one that broke down counts with fitness 0. The best is that of highest fitness among those
+    trained to the end, the earliest of equals.
     """
     rows = [",".join(f"{name:>20}" for name in (*METRICS, *space.columns))]
     who = ["trial,state,fitness,seconds,host,pid,reason"]

@@ -39,10 +39,9 @@ from utils.search.results import METRICS, REASON, RESULTS, WORKER
 from utils.search.space import SearchSpace
 from utils.training.train_options import TrainOptions
 
-LOCK_TIMEOUT, ATTEMPTS = 60, 5  # seconds that SQLite waits for another worker; of opening a database that all make
+ATTEMPTS = 5  # at opening a database: the first workers may all be making its tables
 POLL = 2.0  # seconds between visits to the storage when there is nothing else to do
 BEAT, SILENCE = 60.0, 900.0  # seconds between heartbeats, and without any until a worker elsewhere counts as dead
-PAUSES = (1, 5, 30, 120, 0)  # seconds between attempts to record an outcome, which may be a day's work
 PATIENCE = 3  # trainings in a row that may break down in one worker until hyper-parameters are not to blame
 HEARTBEAT, NUMBER = "heartbeat", "number"  # user attributes of an attempt; NUMBER of one that was made again only
 Train = Callable[[TrainOptions, Callbacks], tuple[float, ...]]
@@ -51,8 +50,7 @@ Train = Callable[[TrainOptions, Callbacks], tuple[float, ...]]
 def open_storage(url: str, shown_as: str) -> BaseStorage:
     """Open the storage behind a database URL or a journal's path, made when there is none.
 
-    Raise ValueError where it cannot be opened. The file of a journal is checked: Optuna forgives whatever its last line
-    is, and would go on in a file of somebody's.
+    Raise ValueError where it cannot be opened, or a file is no journal: Optuna would go on in it.
     """
     if "://" not in url:
         path = Path(url)
@@ -66,7 +64,7 @@ def open_storage(url: str, shown_as: str) -> BaseStorage:
             raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
     from sqlalchemy.exc import SQLAlchemyError
 
-    waits = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite") else {}
+    waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # seconds, for another worker
     for attempt in range(ATTEMPTS):
         try:
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | waits))
@@ -101,8 +99,8 @@ class Worker:
 
     def work(self) -> None:
         """Train what nobody else does until all trials are done, with the tables up to date; then draw the search."""
-        known = waiting = 0
-        while known < self.total:
+        known, is_waiting = 0, False
+        while True:
             done = [pair for pair in self.attempts() if pair[1].state in (TrialState.COMPLETE, TrialState.PRUNED)]
             done.sort(key=lambda pair: pair[0])
             if len(done) != known:
@@ -113,9 +111,9 @@ class Worker:
             if claim := self.claim():
                 self.run(*claim, [attempt for _, attempt in done])
                 continue
-            if not waiting:
+            if not is_waiting:
                 LOGGER.info("waiting for other workers' trials; those of a worker that dies are taken over")
-            waiting += 1
+            is_waiting = True
             time.sleep(POLL)
         files.plot_evolve(self.folder / files.TABLE)
         LOGGER.info(f"Results saved to {shown(self.folder)}; train with --hyp {shown(self.folder / files.BEST_HYP)}")
@@ -128,8 +126,7 @@ class Worker:
     def claim(self) -> tuple[int, int] | None:
         """Return number and attempt of the next trial to train; None while there is none.
 
-        All workers see the attempts in one order. So nobody needs a lock: of several workers that begin the last trial
-        at once, those whose attempt has enough others before it give it up.
+        All workers see the attempts in one order: of several that begin the last trial at once, the later give it up.
         """
         for number, attempt in self.attempts():
             if attempt.state == TrialState.RUNNING and not self.is_alive(attempt):
@@ -154,10 +151,7 @@ class Worker:
         return self.storage.create_new_trial(self.study._study_id, attempt)
 
     def is_alive(self, attempt: FrozenTrial) -> bool:
-        """Return whether somebody trains an attempt.
-
-        On this machine its process is asked for. Elsewhere a heartbeat counts that changes; clocks are not compared.
-        """
+        """Return whether somebody trains an attempt: its process here, or elsewhere a heartbeat that changes."""
         worker, beat = attempt.user_attrs[WORKER], attempt.user_attrs[HEARTBEAT]
         if worker is None or worker == self.me:  # given back; and we claim only while we train nothing
             return False
@@ -198,7 +192,6 @@ class Worker:
         """Return the options of a trial, in a folder of its own, where it goes on with what a dead worker left.
 
         As in YOLOv5, nothing is saved and nothing is scored before the last epoch, unless a pruner asks for scores.
-        `evolve` stays set, so that `train` can tell a trial from a run of its own.
         """
         folder, is_scored = self.folder / "trials" / str(number), self.opt.evolve_pruner != "none"
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,8 +206,7 @@ class Worker:
     def heartbeat(self, trial: Trial, callbacks: Callbacks) -> Iterator[None]:
         """Show workers elsewhere that this one lives, and the pruner every epoch.
 
-        The training stops where the pruner gives it up, or another worker has taken it over: this machine was cut off,
-        or slept, for longer than SILENCE.
+        The training stops where the pruner, or a worker that has heard nothing for longer than SILENCE, gives it up.
         """
         over = threading.Event()
 
@@ -249,24 +241,20 @@ class Worker:
             thread.join(timeout=BEAT)
 
     def record(self, number: int, trial: Trial, results: list[float], reason: str, is_pruned: bool) -> None:
-        """Keep the outcome where all workers see it."""
+        """Keep the outcome where all workers see it.
+
+        Where the storage does not answer, the trial is not lost: whoever goes on with it finds it trained to the end.
+        """
         score = float(fitness(np.array([results]))[0])
         if not math.isfinite(score):
             results, score, reason = [0.0] * len(METRICS), 0.0, "its metrics are not numbers"
-        for pause in PAUSES:
-            try:
-                trial.set_user_attr(RESULTS, results)
-                trial.set_user_attr(REASON, reason)
-                state = TrialState.PRUNED if is_pruned and not reason else TrialState.COMPLETE
-                self.storage.set_trial_state_values(trial._trial_id, state, [score])
-                break
-            except UpdateFinishedTrialError:
-                LOGGER.warning(f"trial {number} had been taken over by another worker, whose outcome counts")
-                return
-            except (StorageInternalError, OSError) as error:
-                if not pause:
-                    raise
-                LOGGER.warning(f"the search's storage does not answer ({one_line(error)}); again in {pause} s")
-                time.sleep(pause)
+        state = TrialState.PRUNED if is_pruned and not reason else TrialState.COMPLETE
+        try:
+            trial.set_user_attr(RESULTS, results)
+            trial.set_user_attr(REASON, reason)
+            self.storage.set_trial_state_values(trial._trial_id, state, [score])
+        except UpdateFinishedTrialError:
+            LOGGER.warning(f"trial {number} had been taken over by another worker, whose outcome counts")
+            return
         shutil.rmtree(self.folder / "trials" / str(number) / "weights", ignore_errors=True)
         LOGGER.info(f"trial {number}: fitness {score:.5g}{', given up early' if is_pruned else ''}")

@@ -82,10 +82,8 @@ def written(folder: Path, doc: Any) -> Path:
 
 # ---- one after the other, what exporters do: each takes the document and changes it
 def _ids_as_text(doc: Doc) -> None:
-    for image in doc["images"]:
-        image["id"] = str(image["id"])
-    for kind in doc["categories"]:
-        kind["id"] = str(kind["id"])
+    for thing in (*doc["images"], *doc["categories"]):
+        thing["id"] = str(thing["id"])
 
 
 def _references_as_text(doc: Doc) -> None:
@@ -94,10 +92,8 @@ def _references_as_text(doc: Doc) -> None:
 
 
 def _words_for_ids(doc: Doc) -> None:
-    for image in doc["images"]:
-        image["id"] = f"image-{image['id']}"
-    for note in doc["annotations"]:
-        note["image_id"] = f"image-{note['image_id']}"
+    for thing, key in [(image, "id") for image in doc["images"]] + [(note, "image_id") for note in doc["annotations"]]:
+        thing[key] = f"image-{thing[key]}"
 
 
 def _ids_from_0(doc: Doc) -> None:
@@ -115,10 +111,10 @@ def _other_order(doc: Doc) -> None:
 
 def _nothing_but_boxes(doc: Doc) -> None:
     del doc["info"]
-    for note in doc["annotations"]:
-        del note["area"], note["iscrowd"], note["id"]
-    for image in doc["images"]:
-        del image["width"], image["height"]
+    doc["annotations"] = [
+        {key: note[key] for key in ("image_id", "category_id", "bbox")} for note in doc["annotations"]
+    ]
+    doc["images"] = [{key: image[key] for key in ("id", "file_name")} for image in doc["images"]]
 
 
 def _outlines_only(doc: Doc) -> None:
@@ -133,20 +129,9 @@ def _swapped_corners(doc: Doc) -> None:
         note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
 
 
-def _renamed(change: Callable[[str], str]) -> Callable[[Doc], None]:
-    def rename(doc: Doc) -> None:
-        for image in doc["images"]:
-            image["file_name"] = change(image["file_name"])
-
-    return rename
-
-
-def _names(*names: str) -> Callable[[Doc], None]:
-    def rename(doc: Doc) -> None:
-        for kind, name in zip(doc["categories"], names, strict=True):
-            kind["name"] = name
-
-    return rename
+def _renamed(part: str, change: Callable[[str], str]) -> Callable[[Doc], None]:
+    key = "file_name" if part == "images" else "name"
+    return lambda doc: [thing.update({key: change(thing[key])}) for thing in doc[part]] and None
 
 
 def _other_images(doc: Doc) -> None:
@@ -156,17 +141,11 @@ def _other_images(doc: Doc) -> None:
 
 
 def _more_categories(doc: Doc) -> None:
-    doc["categories"] = [
-        {"id": 0, "name": "parts", "supercategory": "none"},
-        *doc["categories"],
-        {"id": 5, "name": "x"},
-    ]
-    doc["annotations"] += [
-        {"id": 99, "image_id": 1, "category_id": 5, "bbox": [0, 0, 9, 9]},
-        {"id": 98, "image_id": 44, "category_id": 1, "bbox": [0, 0, 9, 9]},
-        {"id": 97, "image_id": 1, "category_id": 1},
-        {"id": 96, "image_id": 1, "category_id": 1, "bbox": [0, 0, float("nan"), 9]},
-    ]
+    parts = {"id": 0, "name": "parts", "supercategory": "none"}
+    doc["categories"] = [parts, *doc["categories"], {"id": 5, "name": "x"}]
+    box: Doc = {"bbox": [0, 0, 9, 9]}
+    pairs = [((1, 5), box), ((44, 1), box), ((1, 1), {}), ((1, 1), {"bbox": [0, 0, float("nan"), 9]})]
+    doc["annotations"] += [{"id": 99, "image_id": i, "category_id": k} | more for (i, k), more in pairs]
 
 
 WAYS: dict[str, Callable[[Doc], None]] = {
@@ -179,11 +158,11 @@ WAYS: dict[str, Callable[[Doc], None]] = {
     "nothing but boxes": _nothing_but_boxes,
     "outlines only": _outlines_only,
     "swapped corners, as text": _swapped_corners,
-    "folders": _renamed(lambda name: f"images/val/{name}"),
-    "Windows": _renamed(lambda name: f"C:\\Users\\me\\images\\{name}"),
-    "upper case": _renamed(str.upper),
-    "another ending": _renamed(lambda name: f"{Path(name).stem}.tif"),
-    "names in other letters": _names(" Bolt", "HEX_NUT"),
+    "folders": _renamed("images", lambda name: f"images/val/{name}"),
+    "Windows": _renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
+    "upper case": _renamed("images", str.upper),
+    "another ending": _renamed("images", lambda name: f"{Path(name).stem}.tif"),
+    "names in other letters": _renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
     "other images": _other_images,
     "more categories, broken objects": _more_categories,
 }

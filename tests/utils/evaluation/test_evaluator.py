@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.evaluation.evaluator import EvalSettings, evaluate, log_table
 from utils.evaluation.metrics import ConfusionMatrix
-from utils.evaluation.reports import Found, Report, ReportSettings
+from utils.evaluation.reports import Report, ReportSettings
 
 CPU = torch.device("cpu")
 
@@ -158,7 +158,7 @@ class Reporter(Quiet):
         return raw[0].sum() * torch.tensor([0.1, 0.3, 0.7])
 
     def batch(self, index: int, batch, detections) -> None:
-        self.found.append(Found(index, ",".join(batch.paths), np.zeros((0, 6), np.float32)))
+        self.found.append((index, ",".join(batch.paths), np.zeros((0, 6), np.float32)))
 
     def image(self, *given: object) -> None:
         pass
@@ -201,7 +201,7 @@ def same(one: object, other: object) -> bool:
     return one == other or (one != one and other != other)
 
 
-@pytest.mark.parametrize("world", [2, 3, 9])
+@pytest.mark.parametrize("world", [2, 9])
 @pytest.mark.parametrize("seed, batches, objects", [(0, 0, 6), (1, 7, 0), (2, 1, 6), (3, 7, 6), (4, 8, 30), (5, 13, 6)])
 @pytest.mark.parametrize("single_cls", [False, True])
 def test_shares_give_the_same_to_the_last_bit(

@@ -114,31 +114,17 @@ def coco_stats(pictures):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, found = COCO(), []
-    annotations = []
+    truth, annotations, found = COCO(), [], []
     for image, (detections, labels) in enumerate(pictures, start=1):
         for label, x1, y1, x2, y2 in labels.tolist():
+            more = {"id": len(annotations) + 1, "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
             box = [x1, y1, x2 - x1, y2 - y1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": int(label),
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
+            annotations.append({"image_id": image, "category_id": int(label), "bbox": box} | more)
         for x1, y1, x2, y2, score, label in detections.tolist():
-            found.append(
-                {"image_id": image, "category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-            )
-    truth.dataset = {
-        "images": [{"id": image} for image in range(1, len(pictures) + 1)],
-        "annotations": annotations,
-        "categories": [{"id": index} for index in range(len(NAMES))],
-        "info": {},
-    }
+            box = [x1, y1, x2 - x1, y2 - y1]
+            found.append({"image_id": image, "category_id": int(label), "bbox": box, "score": score})
+    images, kinds = ([{"id": number} for number in numbers] for numbers in (range(1, len(pictures) + 1), range(3)))
+    truth.dataset = {"images": images, "annotations": annotations, "categories": kinds, "info": {}}
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
     evaluation.evaluate()

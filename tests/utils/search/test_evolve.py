@@ -270,11 +270,7 @@ def test_whose_search_it_is(opt: TrainOptions, tmp_path: Path) -> None:
         evolve(replace(opt, name="exp2", exist_ok=True), FakeTraining())
 
 
-def test_a_database_that_goes_away_is_one_line(
-    opt: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("utils.search.worker.PAUSES", (0,))
-
+def test_a_database_that_goes_away_is_one_line(opt: TrainOptions, tmp_path: Path) -> None:
     def train(opt: TrainOptions, callbacks: Callbacks) -> tuple[float, ...]:
         (tmp_path / "a.db").write_bytes(b"")  # all tables are gone
         return (0.1,) * 7

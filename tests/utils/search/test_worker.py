@@ -113,22 +113,3 @@ def test_the_heart_beats_until_the_trial_is_lost(study: optuna.Study, monkeypatc
         storage.set_trial_state_values(attempt, TrialState.FAIL)
         while not callbacks.stop_training:
             assert module.time.monotonic() < deadline
-
-
-def test_a_storage_may_be_away_for_a_while(
-    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, pauses = worker(study, 1, 1, tmp_path), []
-    failures = [optuna.exceptions.StorageInternalError("gone"), OSError(28, "No space left")]
-    trial = optuna.Trial(study, one.claim()[1])
-    set_state = one.storage.set_trial_state_values
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
-
-    def unreliable(*given: object) -> None:
-        if failures:
-            raise failures.pop()
-        set_state(*given)
-
-    monkeypatch.setattr(one.storage, "set_trial_state_values", unreliable)
-    one.record(0, trial, [0.5] * 7, "because", False)
-    assert pauses == [1, 5] and study.trials[0].value == 0.5
