@@ -70,12 +70,12 @@ def evaluate(
     `forward` maps (B, 3, H, W) images in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
     `report.loss`. Boxes are compared in the pixels of the images on disk. With a `settings.stride` above 1 every
     process of the run must come here, each with its own batches; the main one gets the result of all of them, the
-    others None. A ValueError or OSError of one is then raised in all.
+    others None. An error of one is then raised in all.
     """
     report = report or Report(ReportSettings(Path(), names, plots=False))
     metrics = DetectionMetrics(["item"] if settings.single_cls else names)
     with agreed() if settings.stride > 1 else nullcontext():
-        share = _score_share(forward, loader, device, settings, DetectionMetrics(metrics.names), report)
+        share = _score_share(forward, loader, metrics.names, device, settings, report)
     shares = gather_to_main(share) if settings.stride > 1 else [share]
     if shares is None:
         return None
@@ -99,14 +99,14 @@ def _join(shares: Sequence[_Share], metrics: DetectionMetrics) -> ValResult:
 def _score_share(
     forward: Forward,
     loader: Iterable[Any],
+    names: list[str],
     device: torch.device,
     settings: EvalSettings,
-    metrics: DetectionMetrics,
     report: Report,
 ) -> _Share:
     """Detect and score this process's batches."""
     import_module("torchvision.ops")  # suppression needs it; the first batch's time must not hold its import
-    clock, dtype = Clock(), torch.float16 if settings.half else torch.float32
+    metrics, clock, dtype = DetectionMetrics(names), Clock(), torch.float16 if settings.half else torch.float32
     suppression = Suppression(
         settings.conf_thres, settings.iou_thres, None, settings.single_cls, multi_label=True, max_det=settings.max_det
     )

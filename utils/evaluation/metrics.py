@@ -183,13 +183,10 @@ class ConfusionMatrix:
     def update(self, detections: Tensor, labels: Tensor, unmatched: bool = True) -> None:
         """Count one image: detections (n, 6) xyxy, confidence, class; labels (m, 5) class, xyxy. Either may be empty.
 
-        Detections of confidence `conf` or less are left out, and without `unmatched` all of an image in which nothing
-        matches.
+        Left out are detections of confidence `conf` or less, and without `unmatched` those of an image without a match.
         """
         detections = detections[detections[:, 4] > self.conf]
-        predicted, true = (
-            column.detach().cpu().numpy().astype(np.int64) for column in (detections[:, 5], labels[:, 0])
-        )
+        predicted, true = (column.detach().cpu().long().numpy() for column in (detections[:, 5], labels[:, 0]))
         found = meant = np.zeros(0, dtype=np.int64)
         if len(predicted) and len(true):
             iou = box_iou(detections[:, :4], labels[:, 1:]).nan_to_num().cpu().numpy()

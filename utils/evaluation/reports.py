@@ -59,9 +59,8 @@ class ValResult:
 class Report:
     """What `evaluate` reports to: writes as it goes, and `finish`es with plots and JSON.
 
-    In a run of several processes each writes the label files and draws the mosaics of its own batches, and the main
-    process does the rest. `rows` are COCO's rows of all images in the order of the data set, there once it has
-    received what every process found.
+    Each process writes the label files and draws the mosaics of its own batches, the main one does the rest. `rows` are
+    COCO's of all images in the order of the data set, once it has received what every process found.
     """
 
     def __init__(
@@ -137,9 +136,8 @@ class Report:
 def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int | str] = ()) -> tuple[float, float] | None:
     """Return (mAP50-95, mAP50) of a JSON of detections as COCO's own evaluation counts them; None without a package.
 
-    Rows name their images by stem, as `coco_rows` does; `image_ids` are images that were looked at as well, though
-    nothing may have been found. Classes are category ids where these cannot be the numbers from 0 that `coco_rows`
-    writes for other data than COCO, which go by rising category id.
+    Rows name their images by stem, as `coco_rows` does; `image_ids` are further images that were scored. Classes are
+    category ids, or the numbers from 0 of `coco_rows`, which go by rising category id.
     """
     found = json.loads(rows.read_text(encoding="utf-8"))
     images = list(dict.fromkeys(str(key) for key in (*(row["image_id"] for row in found), *image_ids)))
