@@ -17,7 +17,7 @@ import optuna
 from benchmarks.search import KINDS, make_function, search
 from utils.base.config import Hyp
 from utils.base.paths import check_yaml
-from utils.search.proposals import build_pruner, propose
+from utils.search.proposals import propose
 from utils.search.space import LIMITS, PARENTS, SearchSpace
 
 LOW = Hyp.load(check_yaml("hyp.scratch-low.yaml"))
@@ -109,15 +109,3 @@ def test_an_earlier_attempt_s_values_are_kept() -> None:
     attempt = study.ask({"cls": optuna.distributions.FloatDistribution(*LIMITS["cls"][1:])})
     trial = propose(study, attempt._trial_id, SPACE, ("genetic", 0), 3, [])
     assert trial.params["cls"] == attempt.params["cls"] and trial.params.keys() == SPACE.start.keys()
-
-
-def test_pruners() -> None:
-    kinds = {kind: type(build_pruner(kind, 100)).__name__ for kind in ("none", "median", "halving", "hyperband")}
-    assert list(kinds.values()) == ["NopPruner", "MedianPruner", "SuccessiveHalvingPruner", "HyperbandPruner"]
-    study = optuna.create_study(direction="maximize", pruner=build_pruner("median", 10))
-    for value in range(6):  # each below all before it
-        trial = study.ask()
-        trial.report(-float(value), 1)
-        trial.report(-float(value), 2)
-        assert trial.should_prune() == (value == 5)  # five to compare with, and not before the first sixteenth
-        study.tell(trial, -float(value))
