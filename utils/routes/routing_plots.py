@@ -27,8 +27,7 @@ def draw_routes(file: Path | str, image: np.ndarray, routes: RoutingMap, queries
     """Draw a panel for each query region, and beside them how often each region is routed to; return the file.
 
     `image` is the network's input, (H, W, 3) uint8 RGB; `queries` are numbers of regions. Routed regions are numbered
-    by rank, and the better the darker. Regions are cut at the image's edge; those of padding alone are not drawn, but a
-    line below the panel says which ranks they have.
+    by rank, and the better the darker. Those of padding alone are not drawn: a line below the panel has their ranks.
     """
     height, width = image.shape[:2]
     count = len(queries) + 1

@@ -93,9 +93,9 @@ def find_folder(opt: TrainOptions) -> Path:
 
 
 def join(opt: TrainOptions, space: SearchSpace, folder: Path, storage: BaseStorage, about: str) -> Study:
-    """Begin a search, or join it: one study in a journal, one for each --name in a database.
+    """Begin a search, or join it. Raise ValueError for one with other options, no search of ours, or another's folder.
 
-    Raise ValueError where it is one with other options or no search of ours, or the folder is another search's.
+    A journal has one study, a database one for each --name.
     """
     import optuna
 
@@ -122,5 +122,5 @@ def sign(folder: Path, search: dict[str, Any]) -> None:
     if not (file := folder / ABOUT).is_file() and not (folder / TABLE).exists():
         write_yaml(file, search)
     other = read_yaml(file) if file.is_file() else {"storage": "another storage"}
-    if (other["storage"], other.get("study")) != (search["storage"], search["study"]):
-        raise ValueError(f"{shown(folder)} is of the search in {other['storage']}; choose another --name")
+    if (other.get("storage"), other.get("study")) != (search["storage"], search["study"]):
+        raise ValueError(f"{shown(folder)} is of the search in {other.get('storage')}; choose another --name")
