@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,27 +26,17 @@ from utils.base.log import LOGGER, colorstr
 from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, find_weights, shown, trained_with
 from utils.data.datasets import create_dataloader
-from utils.distributed.processes import (
-    agreed,
-    broadcast,
-    is_main,
-    leave,
-    loader_workers,
-    my_share,
-    own_batches,
-    rank,
-)
+from utils.distributed.processes import agreed, broadcast, is_main, leave, loader_workers, my_share, own_batches, rank
 from utils.distributed.script import run_script
-from utils.evaluation.coco_truth import CocoTruth, find_annotations, read_truth
+from utils.evaluation.coco_truth import find_annotations, read_truth
 from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evaluation.plots import plot_val_study
-from utils.evaluation.reports import Report, ReportSettings, speed_line
+from utils.evaluation.reports import Report, ReportSettings
+from utils.predict.pipeline import SPEED
 from utils.prepare.converters import prepare
 from utils.prepare.label_formats import COCO_IDS
 from utils.training.setup import meet, own_device
 
-TASKS = ("val", "test", "train", "speed", "study", "benchmark")
-TIMING = ("speed", "study", "benchmark")  # tasks that measure and draw nothing
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
@@ -54,43 +45,27 @@ class ValOptions:
     """The command line of val.py; every name is also an argument of `run`."""
 
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
-    weights: list[str] = flag(
-        [], "weights of any format, several .pt make an ensemble; empty for the newest runs/train/*/weights/best.pt"
-    )
-    batch_size: int = flag(
-        32, "pictures per batch (of each process, where there are several)", bounds=Range(1, 1_000_000)
-    )
-    imgsz: int = flag(
-        0,
-        "side of the pictures in pixels",
-        aliases=("--img", "--img-size"),
-        shown="what the weights were trained with",
-        bounds=SIDE,
-    )
+    weights: list[str] = flag([], "of any format; several .pt make an ensemble; empty for the newest of runs/train")
+    batch_size: int = flag(32, "images per batch (of each process)", bounds=Range(1, 1_000_000))
+    imgsz: int = flag(0, "image side in pixels", ("--img", "--img-size"), "what the weights were trained with", SIDE)
     conf_thres: float = flag(0.001, "lowest confidence of a detection", bounds=SHARE)
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes", bounds=SHARE)
-    max_det: int = flag(300, "most detections in a picture", bounds=Range(1))
+    max_det: int = flag(300, "most detections in an image", bounds=Range(1))
     task: str = flag(
         "val",
-        "the split to score, or speed, study (accuracy and speed over picture sizes), benchmark (all pictures square)",
-        choices=TASKS,
+        "split to score, or speed, study (accuracy and speed over image sizes), benchmark (all images square)",
+        choices=("val", "test", "train", "speed", "study", "benchmark"),
     )
     device: str = flag("", "'cpu', '0', for several processes '0,1'; empty for the first GPU, else the CPU")
-    workers: int = flag(
-        8, "loader processes, at most one per core (on a CPU: the cores above two)", bounds=Range(0, 10_000)
-    )
+    workers: int = flag(8, "loader processes, at most one a core (on a CPU: cores above two)", bounds=Range(0, 10_000))
     single_cls: bool = flag(False, "score all classes as one")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
     verbose: bool = flag(False, "a line for each class however many there are")
     save_txt: bool = flag(False, "write labels/*.txt")
     save_hybrid: bool = flag(False, "write the labels and the detections together (the metrics then say nothing)")
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
-    save_json: bool = flag(
-        False, "write detections in COCO's JSON, and score them as COCO does where there are annotations in its JSON"
-    )
-    annotations: str = flag(
-        "", "annotations in COCO's JSON to score by, with --save-json", shown="the split's, where one is found"
-    )
+    save_json: bool = flag(False, "write detections in COCO's JSON, and score them as COCO does by its annotations")
+    annotations: str = flag("", "these annotations, with --save-json", shown="the split's, where some are found")
     project: str = flag(str(ROOT / "runs/val"), "results go to project/name")
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
@@ -98,171 +73,138 @@ class ValOptions:
     trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
 
+    @property
+    def split(self) -> str:
+        """The part of the data set that is scored."""
+        return self.task if self.task in ("train", "test") else "val"
 
-def complete(opt: ValOptions) -> ValOptions:
-    """Fill in what was not given: the newest weights, and the data that they were trained with."""
-    weights = [str(find_weights(file)) for file in choose_weights(opt.weights)]
-    return replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
-
-
-def as_trained(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> ValOptions:
-    """The options with `single_cls` where the weights' one class is the one that train.py --single-cls makes."""
-    if opt.single_cls or data.nc == 1 or list(model.names) != ["item"]:
-        return opt
-    LOGGER.info(f"--single-cls (the weights were trained with it): the {data.nc} classes of {data.file} count as one")
-    return replace(opt, single_cls=True)
+    @property
+    def draws(self) -> bool:
+        """Whether more than a measurement is wanted."""
+        return self.task not in ("speed", "study", "benchmark")
 
 
-def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> tuple[Path, ...]:
-    """The paths of the split to score. Raises ValueError where weights and data do not go together."""
-    split = opt.task if opt.task in ("train", "test") else "val"
-    if not (paths := getattr(data, split)):
-        raise ValueError(f"{data.file}: has no {split!r} split; add it, or choose another --task")
+def check_fit(opt: ValOptions, model: DetectMultiBackend, data: DataConfig) -> ValOptions:
+    """Return the options with `single_cls` where the weights' one class is the one that train.py --single-cls makes.
+
+    Raise ValueError where weights and data do not go together.
+    """
+    if not getattr(data, opt.split):
+        raise ValueError(f"{data.file}: has no {opt.split!r} split; add it, or choose another --task")
+    if not opt.single_cls and data.nc > 1 and list(model.names) == ["item"]:
+        words = f"the {data.nc} classes of {data.file} count as one"
+        LOGGER.info(f"--single-cls (the weights were trained with it): {words}")
+        opt = replace(opt, single_cls=True)
     if not opt.single_cls and (known := len(model.names)) != data.nc:
         raise ValueError(
             f"the weights know {known} class{'es' * (known != 1)}, {data.file} has {data.nc}: name the data set they "
             f"were trained on by --data{', or give --single-cls if they were trained with it' * (known == 1)}"
         )
-    if opt.conf_thres > 0.001 and opt.task not in TIMING:
+    if opt.conf_thres > 0.001 and opt.draws:
         LOGGER.warning(f"--conf-thres {opt.conf_thres} leaves out weak detections: mAP comes out lower than with 0.001")
     if opt.save_hybrid:
         LOGGER.warning("--save-hybrid puts the labels among the detections: P, R and mAP say nothing")
-    return paths
-
-
-def is_coco(data: DataConfig) -> bool:
-    """Whether the data set is COCO itself, whose JSON is written unasked."""
-    return bool(data.file) and data.file.name == "coco.yaml"
-
-
-def wants_json(opt: ValOptions, data: DataConfig) -> bool:
-    """Whether detections are written in COCO's JSON."""
-    return opt.task not in TIMING and bool(opt.save_json or opt.annotations or is_coco(data))
-
-
-def find_truth(opt: ValOptions, data: DataConfig, images: Sequence[str]) -> CocoTruth | None:
-    """The COCO annotations to score by, held against the images and classes that are scored; None without a JSON.
-
-    Raises ValueError where they fit neither.
-    """
-    if not wants_json(opt, data):
-        return None
-    split = opt.task if opt.task in ("train", "test") else "val"
-    file = opt.annotations or find_annotations(data.root, split, (Path(image).parent for image in images))
-    return read_truth(Path(file), images, data.names, merged=opt.single_cls) if file else None
+    return opt
 
 
 def open_report(
     opt: ValOptions, data: DataConfig, images: Sequence[str], folder: Path, callbacks: Callbacks | None
 ) -> Report:
-    """What writes all that is wanted of these images into a folder. Raises ValueError as `find_truth` does."""
+    """Return what writes all that is wanted of these images into a folder.
+
+    Raise ValueError where COCO annotations to score by fit neither the images nor the classes that are scored.
+    """
+    is_coco = getattr(data.file, "name", "") == "coco.yaml"  # its JSON is written unasked
+    wants_json, truth = opt.draws and any((opt.save_json, opt.annotations, is_coco)), None
     with agreed():
-        truth = find_truth(opt, data, images) if is_main() else None
-    rows = folder / f"{Path(opt.weights[0]).stem}_predictions.json"
+        if wants_json and is_main():
+            folders = (Path(image).parent for image in images)
+            file = opt.annotations or find_annotations(data.root, opt.split, folders)
+            truth = read_truth(Path(file), images, data.names, merged=opt.single_cls) if file else None
     settings = ReportSettings(
         folder,
         ["item"] if opt.single_cls else data.names,
-        plots=opt.task not in TIMING,
-        txt=opt.save_txt or opt.save_hybrid,
-        confidence=opt.save_conf,
-        json=rows if wants_json(opt, data) else None,
-        categories=COCO_IDS if is_coco(data) else None,
-        truth=truth,
+        opt.draws,
+        opt.save_txt or opt.save_hybrid,
+        opt.save_conf,
+        folder / f"{Path(opt.weights[0]).stem}_predictions.json" if wants_json else None,
+        COCO_IDS if is_coco else None,
+        truth,
     )
     report = Report(settings, callbacks=callbacks)
-    if settings.txt or (settings.json and not truth):
-        report.name_images(images)
+    report.name_images(images)
     return report
-
-
-def side_of(opt: ValOptions, model: DetectMultiBackend) -> int:
-    """The side in pixels that pictures are fitted into; ValueError for exported files of oblong pictures."""
-    height, width = model.picture_size(opt.imgsz)
-    if height != width:
-        raise ValueError(
-            f"{opt.weights[0]} takes pictures of {height} x {width} pixels: scoring needs a square, or --dynamic"
-        )
-    return height
 
 
 @contextmanager
 def new_folder(opt: ValOptions) -> Iterator[Path]:
-    """A new numbered folder for the results, the same one in every process; gone again if nothing comes of it."""
-    path = Path(opt.project) / opt.name
+    """Make a numbered folder for the results, the same one in every process; gone again if nothing comes of it."""
     with ExitStack() as stack:
         with agreed():
-            folder = stack.enter_context(claimed(path, opt.exist_ok)) if is_main() else None
+            claim = claimed(Path(opt.project) / opt.name, opt.exist_ok)
+            folder = stack.enter_context(claim) if is_main() else None
         yield broadcast(folder)
 
 
 def validate(
-    opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None = None
+    opt: ValOptions, model: DetectMultiBackend, data: DataConfig, folder: Path, callbacks: Callbacks | None = None
 ) -> ValResult | None:
-    """Score one model on one split at one picture size; of several processes only the main one gets the result."""
-    with new_folder(opt) as folder:
-        return validate_into(folder, opt, model, data, callbacks)
-
-
-def validate_into(
-    folder: Path, opt: ValOptions, model: DetectMultiBackend, data: DataConfig, callbacks: Callbacks | None
-) -> ValResult | None:
-    """`validate`, with the folder that its results go to."""
-    opt = as_trained(opt, model, data)
-    paths, stride = check_fit(opt, model, data), max(int(model.stride), 32)
-    imgsz, rect = side_of(opt, model), model.shape is None and opt.task != "benchmark"
-    pad = 0.0 if opt.task in TIMING else 0.5
-    prefix, shared = (
-        colorstr(f"{opt.task}: "),
-        {"single_cls": opt.single_cls, "workers": loader_workers(opt.workers, model.device), "nc": data.nc},
-    )
+    """Score one model on one split at one image size; of several processes only the main one gets the result."""
+    opt = check_fit(opt, model, data)
+    height, width = model.picture_size(opt.imgsz)
+    if height != width:
+        takes = f"{opt.weights[0]} takes images of {height} x {width} pixels"
+        raise ValueError(f"{takes}: scoring needs a square, or --dynamic")
     loader, dataset = create_dataloader(
-        paths, imgsz, opt.batch_size, stride, pad=pad, rect=rect, prefix=prefix, rank=rank(), **shared
+        getattr(data, opt.split),
+        height,
+        opt.batch_size,
+        max(int(model.stride), 32),
+        opt.single_cls,
+        pad=0.5 if opt.draws else 0.0,
+        rect=model.shape is None and opt.task != "benchmark",
+        rank=rank(),
+        workers=loader_workers(opt.workers, model.device),
+        prefix=colorstr(f"{opt.task}: "),
+        nc=data.nc,
     )
     if is_main():
         warn_of_crowds(map(len, dataset.labels), opt.max_det)
-    share = my_share()
-    loader = own_batches(loader, *share)
+    first, stride = my_share()
     report = open_report(opt, data, list(dataset.img_files), folder, callbacks)
-    settings = EvalSettings(
-        opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls, opt.save_hybrid, model.fp16, None, *share
-    )
-    model.warmup((1, 3, imgsz, imgsz))
-    result = evaluate(
-        lambda images: model(images, augment=opt.augment, val=True), loader, data.names, model.device, settings, report
-    )
+    nms = opt.conf_thres, opt.iou_thres, opt.max_det
+    settings = EvalSettings(*nms, opt.single_cls, opt.save_hybrid, model.fp16, first=first, stride=stride)
+    model.warmup((1, 3, height, width))
+    forward = partial(model, augment=opt.augment, val=True)
+    result = evaluate(forward, own_batches(loader, first, stride), data.names, model.device, settings, report)
     with agreed():
         dataset.check_stand_ins()
     if result is None:
         return None
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
-    LOGGER.info(speed_line(result, (min(opt.batch_size, len(dataset)), 3, imgsz, imgsz)))
+    LOGGER.info(SPEED.format(*result.speed, (min(opt.batch_size, len(dataset)), 3, height, width)))
     report.finish(result)
-    LOGGER.info(f"Results saved to {colorstr('bold', shown(report.settings.folder))}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
     return result
 
 
 def study(opt: ValOptions, data: DataConfig, device: torch.device, folder: Path) -> list[ValResult]:
-    """Accuracy and speed of each weights file over a range of picture sizes, as text tables and a plot."""
+    """Score each weights file over a range of image sizes; leave text tables and a plot of accuracy and speed."""
     results = []
     for weights in opt.weights:
-        rows = []
+        rows, stem = [], Path(weights).stem
         for size in STUDY_SIZES:
             LOGGER.info(f"\n{weights} at {size} pixels")
-            one = replace(
-                opt,
-                weights=[weights],
-                imgsz=size,
-                iou_thres=0.7,
-                name=f"{folder.name}/{Path(weights).stem}_{size}",
-                exist_ok=True,
-            )
+            name = f"{folder.name}/{stem}_{size}"
+            one = replace(opt, weights=[weights], imgsz=size, iou_thres=0.7, name=name, exist_ok=True)
             model = DetectMultiBackend([weights], device=device, fp16=opt.half, trust=opt.trust)
-            if result := validate(one, model, data):
+            with new_folder(one) as place:
+                result = validate(one, model, data, place)
+            if result:
                 results.append(result)
                 rows.append(" ".join(f"{value:10.4g}" for value in (*result.summary, *result.speed)))
         if is_main():
-            table = folder / f"study_{Path(data.file or 'data').stem}_{Path(weights).stem}.txt"
-            table.write_text("\n".join(rows) + "\n")
+            (folder / f"study_{Path(data.file or 'data').stem}_{stem}.txt").write_text("\n".join(rows) + "\n")
     if is_main():
         plot_val_study(dir=folder, x=list(STUDY_SIZES))
     LOGGER.info(f"Study saved to {shown(folder)}")
@@ -272,26 +214,27 @@ def study(opt: ValOptions, data: DataConfig, device: torch.device, folder: Path)
 def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | list[ValResult] | None:
     """Do the task that the options ask for, together with the other processes if torchrun started several.
 
-    Raises ValueError for files and options that cannot work.
+    Raise ValueError for files and options that cannot work.
     """
-    opt = complete(opt)
+    weights = [str(find_weights(file)) for file in choose_weights(opt.weights)]
+    opt = replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
     meet()
     device = own_device(opt.device)
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)
-    if opt.task == "study":
-        with new_folder(opt) as folder:
-            return study(opt, data, device, folder)
     if opt.task == "speed":
         opt = replace(opt, conf_thres=0.25, iou_thres=0.45, save_json=False)
-    model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half, trust=opt.trust)
-    return validate(opt, model, data, callbacks)
+    with new_folder(opt) as folder:
+        if opt.task == "study":
+            return study(opt, data, device, folder)
+        model = DetectMultiBackend(opt.weights, device=device, dnn=opt.dnn, fp16=opt.half, trust=opt.trust)
+        return validate(opt, model, data, folder, callbacks)
 
 
 def run(
     callbacks: Callbacks | None = None, **given: object
 ) -> tuple[tuple[float, ...], list[float], tuple[float, ...]]:
-    """`val.run(weights="best.pt")`: returns ((P, R, mAP50, mAP50-95, box, obj, cls), mAP per class, ms per picture).
+    """`val.run(weights="best.pt")`: returns ((P, R, mAP50, mAP50-95, box, obj, cls), mAP per class, ms per image).
 
     Under torchrun every process must call it, and every one gets the same.
     """

@@ -20,12 +20,13 @@ from benchmarks.report import Table
 from utils.base.config import Hyp
 from utils.base.options import Parser
 from utils.base.paths import check_yaml
-from utils.search.proposals import SAMPLERS, Turn, build_sampler, distributions
-from utils.search.space import LIMITS, SearchSpace
+from utils.search.proposals import propose
+from utils.search.space import LIMITS, LOGARITHMIC, SearchSpace
 
 PEAK, NOISE = 0.6, 0.003
 STEEPNESS = 40.0  # of the average distance, in shares of the ranges: so that the file's values are worth a quarter
 REFERENCE = "NSGA-II"
+KINDS = ("genetic", "tpe", "cmaes", "random")
 Proposal = Mapping[str, float]
 
 
@@ -44,24 +45,24 @@ def make_function(space: SearchSpace, seed: int) -> Callable[[Proposal], float]:
     return worth
 
 
-def search(kind: str, space: SearchSpace, worth: Callable[[Proposal], float], trials: int, seed: int) -> float:
-    """What the best trial of a search, as far as the search can tell, is worth."""
+def search(
+    kind: str, space: SearchSpace, worth: Callable[[Proposal], float], trials: int, seed: int
+) -> list[optuna.trial.FrozenTrial]:
+    """The trials of a search that sees what they are worth through noise."""
     noise = np.random.default_rng([seed, 1])
     study = optuna.create_study(direction="maximize")
     reference = optuna.samplers.NSGAIISampler(population_size=10, seed=seed)
     for number in range(trials):
         attempt = study._storage.create_new_trial(study._study_id)
-        finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        turn = Turn(number, seed, finished, lambda k, v, i=attempt: study._storage.set_trial_user_attr(i, k, v))
-        use_reference = kind == REFERENCE and number > 0
-        study.sampler = (
-            reference if use_reference else build_sampler("genetic" if kind == REFERENCE else kind, space, turn)
-        )
-        trial = optuna.Trial(study, attempt)
-        for key, limits in distributions(space).items():
-            trial.suggest_float(key, limits.low, limits.high, log=limits.log)
+        if kind == REFERENCE and number > 0:
+            study.sampler = reference
+            trial = optuna.Trial(study, attempt)
+            for key in space.keys:
+                trial.suggest_float(key, *LIMITS[key][1:], log=key in LOGARITHMIC)
+        else:
+            trial = propose(study, attempt, space, (kind, seed), number, study.get_trials(deepcopy=False)[:-1])
         study.tell(trial, worth(trial.params) + noise.normal(0, NOISE))
-    return worth(study.best_params)
+    return study.trials
 
 
 def main() -> None:
@@ -72,15 +73,16 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = SearchSpace.around(Hyp.load(check_yaml("hyp.scratch-low.yaml")))
-    kinds = (*SAMPLERS, REFERENCE)
+    kinds = (*KINDS, REFERENCE)
     table = Table({"trials": 6, "start": 6} | dict.fromkeys(kinds, 7))
     functions = [make_function(space, seed) for seed in range(options.functions)]
     start = float(np.mean([worth(space.start) for worth in functions]))
     for trials in options.trials:
-        found = {
-            kind: float(np.mean([search(kind, space, worth, trials, seed) for seed, worth in enumerate(functions)]))
-            for kind in kinds
-        }
+        found = {}
+        for kind in kinds:  # the best trial, as far as the search can tell
+            searches = [(worth, search(kind, space, worth, trials, seed)) for seed, worth in enumerate(functions)]
+            best = [worth(max(done, key=lambda trial: trial.value).params) for worth, done in searches]
+            found[kind] = float(np.mean(best))
         table.add(trials=trials, start=start, **found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,17 @@ def annotations(folder: Path, **more: Any) -> Path:
     return file
 
 
+def run(weights: Path, own: Path, **given: Any) -> tuple[float, ...]:
+    return val.run(weights=str(weights), data=str(own), project=str(own.parent / "val"), **BASE, **given)[0]
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_own_coco_annotations_are_scored_by_name(
     weights: Path, own: Path, caplog: pytest.LogCaptureFixture, named: bool
 ) -> None:
     file = annotations(own.parent / ("elsewhere" if named else "annotations"))
-    given = {"annotations": str(file)} if named else {"save_json": True}
     with caplog.at_level("INFO", "yolov5"):
-        summary, _, _ = val.run(weights=str(weights), data=str(own), project=str(own.parent / "val"), **BASE, **given)
+        summary = run(weights, own, **({"annotations": str(file)} if named else {"save_json": True}))
     rows = json.loads((own.parent / "val/exp/best_predictions.json").read_text())
     assert {row["image_id"] for row in rows} == {10, 11} and {row["category_id"] for row in rows} == {4}
     assert "leaves out classes that it lacks: 1 (first: 行人)" in caplog.text
@@ -72,7 +74,7 @@ def test_own_coco_annotations_are_scored_by_name(
 
 def test_without_annotations_the_json_is_as_in_v61(weights: Path, own: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "yolov5"):
-        val.run(weights=str(weights), data=str(own), project=str(own.parent / "val"), save_json=True, **BASE)
+        run(weights, own, save_json=True)
     rows = json.loads((own.parent / "val/exp/best_predictions.json").read_text())
     assert {row["image_id"] for row in rows} == {"one", 7} and {row["category_id"] for row in rows} == {1}
     assert "name a file by --annotations" in caplog.text
@@ -96,30 +98,28 @@ def test_annotations_of_something_else_end_it_before_it_begins(
     assert len(errors) == 1 and words in errors[0] and not project.exists()
 
 
-def single(folder: Path, names: list[str]) -> Path:
-    model = Model("yolov5n.yaml", nc=1, verbose=False)
-    model.names = names
-    file = folder / "moved.pt"
-    save_checkpoint(file, {"epoch": -1, "model": describe_model(model), "ema": None})
-    return file
-
-
 def test_weights_of_one_class_for_all_score_on_the_data_that_they_were_trained_on(
     own: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    given = ["--data", str(own), "--project", str(own.parent / "val"), "--workers", "0", "--imgsz", "32"]
+    model = Model("yolov5n.yaml", nc=1, verbose=False)
     annotations(own.parent / "annotations")
-    assert val.main(["--weights", str(single(own.parent, ["item"])), "--save-json", *given]) == 0
-    assert "--single-cls (the weights were trained with it): the 3 classes" in capsys.readouterr().err
-    shutil.rmtree(own.parent / "val")
-    assert val.main(["--weights", str(single(own.parent, ["thing"])), *given]) == 1
-    assert "give --single-cls" in capsys.readouterr().err
-    assert val.main(["--weights", str(single(own.parent, ["thing"])), "--single-cls", *given]) == 0
+
+    def score(name: str, *more: str) -> tuple[int, str]:
+        model.names = [name]
+        save_checkpoint(own.parent / "moved.pt", {"epoch": -1, "model": describe_model(model), "ema": None})
+        given = ["--weights", str(own.parent / "moved.pt"), "--data", str(own), "--project", str(own.parent / "val")]
+        return val.main([*given, "--workers", "0", "--imgsz", "32", *more]), capsys.readouterr().err
+
+    status, log = score("item", "--save-json")
+    assert status == 0 and "--single-cls (the weights were trained with it): the 3 classes" in log
+    status, log = score("thing")
+    assert status == 1 and "give --single-cls" in log
+    assert score("thing", "--single-cls")[0] == 0
     own.write_text(json.dumps({"train": "images/val", "val": "images/val", "names": ["bolt"]}))
     for file in (own.parent / "labels/val").iterdir():
         file.write_text("0 0.5 0.5 0.5 0.5\n")
-    assert val.main(["--weights", str(single(own.parent, ["item"])), *given]) == 0
-    assert "--single-cls" not in capsys.readouterr().err, "a data set of one class keeps its name"
+    status, log = score("item")
+    assert status == 0 and "--single-cls" not in log, "a data set of one class keeps its name"
 
 
 def test_images_with_more_objects_than_are_kept_are_counted(
@@ -127,9 +127,8 @@ def test_images_with_more_objects_than_are_kept_are_counted(
 ) -> None:
     labels = [f"1 {0.1 + 0.01 * i:.2f} 0.5 0.1 0.1\n" for i in range(12)]
     (own.parent / "labels/val/7.txt").write_text("".join(labels))
-    given = {"weights": str(weights), "data": str(own), "project": str(own.parent / "val"), **BASE}
-    val.run(max_det=12, **given)
+    run(weights, own, max_det=12)
     assert "--max-det" not in caplog.text
-    val.run(max_det=11, **given)
+    run(weights, own, max_det=11)
     said = [record.getMessage() for record in caplog.records if "--max-det" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("1 image has more than 11 objects (most: 12)")

@@ -21,7 +21,7 @@ from utils.base.paths import trained_size
 from utils.data.image_files import find_images
 from utils.data.labels import check_pair
 from utils.drawing.batches import _read_results, _result_columns
-from utils.evaluation.plots import _read_study
+from utils.evaluation.plots import read_study
 from utils.prepare.converters import convert_coco, convert_dota, convert_voc
 from utils.prepare.label_formats import (
     DropCounts,
@@ -223,5 +223,5 @@ TEXTS = (
     Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),
     Kind("SKU-110K", "input.csv", _text(SKU), _use_sku),
     Kind("results.csv", "results.csv", _text(RESULTS), _use_results),
-    Kind("study table", "study.txt", _text(STUDY), _read_study),
+    Kind("study table", "study.txt", _text(STUDY), read_study),
 )

@@ -1,8 +1,8 @@
 """How good detections are: precision, recall and average precision over ten IoU thresholds, by class and by size.
 
-`DetectionMetrics` does it all, picture by picture; the functions keep v6.1's names and numbers. Average precision here
-is v6.1's (the curve ends at recall 1, precision 0, and is integrated by trapezoids), a little above COCO's; the results
-by object size follow COCO's rules.
+`DetectionMetrics` does it all, image by image; the functions keep v6.1's names and numbers. Average precision here is
+v6.1's (the curve ends at recall 1, precision 0, and is integrated by trapezoids), a little above COCO's; the results by
+object size follow COCO's rules.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.boxes.iou import box_iou
-from utils.evaluation.coco import THRESHOLDS, ImageBoxes, SizeMetrics, SizeResult
-from utils.evaluation.confusion import ConfusionMatrix
-from utils.evaluation.ragged import Ragged
+from utils.evaluation.by_size import THRESHOLDS, SizeResult, match_by_size, results_by_size
 
 POINTS = np.linspace(0, 1, 1000)  # of the curves
 RECALL_POINTS = np.linspace(0, 1, 101)  # of the integral
@@ -29,21 +27,22 @@ EPS = 1e-16
 
 @dataclass(slots=True)
 class Curves:
-    """What the plots draw, for the k classes that have labels."""
+    """Curves and average precisions of the k classes that have labels, at t IoU thresholds; a curve has 1000 points."""
 
-    confidence: np.ndarray  # (1000,)
-    precision: np.ndarray  # (k, 1000) over confidence
-    recall: np.ndarray  # (k, 1000) over confidence
-    f1: np.ndarray  # (k, 1000) over confidence
-    pr_recall: np.ndarray  # (1000,)
-    pr_precision: np.ndarray  # (k, 1000) over recall, at IoU 0.5
-    ap50: np.ndarray  # (k,)
     classes: np.ndarray  # (k,) class numbers
+    labels: np.ndarray  # (k,) how many
+    precision: np.ndarray  # (k, 1000) over confidence, as the next two, at the first threshold
+    recall: np.ndarray
+    f1: np.ndarray
+    ap: np.ndarray  # (k, t)
+    pr_precision: np.ndarray  # (k, 1000) over recall
+    confidence: np.ndarray  # (1000,) of the curves, and their recall
+    best: int  # the point where the mean F1 is best
 
 
 @dataclass(slots=True)
 class ClassResult:
-    """One class: the pictures that have labels of it, the labels, and the scores."""
+    """One class: the images that have labels of it, the labels, and the scores."""
 
     index: int
     name: str
@@ -73,23 +72,15 @@ class DetectionResult:
 
 
 def fitness(x: np.ndarray) -> np.ndarray:
-    """One number per row (n, 4 or more) of precision, recall, mAP50, mAP50-95, ...: the best checkpoint has most."""
+    """Return one number per row (n, 4 or more) of precision, recall, mAP50, mAP50-95, ...: best.pt has the highest."""
     return (x[:, :4] * FITNESS_WEIGHTS).sum(axis=1)
 
 
 def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
-    """Which detections of one picture are right, at each IoU threshold.
+    """Return (n, t) True for detections of one image that are right, at each IoU threshold iouv (t,), 0.5 the lowest.
 
-    A detection stands for the label of its class that it overlaps most, by 0.5 or more; of several for one label the
-    first is it, so they should come by falling confidence.
-
-    Args:
-        detections: (n, 6) xyxy, confidence, class.
-        labels: (m, 5) class, xyxy.
-        iouv: (t,) thresholds, 0.5 the lowest.
-
-    Returns:
-        (n, t) bool on the thresholds' device.
+    A detection (n, 6) xyxy, confidence, class stands for the label (m, 5) class, xyxy of its class that it overlaps
+    most, by 0.5 or more; of several for one label the first is it, so they should come by falling confidence.
     """
     iou = box_iou(detections[:, :4], labels[:, 1:]).cpu().numpy()
     predicted, true = detections[:, 5].cpu().numpy(), labels[:, 0].cpu().numpy()
@@ -97,7 +88,7 @@ def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
 
 
 def _correct(iou: np.ndarray, predicted: np.ndarray, true: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """(n, t) bool from overlaps (n, m) and classes (n,), (m,)."""
+    """`process_batch` from overlaps (n, m) and classes (n,), (m,)."""
     correct = np.zeros((len(predicted), len(thresholds)), dtype=bool)
     if not iou.size:
         return correct
@@ -110,26 +101,9 @@ def _correct(iou: np.ndarray, predicted: np.ndarray, true: np.ndarray, threshold
     return correct
 
 
-class _Tables(NamedTuple):
-    """Curves and average precisions of the k classes that have labels."""
-
-    classes: np.ndarray  # (k,)
-    labels: np.ndarray  # (k,) how many
-    precision: np.ndarray  # (k, 1000) over confidence
-    recall: np.ndarray  # (k, 1000)
-    ap: np.ndarray  # (k, t)
-    pr_precision: np.ndarray  # (k, 1000) over recall, at the first threshold
-
-    def f1(self, eps: float = EPS) -> np.ndarray:
-        """Harmonic mean of precision and recall, (k, 1000)."""
-        return 2 * self.precision * self.recall / (self.precision + self.recall + eps)
-
-
 def compute_ap(recall: np.ndarray, precision: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Average precision of one curve (n,), by falling confidence; also the closed curve it is the area of.
-
-    Returns:
-        area, precision (n + 2,) made to fall, recall (n + 2,).
+    """Return the average precision of one curve (n,), by falling confidence, and the closed curve it is the area of:
+    precision (n + 2,) made to fall and recall (n + 2,).
     """
     closed_recall = np.concatenate(([0.0], recall, [1.0]))
     envelope = np.maximum.accumulate(np.concatenate(([1.0], precision, [0.0]))[::-1])[::-1]
@@ -137,17 +111,16 @@ def compute_ap(recall: np.ndarray, precision: np.ndarray) -> tuple[float, np.nda
     return float(area), envelope, closed_recall
 
 
-def _class_tables(
+def curves_of(
     correct: np.ndarray, confidence: np.ndarray, predicted: np.ndarray, actual: np.ndarray, eps: float = EPS
-) -> _Tables:
-    """Curves of all classes from n detections in any order and the classes of all labels."""
+) -> Curves:
+    """Return the curves of all classes from n detections in any order and the classes of all labels."""
     classes, totals = np.unique(actual, return_counts=True)
     order = np.lexsort((-confidence, predicted))  # by class, inside of it by falling confidence
     correct, confidence, predicted = correct[order], confidence[order], predicted[order]
     begins, ends = np.searchsorted(predicted, classes), np.searchsorted(predicted, classes, side="right")
-    count, thresholds = len(classes), correct.shape[1]
-    shape = (count, len(POINTS))
-    tables = _Tables(classes, totals, np.zeros(shape), np.zeros(shape), np.zeros((count, thresholds)), np.zeros(shape))
+    all_precision, all_recall, pr_precision = np.zeros((3, len(classes), len(POINTS)))
+    ap = np.zeros((len(classes), correct.shape[1]))
     for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         if begin == end:
             continue
@@ -155,14 +128,16 @@ def _class_tables(
         hits = correct[begin:end].cumsum(axis=0)
         recall = hits / (totals[row] + eps)
         precision = hits / np.arange(1, end - begin + 1)[:, None]
-        tables.recall[row] = np.interp(-POINTS, falling, recall[:, 0], left=0)
-        tables.precision[row] = np.interp(-POINTS, falling, precision[:, 0], left=1)
-        for threshold in range(thresholds):
-            area, envelope, closed_recall = compute_ap(recall[:, threshold], precision[:, threshold])
-            tables.ap[row, threshold] = area
+        all_recall[row] = np.interp(-POINTS, falling, recall[:, 0], left=0)
+        all_precision[row] = np.interp(-POINTS, falling, precision[:, 0], left=1)
+        for threshold in range(ap.shape[1]):
+            ap[row, threshold], envelope, closed = compute_ap(recall[:, threshold], precision[:, threshold])
             if threshold == 0:
-                tables.pr_precision[row] = np.interp(POINTS, closed_recall, envelope)
-    return tables
+                pr_precision[row] = np.interp(POINTS, closed, envelope)
+    f1 = 2 * all_precision * all_recall / (all_precision + all_recall + eps)
+    best = int(f1.mean(axis=0).argmax()) if len(f1) else 0
+    classes = classes.astype(np.int64)
+    return Curves(classes, totals, all_precision, all_recall, f1, ap, pr_precision, POINTS, best)
 
 
 def ap_per_class(
@@ -175,154 +150,124 @@ def ap_per_class(
     names: Sequence[str] | dict[int, str] = (),
     eps: float = EPS,
 ) -> tuple[np.ndarray, ...]:
-    """v6.1's scores per class, for the k classes that have labels.
+    """Return v6.1's scores of the k classes that have labels: true positives, false positives, precision, recall, F1
+    (k,) at the confidence where the mean F1 is best, average precision (k, t) and classes (k,).
 
     Args:
         tp: (n, t) bool, which detections are right at which IoU threshold.
         conf, pred_cls: (n,) confidence and class of the detections.
         target_cls: (m,) classes of all labels.
-        plot, save_dir, names: v6.1 drew its curves here; `utils.drawing.batches` does now, so `plot` must be False.
-
-    Returns:
-        true positives, false positives, precision, recall, F1 (k,) at the confidence where the mean F1 is best,
-        average precision (k, t), classes (k,).
+        plot, save_dir, names: v6.1 drew its curves here; `utils.evaluation.plots.plot_curves` does now.
     """
     if plot:
-        raise ValueError(
-            "ap_per_class does not draw: hand the curves of DetectionMetrics to utils.drawing.batches.plot_curves"
-        )
-    tables = _class_tables(tp, conf, pred_cls, target_cls, eps)
-    f1 = tables.f1(eps)
-    best = f1.mean(axis=0).argmax() if len(f1) else 0
-    precision, recall = tables.precision[:, best], tables.recall[:, best]
-    right = (recall * tables.labels).round()
+        raise ValueError("ap_per_class does not draw: utils.evaluation.plots.plot_curves does, with plot=False here")
+    curves = curves_of(tp, conf, pred_cls, target_cls, eps)
+    precision, recall, f1 = (line[:, curves.best] for line in (curves.precision, curves.recall, curves.f1))
+    right = (recall * curves.labels).round()
     wrong = (right / (precision + eps) - right).round()
-    return right, wrong, precision, recall, f1[:, best], tables.ap, tables.classes.astype(np.int32)
+    return right, wrong, precision, recall, f1, curves.ap, curves.classes.astype(np.int32)
+
+
+class ConfusionMatrix:
+    """Counts of predicted (rows) against true (columns) classes; the last of each is the background.
+
+    A detection and a label belong together where they overlap by more than `iou_thres`, whatever their classes; of
+    several pairs the one that overlaps most counts. What is left over is a background error: a detection without label
+    lands in the last column, a label without detection in the last row of `matrix` (nc + 1, nc + 1).
+    """
+
+    def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45) -> None:
+        self.nc, self.conf, self.iou_thres = nc, conf, iou_thres
+        self.matrix = np.zeros((nc + 1, nc + 1))
+
+    def update(self, detections: Tensor, labels: Tensor, unmatched: bool = True) -> None:
+        """Count one image: detections (n, 6) xyxy, confidence, class; labels (m, 5) class, xyxy. Either may be empty.
+
+        Left out are detections of confidence `conf` or less, and without `unmatched` those of an image without a match.
+        """
+        detections = detections[detections[:, 4] > self.conf]
+        predicted, true = (column.detach().cpu().long().numpy() for column in (detections[:, 5], labels[:, 0]))
+        found = meant = np.zeros(0, dtype=np.int64)
+        if len(predicted) and len(true):
+            iou = box_iou(detections[:, :4], labels[:, 1:]).nan_to_num().cpu().numpy()
+            nearest, overlap = iou.argmax(axis=1), iou.max(axis=1)
+            found = np.argsort(-overlap, kind="stable")
+            found = found[overlap[found] > self.iou_thres]
+            meant, first = np.unique(nearest[found], return_index=True)
+            found = found[first]
+        np.add.at(self.matrix, (predicted[found], true[meant]), 1)
+        if unmatched or len(found):
+            self.matrix[:, self.nc] += np.bincount(np.delete(predicted, found), minlength=self.nc + 1)
+        self.matrix[self.nc] += np.bincount(np.delete(true, meant), minlength=self.nc + 1)
+
+    def process_batch(self, detections: Tensor, labels: Tensor) -> None:
+        """`update` as v6.1 counts: the false positives of an image in which nothing is matched are forgotten."""
+        self.update(detections, labels, unmatched=False)
+
+
+class ImageCounts(NamedTuple):
+    """What one image with n detections and m labels adds to the scores, small enough to be sent."""
+
+    correct: np.ndarray  # (n, 10) right at IoU 0.5, 0.55 ... 0.95
+    confidence: np.ndarray  # (n,)
+    predicted: np.ndarray  # (n,) classes
+    true: np.ndarray  # (m,) classes
+    by_size: np.ndarray  # (k,) the detections that count by size, most confident first
+    states: np.ndarray  # (ranges, 10, k) of these
+    counted: np.ndarray  # (ranges, m) labels of a size
 
 
 class DetectionMetrics:
-    """Collects pictures with `update`; `compute` gives the scores of all of them.
-
-    Args:
-        names: of the classes, in order.
-    """
+    """Collects images with `update`; `compute` gives the scores of all of them. `names` are the classes', in order."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        self.reset()
+        self.images: list[ImageCounts] = []
+        self.confusion = ConfusionMatrix(len(self.names))
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._images = 0
-        self._rows = Ragged(
-            correct=np.zeros((0, len(THRESHOLDS)), dtype=bool),
-            confidence=np.zeros(0),
-            predicted=np.zeros(0),
-            true=np.zeros(0),
-        )
-        self._images_with = np.zeros(len(self.names), dtype=np.int64)
-        self._sizes = SizeMetrics()
-        self._confusion = ConfusionMatrix(len(self.names))
-
-    def update(self, detections: Tensor, labels: Tensor) -> Tensor:
-        """Count one picture; either may have no rows.
-
-        Args:
-            detections: (n, 6) xyxy in the picture's own pixels, confidence, class, by falling confidence.
-            labels: (m, 5) class, xyxy in the picture's own pixels.
-
-        Returns:
-            (n, 10) bool: right at IoU 0.5, 0.55 ... 0.95.
-
-        Raises:
-            ValueError: a class that has no name.
+    def update(self, detections: Tensor, labels: Tensor) -> None:
+        """Count one image: detections (n, 6) xyxy, confidence, class, by falling confidence, and labels (m, 5) class,
+        xyxy, in its own pixels. Either may have no rows. Raise ValueError for a class that has no name.
         """
         found, meant = detections.detach().cpu().double(), labels.detach().cpu().double()
-        predicted, true = found[:, 5].numpy(), meant[:, 0].numpy()
-        self._check_classes(predicted, "detection")
-        self._check_classes(true, "label")
+        self.images.append(self._counts(found, meant))
+        self.confusion.update(found, meant)
+
+    def _counts(self, found: Tensor, meant: Tensor) -> ImageCounts:
+        predicted, true, confidence = found[:, 5].numpy(), meant[:, 0].numpy(), found[:, 4].numpy()
+        for classes, what in ((predicted, "detection"), (true, "label")):
+            if len(classes) and not 0 <= classes.max() < len(self.names):
+                words = f"a {what} has class {classes.max():g}, but the data set has {len(self.names)} names"
+                raise ValueError(f"{words}, counted from 0; do the model and the data YAML belong together?")
         iou = box_iou(found[:, :4], meant[:, 1:]).nan_to_num().numpy()
         correct = _correct(iou, predicted, true, THRESHOLDS)
-        confidence = found[:, 4].numpy()
-        self._sizes.update(ImageBoxes(iou, confidence, predicted, _areas(found[:, :4]), true, _areas(meant[:, 1:])))
-        self._confusion.update(found, meant)
-        self._images += 1
-        self._images_with[np.unique(true).astype(np.int64)] += 1
-        self._rows.add(correct=correct, confidence=confidence, predicted=predicted, true=true)
-        return torch.from_numpy(correct)
-
-    def pack(self) -> dict[str, Any]:
-        """All that was counted in few flat arrays, for `absorb` in another process."""
-        return {
-            "images": self._images,
-            "images_with": self._images_with,
-            "confusion": self._confusion.matrix,
-            "rows": self._rows.pack(),
-            "sizes": self._sizes.pack(),
-        }
-
-    def absorb(self, packs: Sequence[dict[str, Any]], numbers: np.ndarray) -> None:
-        """Count what other processes packed, as if every picture had been updated here, by rising number.
-
-        `numbers` holds a number for each picture of the first pack, then of the second, and so on; pictures of one
-        number keep their order. The order decides between detections of one confidence.
-        """
-        for pack in packs:
-            self._images += pack["images"]
-            self._images_with += pack["images_with"]
-            self._confusion.matrix += pack["confusion"]
-        self._rows.extend([pack["rows"] for pack in packs], numbers)
-        self._sizes.absorb([pack["sizes"] for pack in packs], numbers)
+        areas, true_areas = ((box[:, 2:] - box[:, :2]).prod(1).numpy() for box in (found[:, :4], meant[:, 1:]))
+        iou = np.where(predicted[:, None] == true[None], iou, -1.0)
+        by_size = match_by_size(iou, confidence, predicted, areas, true_areas)
+        return ImageCounts(correct, confidence, predicted, true, *by_size)
 
     def compute(self) -> DetectionResult:
-        """The scores of all pictures since the last `reset`."""
-        true = self._rows.column("true")
-        tables = _class_tables(*(self._rows.column(name) for name in ("correct", "confidence", "predicted")), true)
-        f1 = tables.f1()
-        best = f1.mean(axis=0).argmax() if len(f1) else 0
-        classes = tables.classes.astype(np.int64)
+        """Return the scores of all images. Their order decides between detections of one confidence."""
+        images = [self._counts(torch.zeros(0, 6).double(), torch.zeros(0, 5).double()), *self.images]
+
+        def joined(column: int, axis: int = 0) -> np.ndarray:
+            return np.concatenate([one[column] for one in images], axis)
+
+        correct, confidence, predicted, true = map(joined, range(4))
+        sized = np.concatenate([np.stack((one.confidence, one.predicted))[:, one.by_size] for one in images], axis=1)
+        curves = curves_of(correct, confidence, predicted, true)
+        having = np.concatenate([np.unique(one.true) for one in images]).astype(np.int64)
+        images_with = np.bincount(having, minlength=len(self.names))
+        at_best = curves.precision[:, curves.best], curves.recall[:, curves.best]
         rows = [
-            ClassResult(
-                int(label),
-                self.names[label],
-                int(self._images_with[label]),
-                int(tables.labels[row]),
-                float(tables.precision[row, best]),
-                float(tables.recall[row, best]),
-                float(tables.ap[row, 0]),
-                float(tables.ap[row].mean()),
-            )
-            for row, label in enumerate(classes)
+            ClassResult(c, self.names[c], int(images_with[c]), int(labels), *map(float, (p, r, ap[0], ap.mean())))
+            for c, labels, p, r, ap in zip(curves.classes.tolist(), curves.labels, *at_best, curves.ap, strict=True)
         ]
         scores = np.array([(row.precision, row.recall, row.map50, row.map) for row in rows]).reshape(-1, 4)
         precision, recall, map50, overall = scores.mean(axis=0).tolist() if rows else (0.0, 0.0, 0.0, 0.0)
         maps = np.full(len(self.names), overall)
-        maps[classes] = scores[:, 3]
-        curves = Curves(
-            POINTS, tables.precision, tables.recall, f1, POINTS, tables.pr_precision, tables.ap[:, 0], classes
-        )
-        return DetectionResult(
-            self._images,
-            len(true),
-            precision,
-            recall,
-            map50,
-            overall,
-            maps,
-            rows,
-            self._sizes.compute(),
-            curves if rows else None,
-            self._confusion,
-        )
-
-    def _check_classes(self, classes: np.ndarray, what: str) -> None:
-        if len(classes) and not 0 <= classes.max() < len(self.names):
-            raise ValueError(
-                f"a {what} has class {classes.max():g}, but the data set has {len(self.names)} names, counted from 0;"
-                " do the model and the data YAML belong together?"
-            )
-
-
-def _areas(boxes: Tensor) -> np.ndarray:
-    """(n, 4) corners to (n,) areas."""
-    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).numpy()
+        maps[curves.classes] = scores[:, 3]
+        by_size = results_by_size(joined(5, -1), sized[0], sized[1], true, joined(6, -1))
+        shown = curves if rows else None
+        means = precision, recall, map50, overall
+        return DetectionResult(len(self.images), len(true), *means, maps, rows, by_size, shown, self.confusion)

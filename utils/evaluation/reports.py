@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.drawing.batches import output_to_target, plot_images
 from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, label_lines, unique_names, write_labels
-from utils.evaluation.coco_truth import CocoTruth, read_truth
-from utils.evaluation.evaluator import ImageResult, Listener, ValResult
+from utils.evaluation.coco_truth import CocoTruth, order, read_annotations, read_truth
+from utils.evaluation.metrics import DetectionResult
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves
-from utils.evaluation.ragged import Packed, Ragged
 from utils.prepare.label_formats import COCO_IDS
 
-_DRAWN_BATCHES = 3
+DRAWN_BATCHES = 3
+Found = tuple[int, str, np.ndarray]  # number of the batch, path of an image and its detections (n, 6), for the JSON
 
 
 @dataclass(slots=True)
@@ -34,42 +34,49 @@ class ReportSettings:
     folder: Path
     names: Sequence[str]
     plots: bool = True
-    txt: bool = False
-    confidence: bool = False
+    txt: bool = False  # labels/*.txt
+    confidence: bool = False  # in these
     json: Path | None = None  # file to write the COCO rows to
     categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
     truth: CocoTruth | None = None  # annotations whose ids the rows take; images and classes without are left out
 
 
-class Found(NamedTuple):
-    """The detections of n pictures, to be sent to the main process."""
+@dataclass(slots=True)
+class ValResult:
+    """Metrics, mean losses (box, obj, cls) and milliseconds per image (preparation, network, suppression)."""
 
-    paths: list[str]
-    batches: np.ndarray  # (n,) numbers of their batches
-    rows: dict[str, Packed]  # "detections" (N, 6)
+    metrics: DetectionResult
+    losses: tuple[float, ...] = (0.0, 0.0, 0.0)
+    speed: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    @property
+    def summary(self) -> tuple[float, ...]:
+        """P, R, mAP50, mAP50-95, box, obj and cls loss: YOLOv5's row of results."""
+        m = self.metrics
+        return (m.precision, m.recall, m.map50, m.map, *self.losses)
 
 
-class Report(Listener):
-    """Listens to `evaluate`, writes as it goes, and `finish`es with plots and JSON.
+class Report:
+    """What `evaluate` reports to: writes as it goes, and `finish`es with plots and JSON.
 
-    In a run of several processes each writes the label files and draws the mosaics of its own batches, and the main
-    process does the rest. `rows` are COCO's rows of all pictures in the order of the data set, there once it has
-    received what every process found.
+    Each process writes the label files and draws the mosaics of its own batches, the main one does the rest. `rows` are
+    COCO's of all images in the order of the data set, once it has received what every process found.
     """
 
-    def __init__(self, settings: ReportSettings, loss: Any = None, callbacks: Callbacks | None = None) -> None:
+    def __init__(
+        self, settings: ReportSettings, loss: Callable[..., Any] | None = None, callbacks: Callbacks | None = None
+    ) -> None:
         self.settings, self.compute_loss = settings, loss
         self.callbacks = callbacks or Callbacks()
         self.rows: list[dict[str, Any]] = []
-        self.left_out = 0  # detections that the annotations have no image or class for
+        self.found: list[Found] = []
         self._labels: dict[str, Path] = {}
         self._ids: dict[str, int | str] = {}
-        self._paths: list[str] = []
-        self._batches: list[int] = []
-        self._found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
 
     def name_images(self, images: Sequence[str]) -> None:
-        """Give each image of the data set a label file and an id of its own, and say which are named like others."""
+        """Give each image of the data set a label file and an id of its own, if wanted; log which are named alike."""
+        if not self.settings.txt and (self.settings.truth or not self.settings.json):
+            return
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
         names = OutputNames(self.settings.folder, outputs)
         names.say()
@@ -78,63 +85,48 @@ class Report(Listener):
         self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
 
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
-        """Mean losses of one batch, zeros without a loss to compute."""
-        return self.compute_loss(raw, targets)[1] if self.compute_loss else super().loss(raw, targets)
+        """Return the mean losses (box, obj, cls) of one batch, zeros without a loss to compute."""
+        return self.compute_loss(raw, targets)[1] if self.compute_loss else torch.zeros(3, device=targets.device)
 
-    def image(self, result: ImageResult) -> None:
-        """One label file of one picture; its detections are kept for the JSON."""
-        wanted, detections = self.settings, result.detections.cpu()
+    def image(self, path: str, shape: tuple[int, int], detections: Tensor, batch: int) -> None:
+        """Write the label file of one image of size `shape` (h, w); keep its detections (n, 6) for the JSON."""
+        wanted, detections = self.settings, detections.cpu()
         if wanted.txt:
-            file = self._labels.get(result.path) or wanted.folder / LABELS / f"{file_stem(Path(result.path).stem)}.txt"
-            write_labels(file, label_lines(detections, result.shape, wanted.confidence))
+            file = self._labels.get(path) or wanted.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
+            write_labels(file, label_lines(detections, shape, wanted.confidence))
         if wanted.json:
-            self._paths.append(result.path)
-            self._batches.append(result.batch)
-            self._found.add(detections=detections.numpy())
-        self.callbacks.run("on_val_image_end", detections, detections, result.path, wanted.names, None)
+            self.found.append((batch, path, detections.numpy()))
+        self.callbacks.run("on_val_image_end", detections, detections, path, wanted.names, None)
 
     def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
-        """Mosaics of labels and of detections for the first batches."""
-        if self.settings.plots and index < _DRAWN_BATCHES:
-            folder, names = self.settings.folder, self.settings.names
-            plot_images(batch.images, batch.targets, batch.paths, folder / f"val_batch{index}_labels.jpg", names)
-            plot_images(
-                batch.images, output_to_target(detections), batch.paths, folder / f"val_batch{index}_pred.jpg", names
-            )
+        """Draw the mosaics of batch `index` of the whole set, if it is one of the first; boxes are in its pixels."""
+        if self.settings.plots and index < DRAWN_BATCHES:
+            for name, boxes in (("labels", batch.targets), ("pred", output_to_target(detections))):
+                file = self.settings.folder / f"val_batch{index}_{name}.jpg"
+                plot_images(batch.images, boxes, batch.paths, file, self.settings.names)
 
-    def parcel(self) -> Found:
-        """What this process has found, as far as the JSON needs it."""
-        return Found(self._paths, np.array(self._batches, dtype=np.int64), self._found.pack())
-
-    def receive(self, parcels: Sequence[Found]) -> None:
-        """The JSON rows of all processes' pictures."""
-        batches = np.concatenate([parcel.batches for parcel in parcels])
-        paths = [path for parcel in parcels for path in parcel.paths]
-        found = Ragged(detections=np.zeros((0, 6), dtype=np.float32))
-        found.extend([parcel.rows for parcel in parcels], batches)
-        values, lengths = found.pack()["detections"]
-        ends = lengths.cumsum()
+    def receive(self, found: Sequence[Sequence[Found]]) -> None:
+        """Make the JSON's rows of what all processes found."""
         truth = self.settings.truth
         categories = truth.category_ids if truth else self.settings.categories
-        for picture, begin, end in zip(np.argsort(batches, kind="stable"), ends - lengths, ends):
-            path = paths[picture]
+        self.found = sorted((one for several in found for one in several), key=lambda one: one[0])
+        for _, path, detections in self.found:
             image_id = (truth.image_ids if truth else self._ids).get(path)
             if truth is None or image_id is not None:
-                self.rows += coco_rows(torch.from_numpy(values[begin:end]), path, categories, image_id)
-        self.left_out = len(values) - len(self.rows)
+                self.rows += coco_rows(torch.from_numpy(detections), path, categories, image_id)
 
     def finish(self, result: ValResult | None) -> None:
         """Draw the curves and the confusion matrix, write and score the JSON; nothing without a result."""
         if result is None:
             return
         wanted, metrics = self.settings, result.metrics
-        if wanted.plots and metrics.labels:
-            if metrics.curves is not None:
-                plot_curves(metrics.curves, wanted.names, wanted.folder)
+        if wanted.plots and metrics.curves:
+            plot_curves(metrics.curves, wanted.names, wanted.folder)
             plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
         if wanted.json:
             wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
-            lost = f" ({self.left_out} of images or classes without annotations are not)" * bool(self.left_out)
+            left_out = sum(len(detections) for *_, detections in self.found) - len(self.rows)
+            lost = f" ({left_out} of images or classes without annotations are not)" * bool(left_out)
             LOGGER.info(f"{len(self.rows)} detections saved to {shown(wanted.json)}{lost}")
         if wanted.truth:
             wanted.truth.score(self.rows)
@@ -142,26 +134,16 @@ class Report(Listener):
 
 
 def coco_score(rows: Path, annotations: Path, image_ids: Sequence[int | str] = ()) -> tuple[float, float] | None:
-    """(mAP50-95, mAP50) of a JSON of detections as COCO's own evaluation counts them; None (said) without a package.
+    """Return (mAP50-95, mAP50) of a JSON of detections as COCO's own evaluation counts them; None without a package.
 
-    Rows name their images by stem, as `coco_rows` does, or by the ids of the annotations; `image_ids` are images that
-    were looked at as well, though nothing may have been found. Classes are category ids where these cannot be the
-    numbers from 0 that `coco_rows` writes for other data than COCO, which go by rising category id.
+    Rows name their images by stem, as `coco_rows` does; `image_ids` are further images that were scored. Classes are
+    category ids, or the numbers from 0 of `coco_rows`, which go by rising category id.
     """
-    if not annotations.is_file():
-        LOGGER.info(f"no {annotations}: COCO's own evaluation is left out")
-        return None
     found = json.loads(rows.read_text(encoding="utf-8"))
-    images = list(dict.fromkeys([*(row["image_id"] for row in found), *image_ids]))
-    if not images:
-        return 0.0, 0.0
-    truth = read_truth(annotations, images)
+    images = list(dict.fromkeys(str(key) for key in (*(row["image_id"] for row in found), *image_ids)))
+    categories = read_annotations(annotations)[1]
+    truth = read_truth(annotations, images, [categories[key] for key in sorted(categories, key=order)])
     listed = truth.category_ids
     if tuple(listed) != COCO_IDS and all(row["category_id"] in range(len(listed)) for row in found):
         found = [row | {"category_id": listed[row["category_id"]]} for row in found]
-    return truth.score([row | {"image_id": truth.image_ids.get(row["image_id"])} for row in found])
-
-
-def speed_line(result: ValResult, shape: tuple[int, ...]) -> str:
-    """The line of speeds, in milliseconds per picture."""
-    return f"Speed: %.1fms pre-process, %.1fms inference, %.1fms NMS per image at shape {tuple(shape)}" % result.speed
+    return truth.score([row | {"image_id": truth.image_ids.get(str(row["image_id"]))} for row in found])

@@ -1,1 +1,1 @@
-"""Where bi-level routing attention looks."""
+"""Which regions bi-level routing attention is routed to."""

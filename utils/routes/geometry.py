@@ -1,4 +1,4 @@
-"""Where the regions of a picture look: the choices of one routing attention layer, as arrays and in pixels."""
+"""The choices of one routing attention layer on an image, as arrays and in pixels."""
 
 from __future__ import annotations
 
@@ -9,24 +9,19 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingMap:
-    """The routes of one layer on one picture, the network's input.
+    """The routes of one layer on one image, the network's input.
 
     The layer's map is cut into rows x cols regions, numbered row by row from 0. A map that does not divide into regions
-    is padded at the right and at the bottom: regions there reach past the picture's edge or lie beyond it altogether.
-
-    name: the layer, in letters that file names may have.
-    cell_height, cell_width: pixels of the picture that a region covers.
-    index: (R, K) numbers of the regions that each region is routed to, best first.
-    weight: (R, K) shares of these in the routing, each row summing to 1.
+    is padded at the right and at the bottom: regions there reach past the image's edge or lie beyond it altogether.
     """
 
-    name: str
+    name: str  # of the layer, in letters that file names may have
     rows: int
     cols: int
-    cell_height: float
+    cell_height: float  # pixels of the image that a region covers
     cell_width: float
-    index: np.ndarray
-    weight: np.ndarray
+    index: np.ndarray  # (R, K) numbers of the regions that each region is routed to, best first
+    weight: np.ndarray  # (R, K) shares of these in the routing, each row summing to 1
 
     def __post_init__(self) -> None:
         assert self.index.shape == self.weight.shape and self.index.shape[0] == self.rows * self.cols
@@ -37,7 +32,7 @@ class RoutingMap:
         return self.index.shape[1]
 
     def edges(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Borders between regions, x (cols + 1) and y (rows + 1), none past the picture's own edge.
+        """Return the borders between regions, x (cols + 1) and y (rows + 1), none past the image's own edge.
 
         Rounded to a thousandth of a pixel: what is all padding then has no size, whatever its stride is.
         """
@@ -46,22 +41,18 @@ class RoutingMap:
         return x.round(3), y.round(3)
 
     def boxes(self, height: int, width: int) -> np.ndarray:
-        """The regions as boxes (R, 4) xyxy in pixels, cut at the edge of a height x width picture."""
+        """Return the regions as boxes (R, 4) xyxy in pixels, cut at the edge of a height x width image."""
         x, y = self.edges(height, width)
         left, top = np.meshgrid(x[:-1], y[:-1])
         right, bottom = np.meshgrid(x[1:], y[1:])
         return np.stack([left, top, right, bottom], -1).reshape(-1, 4)
 
     def is_padding(self, height: int, width: int) -> np.ndarray:
-        """(R,) True for regions with no pixel of a height x width picture in them."""
+        """Return (R,) True for regions with no pixel of a height x width image in them."""
         boxes = self.boxes(height, width)
-        return (boxes[:, 2:] <= boxes[:, :2]).any(1)
+        return np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
 
     def region_at(self, x: float, y: float) -> int:
-        """Number of the region around a pixel of the picture."""
+        """Return the number of the region around a pixel of the image."""
         row = min(int(y // self.cell_height), self.rows - 1)
         return row * self.cols + min(int(x // self.cell_width), self.cols - 1)
-
-    def in_degree(self) -> np.ndarray:
-        """(rows, cols) how many regions are routed to each one, those of padding included on both sides."""
-        return np.bincount(self.index.ravel(), minlength=self.rows * self.cols).reshape(self.rows, self.cols)

@@ -1,4 +1,4 @@
-"""Pictures of where the regions look: the regions grid over the picture, routed regions by rank, and a heat map."""
+"""Draw routes: the grid of regions over the image, routed regions by rank, and how often each region is routed to."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ TEXT_SHARE = 0.35  # of a region's shorter side that its number is high
 SMALLEST_TEXT, LARGEST_TEXT = 4.0, 12.0  # points; numbers that would have to be smaller are left out
 
 
-def draw_routes(file: Path | str, picture: np.ndarray, routes: RoutingMap, queries: Sequence[int]) -> Path:
-    """Draw a panel for each query region, and beside them how often each region is routed to; returns the file.
+def draw_routes(file: Path | str, image: np.ndarray, routes: RoutingMap, queries: Sequence[int]) -> Path:
+    """Draw a panel for each query region, and beside them how often each region is routed to; return the file.
 
-    `picture` is the network's input, (H, W, 3) uint8 RGB; `queries` are numbers of regions. Routed regions are numbered
-    by rank, and the better the darker. Regions are cut at the picture's edge; those of padding alone are not drawn, but
-    a line below the panel says which ranks they have.
+    `image` is the network's input, (H, W, 3) uint8 RGB; `queries` are numbers of regions. Routed regions are numbered
+    by rank, and the better the darker. Those of padding alone are not drawn: a line below the panel has their ranks.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     count = len(queries) + 1
     columns = min(count, PANELS_PER_ROW)
     rows = math.ceil(count / columns)
-    scale = _inches_per_pixel(height, width)
+    scale = min(LARGEST_PANEL[0] / height, LARGEST_PANEL[1] / width)  # inches per pixel
     panel_height, panel_width = max(scale * height, SMALLEST_PANEL[0]), max(scale * width, SMALLEST_PANEL[1])
     figure, axes = new_figure(rows, columns, (panel_width * columns + 0.8, (panel_height + 0.5) * rows + 0.4))
     size = f"{routes.cell_height:g} x {routes.cell_width:g} pixels"
@@ -43,18 +42,17 @@ def draw_routes(file: Path | str, picture: np.ndarray, routes: RoutingMap, queri
     for axis in axes[count:]:
         axis.set_visible(False)
     for axis, query in zip(axes, queries, strict=False):
-        _draw_grid(axis, picture, routes)
-        _draw_query(axis, routes, query, (height, width))
-    _draw_in_degree(axes[count - 1], picture, routes)
+        _draw_query(axis, image, routes, query, scale)
+    _draw_counts(axes[count - 1], image, routes, scale)
     return save_figure(figure, file, dpi=110)
 
 
-def _draw_grid(axis: Axes, picture: np.ndarray, routes: RoutingMap) -> None:
-    """The picture, paler than it is, and the borders of the regions."""
-    height, width = picture.shape[:2]
+def _draw_grid(axis: Axes, image: np.ndarray, routes: RoutingMap) -> None:
+    """Draw the image, paler than it is, and the borders of the regions."""
+    height, width = image.shape[:2]
     x, y = routes.edges(height, width)
-    axis.imshow(picture, extent=(0, width, height, 0), alpha=0.6)
-    for shade, thickness in (("white", 1.4), (INK, 0.5)):  # a dark line in a light one shows on every picture
+    axis.imshow(image, extent=(0, width, height, 0), alpha=0.6)
+    for shade, thickness in (("white", 1.4), (INK, 0.5)):  # a dark line in a light one shows on every image
         axis.vlines(x, 0, height, colors=shade, linewidths=thickness, alpha=0.6)
         axis.hlines(y, 0, width, colors=shade, linewidths=thickness, alpha=0.6)
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -62,68 +60,52 @@ def _draw_grid(axis: Axes, picture: np.ndarray, routes: RoutingMap) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _draw_query(axis: Axes, routes: RoutingMap, query: int, shape: tuple[int, int]) -> None:
-    """One region and those it is routed to."""
-    boxes, padding = routes.boxes(*shape), routes.is_padding(*shape)
-    unseen = []
-    for rank, region in enumerate(routes.index[query], 1):
+def _draw_query(axis: Axes, image: np.ndarray, routes: RoutingMap, query: int, scale: float) -> None:
+    """Draw one region and those it is routed to."""
+    _draw_grid(axis, image, routes)
+    boxes, padding = routes.boxes(*image.shape[:2]), routes.is_padding(*image.shape[:2])
+    outlines = boxes[:, [0, 2, 2, 0, 0]], boxes[:, [1, 1, 3, 3, 1]]  # x and y of closed lines
+    hidden = []
+    for rank, region in enumerate(routes.index[query].tolist(), 1):
         if padding[region]:
-            unseen.append(rank)
+            hidden.append(str(rank))
             continue
-        corners = _corners(boxes[region])
-        axis.fill(*corners, color=ROUTED, linewidth=0, alpha=0.75 - 0.5 * (rank - 1) / max(routes.topk - 1, 1))
-        _write(axis, boxes[region], str(rank), shape)
-    axis.plot(*_corners(boxes[query]), color="white", linewidth=4)
-    axis.plot(*_corners(boxes[query]), color=CHOSEN, linewidth=2.2)
+        alpha = 0.75 - 0.5 * (rank - 1) / max(routes.topk - 1, 1)
+        axis.fill(outlines[0][region], outlines[1][region], color=ROUTED, linewidth=0, alpha=alpha)
+        _write(axis, boxes[region], str(rank), scale)
+    for colour, thickness in (("white", 4), (CHOSEN, 2.2)):
+        axis.plot(outlines[0][query], outlines[1][query], color=colour, linewidth=thickness)
+    ranks = ", ".join(hidden[:LONGEST_NOTE]) + ", ..." * (len(hidden) > LONGEST_NOTE)
+    note = f"rank{'s' * (len(hidden) > 1)} {ranks}: padding" if hidden else ""
     row, column = divmod(query, routes.cols)
-    title(axis, f"Row {row + 1}, column {column + 1} looks at", _note(unseen, routes.topk))
+    title(axis, f"Row {row + 1}, column {column + 1} is routed to", note)
 
 
-def _draw_in_degree(axis: Axes, picture: np.ndarray, routes: RoutingMap) -> None:
-    """How often each region is routed to, over a grey copy of the picture."""
-    height, width = picture.shape[:2]
-    grey = picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
-    _draw_grid(axis, grey, routes)
-    counts, padding = routes.in_degree(), routes.is_padding(height, width)
-    most = max(int(counts.ravel()[~padding].max()), 1)
-    mesh = axis.pcolormesh(*routes.edges(height, width), counts, cmap="YlOrRd", vmin=0, vmax=most, alpha=0.65)
-    ticks = np.unique(np.linspace(0, most, 6).round())
+def _draw_counts(axis: Axes, image: np.ndarray, routes: RoutingMap, scale: float) -> None:
+    """Draw how often each region is routed to, by those of padding too, over a grey copy of the image."""
+    height, width = image.shape[:2]
+    _draw_grid(axis, image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8), routes)
+    counts, padding = np.bincount(routes.index.ravel(), minlength=len(routes.index)), routes.is_padding(height, width)
+    most = max(int(counts[~padding].max()), 1)
+    grid = counts.reshape(routes.rows, routes.cols)
+    mesh = axis.pcolormesh(*routes.edges(height, width), grid, cmap="YlOrRd", vmin=0, vmax=most, alpha=0.65)
+    ticks = np.unique(np.linspace(0, most, 6).round()).tolist()
     bar = axis.figure.colorbar(mesh, ax=axis, ticks=ticks, fraction=0.05, pad=0.02)
-    bar.set_label("regions that look here", color=INK)
-    bar.outline.set_visible(False)
+    bar.set_label("regions routed here", color=INK)
+    bar.ax.spines[:].set_visible(False)
     bar.ax.tick_params(colors=GREY, length=0)
-    for count, box, outside in zip(counts.flat, routes.boxes(height, width), padding, strict=True):
-        if count and not outside:
-            _write(axis, box, str(count), (height, width))
-    lost = int(counts.ravel()[padding].sum())
-    title(axis, "Looked at how often", f"{lost} of {routes.index.size} routes end in padding" if lost else "")
+    for count, box, is_outside in zip(counts.tolist(), routes.boxes(height, width), padding, strict=True):
+        if count and not is_outside:
+            _write(axis, box, str(count), scale)
+    lost = int(counts[padding].sum())
+    title(axis, "Routed to how often", f"{lost} of {routes.index.size} routes end in padding" if lost else "")
 
 
-def _note(ranks: Sequence[int], topk: int) -> str:
-    """What is said of routed regions that cannot be drawn: which ranks they have, how many there are in a long list."""
-    if not ranks:
-        return ""
-    if len(ranks) > LONGEST_NOTE:
-        return f"{len(ranks)} of {topk} regions are padding"
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: padding"
-
-
-def _corners(box: np.ndarray) -> tuple[list[float], list[float]]:
-    """The closed outline of a box: x and y."""
-    left, top, right, bottom = box.tolist()
-    return [left, right, right, left, left], [top, top, bottom, bottom, top]
-
-
-def _inches_per_pixel(height: int, width: int) -> float:
-    """How large the picture is drawn: as large as the largest panel allows."""
-    return min(LARGEST_PANEL[0] / height, LARGEST_PANEL[1] / width)
-
-
-def _write(axis: Axes, box: np.ndarray, text: str, shape: tuple[int, int]) -> None:
-    """A number in the middle of a region, where it can be read; `shape` is the whole picture's."""
-    size = TEXT_SHARE * (box[2:] - box[:2]).min() * _inches_per_pixel(*shape) * 72
+def _write(axis: Axes, box: np.ndarray, text: str, scale: float) -> None:
+    """Write a number in the middle of a region, where it can be read; `scale` is inches per pixel."""
+    size = TEXT_SHARE * (box[2:] - box[:2]).min() * scale * 72
     if size >= SMALLEST_TEXT:
-        x, y = (box[:2] + box[2:]) / 2
+        x, y = ((box[:2] + box[2:]) / 2).tolist()
         plate = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
         size = min(size, LARGEST_TEXT)
         axis.text(x, y, text, size=size, color=INK, ha="center", va="center", bbox=plate, clip_on=True)

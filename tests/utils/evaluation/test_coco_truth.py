@@ -16,7 +16,7 @@ import torch
 
 from utils.drawing.writers import coco_rows
 from utils.evaluation import coco_truth
-from utils.evaluation.coco_truth import CocoTruth, _upright, find_annotations, read_truth
+from utils.evaluation.coco_truth import CocoTruth, find_annotations, match_images, order, read_truth, upright
 from utils.evaluation.reports import coco_score
 from utils.prepare.coco_json import box_of
 from utils.prepare.label_formats import COCO_IDS
@@ -82,10 +82,8 @@ def written(folder: Path, doc: Any) -> Path:
 
 # ---- one after the other, what exporters do: each takes the document and changes it
 def _ids_as_text(doc: Doc) -> None:
-    for image in doc["images"]:
-        image["id"] = str(image["id"])
-    for kind in doc["categories"]:
-        kind["id"] = str(kind["id"])
+    for thing in (*doc["images"], *doc["categories"]):
+        thing["id"] = str(thing["id"])
 
 
 def _references_as_text(doc: Doc) -> None:
@@ -94,10 +92,8 @@ def _references_as_text(doc: Doc) -> None:
 
 
 def _words_for_ids(doc: Doc) -> None:
-    for image in doc["images"]:
-        image["id"] = f"image-{image['id']}"
-    for note in doc["annotations"]:
-        note["image_id"] = f"image-{note['image_id']}"
+    for thing, key in [(image, "id") for image in doc["images"]] + [(note, "image_id") for note in doc["annotations"]]:
+        thing[key] = f"image-{thing[key]}"
 
 
 def _ids_from_0(doc: Doc) -> None:
@@ -115,10 +111,10 @@ def _other_order(doc: Doc) -> None:
 
 def _nothing_but_boxes(doc: Doc) -> None:
     del doc["info"]
-    for note in doc["annotations"]:
-        del note["area"], note["iscrowd"], note["id"]
-    for image in doc["images"]:
-        del image["width"], image["height"]
+    doc["annotations"] = [
+        {key: note[key] for key in ("image_id", "category_id", "bbox")} for note in doc["annotations"]
+    ]
+    doc["images"] = [{key: image[key] for key in ("id", "file_name")} for image in doc["images"]]
 
 
 def _outlines_only(doc: Doc) -> None:
@@ -133,20 +129,9 @@ def _swapped_corners(doc: Doc) -> None:
         note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
 
 
-def _renamed(change: Callable[[str], str]) -> Callable[[Doc], None]:
-    def rename(doc: Doc) -> None:
-        for image in doc["images"]:
-            image["file_name"] = change(image["file_name"])
-
-    return rename
-
-
-def _names(*names: str) -> Callable[[Doc], None]:
-    def rename(doc: Doc) -> None:
-        for kind, name in zip(doc["categories"], names, strict=True):
-            kind["name"] = name
-
-    return rename
+def _renamed(part: str, change: Callable[[str], str]) -> Callable[[Doc], None]:
+    key = "file_name" if part == "images" else "name"
+    return lambda doc: [thing.update({key: change(thing[key])}) for thing in doc[part]] and None
 
 
 def _other_images(doc: Doc) -> None:
@@ -156,17 +141,11 @@ def _other_images(doc: Doc) -> None:
 
 
 def _more_categories(doc: Doc) -> None:
-    doc["categories"] = [
-        {"id": 0, "name": "parts", "supercategory": "none"},
-        *doc["categories"],
-        {"id": 5, "name": "x"},
-    ]
-    doc["annotations"] += [
-        {"id": 99, "image_id": 1, "category_id": 5, "bbox": [0, 0, 9, 9]},
-        {"id": 98, "image_id": 44, "category_id": 1, "bbox": [0, 0, 9, 9]},
-        {"id": 97, "image_id": 1, "category_id": 1},
-        {"id": 96, "image_id": 1, "category_id": 1, "bbox": [0, 0, float("nan"), 9]},
-    ]
+    parts = {"id": 0, "name": "parts", "supercategory": "none"}
+    doc["categories"] = [parts, *doc["categories"], {"id": 5, "name": "x"}]
+    box: Doc = {"bbox": [0, 0, 9, 9]}
+    pairs = [((1, 5), box), ((44, 1), box), ((1, 1), {}), ((1, 1), {"bbox": [0, 0, float("nan"), 9]})]
+    doc["annotations"] += [{"id": 99, "image_id": i, "category_id": k} | more for (i, k), more in pairs]
 
 
 WAYS: dict[str, Callable[[Doc], None]] = {
@@ -179,11 +158,11 @@ WAYS: dict[str, Callable[[Doc], None]] = {
     "nothing but boxes": _nothing_but_boxes,
     "outlines only": _outlines_only,
     "swapped corners, as text": _swapped_corners,
-    "folders": _renamed(lambda name: f"images/val/{name}"),
-    "Windows": _renamed(lambda name: f"C:\\Users\\me\\images\\{name}"),
-    "upper case": _renamed(str.upper),
-    "another ending": _renamed(lambda name: f"{Path(name).stem}.tif"),
-    "names in other letters": _names(" Bolt", "HEX_NUT"),
+    "folders": _renamed("images", lambda name: f"images/val/{name}"),
+    "Windows": _renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
+    "upper case": _renamed("images", str.upper),
+    "another ending": _renamed("images", lambda name: f"{Path(name).stem}.tif"),
+    "names in other letters": _renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
     "other images": _other_images,
     "more categories, broken objects": _more_categories,
 }
@@ -247,7 +226,7 @@ def test_coco_itself_scores_to_the_last_digit_as_ever(tmp_path: Path, monkeypatc
     assert coco_score(tmp_path / "rows.json", tmp_path / "own.json", ids) == expected
 
 
-def test_what_is_left_out_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _more_categories(doc := document())
     doc["images"] = [*doc["images"][1:], {"id": 20, "file_name": "unseen.jpg"}]
     truth = read_truth(written(tmp_path, doc), IMAGES, [*NAMES, "washer"])
@@ -296,6 +275,26 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, content: 
     assert "\n" not in str(caught.value) and "own.json" in str(caught.value)
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all() -> None:
+    images = ["/d/a/1.jpg", "/d/b/1.jpg", "/d/c/2.jpg"]
+
+    def ids(*names: str) -> dict[str, int | str]:
+        return match_images(dict(enumerate(names, 1)), images)
+
+    assert ids() == match_images({1: "a.jpg"}, []) == {}
+    assert ids("b\\1.jpg", "x/a/1.jpg", "2.jpg") == {"/d/a/1.jpg": 2, "/d/b/1.jpg": 1, "/d/c/2.jpg": 3}
+    assert ids("1.jpg", "2.jpg") == {"/d/c/2.jpg": 2}, "it may be either"
+    assert ids("1.jpg", "a/1.jpg", "2.jpg") == {"/d/a/1.jpg": 2, "/d/b/1.jpg": 1, "/d/c/2.jpg": 3}
+    assert ids("x/2.jpg", "y/2.jpg", "a/1.jpg") == {"/d/a/1.jpg": 3}
+    near = match_images({1: "A.JPG", 2: "a.jpg", 3: "a.png"}, ["a.jpg", "a.png", "b.jpg"])
+    assert near == {"a.jpg": 2, "a.png": 3}, "exact names go before near ones"
+    assert match_images({1: "ca\u0308t.tif"}, ["d/CÄT.jpg"]) == {"d/CÄT.jpg": 1}
+
+
+def test_ids_are_ordered_as_numbers_however_they_are_written() -> None:
+    assert sorted([10, "9", "b", 1, "a"], key=order) == [1, "9", 10, "a", "b"]
+
+
 def test_images_without_a_name_go_by_their_number(tmp_path: Path) -> None:
     doc = document() | {"images": [{"id": 7}, {"id": 1}]}
     assert read_truth(written(tmp_path, doc), IMAGES, NAMES).image_ids == {IMAGES[1]: 7}
@@ -318,7 +317,7 @@ def test_images_without_a_name_go_by_their_number(tmp_path: Path) -> None:
     ],
 )
 def test_boxes_of_annotations(note: Doc, box: list[float] | None) -> None:
-    assert _upright(box_of(note)) == box
+    assert upright(box_of(note)) == box
 
 
 def test_annotations_are_found_where_tools_put_them(tmp_path: Path) -> None:
@@ -346,10 +345,11 @@ def test_rows_by_stem_and_class_number_score_as_well(tmp_path: Path, name: str, 
     found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 1]])
     (rows := tmp_path / "rows.json").write_text(json.dumps(coco_rows(found, name)))
     assert coco_score(rows, written(tmp_path, doc)) == pytest.approx((1, 1))
-    assert coco_score(rows, tmp_path / "own.json", [key]) == pytest.approx((1, 1))
+    rows.write_text("[]")
+    assert coco_score(rows, tmp_path / "own.json", [Path(name).stem]) == (0, 0)
 
 
-def test_annotations_without_objects_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_annotations_without_objects_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
     assert read_truth(file, IMAGES, NAMES).annotations == []
     assert "a.json has no objects to score by on these images" in caplog.text

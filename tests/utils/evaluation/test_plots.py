@@ -1,20 +1,19 @@
 """Curves, confusion matrices, the size study."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
 
-from utils.evaluation.plots import _labels_of, plot_confusion_matrix, plot_curves, plot_val_study
+from utils.evaluation import plots
+from utils.evaluation.metrics import Curves
+from utils.evaluation.plots import plot_confusion_matrix, plot_curves, plot_val_study
 
 
 def curves(classes):
     """Curves as the metrics hand them out, for these class numbers."""
     k, x = len(classes), np.linspace(0, 1, 1000)
     lines = np.linspace(1, 0.5, k)[:, None] * (1 - x)
-    values = dict.fromkeys(("precision", "recall", "f1", "pr_precision"), lines)
-    return SimpleNamespace(confidence=x, pr_recall=x, ap50=lines.mean(1), classes=np.array(classes, int), **values)
+    return Curves(np.array(classes, int), np.ones(k), lines, lines, lines, lines[:, :10], lines, x, 0)
 
 
 def read(path):
@@ -29,8 +28,12 @@ def test_curves(tmp_path, classes):
     assert all(read(path).std() > 0 for path in paths)
 
 
-def test_curves_are_named_by_their_class_not_their_row():
-    assert _labels_of(np.array([0, 2, 5]), ["a", "b", "c"]) == ["a", "c", "class 5"]
+def test_curves_are_named_by_their_class_not_their_row(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plot_curves(curves([0, 2, 5]), ["_a", "b", "c"], tmp_path)
+    named = [[text.get_text().split()[0] for text in figure.axes[0].get_legend().get_texts()] for figure in figures]
+    assert named == [["_a", "c", "class", "all"]] * 4
 
 
 def test_confusion_matrix_shape_is_checked(tmp_path):

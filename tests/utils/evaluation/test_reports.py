@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from utils.evaluation.evaluator import ImageResult
-from utils.evaluation.reports import Report, ReportSettings, coco_score
+from utils.evaluation.reports import Report, ReportSettings
 from utils.prepare.label_formats import COCO_IDS
 
 
-def result(name: str = "7.jpg", batch: int = 0, detections: Tensor | None = None) -> ImageResult:
-    detections = torch.tensor([[10.0, 20, 30, 60, 0.9, 1]]) if detections is None else detections
-    return ImageResult(name, (100, 200), detections, torch.ones(len(detections), 10, dtype=torch.bool), batch)
+def add(report: Report, name: str = "7.jpg", batch: int = 0, count: int = 1) -> None:
+    """An image with detections of the class 1."""
+    report.image(name, (100, 200), torch.tensor([[10.0, 20, 30, 60, 0.9, 1]]).repeat(count, 1), batch)
 
 
 def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
-    Report(ReportSettings(tmp_path, ["a", "b"], plots=False)).image(result())
+    add(Report(ReportSettings(tmp_path, ["a", "b"], plots=False)))
     assert not list(tmp_path.iterdir())
 
 
@@ -29,9 +26,9 @@ def test_label_file_and_rows(tmp_path: Path) -> None:
         tmp_path, ["a", "b"], plots=False, txt=True, confidence=True, json=tmp_path / "rows.json", categories=COCO_IDS
     )
     report = Report(settings)
-    report.image(result())
+    add(report)
     assert (tmp_path / "labels/7.txt").read_text() == "1 0.1 0.4 0.1 0.4 0.9\n"
-    report.receive([report.parcel()])
+    report.receive([report.found])
     assert report.rows == [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]
 
 
@@ -41,11 +38,11 @@ def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog
     images = ["x/1.jpg", "x/1.png", "y/1.jpg", "y/2.jpg"]
     report.name_images(images)
     for count, image in enumerate(images, 1):
-        report.image(result(image, detections=torch.tensor([[10.0, 20, 30, 60, 0.9, 1]] * count)))
+        add(report, image, count=count)
     rows = {file.name: len(file.read_text().splitlines()) for file in (tmp_path / "labels").iterdir()}
     assert rows == {"1.txt": 1, "1-2.txt": 2, "1-3.txt": 3, "2.txt": 4}
     report.name_images(["x/7.jpg", "y/7.jpg", "x/007.png", "x/b.jpg"])
-    report.receive([report.parcel()])
+    report.receive([report.found])
     assert not report.rows and list(report._ids.values()) == [7, "7-2", "7-3", "b"], "ids of the JSON"
     record = caplog.records[0]
     assert record.getMessage().startswith("2 of 4 sources are named like others")
@@ -56,37 +53,11 @@ def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: P
     reports = [Report(settings) for _ in range(3)]  # the third has heard of nothing
     for batch in range(5):
         for place in range(2):
-            empty = torch.zeros(0, 6) if batch == 3 else None
-            one = result(f"{10 * batch + place}.jpg", batch, empty)
-            reports[batch % 2].image(one)
-    reports[0].receive([report.parcel() for report in reports])
+            add(reports[batch % 2], f"{10 * batch + place}.jpg", batch, count=int(batch != 3))
+    reports[0].receive([report.found for report in reports])
     assert [row["image_id"] for row in reports[0].rows] == [0, 1, 10, 11, 20, 21, 40, 41]
 
 
 def test_a_process_without_a_result_writes_nothing(tmp_path: Path) -> None:
     Report(ReportSettings(tmp_path, ["a"], json=tmp_path / "rows.json")).finish(None)
     assert not list(tmp_path.iterdir())
-
-
-def test_coco_ids_are_the_80_of_91() -> None:
-    assert len(COCO_IDS) == 80 and COCO_IDS[0] == 1 and COCO_IDS[11] == 13 and COCO_IDS[-1] == 90
-
-
-def test_cocos_own_evaluation(tmp_path: Path) -> None:
-    pytest.importorskip("pycocotools")
-    truth = {
-        "info": {},
-        "images": [{"id": 7, "width": 200, "height": 100}],
-        "categories": [{"id": 2, "name": "b"}],
-        "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "area": 800, "iscrowd": 0}
-        ],
-    }
-    (annotations := tmp_path / "truth.json").write_text(json.dumps(truth))
-    (rows := tmp_path / "rows.json").write_text(
-        json.dumps([{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}])
-    )
-    assert coco_score(rows, annotations, [7]) == pytest.approx((1.0, 1.0))
-    rows.write_text("[]")
-    assert coco_score(rows, annotations, [7]) == (0.0, 0.0)
-    assert coco_score(rows, tmp_path / "none.json", [7]) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.routes.geometry import RoutingMap
-from utils.routes.page import TEMPLATE, write_routing_page
+from utils.routes.routing_report import TEMPLATE, write_routing_page
 
 PICTURE = np.zeros((48, 64, 3), np.uint8) + np.array([250, 120, 10], np.uint8)  # RGB
 SVG = "http://www.w3.org/2000/svg"  # the name of a vocabulary, which nobody fetches

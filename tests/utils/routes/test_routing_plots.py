@@ -67,7 +67,7 @@ def test_routed_regions_are_numbered_and_shaded_by_rank(figures):
     assert boxes == [(50, 40, 100, 80), (0, 40, 50, 80)] and strengths[0] > strengths[1] > 0
     outlines = {(*line.get_xdata(), *line.get_ydata()) for line in panel.lines}
     assert outlines == {(0, 50, 50, 0, 0, 40, 40, 80, 80, 40)}  # the chosen region, and it alone
-    assert panel.get_title(loc="left") == "Row 2, column 1 looks at" and panel.get_xlabel() == ""
+    assert panel.get_title(loc="left") == "Row 2, column 1 is routed to" and panel.get_xlabel() == ""
 
 
 def test_the_heading_names_layer_grid_and_topk(figures):
@@ -82,7 +82,7 @@ def test_heat_is_the_in_degree_with_a_scale(figures):
     assert np.array_equal(heat.collections[-1].get_array(), [[4, 2], [1, 1]])
     assert {number for number, _ in texts(heat).items()} == {"4", "2", "1"}
     (bar,) = (axis for axis in figures[0].axes if axis.get_label() == "<colorbar>")
-    assert bar.get_ylim() == (0, 4) and "look" in bar.get_ylabel()
+    assert bar.get_ylim() == (0, 4) and "routed" in bar.get_ylabel()
 
 
 def test_regions_are_cut_at_the_edge_and_padding_is_left_out(figures):
@@ -101,7 +101,7 @@ def test_long_lists_of_padding_are_counted_and_small_regions_not_numbered(figure
     index = np.arange(400)[::-1][None].repeat(400, 0)
     draw_routes("a.png", GREY[:40, :40], some_routes(index, 20, 20, (4, 4)), [0])
     panel, heat = shown_axes(figures[0])
-    assert panel.get_xlabel() == "300 of 400 regions are padding" and len(panel.patches) == 100
+    assert panel.get_xlabel() == "ranks 1, 2, 3, 4, 5, 6, 7, 8, ...: padding" and len(panel.patches) == 100
     assert texts(panel)["400"] == (2, 2) and texts(heat) == {"400": (38, 38)}  # the last one written
     draw_routes("a.png", GREY[:40, :40], some_routes(index, 20, 20, (1, 1)), [0])
     assert not any(axis.texts for axis in shown_axes(figures[1]))

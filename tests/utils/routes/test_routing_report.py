@@ -84,17 +84,6 @@ def test_positions_are_mapped_as_boxes_are_mapped_back(original, auto, share):
     assert -1e-9 <= there_x < fitted[1] and -1e-9 <= there_y < fitted[0]  # rounded
 
 
-@pytest.mark.parametrize("original", [(200, 400), (400, 200), (128, 128)])
-def test_positions_land_on_what_they_showed(original):
-    picture = np.zeros((*original, 3), np.uint8)
-    x, y = original[1] * 3 // 4, original[0] // 4
-    picture[y - 4 : y + 4, x - 4 : x + 4] = 255
-    fitted = letterbox(picture, (128, 160), color=(0, 0, 0), auto=False)[0]
-    rows, columns = np.nonzero(fitted[..., 0] > 100)
-    ((there_x, there_y),) = Geometry(original, fitted.shape[:2]).to_input([(x, y)])
-    assert abs(columns.mean() + 0.5 - there_x) < 1 and abs(rows.mean() + 0.5 - there_y) < 1
-
-
 # ---- files
 def test_a_picture_for_each_layer_and_a_page(tmp_path, monkeypatch):
     asked = {}
