@@ -85,7 +85,7 @@ def test_what_nobody_waits_for_is_not_decoded(port: int) -> None:
 def test_a_request_may_not_ask_for_too_much_at_once(port: int) -> None:
     heavy = many_scans(7000, 30)
     status, body = exchange(port, post(f"{ADDRESS}/batch", form([heavy] * 12, "images")))
-    assert status == 413 and "the 12 pictures would take too long to decode: send fewer" in json.loads(body)["error"]
+    assert status == 413 and "the 12 images would take too long to decode: send fewer" in json.loads(body)["error"]
 
 
 def test_a_damaged_image_ends_the_wait_for_the_others(tmp_path: Path) -> None:
