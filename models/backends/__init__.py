@@ -61,7 +61,7 @@ class DetectMultiBackend(nn.Module):
     `weights` is a file, or a list of `.pt` files to pool. Attributes: `model` (what the backend runs: the network
     itself for PyTorch weights), `metadata` (what the file says about itself), `stride`, `names` (list), `device`,
     `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every image must have, None where any multiple of the stride
-    goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing tells it). `fp16`
+    goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing says it). `fp16`
     is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML that names the
     classes where the weights do not; `dnn` runs ONNX files in OpenCV; `trust` opens files that can run code too.
     Raises ValueError for missing files, unknown endings, damaged files, runtimes that are not installed, and files that

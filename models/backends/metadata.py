@@ -150,7 +150,7 @@ def kept_metadata(file: Path) -> Metadata:
     if file.suffix != ".tflite":
         place = _place(file)
         if not place.is_file():
-            raise ValueError(f"{file}: {place.name}, which tells its classes and sizes, is missing; copy it along")
+            raise ValueError(f"{file}: {place.name}, which says its classes and sizes, is missing; copy it along")
         return read_metadata(place.read_bytes(), place)
     try:
         with zipfile.ZipFile(file) as archive:

@@ -25,7 +25,7 @@ NCNN_ENTRY, NCNN_EXIT = "in0", "out0"  # the names pnnx gives
 def open_executorch(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
     """`.pte` files of ExecuTorch."""
     metadata = kept_metadata(files[0])
-    with silenced():  # the runtime tells which files about the processor it did not find
+    with silenced():  # the runtime prints which files about the processor it did not find
         runtime = need("executorch.runtime", "an ExecuTorch program", "pip install executorch").Runtime.get()
         try:
             program = runtime.load_program(files[0])
