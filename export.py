@@ -79,16 +79,6 @@ class ExportOptions:
 SHARED = ({item.name for item in fields(ExportSettings)} & set(ExportOptions.__slots__)) - {"imgsz", "device"}
 
 
-def check(opt: ExportOptions) -> None:
-    """ValueError for numbers out of their range and for flags that do not go together."""
-    if opt.train:
-        raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
-    if opt.half and opt.int8:
-        raise ValueError("--half and --int8 exclude each other; choose one")
-    if len(opt.imgsz) > 2:
-        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
-
-
 def calibration_images(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
     """Images (1, 3, h, w) in 0..1 of a data set's training split, spread evenly over it."""
     config = DataConfig.load(check_yaml(data))
@@ -125,7 +115,12 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
 
 def convert(opt: ExportOptions, command: str = "") -> list[Path]:
     """Every format of every weights file. Raises ValueError and `ExportError`, one line each."""
-    check(opt)
+    if opt.train:
+        raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
+    if opt.half and opt.int8:
+        raise ValueError("--half and --int8 exclude each other; choose one")
+    if len(opt.imgsz) > 2:
+        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
     return [file for one in choose_weights(opt.weights) for file in export_one(opt, find_weights(one), command)]
 
 

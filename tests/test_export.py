@@ -317,7 +317,7 @@ def test_a_file_that_differs_does_not_count(plain, monkeypatch, capsys):
     monkeypatch.setattr(compare, "OWN_ROUNDING", -1.0)
     with pytest.raises(ExportError, match=r"best.pt2: differs from PyTorch") as caught:
         export.run(weights=plain, include="pt2", imgsz=64)
-    assert "\n" not in str(caught.value) and "most in picture " in str(caught.value)
+    assert "\n" not in str(caught.value) and "most in image " in str(caught.value)
     assert "detections would change; kept as best.pt2.failed" in str(caught.value)
     assert not plain.with_name("best.pt2").exists() and plain.with_name("best.pt2.failed").exists()
     assert export.main(["--weights", str(plain), "--include", "pt2", "--imgsz", "64"]) == 1
@@ -337,7 +337,7 @@ def test_command_line(plain, capfd):
 def test_flags_of_v61(flags):
     """Each changes the option of its name."""
     opt = parse(export.ExportOptions, flags.split())
-    for flag in re.findall(r"--([a-z-]+)", flags):
+    for flag in re.findall(r"--([a-z0-9-]+)", flags):
         name = "imgsz" if flag.startswith("img") else flag.replace("-", "_")
         assert getattr(opt, name) != getattr(export.ExportOptions(), name), flag
     known = "torchscript onnx openvino engine coreml saved_model pb tflite edgetpu tfjs".split()

@@ -35,12 +35,11 @@ def open_onnx(files: Sequence[Path], device: torch.device, fp16: bool) -> Export
     metadata = read_metadata(session.get_modelmeta().custom_metadata_map, files[0])
     metadata = with_shape(metadata, inputs[0].shape if inputs else (), files[0])
     kind = np.float16 if "float16" in inputs[0].type else np.float32
-
-    def run(images: Tensor) -> Tensor:
-        given = {inputs[0].name: images.cpu().numpy().astype(kind)}
-        return torch.from_numpy(session.run(outputs, given)[0])
-
-    return ExportedBackend(files[0], metadata, device, session, run)
+    entry = inputs[0].name
+    return ExportedBackend(
+        files[0], metadata, device, session,
+        lambda images: torch.from_numpy(session.run(outputs, {entry: images.cpu().numpy().astype(kind)})[0]),
+    )  # fmt: skip
 
 
 def open_opencv(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
@@ -105,11 +104,9 @@ def open_openvino(files: Sequence[Path], device: torch.device, fp16: bool) -> Ex
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ValueError(f"{file}: OpenVINO cannot open it; export it again") from error
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(images.numpy())[0].copy())
-
-    return ExportedBackend(file, metadata, "cpu", compiled, run)
+    return ExportedBackend(
+        file, metadata, "cpu", compiled, lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+    )
 
 
 def open_engine(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
@@ -144,7 +141,7 @@ def open_engine(files: Sequence[Path], device: torch.device, fp16: bool) -> Expo
         stream.synchronize()
         return next(iter(results.values()))
 
-    def run(images: Tensor) -> Tensor:
-        return torch.cat([run_piece(piece) for piece in images.split(most)])
-
-    return ExportedBackend(files[0], metadata, device, (runtime, engine), run)
+    return ExportedBackend(
+        files[0], metadata, device, (runtime, engine),
+        lambda images: torch.cat([run_piece(piece) for piece in images.split(most)]),
+    )  # fmt: skip

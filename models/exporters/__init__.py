@@ -138,7 +138,7 @@ def export(job: ExportJob, names: Sequence[str]) -> list[Path]:
     Raises ValueError as `check_formats` does, before anything is written, and ExportError for a file that differs.
     """
     names = list(dict.fromkeys(names))
-    check_formats(names, job.settings, job.routes)
+    check_formats(names, job.settings, bool(job.routes))
     files = []
     for name in names:
         kind = FORMATS[name]

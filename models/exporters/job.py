@@ -21,7 +21,6 @@ from utils.base.log import Fault
 
 DEFAULT_OPSET = 18  # the least that PyTorch's present ONNX exporter writes without converting down
 CPU = torch.device("cpu")
-TALKATIVE = ("torch.onnx", "torch.export", "torch.utils.cpp_extension")  # loggers
 
 
 class ExportError(Fault):
@@ -60,17 +59,17 @@ class ExportJob:
     """A network and where its files go.
 
     model: fused, in evaluation mode, on the device. weights: the checkpoint; files lie beside it. calibration: gives
-    batches (1, 3, h, w) in 0..1 of images of the data set, for int8. routes: whether the network has routing attention.
+    batches (1, 3, h, w) in 0..1 of images of the data set, for int8. routes: its routing attention.
     """
 
     model: Model
     weights: Path
     settings: ExportSettings
     calibration: Callable[[], list[Tensor]] = field(default=list)
-    routes: bool = field(init=False)
+    routes: list[BiLevelRoutingAttention] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.routes = any(isinstance(module, BiLevelRoutingAttention) for module in self.model.modules())
+        self.routes = [module for module in self.model.modules() if isinstance(module, BiLevelRoutingAttention)]
 
     def has_free_sides(self, program: bool = False) -> bool:
         """Whether height and width are left open, as the number of images is.
@@ -78,8 +77,7 @@ class ExportJob:
         With routing attention only where one formula cuts maps of every size into regions, and never in a `program` of
         `torch.export`, which also counts a region of one token's height as a case of its own.
         """
-        layers = [module for module in self.model.modules() if isinstance(module, BiLevelRoutingAttention)]
-        by_formula = all(layer.cuts_by_formula for layer in layers)
+        by_formula = all(layer.cuts_by_formula for layer in self.routes)
         return self.settings.dynamic and by_formula and not (program and self.routes)
 
     def file(self, ending: str) -> Path:
@@ -129,18 +127,15 @@ class Predictor(nn.Module):
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
-    loggers = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category)
+        logging.disable(logging.WARNING)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)
 
 
 @contextmanager

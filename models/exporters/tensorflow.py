@@ -28,8 +28,9 @@ TFJS_WEIGHTS = "group1-shard1of1.bin"
 TFJS_KINDS = {"float32": "float32", "float64": "float32", "int32": "int32", "int64": "int32", "bool": "bool"}
 
 
-def saved_model_for(job: ExportJob, folder: Path) -> Path:
-    """Write the network as a SavedModel of fixed size, channels last, by onnx2tf from an ONNX model."""
+def export_saved_model(job: ExportJob, folder: Path | None = None) -> Path:
+    """A SavedModel of fixed size, channels last, by onnx2tf from an ONNX model."""
+    folder = folder or job.file("_saved_model")
     settings = replace(job.settings, dynamic=False, simplify=True, nms=False, half=False, int8=False)
     model = onnx_model(replace(job, settings=settings))
     load_tensorflow("TensorFlow's formats", ONNX2TF)
@@ -50,11 +51,6 @@ def saved_model_for(job: ExportJob, folder: Path) -> Path:
         shutil.copytree(made / "variables", folder / "variables")
     keep_metadata(folder, job.metadata(dynamic=False))
     return folder
-
-
-def export_saved_model(job: ExportJob) -> Path:
-    """A SavedModel, channels last."""
-    return saved_model_for(job, job.file("_saved_model"))
 
 
 def _frozen_graph(job: ExportJob) -> Any:
@@ -159,7 +155,7 @@ def whole_numbers(job: ExportJob, file: Path) -> Metadata:
     model.model[-1].stride = model.model[-1].stride / side
     images = job.calibration()
     with tempfile.TemporaryDirectory() as work:
-        folder = saved_model_for(replace(job, model=model), Path(work) / "saved_model")
+        folder = export_saved_model(replace(job, model=model), Path(work) / "saved_model")
         with converting("TensorFlow Lite", job.settings.verbose):
             lite = tf.lite.TFLiteConverter.from_saved_model(str(folder))
             lite.optimizations = [tf.lite.Optimize.DEFAULT]
