@@ -14,7 +14,7 @@ ARG EXTRA=""
 # The usual build of PyTorch has gigabytes of CUDA with it: where to find the one for CPUs alone goes here
 ARG TORCH_INDEX=""
 RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"; fi \
- && pip install --no-cache-dir -r requirements.txt "fastapi>=0.115" "uvicorn>=0.32" "python-multipart>=0.0.20" $EXTRA
+ && pip install --no-cache-dir -r requirements.txt "fastapi>=0.115" "uvicorn>=0.32" "python-multipart>=0.0.20" "prometheus-client>=0.21" $EXTRA
 
 COPY serve.py .
 COPY models models

@@ -3,7 +3,7 @@
 python export.py --weights best.pt                                       # TorchScript and ONNX
 python export.py --weights best.pt --include onnx openvino --simplify    # for ONNX Runtime and for Intel's
 python export.py --weights best.pt --include openvino --int8 --data coco128.yaml
-python export.py --weights best.pt --include onnx --dynamic --nms        # any number of pictures; boxes come out
+python export.py --weights best.pt --include onnx --dynamic --nms        # any number of images; boxes come out
 python export.py --weights best.pt --include engine --device 0 --half    # TensorRT, on the GPU it will run on
 
 The formats, what each needs and what was measured: docs/deploy.md.
@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +27,8 @@ from models.exporters import (
     FORMATS,
     ExportJob,
     ExportSettings,
-    NmsSettings,
     export,
 )
-from models.exporters.engines import MOST_CALIBRATION
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging
@@ -43,12 +40,14 @@ from utils.images.reading import read_image
 from utils.predict.pipeline import prepare_image, to_network
 from utils.prepare.converters import prepare
 
+MOST_CALIBRATION = 300  # images; more change little
+
 
 @dataclass(slots=True)
 class ExportOptions:
     """The command line of export.py; every name is also an argument of `run`."""
 
-    data: str = flag("", "data set YAML whose pictures calibrate int8; empty for the one the weights were trained with")
+    data: str = flag("", "data set YAML whose images calibrate int8; empty for the one the weights were trained with")
     weights: list[str] = flag([], "weights (.pt), one after the other; empty for the newest run's best.pt")
     imgsz: list[int] = flag(
         [],
@@ -56,61 +55,37 @@ class ExportOptions:
         aliases=("--img", "--img-size"),
         bounds=SIDES,
     )
-    batch_size: int = flag(1, "pictures at a time", bounds=Range(1, 1_000_000))
+    batch_size: int = flag(1, "images at a time", bounds=Range(1, 1_000_000))
     device: str = flag("cpu", "'cpu' or '0'")
     half: bool = flag(False, "float16: openvino, coreml, tflite, ncnn and yolov5 anywhere, others on a GPU")
     inplace: bool = flag(False, "accepted for v6.1's scripts: the head writes nothing in place")
     train: bool = flag(False, "refused: a file in training mode gives nothing that could be compared")
     optimize: bool = flag(False, "TorchScript: for mobile CPUs")
     int8: bool = flag(False, "openvino, tflite, edgetpu: whole numbers, calibrated on --data")
-    dynamic: bool = flag(False, "leave the number and the size of pictures open, where a format can")
+    dynamic: bool = flag(False, "leave the number and the size of images open, where a format can")
     simplify: bool = flag(False, "ONNX: slim the graph with onnxslim")
     opset: int = flag(DEFAULT_OPSET, "ONNX: version of the operators, 12 or more", bounds=Range(1, 1000))
     verbose: bool = flag(False, "let the converters print, too")
     workspace: float = flag(4.0, "TensorRT: memory to build in, GB", bounds=Range(0, 1e6, above=True))
     nms: bool = flag(False, "onnx, openvino: suppression inside the file, which then returns detections")
     agnostic_nms: bool = flag(False, "with --nms: boxes of different classes suppress each other too")
-    topk_per_class: int = flag(100, "with --nms: most detections of a class in a picture", bounds=Range(1))
-    topk_all: int = flag(100, "with --nms: most detections in a picture", bounds=Range(1))
+    topk_per_class: int = flag(100, "with --nms: most detections of a class in a image", bounds=Range(1))
+    topk_all: int = flag(100, "with --nms: most detections in a image", bounds=Range(1))
     iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes", bounds=SHARE)
     conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection", bounds=SHARE)
     include: list[str] = flag(["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}")
 
 
-def export_formats() -> Any:
-    """The formats as a DataFrame with v6.1's columns, PyTorch's own first."""
-    import pandas as pd
-
-    rows = [("PyTorch", "-", ".pt"), *((kind.title, name, kind.ending) for name, kind in FORMATS.items())]
-    return pd.DataFrame(rows, columns=["Format", "Argument", "Suffix"])
+SHARED = ({item.name for item in fields(ExportSettings)} & set(ExportOptions.__slots__)) - {"imgsz", "device"}
 
 
-def check(opt: ExportOptions) -> None:
-    """ValueError for numbers out of their range and for flags that do not go together."""
-    if opt.train:
-        raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
-    if opt.half and opt.int8:
-        raise ValueError("--half and --int8 exclude each other; choose one")
-    if len(opt.imgsz) > 2:
-        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
-
-
-def settings_of(opt: ExportOptions, imgsz: tuple[int, int], device: torch.device, command: str) -> ExportSettings:
-    """What the exporters are told."""
-    nms = None
-    if opt.nms:
-        nms = NmsSettings(opt.iou_thres, opt.conf_thres, opt.topk_per_class, opt.topk_all, opt.agnostic_nms)
-    shared = {item.name for item in fields(ExportSettings)} & {item.name for item in fields(ExportOptions)}
-    given = {name: getattr(opt, name) for name in shared - {"imgsz", "device", "nms"}}
-    return ExportSettings(imgsz=imgsz, batch=opt.batch_size, device=device, nms=nms, command=command, **given)
-
-
-def calibration_pictures(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
-    """Pictures (1, 3, h, w) of a data set's training split, spread evenly over it."""
+def calibration_images(data: str, imgsz: tuple[int, int]) -> list[Tensor]:
+    """Images (1, 3, h, w) in 0..1 of a data set's training split, spread evenly over it."""
     config = DataConfig.load(check_yaml(data))
     prepare(config)
     files = find_images(config.train)
     chosen = files[:: max(1, len(files) // MOST_CALIBRATION)][:MOST_CALIBRATION]
+    LOGGER.info(f"calibrating int8 on {len(chosen)} images")
     return [to_network([prepare_image(read_image(file), imgsz, auto=False)[0]]) for file in chosen]
 
 
@@ -125,12 +100,9 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
     model = (model.half() if opt.half and device.type != "cpu" else model).requires_grad_(False)
     height, width = check_img_size([*wanted, *wanted][:2], max(int(model.stride.max()), 32))
     data = opt.data or str(trained_with([weights]).get("data", "shapes.yaml"))
-    job = ExportJob(
-        model,
-        weights,
-        settings_of(opt, (height, width), device, command),
-        calibration=lambda: calibration_pictures(data, (height, width)),
-    )
+    given = {name: getattr(opt, name) for name in SHARED}
+    settings = ExportSettings((height, width), opt.batch_size, device, command=command, **given)
+    job = ExportJob(model, weights, settings, lambda: calibration_images(data, (height, width)))
     files = export(job, opt.include)
     seconds = time.perf_counter() - start
     LOGGER.info(f"\n{shown(weights)} exported in {seconds:.1f}s to {colorstr('bold', ' '.join(map(shown, files)))}")
@@ -143,7 +115,12 @@ def export_one(opt: ExportOptions, weights: Path, command: str) -> list[Path]:
 
 def convert(opt: ExportOptions, command: str = "") -> list[Path]:
     """Every format of every weights file. Raises ValueError and `ExportError`, one line each."""
-    check(opt)
+    if opt.train:
+        raise ValueError("--train: a file in training mode gives no predictions that could be compared; leave it out")
+    if opt.half and opt.int8:
+        raise ValueError("--half and --int8 exclude each other; choose one")
+    if len(opt.imgsz) > 2:
+        raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
     return [file for one in choose_weights(opt.weights) for file in export_one(opt, find_weights(one), command)]
 
 

@@ -20,11 +20,9 @@ import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 
 from models.api.autoshape import load_picture
 from models.backends import DetectMultiBackend
@@ -36,17 +34,13 @@ from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import choose_weights, shown
 from utils.boxes.nms import non_max_suppression
 from utils.distributed.script import run_script
-from utils.serving.batching import Batcher
-from utils.serving.detector import Detector
-from utils.serving.limits import MIB, Limits
-from utils.serving.settings import Settings
-from utils.serving.uploaded_images import Decoder
 
 if TYPE_CHECKING:
     from utils.serving.app import Endpoints
-    from utils.serving.stopping import StoppableServer
+    from utils.serving.protocol import StoppableServer
 
-NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module -> package
+# module -> package
+NEEDED = {name: name.replace("_", "-") for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client")}
 IDLE_SECONDS = 5  # for which a connection may stay open between two requests
 BACKLOG = 1024  # connections that the system holds until they are looked at
 ONE_OR_MORE, SOME = Range(1), Range(1e-6, 1e12)
@@ -65,19 +59,19 @@ class ServeOptions:
     iou_thres: float = flag(
         0.45, "overlap from which the weaker of two detections goes, where a request does not say", bounds=SHARE
     )
-    max_det: int = flag(1000, "most detections in a picture", bounds=ONE_OR_MORE)
+    max_det: int = flag(1000, "most detections in an image", bounds=ONE_OR_MORE)
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = flag(5000, "port to listen on; 0 for any free one", bounds=Range(0, 65535))
-    batch_size: int = flag(16, "most pictures that go through the network together", bounds=ONE_OR_MORE)
+    batch_size: int = flag(16, "most images that go through the network together", bounds=ONE_OR_MORE)
     window: float = flag(3.0, "milliseconds to wait for more of them when the network is free", bounds=Range(0, 10_000))
-    queue: int = flag(256, "most pictures that wait; more are told to come back later", bounds=ONE_OR_MORE)
-    clients: int = flag(256, "most requests looked after at once", bounds=ONE_OR_MORE)
+    queue: int = flag(256, "most images that wait; more are asked to come back later", bounds=ONE_OR_MORE)
+    clients: int = flag(256, "most requests answered at once", bounds=ONE_OR_MORE)
     max_upload: float = flag(16.0, "MiB of one request", bounds=SOME)
-    max_files: int = flag(32, "pictures in one batch request", bounds=ONE_OR_MORE)
-    max_pixels: float = flag(50.0, "megapixels of one picture", bounds=SOME)
+    max_files: int = flag(32, "images in one batch request", bounds=ONE_OR_MORE)
+    max_pixels: float = flag(50.0, "megapixels of one image", bounds=SOME)
     max_memory: float = flag(512.0, "MiB of all requests' uploads together", bounds=SOME)
     max_size: int = flag(1280, "largest size that a request may ask for", bounds=ONE_OR_MORE)
     timeout: float = flag(30.0, "seconds for a request as a whole", bounds=SOME)
@@ -86,48 +80,40 @@ class ServeOptions:
     hosts: list[str] = flag([], "names that it answers to, * for any", shown="its address, this machine's names")
 
 
-def limits_of(opt: ServeOptions) -> Limits:
-    """The limits that the flags set; ValueError for one that leaves nothing."""
-    if opt.queue < opt.max_files:
-        raise ValueError(f"--queue {opt.queue} has no room for a batch request of --max-files {opt.max_files} pictures")
-    return Limits(
-        upload=round(opt.max_upload * MIB),
-        files=opt.max_files,
-        pixels=round(opt.max_pixels * 1e6),
-        largest=max(opt.max_size, opt.imgsz),
-        seconds=opt.timeout,
-        upload_seconds=opt.upload_timeout,
-        requests=opt.clients,
-        memory=round(opt.max_memory * MIB),
-        detections=opt.max_det,
-    )
-
-
 def complete(opt: ServeOptions) -> ServeOptions:
     """The options with the newest weights filled in; ValueError for what cannot be."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
+    if opt.queue < opt.max_files:
+        raise ValueError(f"--queue {opt.queue} has no room for a batch request of --max-files {opt.max_files} images")
     return replace(opt, weights=choose_weights(opt.weights))
-
-
-def read_array(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright."""
-    return load_picture(picture)[0]
 
 
 def build(opt: ServeOptions) -> Endpoints:
     """Load the weights and make what answers requests, of complete options."""
     from utils.serving.app import Endpoints
+    from utils.serving.batching import Batcher
+    from utils.serving.detector import Detector, Settings
+    from utils.serving.uploads import MIB, Decoder, Limits
 
-    limits = limits_of(opt)
-    device, data = select_device(opt.device), opt.data or None
-    model = DetectMultiBackend(opt.weights, device, data=data, fp16=opt.half, trust=opt.trust).eval()
+    model = DetectMultiBackend(
+        opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half, trust=opt.trust
+    ).eval()
     height, width = model.picture_size(opt.imgsz)
-    limits = replace(limits, largest=max(limits.largest, height, width))
+    limits = Limits(
+        upload=round(opt.max_upload * MIB),
+        files=opt.max_files,
+        pixels=round(opt.max_pixels * 1e6),
+        largest=max(opt.max_size, opt.imgsz, height, width),
+        seconds=opt.timeout,
+        upload_seconds=opt.upload_timeout,
+        requests=opt.clients,
+        memory=round(opt.max_memory * MIB),
+    )
     routed = model.pt and bool(routing_layers(model.model))
-    decoder = Decoder(read_array, limits.pixels)
-    detector = Detector(model, decoder, record_routes if routed else None, limits.detections)
+    decoder = Decoder(lambda image: load_picture(image)[0], limits.pixels)
+    detector = Detector(model, decoder, record_routes if routed else None, opt.max_det)
     with torch.inference_mode():  # the first pass is slow, and shows weights that cannot run before a client does
         non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
     batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
@@ -140,29 +126,28 @@ def make_server(opt: ServeOptions) -> StoppableServer:
     import uvicorn
 
     from utils.serving.app import build_app
-    from utils.serving.hosts import hosts_of
-    from utils.serving.protocol import patient_protocol
-    from utils.serving.stopping import StoppableServer
+    from utils.serving.hosts import Hosts
+    from utils.serving.protocol import PatientProtocol, StoppableServer
 
-    hosts = hosts_of(opt.host, opt.hosts)
+    hosts = Hosts(opt.host, opt.hosts)
     service = build(opt)
-
-    # A stranger's mistake is an answer and a number, not a line here: of these packages errors are enough
+    # A client's mistake is an answer and a number, not a line here: of these packages errors are enough
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    settings: dict[str, Any] = {
-        "http": patient_protocol(opt.upload_timeout),
-        "ws": "none",
-        "lifespan": "on",
-        "log_config": None,
-        "log_level": "error",
-        "access_log": False,
-        "proxy_headers": False,
-        "server_header": False,
-        "limit_concurrency": 2 * opt.clients + 64,  # connections, idle ones too: a wall behind the gate
-        "timeout_keep_alive": IDLE_SECONDS,
-    }
-    return StoppableServer(uvicorn.Config(build_app(service, hosts), **settings), service, opt.grace)
+    config = uvicorn.Config(
+        build_app(service, hosts),
+        http=type("Protocol", (PatientProtocol,), {"patience": opt.upload_timeout}),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=2 * opt.clients + 64,  # connections, idle ones too: a wall behind the gate
+        timeout_keep_alive=IDLE_SECONDS,
+    )
+    return StoppableServer(config, service, opt.grace)
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:

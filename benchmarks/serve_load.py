@@ -31,13 +31,12 @@ from benchmarks.report import Table, machine, save
 from models.yolo import Model
 from utils.base.options import Parser
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
-from utils.serving.counters import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120  # for a server to load its weights
 SLICES = 6  # of the time under load, a row each
 MIB = 1024 * 1024
-BATCHES = re.compile(r"^yolov5_batch_size_(sum|count) ([\d.]+)$", re.MULTILINE)
+SAMPLES = re.compile(r"^(\w+) (\S+)$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -68,12 +67,12 @@ def random_weights(cfg: str, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def server(weights: Path, imgsz: int, *flags: str) -> Iterator[tuple[int, int]]:
-    """A running server's port and process number."""
+def server(weights: Path, imgsz: int, *flags: str) -> Iterator[int]:
+    """A running server's port."""
     command = [sys.executable, str(ROOT / "serve.py"), "--weights", str(weights), "--imgsz", str(imgsz), "--port", "0"]
     with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            yield _port(process), process.pid
+            yield _port(process)
         finally:
             process.terminate()
 
@@ -147,10 +146,21 @@ async def crowd(port: int, requests: list[bytes], clients: int, seconds: float) 
     return outcome
 
 
+def samples(port: int) -> dict[str, float]:
+    """The server's own numbers, those without labels, by their names."""
+    text = asyncio.run(ask(port, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"))[1].decode()
+    return {name: float(value) for name, value in SAMPLES.findall(text)}
+
+
 def batches(port: int) -> tuple[float, float]:
     """How many pictures went through the network since the server began, and in how many batches."""
-    found = dict(BATCHES.findall(asyncio.run(ask(port, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"))[1].decode()))
-    return float(found["sum"]), float(found["count"])
+    found = samples(port)
+    return found["yolov5_batch_size_sum"], found["yolov5_batch_size_count"]
+
+
+def mebibytes(port: int) -> float:
+    """The server's memory."""
+    return samples(port)["process_resident_memory_bytes"] / MIB
 
 
 def mean_batch(port: int, before: tuple[float, float] = (0, 0)) -> float:
@@ -168,18 +178,18 @@ def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table
     percents = {"p50 ms": 50, "p95 ms": 95, "p99 ms": 99, "max ms": 100}
     table = Table({"seconds": 8, "requests": 8, "errors": 6, "per second": 8, **dict.fromkeys(percents, 8), "MiB": 6})
     errors: list[str] = []
-    with server(weights, opt.imgsz[0], "--batch-size", str(opt.batch_size)) as (port, process):
-        print(f"memory before the first request: {resident_bytes(process) / MIB:.0f} MiB")
+    with server(weights, opt.imgsz[0], "--batch-size", str(opt.batch_size)) as port:
+        print(f"memory before the first request: {mebibytes(port):.0f} MiB")
         for clients in [*range(1, opt.batch_size + 1), *[opt.clients] * 5]:
             errors += asyncio.run(crowd(port, requests, clients, opt.warm_up / (opt.batch_size + 5))).errors
-        print(f"memory after a warm-up of {opt.warm_up:g} s: {resident_bytes(process) / MIB:.0f} MiB")
+        print(f"memory after a warm-up of {opt.warm_up:g} s: {mebibytes(port):.0f} MiB")
         before = batches(port)
         for number in range(1, SLICES + 1):
             out = asyncio.run(crowd(port, requests, opt.clients, opt.seconds / SLICES))
             errors += out.errors
             times = {name: out.milliseconds(percent) for name, percent in percents.items()}
             counts = {"requests": len(out.seconds), "errors": len(out.errors), "per second": out.rate}
-            memory = round(resident_bytes(process) / MIB)
+            memory = round(mebibytes(port))
             table.add(seconds=round(number * opt.seconds / SLICES, 1), **counts, **times, MiB=memory)
         print(f"mean batch: {mean_batch(port, before):.1f}; errors: {len(errors)} {sorted(set(errors))[:3]}")
     return table
@@ -191,7 +201,7 @@ def batching(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> T
     for size in opt.imgsz:
         rates: dict[str, list[float]] = {"1": [], str(opt.batch_size): []}
         with contextlib.ExitStack() as stack:
-            ports = {one: stack.enter_context(server(weights, size, "--batch-size", one))[0] for one in rates}
+            ports = {one: stack.enter_context(server(weights, size, "--batch-size", one)) for one in rates}
             for port in ports.values():
                 asyncio.run(crowd(port, requests, opt.clients, 2))
             for number in range(opt.pairs):

@@ -130,3 +130,31 @@ def detections(port: int, file: bytes, query: str = "", model: str = "any") -> A
     status, body = exchange(port, post(f"/v1/object-detection/{model}{query}", form([file])))
     assert status == 200, body
     return json.loads(body)
+
+
+class GoodClient(threading.Thread):
+    """Asks for the same small image all the time until it is told to end, and notes how long each answer took."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.ended, self.seconds = port, threading.Event(), []
+        self.expected = self.ask()
+        self.same = True
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            start = time.monotonic()
+            self.same &= self.ask() == self.expected
+            self.seconds.append(time.monotonic() - start)
+            time.sleep(0.05)
+
+    def ask(self) -> list[str]:
+        return [row["name"] for row in detections(self.port, picture(seed=4))]
+
+    def __enter__(self) -> GoodClient:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.join(60)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,31 +19,30 @@ import torch
 import detect
 import export
 import val
-from models.backends import DetectMultiBackend, hush
-from models.backends.facts import NOTES, Facts
-from models.backends.mobile import append_notes, notes_appended
-from models.backends.tools import is_there
-from models.exporters import FORMATS, ExportError, compare, engines
-from models.exporters.converting import converting
-from models.exporters.job import ExportJob, ExportSettings
-from models.exporters.litert import LITERT
-from models.exporters.tensorflow import COMPILER, ONNX2TF, whole_numbers
+from models.backends import DetectMultiBackend
+from models.backends.metadata import NOTES, Metadata, keep_metadata, kept_metadata
+from models.backends.tools import is_there, silenced
+from models.exporters import FORMATS, ExportError, compare, onnx_file
+from models.exporters.job import ExportJob, ExportSettings, converting
+from models.exporters.programs import LITERT
+from models.exporters.tensorflow import COMPILER, ONNX2TF
 from tests.known_detector import known_model
 from tests.lively import NAMES, pictures, write_lively
 from tests.trained import shared_folder, trained_weights
+from utils.base.paths import ROOT
 
 CONFIGS = {"plain": "yolov5n.yaml", "routed": "yolov5n_BiFormer.yaml"}
 SIZE = 128
 MOBILE = ("executorch", "coreml", "ncnn", "tflite")
 TENSORFLOW = ("saved_model", "pb", "tfjs")
 FOREIGN = (*MOBILE, *TENSORFLOW, "edgetpu")
-MODULES = {module for name in FOREIGN for module, _ in FORMATS[name].needs}
+MODULES = {module for name in FOREIGN for module in FORMATS[name].modules}
 
 
 def skip_without(name: str) -> None:
-    for module, install in FORMATS[name].needs:
-        if not is_there(module):
-            pytest.skip(f"{FORMATS[name].title} needs {module}, which is not installed: {install}")
+    missing = [module for module in FORMATS[name].modules if not is_there(module)]
+    if missing:
+        pytest.skip(f"{FORMATS[name].title} needs {missing[0]}, which is not installed: {FORMATS[name].install}")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -83,14 +83,14 @@ def test_tools_that_are_missing_are_one_line_with_the_remedy(plain, name, monkey
     with pytest.raises(ValueError, match=f"--include {name} needs the package .*pip install") as caught:
         export.run(weights=plain, include=name, imgsz=64)
     told = str(caught.value)
-    assert "\n" not in told and any(install in told for _, install in FORMATS[name].needs)
+    assert "\n" not in told and FORMATS[name].install in told
     assert set(os.listdir(plain.parent)) == {"best.pt"}
 
 
 @pytest.mark.parametrize("remedy", [LITERT, ONNX2TF])
 def test_remedies_stand_in_the_documentation(remedy):
     """The commands of the message are those that were tried, whatever the line breaks."""
-    text = " ".join((Path(export.ROOT) / "docs/deploy.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs/deploy.md").read_text(encoding="utf-8").split())
     command = remedy.partition(": ")[2].partition(", then ")[0]
     for part in command.split(" && "):
         assert part in text
@@ -114,7 +114,7 @@ def test_runs_here_and_agrees(weights, name, capfd):
     told = capfd.readouterr()
     assert "next to PyTorch" in told.err and "cpuinfo" not in told.err and "pass_level" not in told.out
     model = DetectMultiBackend(file, trust=True)
-    assert (model.names, model.stride, model.shape, model.facts.precision) == (NAMES, 32, (SIZE, SIZE), "fp32")
+    assert (model.names, model.stride, model.shape, model.metadata.precision) == (NAMES, 32, (SIZE, SIZE), "fp32")
     assert agrees(weights, model)
 
 
@@ -179,7 +179,7 @@ def test_half(plain, name):
     skip_without(name)
     (file,) = export.run(weights=plain, include=name, imgsz=SIZE, half=True)
     parts = [file] if file.is_file() else list(file.glob("*.bin"))
-    assert DetectMultiBackend(file, trust=True).facts.precision == "fp16"
+    assert DetectMultiBackend(file, trust=True).metadata.precision == "fp16"
     assert sum(part.stat().st_size for part in parts) < 0.6 * plain.stat().st_size
 
 
@@ -188,7 +188,7 @@ def test_whole_numbers_in_tflite(plain, squares):
     job = job_of(plain, int8=True)
     file = FORMATS["tflite"].write(job)
     model = DetectMultiBackend(file, trust=True)
-    assert model.facts.precision == "int8" and file.stat().st_size < 0.35 * plain.stat().st_size
+    assert model.metadata.precision == "int8" and file.stat().st_size < 0.35 * plain.stat().st_size
     batch = pictures(SIZE, SIZE)[:2]
     with torch.no_grad():
         assert (model(batch)[..., 4:] - job.model(batch)[0][..., 4:]).abs().mean() < 0.1
@@ -207,6 +207,12 @@ def test_one_conversion_serves_all_of_tensorflow(tensorflow_files):
 
 
 # ----------------------------------------------------------------------------------------------------------- Edge TPU
+def put_compiler(folder, monkeypatch, script):
+    (folder / COMPILER).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / COMPILER).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 def test_the_compiler_is_missing(plain, monkeypatch):
     skip_without("edgetpu")
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -218,15 +224,12 @@ def test_the_compiler_is_missing(plain, monkeypatch):
 def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
     """A compiler that only copies: the file it is given computes in int8, and what it gives wants an Edge TPU."""
     skip_without("edgetpu")
-    compiler = tmp_path / COMPILER
-    compiler.write_text('#!/bin/sh\ncp "$4" "$3/$(basename "$4" .tflite)_edgetpu.tflite"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    put_compiler(tmp_path, monkeypatch, 'cp "$4" "$3/$(basename "$4" .tflite)_edgetpu.tflite"')
     job = job_of(plain, int8=True)
     file = FORMATS["edgetpu"].write(job)
     whole = DetectMultiBackend(file.with_name("best_edgetpu_int8.tflite"), trust=True)
-    assert (whole.facts.precision, whole.facts.unit, whole.names) == ("int8", SIZE, NAMES)
-    assert notes_appended(file) == whole.facts and whole.backend.entry["dtype"] == np.uint8
+    assert (whole.metadata.precision, whole.metadata.unit, whole.names) == ("int8", SIZE, NAMES)
+    assert kept_metadata(file) == whole.metadata and whole.model.get_input_details()[0]["dtype"] == np.uint8
     batch = pictures(SIZE, SIZE)[:2]
     with torch.no_grad():
         differences = (whole(batch) - job.model(batch)[0]).abs()
@@ -236,89 +239,64 @@ def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
 
 
 def test_a_compiler_that_fails_is_quoted(plain, tmp_path, monkeypatch):
-    compiler = tmp_path / COMPILER
-    compiler.write_text("#!/bin/sh\necho Model not quantized >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("models.exporters.tensorflow.whole_numbers", lambda job, file: Facts())
+    put_compiler(tmp_path, monkeypatch, "echo Model not quantized >&2\nexit 1")
+    monkeypatch.setattr("models.exporters.tensorflow.whole_numbers", lambda job, file: Metadata())
     with pytest.raises(ValueError, match=f"{COMPILER} failed: Model not quantized"):
         FORMATS["edgetpu"].write(job_of(plain, int8=True))
-    assert whole_numbers is not None
 
 
 # ----------------------------------------------------------------------------------------------------------- TensorRT
-class FakeTensorRT:
-    """As much of `tensorrt` as building takes, keeping what it was told."""
-
-    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
-    BuilderFlag = SimpleNamespace(TF32="tf32")
-    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=2)
-
-    def __init__(self, parses: bool = True, engine: bytes | None = b"engine") -> None:
-        self.told: dict[str, object] = {}
-        self.parses, self.engine = parses, engine
-        profile = SimpleNamespace(set_shape=lambda *shapes: self.told.update(profile=shapes))
-        config = SimpleNamespace(
-            set_memory_pool_limit=lambda *limit: self.told.update(limit=limit),
-            clear_flag=lambda flag: self.told.update(cleared=flag),
-            add_optimization_profile=lambda one: self.told.update(added=one is profile),
-        )
-        self.builder = SimpleNamespace(
-            create_network=lambda flags: self.told.update(flags=flags) or "network",
-            create_builder_config=lambda: config,
-            create_optimization_profile=lambda: profile,
-            build_serialized_network=lambda network, given: self.engine,
-        )
-
-    class Logger:
-        VERBOSE, WARNING = 0, 1
-
-        def __init__(self, level: int) -> None:
-            self.level = level
-
-    def Builder(self, logger: object) -> object:
-        return self.builder
-
-    def OnnxParser(self, network: object, logger: object) -> object:
-        return SimpleNamespace(parse=lambda content: self.parses, get_error=lambda number: "node 3: no such operator")
+@pytest.fixture
+def trt(monkeypatch):
+    """As much of `tensorrt` as building takes."""
+    fake = MagicMock()
+    fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED = 2
+    fake.Builder.return_value.build_serialized_network.return_value = b"engine"
+    fake.OnnxParser.return_value.get_error.return_value = "node 3: no such operator"
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    return fake
 
 
 @pytest.fixture
 def gpu_job(plain, monkeypatch):
     """A job for a GPU that never computes on one."""
-    monkeypatch.setattr(engines, "onnx_model", lambda job: SimpleNamespace(SerializeToString=lambda: b"onnx"))
+    monkeypatch.setattr(onnx_file, "onnx_model", lambda job: SimpleNamespace(SerializeToString=lambda: b"onnx"))
     job = job_of(plain)
     job.settings = replace(job.settings, device=torch.device("cuda", 0), workspace=2.0)
     return job
 
 
-def test_engines_need_a_gpu(plain, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT())
+def test_engines_need_a_gpu(plain, trt):
     with pytest.raises(ValueError, match="give --device 0"):
         FORMATS["engine"].write(job_of(plain))
     file = plain.with_name("best.engine")
     file.write_bytes(b"engine")
-    file.with_name("best.engine.json").write_text(Facts(("a",)).as_json())
+    keep_metadata(file, Metadata(("a",)))
     with pytest.raises(ValueError, match="runs on a GPU; give --device 0"):
         DetectMultiBackend(file, trust=True)
 
 
-def test_what_tensorrt_is_told(gpu_job, monkeypatch):
-    trt = FakeTensorRT()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    file = FORMATS["engine"].write(gpu_job)
+def test_what_tensorrt_is_asked_for(gpu_job, trt):
+    file, builder = FORMATS["engine"].write(gpu_job), trt.Builder.return_value
+    config, profile = builder.create_builder_config.return_value, builder.create_optimization_profile.return_value
     assert file.read_bytes() == b"engine" and json.loads(Path(f"{file}.json").read_text())["names"] == NAMES
-    assert trt.told == {"flags": 4, "limit": ("workspace", 2**31), "cleared": "tf32"}
+    builder.create_network.assert_called_once_with(4)
+    config.set_memory_pool_limit.assert_called_once_with(trt.MemoryPoolType.WORKSPACE, 2**31)
+    config.clear_flag.assert_called_once_with(trt.BuilderFlag.TF32)
+    assert not config.add_optimization_profile.called
     gpu_job.settings = replace(gpu_job.settings, dynamic=True, batch=8)
     FORMATS["engine"].write(gpu_job)
     most = (8, 3, SIZE, SIZE)
-    assert trt.told["profile"] == ("images", (1, 3, 32, 32), most, most) and trt.told["added"]
+    profile.set_shape.assert_called_once_with("images", (1, 3, 32, 32), most, most)
+    config.add_optimization_profile.assert_called_once_with(profile)
 
 
-@pytest.mark.parametrize("told, trt", [("node 3", {"parses": False}), ("could not build", {"engine": None})])
-def test_engines_that_cannot_be_built(gpu_job, monkeypatch, told, trt):
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(**trt))
-    with pytest.raises(ValueError, match=told):
+def test_engines_that_cannot_be_built(gpu_job, trt):
+    trt.Builder.return_value.build_serialized_network.return_value = None
+    with pytest.raises(ValueError, match="could not build"):
+        FORMATS["engine"].write(gpu_job)
+    trt.OnnxParser.return_value.parse.return_value = False
+    with pytest.raises(ValueError, match="node 3"):
         FORMATS["engine"].write(gpu_job)
 
 
@@ -342,25 +320,20 @@ def test_val_and_detect_take_it(name, squares, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- damaged files
-@pytest.mark.parametrize("name", ["a.pte", "a.pb", "a.engine", "a.tflite", "a_ncnn_model", "a_saved_model"])
-def test_files_that_do_not_tell_what_they_are(tmp_path, name):
-    file = tmp_path / name
-    file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"(is missing; copy it along|does not tell its classes)") as caught:
-        DetectMultiBackend(file, trust=True)
-    assert "\n" not in str(caught.value) and name in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["a.pte", "a.pb", "a.engine", "a_ncnn_model", "a_saved_model"])
-@pytest.mark.parametrize("notes", ["", "{", '{"imgsz": [1, 2, 3]}', "\xff"], ids=["empty", "cut", "wrong", "binary"])
-def test_damaged_notes(tmp_path, name, notes):
+@pytest.mark.parametrize("name", ["a.pte", "a.pb", "a.engine", "a_ncnn_model", "a_saved_model", "a.tflite"])
+@pytest.mark.parametrize("notes", [None, "", "{", '{"imgsz": [1, 2, 3]}', "\xff"], ids=str)
+def test_missing_and_damaged_metadata(tmp_path, name, notes):
     file = tmp_path / name
     file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
     place = file / NOTES if file.is_dir() else file.with_name(f"{name}.json")
-    place.write_bytes(notes.encode("latin-1"))
-    with pytest.raises(ValueError, match="its metadata cannot be read") as caught:
+    message = "its metadata cannot be read"
+    if notes is None or name == "a.tflite":  # which keeps it at its end
+        message = r"(is missing; copy it along|does not tell its classes)"
+    else:
+        place.write_bytes(notes.encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as caught:
         DetectMultiBackend(file, trust=True)
-    assert "\n" not in str(caught.value) and place.name in str(caught.value)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
 RUNTIMES = {
@@ -383,41 +356,35 @@ def test_damaged_files_are_one_line(tmp_path, ending, content):
         place = file / part if part else file
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
-    notes = Facts(("a",), imgsz=(64, 64), batch=1)
-    if ending == ".tflite":
-        append_notes(file, notes)
-    else:
-        (file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")).write_text(notes.as_json())
+    notes = Metadata(("a",), imgsz=(64, 64), batch=1)
+    keep_metadata(file, notes)
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
         DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
-
-
-def cut(file: Path) -> None:
-    """Leave half of a file, of its largest one for a folder; .tflite keeps the archive at its end."""
-    largest = max(file.rglob("*"), key=lambda one: one.stat().st_size) if file.is_dir() else file
-    facts = notes_appended(file) if file.suffix == ".tflite" else None
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    if facts:
-        append_notes(file, facts)
 
 
 @pytest.mark.parametrize("name", ["executorch", "ncnn", "tflite", "pb"])
 def test_truncated_files_are_one_line(tmp_path, name):
+    """Half of a file, of its largest one for a folder; .tflite keeps the archive at its end."""
     skip_without(name)
     weights = write_lively(tmp_path / "best.pt", CONFIGS["plain"])
     (file,) = export.run(weights=weights, include=name, imgsz=64)
-    cut(file)
+    metadata = kept_metadata(file)
+    largest = max(file.rglob("*"), key=lambda one: one.stat().st_size) if file.is_dir() else file
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    keep_metadata(file, metadata)
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
         DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
 
 
-def test_notes_at_the_end_of_a_file(tmp_path):
-    (tmp_path / "a.tflite").write_bytes(b"network")
-    append_notes(tmp_path / "a.tflite", Facts(("猫",), unit=320))
-    assert (tmp_path / "a.tflite").read_bytes().startswith(b"network")
-    assert notes_appended(tmp_path / "a.tflite") == Facts(("猫",), unit=320)
+@pytest.mark.parametrize("name", ["a.tflite", "a.pte", "a_ncnn_model"])
+def test_metadata_comes_back(tmp_path, name):
+    file = tmp_path / name
+    file.mkdir() if name.endswith("_model") else file.write_bytes(b"network")
+    keep_metadata(file, Metadata(("猫",), unit=320))
+    assert kept_metadata(file) == Metadata(("猫",), unit=320)
+    assert file.is_dir() or file.read_bytes().startswith(b"network")
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest
@@ -425,12 +392,12 @@ def test_converters_are_silent_and_their_failures_one_line(capfd):
     with converting("a tool"):
         print("chatter")
         os.system("echo chatter >&2")
-    with pytest.raises(ExportError, match=r"a tool could not convert the network \(exit status 3\)"):
-        with converting("a tool"):
-            raise SystemExit("exit status 3\nmore")
+    message = r"a tool could not convert the network \(exit status 3\)"
+    with pytest.raises(ExportError, match=message), converting("a tool"):
+        raise SystemExit("exit status 3\nmore")
     with pytest.raises(ExportError, match="a tool could not convert the network .KeyError"), converting("a tool"):
         raise KeyError
-    with hush.hushed(is_loud=True):
+    with silenced(is_loud=True):
         print("loud")
     told = capfd.readouterr()
     assert told.out == "loud\n" and told.err == ""

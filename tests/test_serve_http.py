@@ -9,9 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,16 +39,15 @@ def port(weights: Path) -> Iterator[int]:
         yield number
 
 
-def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
-    """Send the parts over one connection and read until the server closes it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        got = b""
-        try:
-            for part in parts:
-                client.sendall(part)
-                time.sleep(pause)
-        except OSError:  # refused, and closed
-            pass
+def half_sent(port: int, request: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client.sendall(request)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    got = b""
+    with client:
         try:
             while chunk := client.recv(65536):
                 got += chunk
@@ -57,14 +56,25 @@ def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
     return got
 
 
+def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send the parts over one connection and read until the server closes it."""
+    client = half_sent(port, b"")
+    try:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(pause)
+    except OSError:  # refused, and closed
+        pass
+    return rest(client)
+
+
 def statuses(answer: bytes) -> list[int]:
     return [int(one) for one in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
 
 
 # ---- smuggling
 def test_nothing_sent(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=5):
-        pass
+    half_sent(port, b"").close()
     assert exchange(port, get("/health"))[0] == 200
 
 
@@ -80,27 +90,21 @@ def test_length_and_chunks_together_close_the_connection(port: int, first: str, 
     assert statuses(answer) == [400] and b"not both" in answer and b"connection: close" in answer
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "Content-Length: 3\r\nContent-Length: 4",
-        "Content-Length: 3, 4",
-        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: gzip, chunked",
-        "Transfer-Encoding: \x0bchunked",
-        "Transfer-Encoding : chunked",
-        "Content-Length: +3",
-        "Content-Length: 0x3",
-    ],
-)
+@pytest.mark.parametrize("lines", [
+    "Content-Length: 3\r\nContent-Length: 4",
+    "Content-Length: 3, 4",
+    "Content-Length: +3",
+    "Content-Length: 0x3",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: \x0bchunked",
+    "Transfer-Encoding : chunked",
+    "Transfer-Encoding: chunked",
+])  # fmt: skip
 def test_other_ways_to_say_two_lengths(port: int, lines: str) -> None:
-    answer = talk(port, f"POST {ADDRESS} HTTP/1.1\r\nHost: here\r\n{lines}\r\n\r\n0\r\n\r\n".encode() + HEALTH)
+    version = "1.0" if lines == "Transfer-Encoding: chunked" else "1.1"  # HTTP/1.0 has no chunks
+    answer = talk(port, f"POST {ADDRESS} HTTP/{version}\r\nHost: here\r\n{lines}\r\n\r\n0\r\n\r\n".encode() + HEALTH)
     assert len(statuses(answer)) == 1 and statuses(answer)[0] in (400, 501), answer
-
-
-def test_chunks_of_http_1_0(port: int) -> None:
-    head = f"POST {ADDRESS} HTTP/1.0\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    assert statuses(talk(port, head + b"0\r\n\r\n" + HEALTH)) == [400]
 
 
 def test_one_request_after_the_other_is_fine(port: int) -> None:
@@ -126,23 +130,14 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("size", [10**6, 1400, 16_000])
+@pytest.mark.parametrize("size", [10**6, 1400])
 @pytest.mark.parametrize("kind", LONG)
 def test_long_heads(port: int, kind: str, size: int) -> None:
     whole = head_of(LONG[kind])
     answer = talk(port, *[whole[i : i + size] for i in range(0, len(whole), size)], pause=0.002)
     assert statuses(answer) == [431], answer[:200]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-
-
-def test_a_long_head_behind_a_short_one(port: int) -> None:
-    assert statuses(talk(port, HEALTH + head_of(LONG["folded"]))) == [200, 431]
-
-
-@pytest.mark.parametrize("size", [10**6, 700])
-def test_heads_that_are_just_long_enough(port: int, size: int) -> None:
-    whole = head_of(b"X: " + b"x" * 15_000 + b"\r\n" + b"Y: z\r\n" * 90)
-    assert statuses(talk(port, *[whole[i : i + size] for i in range(0, len(whole), size)])) == [200]
+    assert statuses(talk(port, HEALTH + whole)) == [200, 431]
 
 
 ENDLESS = {
@@ -165,33 +160,26 @@ def test_chunks_that_are_mostly_not_content(port: int, kind: str, size: int) -> 
 
 
 # ---- hosts
-def asked(host: str | None, path: str = "/health", version: str = "1.1") -> bytes:
+def asked(host: str | None, version: str = "1.1") -> bytes:
     line = "" if host is None else f"Host: {host}\r\n"
-    return f"GET {path} HTTP/{version}\r\n{line}Connection: close\r\n\r\n".encode()
+    return f"GET /health HTTP/{version}\r\n{line}Connection: close\r\n\r\n".encode()
 
 
-@pytest.mark.parametrize("path", ["/health", "/", "/metrics", "/v1/models", "/nowhere"])
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "127.0.0.1.evil.example", "198.51.100.1"])
-def test_hosts_that_are_not_ours(port: int, host: str, path: str) -> None:
-    status, body = exchange(port, asked(host, path))
-    assert status == 421 and "start it with --hosts" in json.loads(body)["error"]
-
-
-@pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.1:80", "[::1]:80", "detector"])
-def test_hosts_that_are_ours(port: int, host: str) -> None:
-    assert exchange(port, asked(host))[0] == 200
+@pytest.mark.parametrize("host, status", [
+    *[(host, 421) for host in ("evil.example", "evil.example:5000", "127.0.0.1.evil.example", "198.51.100.1")],
+    *[(host, 200) for host in ("localhost", "localhost:5000", "127.0.0.1:80", "[::1]:80", "detector")],
+])  # fmt: skip
+def test_hosts_that_are_ours_and_others(port: int, host: str, status: int) -> None:
+    found, body = exchange(port, asked(host))
+    assert found == status and ("start it with --hosts" in json.loads(body).get("error", "")) == (status == 421)
 
 
 def test_no_host_and_two(port: int) -> None:
-    assert exchange(port, asked(None))[0] == 400
-    assert exchange(port, asked(None, version="1.0"))[0] == 400
-    assert exchange(port, asked("localhost\r\nHost: localhost"))[0] == 400
+    for host, version in ((None, "1.1"), (None, "1.0"), ("localhost\r\nHost: localhost", "1.1")):
+        assert exchange(port, asked(host, version))[0] == 400
     assert exchange(port, asked(""))[0] in (400, 421)
-
-
-def test_an_upload_for_another_host_is_not_read(port: int) -> None:
-    request = post(ADDRESS, form([picture()])).replace(b"Host: here", b"Host: evil.example")
-    assert exchange(port, request)[0] == 421
+    upload = post(ADDRESS, form([picture()])).replace(b"Host: here", b"Host: evil.example")  # which is not read
+    assert exchange(port, upload)[0] == 421
 
 
 @pytest.mark.parametrize("hosts, taken", [(["detector.example.com"], False), (["evil.example"], True), (["*"], True)])
@@ -239,23 +227,6 @@ def ended(running: subprocess.Popen[str], seconds: float) -> tuple[int, str, flo
     return running.returncode, said, time.monotonic() - start
 
 
-def half_sent(port: int, request: bytes) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
-    client.sendall(request)
-    return client
-
-
-def rest(client: socket.socket) -> bytes:
-    got = b""
-    with client:
-        try:
-            while chunk := client.recv(65536):
-                got += chunk
-        except ConnectionError:
-            pass
-    return got
-
-
 @pytest.mark.parametrize("sign, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stop_with_nothing_to_do(weights: Path, sign: int, status: int) -> None:
     with process(weights) as (running, port):
@@ -278,21 +249,14 @@ def test_a_stop_lets_requests_finish_and_turns_the_others_away(weights: Path) ->
         running.send_signal(signal.SIGTERM)
         until(lambda: refused(port))
         goes_on.sendall(whole[-50:])
-        answers = {}
-        readers = [
-            threading.Thread(target=lambda name=name, one=one: answers.update({name: rest(one)}))
-            for name, one in (("goes on", goes_on), ("never ends", never_ends), ("half a head", half_head))
-        ]
-        for reader in readers:
-            reader.start()
-        code, said, seconds = ended(running, 30)
-        for reader in readers:
-            reader.join(20)
-    assert statuses(answers["goes on"]) == [200]
-    for name in ("never ends", "half a head"):
-        assert statuses(answers[name]) == [503], (name, answers[name])
-        assert b"retry-after: 5" in answers[name].lower()
-        assert "being stopped" in json.loads(answers[name].partition(b"\r\n\r\n")[2])["error"]
+        with ThreadPoolExecutor(3) as readers:
+            answers = readers.map(rest, (goes_on, never_ends, half_head))
+            code, said, seconds = ended(running, 30)
+            finished, *given_up = answers
+    assert statuses(finished) == [200]
+    for answer in given_up:
+        assert statuses(answer) == [503] and b"retry-after: 5" in answer.lower(), answer
+        assert "being stopped" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert code == 0 and seconds < 12
     assert said.splitlines() == ["Stopped by SIGTERM: 1 requests finished, 1 turned away with 503"]
 

@@ -1,26 +1,19 @@
-"""Run a trained detector from its weights, whatever their format: one small class for each, found by the ending."""
+"""Run a trained detector from its weights, whatever their format: one way to open each, found by the ending."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.backends.facts import Facts
-from models.backends.mobile import CoreMLBackend, ExecuTorchBackend, LiteRTBackend, NcnnBackend
+from models.backends.metadata import Metadata
+from models.backends.mobile import open_coreml, open_executorch, open_litert, open_ncnn, open_tensorflow
 from models.backends.operators import NotListed
-from models.backends.pytorch import (
-    ForeignProgramBackend,
-    PackageBackend,
-    ProgramBackend,
-    PyTorchBackend,
-    TorchScriptBackend,
-)
-from models.backends.runtimes import OnnxBackend, OpenCVBackend, OpenVINOBackend, TensorRTBackend
-from models.backends.tensorflow import GraphDefBackend, SavedModelBackend
+from models.backends.pytorch import PyTorchBackend, open_foreign_program, open_package, open_program, open_torchscript
+from models.backends.runtimes import open_engine, open_onnx, open_opencv, open_openvino
 from models.backends.tools import is_there
 from utils.base.config import check_img_size
 from utils.base.devices import select_device
@@ -32,25 +25,24 @@ from utils.base.yaml import read_yaml
 
 __all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
 
-
-# Ending of the name -> the class that runs such files: made from the files, a device and fp16, it has `stride`, `names`
-# and `model`. The longest ending that fits counts.
-BACKENDS: dict[str, type[nn.Module]] = {
+# Ending of the name -> what opens such files, given the files, a device and fp16: a module with `stride`, `names`,
+# `model` and `metadata`. The longest ending that fits counts.
+BACKENDS: dict[str, Callable[[Sequence[Path], torch.device, bool], Any]] = {
     ".pt": PyTorchBackend,
     ".safetensors": PyTorchBackend,
-    ".torchscript": TorchScriptBackend,
-    ".onnx": OnnxBackend,
-    "_openvino_model": OpenVINOBackend,
-    ".xml": OpenVINOBackend,
-    ".engine": TensorRTBackend,
-    ".mlpackage": CoreMLBackend,
-    "_saved_model": SavedModelBackend,
-    ".pb": GraphDefBackend,
-    ".tflite": LiteRTBackend,
-    ".pt2": ProgramBackend,
-    "_aoti.pt2": PackageBackend,
-    ".pte": ExecuTorchBackend,
-    "_ncnn_model": NcnnBackend,
+    ".torchscript": open_torchscript,
+    ".onnx": open_onnx,
+    "_openvino_model": open_openvino,
+    ".xml": open_openvino,
+    ".engine": open_engine,
+    ".mlpackage": open_coreml,
+    "_saved_model": open_tensorflow,
+    ".pb": open_tensorflow,
+    ".tflite": open_litert,
+    ".pt2": open_program,
+    "_aoti.pt2": open_package,
+    ".pte": open_executorch,
+    "_ncnn_model": open_ncnn,
 }
 
 # Kinds of files that are opened only for those who trust who made them -> what such a file can do (docs/deploy.md).
@@ -66,9 +58,10 @@ ACTS = {
 class DetectMultiBackend(nn.Module):
     """One interface to weights of any format.
 
-    `weights` is a file, or a list of `.pt` files to pool. Attributes: `model`, `stride`, `names` (list), `device`,
-    `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every picture must have, None where any multiple of the stride
-    goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing tells it). `fp16`
+    `weights` is a file, or a list of `.pt` files to pool. Attributes: `model` (what the backend runs: the network
+    itself for PyTorch weights), `metadata` (what the file says about itself), `stride`, `names` (list), `device`,
+    `fp16`, `pt` (PyTorch weights), `shape` ((h, w) that every image must have, None where any multiple of the stride
+    goes), `trained` (side in pixels of the images that the weights were trained on, 640 where nothing says it). `fp16`
     is for `.pt` weights on CUDA and for OpenVINO; elsewhere it is a warning. `data` is a data set YAML that names the
     classes where the weights do not; `dnn` runs ONNX files in OpenCV; `trust` opens files that can run code too.
     Raises ValueError for missing files, unknown endings, damaged files, runtimes that are not installed, and files that
@@ -85,35 +78,27 @@ class DetectMultiBackend(nn.Module):
         trust: bool = False,
     ) -> None:
         super().__init__()
-        kind, files = _found(weights)
+        given = [weights] if isinstance(weights, (str, Path)) else list(weights)
+        kind = kind_of(given)
+        files = [find_weights(file) for file in given]
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
         self.pt = BACKENDS[kind] is PyTorchBackend
-        chosen = OpenCVBackend if dnn and kind == ".onnx" else BACKENDS[kind]
-        in_half = fp16 and _computes_in_half(chosen, self.device)
+        chosen, in_half = _chosen(kind, self.device, dnn, fp16, files[0].name)
         self.fp16 = in_half and self.pt
-        _warn_in_vain(fp16 and not in_half, self.pt, dnn and chosen is not OpenCVBackend, files[0].name)
-        self.backend = _opened(chosen, kind, files, self.device, in_half, trust)
+        self.backend: Any = _opened(chosen, kind, files, self.device, in_half, trust)
         self.stride: int = self.backend.stride
         self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
-        self.trained = _size_of_training(self.facts, files)
+        self.metadata: Metadata = getattr(self.backend, "metadata", None) or Metadata(tuple(self.names), self.stride)
+        self.shape = self.metadata.imgsz
+        self.trained = self.metadata.trained or trained_size(files)
 
     @property
     def model(self) -> Any:
-        """What the backend runs: the network itself for PyTorch weights."""
+        """What the backend runs; not an attribute of its own, so that `parameters()` counts it once."""
         return self.backend.model
 
-    @property
-    def facts(self) -> Facts:
-        """What the file says about itself."""
-        return getattr(self.backend, "facts", None) or Facts(tuple(self.names), self.stride)
-
-    @property
-    def shape(self) -> tuple[int, int] | None:
-        """Height and width that every picture must have; None where any multiple of the stride goes."""
-        return self.facts.imgsz
-
     def picture_size(self, imgsz: int | Sequence[int]) -> tuple[int, int]:
-        """Height and width to fit pictures into for an `imgsz` asked for: the file's own, where it has one.
+        """Height and width to fit images into for an `imgsz` asked for: the file's own, where it has one.
 
         0, or an empty list, asks for the size of training. Others are rounded up to multiples of the stride. Raises
         ValueError for a side below 1.
@@ -126,37 +111,40 @@ class DetectMultiBackend(nn.Module):
             return height, width
         if (height, width) != self.shape:
             size = " x ".join(map(str, self.shape))
-            LOGGER.info(f"pictures of {size} pixels, the size that these weights were exported for")
+            LOGGER.info(f"images of {size} pixels, the size that these weights were exported for")
         return self.shape
 
     def forward(
         self, im: Tensor, augment: bool = False, visualize: Path | str | None = None, val: bool = False
     ) -> Tensor | tuple[Tensor, Any]:
-        """Predictions (B, M, 5 + C) for pictures (B, 3, H, W) in 0..1; with `val` also the raw maps, or []."""
+        """Predictions (B, M, 5 + C) for images (B, 3, H, W) in 0..1; with `val` also the raw maps, or []."""
         predictions, raw = self.backend(im.half() if self.fp16 else im, augment=augment, visualize=visualize)
         return (predictions, raw or []) if val else predictions
 
     def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
-        """Run once on an empty batch, so that the first picture is not timed with CUDA's start; nothing on a CPU."""
+        """Run once on an empty batch, so that the first image is not timed with CUDA's start; nothing on a CPU."""
         if self.device.type != "cpu":
             dtype = torch.half if self.fp16 else torch.float
             self.forward(torch.zeros(*imgsz, device=self.device, dtype=dtype))
 
 
-def _found(weights: str | Path | Sequence[str | Path]) -> tuple[str, list[Path]]:
-    """The ending that all the weights share, and where they are."""
-    given = [weights] if isinstance(weights, (str, Path)) else list(weights)
-    return kind_of(given), [find_weights(file) for file in given]
-
-
-def _size_of_training(facts: Facts, files: Sequence[Path]) -> int:
-    """The side in pixels that the weights tell, else the run's folder that they lie in, else the usual one."""
-    return facts.trained or trained_size(files)
+def _chosen(kind: str, device: torch.device, dnn: bool, fp16: bool, name: str) -> tuple[Callable[..., Any], bool]:
+    """What opens the files, and whether it shall compute in 16 bits; flags that do nothing are warned of."""
+    in_opencv = dnn and kind == ".onnx"
+    chosen = open_opencv if in_opencv else BACKENDS[kind]
+    is_able = device.type != "cpu" if chosen is PyTorchBackend else chosen is open_openvino
+    if fp16 and not is_able:
+        exported = f"the precision of {name} was chosen when it was exported; --half changes nothing"
+        on_cpu = "half precision is for GPUs; the CPU computes in single precision"
+        LOGGER.warning(on_cpu if chosen is PyTorchBackend else exported)
+    if dnn and not in_opencv:
+        LOGGER.warning(f"OpenCV's runtime (--dnn) is for .onnx files; {name} does not need it")
+    return chosen, fp16 and is_able
 
 
 def _opened(
-    chosen: type[nn.Module], kind: str, files: list[Path], device: torch.device, in_half: bool, trust: bool
-) -> nn.Module:
+    chosen: Callable[..., Any], kind: str, files: list[Path], device: torch.device, in_half: bool, trust: bool
+) -> Any:
     """The files in their runtime. Raises ValueError for those that can act, unless they are trusted."""
     acts = ACTS.get(kind)
     if kind == ".tflite" and not is_there("ai_edge_litert"):  # TensorFlow's reader knows all of TensorFlow's operators
@@ -168,26 +156,11 @@ def _opened(
     except NotListed as error:
         if trust:
             LOGGER.warning(f"{files[0].name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
-            return ForeignProgramBackend(files, device, in_half)
+            return open_foreign_program(files, device, in_half)
         raise ValueError(
             f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made "
             "it, give --trust (in Python trust=True)"
         ) from error
-
-
-def _computes_in_half(chosen: type[nn.Module], device: torch.device) -> bool:
-    """Whether a runtime can be told to compute in 16 bits: PyTorch on a GPU, others where they say so."""
-    return device.type != "cpu" if chosen is PyTorchBackend else bool(chosen.takes_half)
-
-
-def _warn_in_vain(half: bool, pt: bool, dnn: bool, name: str) -> None:
-    """Say which flags do nothing."""
-    if half and pt:
-        LOGGER.warning("half precision is for GPUs; the CPU computes in single precision")
-    elif half:
-        LOGGER.warning(f"the precision of {name} was chosen when it was exported; --half changes nothing")
-    if dnn:
-        LOGGER.warning(f"OpenCV's runtime (--dnn) is for .onnx files; {name} does not need it")
 
 
 def ending_of(file: str | Path) -> str | None:
@@ -198,15 +171,16 @@ def ending_of(file: str | Path) -> str | None:
 
 def kind_of(weights: Sequence[str | Path]) -> str:
     """The ending that all the weights share and that a backend is there for; ValueError where there is none."""
-    known = ", ".join(sorted(BACKENDS))
+    known, kinds = ", ".join(sorted(BACKENDS)), set()
     if not weights:
         raise ValueError(f"no weights given; give a file ending in {known}")
     for file in weights:
-        if ending_of(file) is None:
+        ending = ending_of(file)
+        if ending is None:
             suffix = Path(file).suffix
             found = f"suffix {suffix} is not known{nearest(suffix, BACKENDS)}" if suffix else "the name has no suffix"
             raise ValueError(f"cannot read weights {file}: {found}; readable: {known}")
-    kinds = {ending_of(file) for file in weights}
+        kinds.add(ending)
     if len(kinds) > 1 or (len(weights) > 1 and not kinds <= {".pt", ".safetensors"}):
         raise ValueError(f"only .pt weights can be pooled, not {', '.join(str(file) for file in weights)}")
     return kinds.pop()

@@ -1,151 +1,166 @@
-"""Files for phones and small boards in the runtimes that also run on a desk: ExecuTorch, ncnn, LiteRT, Core ML."""
+"""Files for phones and small boards in the runtimes that also run on a desk, and those of TensorFlow."""
 
 from __future__ import annotations
 
+import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.backends.base import ExportedBackend
-from models.backends.facts import NOTES, Facts, read_facts
-from models.backends.hush import hushed
-from models.backends.runtimes import notes_beside, notes_inside
-from models.backends.tools import is_there, need
+from models.backends.metadata import kept_metadata, read_metadata
+from models.backends.tools import is_there, need, silenced
 
 EDGE_TPU = "libedgetpu.so.1"
+INSTALL = "pip install tensorflow-cpu, in an environment of its own (docs/deploy.md)"
 NCNN_ENTRY, NCNN_EXIT = "in0", "out0"  # the names pnnx gives
 
 
-class ExecuTorchBackend(ExportedBackend):
+def open_executorch(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
     """`.pte` files of ExecuTorch."""
-
-    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        facts = notes_beside(files[0])
-        with hushed():  # the runtime tells which files about the processor it did not find
-            runtime = need("executorch.runtime", "an ExecuTorch program", "pip install executorch").Runtime.get()
-            try:
-                self.kept = runtime.load_program(files[0])  # the method reads its memory
-                method = self.kept.load_method("forward")
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{files[0]}: ExecuTorch cannot open it; export it again") from error
-        super().__init__(files[0], facts, torch.device("cpu"), method)
-
-    def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) -> the first output."""
-        return self.model.execute([images])[0].clone()
+    metadata = kept_metadata(files[0])
+    with silenced():  # the runtime prints which files about the processor it did not find
+        runtime = need("executorch.runtime", "an ExecuTorch program", "pip install executorch").Runtime.get()
+        try:
+            program = runtime.load_program(files[0])
+            method = program.load_method("forward")
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{files[0]}: ExecuTorch cannot open it; export it again") from error
+    # The method reads the program's memory, so both are kept
+    return ExportedBackend(
+        files[0], metadata, "cpu", (program, method), lambda images: method.execute([images])[0].clone()
+    )
 
 
-class NcnnBackend(ExportedBackend):
-    """`_ncnn_model` folders, one picture at a time."""
+def open_ncnn(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
+    """`_ncnn_model` folders, one image at a time."""
+    metadata, ncnn = kept_metadata(files[0]), need("ncnn", "an ncnn model")
+    params = sorted(files[0].glob("*.param"))
+    if not params:
+        raise ValueError(f"{files[0]}: there is no .param file in this folder; export it again")
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = metadata.precision == "fp16"
+    with silenced():
+        failed = net.load_param(str(params[0])) or net.load_model(str(params[0].with_suffix(".bin")))
+    if failed:
+        raise ValueError(f"{files[0]}: ncnn cannot open it; export it again")
 
-    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        facts, ncnn = notes_inside(files[0]), need("ncnn", "an ncnn model")
-        params = sorted(files[0].glob("*.param"))
-        if not params:
-            raise ValueError(f"{files[0]}: there is no .param file in this folder; export it again")
-        net = ncnn.Net()
-        net.opt.num_threads = torch.get_num_threads()
-        net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = facts.precision == "fp16"
-        with hushed():
-            failed = net.load_param(str(params[0])) or net.load_model(str(params[0].with_suffix(".bin")))
-        if failed:
-            raise ValueError(f"{files[0]}: ncnn cannot open it; export it again")
-        super().__init__(files[0], facts, torch.device("cpu"), net)
-        self.ncnn = ncnn
-
-    def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) -> predictions, picture after picture."""
+    def run(images: Tensor) -> Tensor:
+        """One image after the other."""
         found = []
         for image in images.numpy():
-            extractor = self.model.create_extractor()
-            extractor.input(NCNN_ENTRY, self.ncnn.Mat(np.ascontiguousarray(image)).clone())
+            extractor = net.create_extractor()
+            extractor.input(NCNN_ENTRY, ncnn.Mat(np.ascontiguousarray(image)).clone())
             found.append(torch.from_numpy(np.array(extractor.extract(NCNN_EXIT)[1])))
         return torch.stack(found)
 
+    return ExportedBackend(files[0], metadata, "cpu", net, run)
 
-class LiteRTBackend(ExportedBackend):
+
+def open_litert(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
     """`.tflite` files, float or quantised, on the CPU; `_edgetpu.tflite` files on an Edge TPU."""
-
-    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        facts, helpers = notes_appended(files[0]), []
-        module = "ai_edge_litert.interpreter" if is_there("ai_edge_litert") else "tensorflow.lite"
-        lite = need(module, "a .tflite file", "pip install ai-edge-litert")
-        if files[0].name.endswith("_edgetpu.tflite"):
-            try:
-                helpers = [lite.load_delegate(EDGE_TPU)]
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ValueError(f"{files[0]}: needs an Edge TPU and its library {EDGE_TPU}, not found here") from error
+    metadata, helpers = kept_metadata(files[0]), []
+    module = "ai_edge_litert.interpreter" if is_there("ai_edge_litert") else "tensorflow.lite"
+    lite = need(module, "a .tflite file", "pip install ai-edge-litert")
+    if files[0].name.endswith("_edgetpu.tflite"):
         try:
-            with hushed():
-                interpreter = lite.Interpreter(
-                    model_path=str(files[0]), num_threads=torch.get_num_threads(), experimental_delegates=helpers
-                )
-                interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{files[0]}: LiteRT cannot open it; export it again") from error
-        super().__init__(files[0], facts, torch.device("cpu"), interpreter)
-        self.entry, self.exit = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-
-    def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) -> predictions; the file may want channels last, or whole numbers."""
-        array = images.numpy()
-        if self.entry["shape"][-1] == 3:
-            array = array.transpose(0, 2, 3, 1)
-        self.model.set_tensor(self.entry["index"], _quantised(array, self.entry))
-        self.model.invoke()
-        found = self.model.get_tensor(self.exit["index"]).astype(np.float32)
-        scale, zero = self.exit["quantization"]
-        found = torch.from_numpy((found - zero) * scale if scale else found)
-        found[..., :4] *= self.facts.unit
-        return found
-
-
-def _quantised(array: np.ndarray, detail: dict) -> np.ndarray:
-    """Numbers as a tensor of this description holds them."""
-    scale, zero = detail["quantization"]
-    if not scale:
-        return np.ascontiguousarray(array.astype(detail["dtype"]))
-    limits = np.iinfo(detail["dtype"])
-    return np.rint(array / scale + zero).clip(limits.min, limits.max).astype(detail["dtype"])
-
-
-def append_notes(file: Path, facts: Facts) -> None:
-    """Put the facts into an archive at the end of a .tflite file, where such files keep what is not the model."""
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(NOTES, facts.as_json())
-
-
-def notes_appended(file: Path) -> Facts:
-    """The facts in the archive at the end of a .tflite file. Raises ValueError where they are missing or damaged."""
+            helpers = [lite.load_delegate(EDGE_TPU)]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{files[0]}: needs an Edge TPU and its library {EDGE_TPU}, not found here") from error
     try:
-        with zipfile.ZipFile(file) as archive:
-            return read_facts(archive.read(NOTES), file)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
-            f"{file}: does not tell its classes and sizes; export it again, from the .pt weights if it is v6.1's"
-        ) from error
-    except (zlib.error, OSError, EOFError) as error:
-        raise ValueError(f"{file}: its metadata cannot be read ({error}); export it again") from error
+        with silenced():
+            interpreter = lite.Interpreter(
+                model_path=str(files[0]), num_threads=torch.get_num_threads(), experimental_delegates=helpers
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{files[0]}: LiteRT cannot open it; export it again") from error
+    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def run(images: Tensor) -> Tensor:
+        """The file may want channels last, or whole numbers."""
+        array = images.numpy()
+        if entry["shape"][-1] == 3:
+            array = array.transpose(0, 2, 3, 1)
+        scale, zero = entry["quantization"]
+        if scale:
+            limits = np.iinfo(entry["dtype"])
+            array = np.rint(array / scale + zero).clip(limits.min, limits.max)
+        interpreter.set_tensor(entry["index"], np.ascontiguousarray(array.astype(entry["dtype"])))
+        interpreter.invoke()
+        found = interpreter.get_tensor(exit_["index"]).astype(np.float32)
+        scale, zero = exit_["quantization"]
+        table = torch.from_numpy((found - zero) * scale if scale else found)
+        table[..., :4] *= metadata.unit
+        return table
+
+    return ExportedBackend(files[0], metadata, "cpu", interpreter, run)
 
 
-class CoreMLBackend(ExportedBackend):
+def open_coreml(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
     """`.mlpackage` folders, which macOS alone can run."""
+    if sys.platform != "darwin":
+        raise ValueError(f"{files[0]}: Core ML models run on macOS only; use another format here")
+    model = need("coremltools", "a Core ML model").models.MLModel(str(files[0]))
+    metadata, spec = read_metadata(dict(model.user_defined_metadata), files[0]), model.get_spec().description
+    entry, exit_ = spec.input[0].name, spec.output[0].name
+    return ExportedBackend(
+        files[0], metadata, "cpu", model, lambda images: torch.from_numpy(model.predict({entry: images.numpy()})[exit_])
+    )
 
-    def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
-        if sys.platform != "darwin":
-            raise ValueError(f"{files[0]}: Core ML models run on macOS only; use another format here")
-        tools = need("coremltools", "a Core ML model")
-        model = tools.models.MLModel(str(files[0]))
-        super().__init__(files[0], read_facts(dict(model.user_defined_metadata), files[0]), torch.device("cpu"), model)
-        spec = model.get_spec().description
-        self.entry, self.exit = spec.input[0].name, spec.output[0].name
 
-    def run(self, images: Tensor) -> Tensor:
-        """Float32 pictures (B, 3, H, W) -> predictions."""
-        return torch.from_numpy(self.model.predict({self.entry: images.numpy()})[self.exit])
+def load_tensorflow(purpose: str, install: str = INSTALL) -> Any:
+    """TensorFlow, without its messages about processors. Raises ValueError where it is missing."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with silenced():
+        if is_there("triton"):
+            import_module("triton")  # after TensorFlow, with which it shares names of C++, it ends the program
+        return need("tensorflow", purpose, install)
+
+
+def channels_last(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) -> (B, H, W, 3), as TensorFlow has images."""
+    return np.ascontiguousarray(images.cpu().numpy().transpose(0, 2, 3, 1))
+
+
+def open_tensorflow(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
+    """`_saved_model` folders, and `.pb` files, whose one placeholder is the input, the last operator the output."""
+    metadata, tf = kept_metadata(files[0]), load_tensorflow("a SavedModel or a frozen graph")
+    damage: tuple[type[Exception], ...] = (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        AttributeError,
+        StopIteration,
+    )
+    damage += (tf.errors.OpError, need("google.protobuf.message", "TensorFlow").Error)
+    try:
+        with silenced():
+            if files[0].is_dir():
+                model = tf.saved_model.load(str(files[0]))
+                call = model.signatures["serving_default"]
+                entry = next(iter(call.structured_input_signature[1]))
+            else:
+                graph = tf.Graph().as_graph_def()
+                graph.ParseFromString(files[0].read_bytes())
+                entry = next(node.name for node in graph.node if node.op == "Placeholder")
+                ends = (f"{entry}:0", f"{graph.node[-1].name}:0")
+                model = tf.compat.v1.wrap_function(lambda: tf.compat.v1.import_graph_def(graph, name=""), [])
+                call = model.prune(*(model.graph.as_graph_element(name) for name in ends))
+    except damage as error:
+        raise ValueError(f"{files[0]}: TensorFlow cannot open it; export it again") from error
+
+    def run(images: Tensor) -> Tensor:
+        given = tf.constant(channels_last(images))
+        found = next(iter(call(**{entry: given}).values())) if files[0].is_dir() else call(given)
+        return torch.from_numpy(found.numpy())
+
+    return ExportedBackend(files[0], metadata, "cpu", model, run)

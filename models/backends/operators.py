@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.backends.facts import NOTES
+from models.backends.metadata import NOTES
 from utils.base.files import MIB
-from utils.checkpoints.torch_zip import ArchiveRecord, read_record, read_records
+from utils.checkpoints.torch_zip import read_record, read_records
 
 MAX_JSON = 256 * MIB  # of a graph; one of a thousand nodes has about 2 MiB
 MAX_NUMBER = 1 << 62  # of sizes that are computed
@@ -60,14 +60,13 @@ _DTYPES = dict(
     )
 ) | {12: torch.bool, 13: torch.bfloat16}
 _STRIDED = 7
-_CONSTANTS = {
+_CONSTANTS: Mapping[str, Mapping[int, Any]] = {
     "as_scalar_type": _DTYPES,
     "as_memory_format": {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format},
     "as_layout": {_STRIDED: torch.strided},
 }
 _SYMBOLS = ("as_sym_int", "as_sym_float", "as_sym_bool")
 _HELD = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
-_AUTOCAST, _GRAD = "torch.ops.higher_order.wrap_with_autocast", "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
 
 class NotListed(ValueError):
@@ -96,8 +95,12 @@ class Graph:
 
     def __init__(self, graph: Mapping[str, Any], device: torch.device) -> None:
         self.device = device
-        self.inputs = [self._tensor_name(given) for given in graph["inputs"]]
-        self.outputs = [self._tensor_name(given) for given in graph["outputs"]]
+        ends: list[list[str]] = []
+        for given in (graph["inputs"], graph["outputs"]):
+            if other := {str(kind) for one in given for kind in one if len(one) > 1 or kind != "as_tensor"}:
+                raise NotListed(f"an input or output that is no tensor ({min(other)[:40]})")
+            ends.append([str(one["as_tensor"]["name"]) for one in given])
+        self.inputs, self.outputs = ends
         steps = [step for node in graph["nodes"] if (step := self._step(node)) is not None]
         self.steps: list[_Step] = []
         alive = set(self.outputs)
@@ -118,15 +121,8 @@ class Graph:
                 values.pop(name, None)
         return tuple(values[name] for name in self.outputs)
 
-    @staticmethod
-    def _tensor_name(given: Mapping[str, Any]) -> str:
-        ((kind, value),) = given.items()
-        if kind != "as_tensor":
-            raise NotListed(f"an input or output that is no tensor ({str(kind)[:40]})")
-        return str(value["name"])
-
     def _step(self, node: Mapping[str, Any]) -> _Step | None:
-        """A node as what is called; None for one of which nothing comes."""
+        """A node as what is called; None for one that only checks. Raises NotListed for anything else."""
         target = str(node["target"])
         function = self._function(target)
         if function is None:
@@ -136,16 +132,16 @@ class Graph:
         if target in NUMBERS:  # their arguments have names of no meaning
             arguments, keywords = [*arguments, *keywords.values()], {}
         results = [_results(output) for output in node["outputs"]]
-        return _Step(function, arguments, keywords, results, len(results) > 1 or function in (_autocast, _grad), [])
+        return _Step(function, arguments, keywords, results, len(results) > 1 or target in BLOCKS, [])
 
     def _function(self, target: str) -> Callable[..., Any] | None:
         """What a node calls, None where it only checks. Raises NotListed for anything else."""
         if target in NUMBERS:
             return _bounded(NUMBERS[target])
-        if target in (_AUTOCAST, _GRAD):
-            return _autocast if target == _AUTOCAST else _grad
+        if target in BLOCKS:
+            return BLOCKS[target]
         found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)", target)
-        if found and found[1] in CHECKS:
+        if found is not None and found[1] in CHECKS:
             return None
         function = getattr(getattr(torch.ops.aten, found[1], None), found[2], None) if found else None
         if found is None or found[1] not in ATEN or not isinstance(function, torch._ops.OpOverload):
@@ -180,29 +176,26 @@ class Program:
         self.notes = self._read(f"extra/{NOTES}").decode() if f"extra/{NOTES}" in self.records else ""
         if [name for name in self.records if name.startswith("models/")] != ["models/model.json"]:
             raise NotListed("another model than one of the name `model`")
-        module = self._json("models/model.json")["graph_module"]
-        state, constants = (self._tensors(kind, device) for kind in ("weights", "constants"))
+        module = json.loads(self._read("models/model.json"))["graph_module"]
+        tensors = {**self._tensors("constants", device), **self._tensors("weights", device)}
         self.graph = Graph(module["graph"], device)
-        self.fixed = _inputs(module["signature"], {**constants, **state})
+        self.fixed = _inputs(module["signature"], tensors)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the first output."""
         return self.graph(*(images if tensor is None else tensor for tensor in self.fixed))[0]
 
     def _read(self, name: str) -> bytes:
-        record: ArchiveRecord = self.records[name]
+        record = self.records[name]
         if record.size > MAX_JSON and not name.startswith("data/"):
             raise ValueError(f"{name} has {record.size:,} bytes")
         return read_record(self.file, record)
-
-    def _json(self, name: str) -> Any:
-        return json.loads(self._read(name))
 
     def _tensors(self, kind: str, device: torch.device) -> dict[str, Tensor]:
         """The weights, or the constants, by name; those that share bytes share them here."""
         found: dict[str, Tensor] = {}
         read: dict[str, Tensor] = {}
-        for name, entry in self._json(f"data/{kind}/model_{kind}_config.json")["config"].items():
+        for name, entry in json.loads(self._read(f"data/{kind}/model_{kind}_config.json"))["config"].items():
             place, meta = str(entry["path_name"]), entry["tensor_meta"]
             if entry["use_pickle"] or not place.startswith(("weight_", "tensor_")) or meta["layout"] != _STRIDED:
                 raise NotListed(f"a pickle or an object among its {kind}")
@@ -252,13 +245,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 def _results(output: Mapping[str, Any]) -> Any:
     """The `_Name` of an output, a list of them, or None."""
     ((kind, value),) = output.items()
-    if kind == "as_none":
-        return None
-    if kind == "as_tensors":
-        return [_symbol(part) for part in value]
-    if kind not in ("as_tensor", *_SYMBOLS):
+    if kind not in ("as_none", "as_tensors", "as_tensor", *_SYMBOLS):
         raise NotListed(f"an output of the kind {str(kind)[:40]}")
-    return _symbol(value)
+    return _READERS[kind](value)
 
 
 def _names(parts: Any) -> Iterator[str]:
@@ -290,7 +279,7 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a few numbers, whose result is no larger than a size can be."""
 
     def compute(*given: Any) -> Any:
-        """Raises ValueError for tensors and for huge results."""
+        """Raise ValueError for tensors and for huge results."""
         if not all(isinstance(value, (int, float)) for value in given):
             raise ValueError("a size that is no number")
         found = function(*given)
@@ -307,6 +296,7 @@ def _autocast(kind: str, dtype: torch.dtype, enabled: bool, cache: bool, body: G
         return body(*given)
 
 
-def _grad(enabled: bool, body: Graph, *given: Any) -> Any:
-    """A part of the graph with or without gradients, of which there are none here."""
-    return body(*given)
+BLOCKS: Mapping[str, Callable[..., Any]] = {  # parts of the graph in another mode; there are no gradients here
+    "torch.ops.higher_order.wrap_with_autocast": _autocast,
+    "torch.ops.higher_order.wrap_with_set_grad_enabled": lambda enabled, body, *given: body(*given),
+}

@@ -1,4 +1,4 @@
-"""An export is done when its numbers agree: the file in its own runtime against the network, on real pictures."""
+"""An export is done when its numbers agree: the file in its own runtime against the network, on real images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.backends import DetectMultiBackend
-from models.backends.facts import PRECISIONS
-from models.exporters.converting import cleared
-from models.exporters.job import ExportError, ExportJob, NmsSettings
+from models.backends.metadata import PRECISIONS
+from models.exporters.job import ExportError, ExportJob, ExportSettings, cleared
 from utils.base.log import LOGGER, one_line
 from utils.base.paths import ROOT, shown
 from utils.boxes.convert import xywh2xyxy
@@ -23,8 +22,8 @@ from utils.boxes.iou import pairwise_iou
 from utils.images.reading import read_image
 from utils.predict.pipeline import Suppression, prepare_image, suppress, to_network
 
-PICTURES = ROOT / "data/images"
-COMPARED = 300  # candidates of each picture, the surest of both sides: as many as a picture may have detections
+IMAGES = ROOT / "data/images"
+COMPARED = 300  # candidates of each image, the surest of both sides: as many as an image may have detections
 OWN_ROUNDING = 4.0  # times what PyTorch's own rounding makes of a network, a file's may make of it
 CONFIDENCE, OVERLAP = 0.25, 0.45  # what detect.py calls a detection
 MOVED = 0.01  # of a detection's longer side, and a pixel at least: more is a move
@@ -36,8 +35,8 @@ class Tolerance:
 
     side: longer side in pixels of the boxes that `box` is meant for; larger ones may differ in proportion, as a network
     gives sides as factors. share: the part of all candidates that has to keep to it. In coarser numbers a region whose
-    akin regions are akin almost alike may be routed elsewhere, which is no fault of the file's; what that costs, val.py
-    tells.
+    akin regions are akin almost alike may be routed elsewhere, which is no fault of the file's; val.py says what that
+    costs.
     """
 
     box: float
@@ -63,7 +62,7 @@ class Difference:
     """
 
     view: str
-    pictures: int
+    images: int
     candidates: int
     box: float
     score: float
@@ -77,27 +76,24 @@ class Difference:
         return self.box <= max(limit.box, box) and self.score <= max(limit.score, score)
 
 
-def load_pictures(folder: Path = PICTURES) -> list[np.ndarray]:
-    """The pictures to compare on, BGR. Raises ValueError for none."""
+def load_pictures(folder: Path = IMAGES) -> list[np.ndarray]:
+    """The images to compare on, BGR. Raises ValueError for none."""
     files = sorted(folder.glob("*.jpg"))
     if not files:
-        raise ValueError(f"no pictures in {folder} to compare the exported file with PyTorch on")
+        raise ValueError(f"no images in {folder} to compare the exported file with PyTorch on")
     return [read_image(file) for file in files]
 
 
-def views(pictures: list[np.ndarray], imgsz: tuple[int, int], is_fixed: bool, stride: int) -> Iterator[Tensor]:
-    """Batches (B, 3, h, w) in 0..1: all pictures, a wide part of one and a tall one.
+def views(images: list[np.ndarray], imgsz: tuple[int, int], is_fixed: bool, stride: int) -> Iterator[Tensor]:
+    """Batches (B, 3, h, w) in 0..1: all images, a wide part of one and a tall one.
 
     All are fitted into `imgsz` and, where sides are fixed, padded to it; else to multiples of the stride only.
     """
-    picture = pictures[0]
-    height, width = picture.shape[:2]
-    parts = [picture[: height // 2], picture[:, : width // 2]]
-    if is_fixed:
-        yield to_network([prepare_image(one, imgsz, auto=False)[0] for one in pictures + parts])
-        return
-    yield to_network([prepare_image(one, imgsz, auto=False)[0] for one in pictures])
-    for part in parts:
+    height, width = images[0].shape[:2]
+    parts = [images[0][: height // 2], images[0][:, : width // 2]]
+    whole = [*images, *parts] if is_fixed else images
+    yield to_network([prepare_image(one, imgsz, auto=False)[0] for one in whole])
+    for part in [] if is_fixed else parts:
         yield to_network([prepare_image(part, imgsz, stride)[0]])
 
 
@@ -109,55 +105,52 @@ def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
     """
     try:
         backend = DetectMultiBackend(file, device=job.settings.device, trust=True)
-        limit = TOLERANCES[max(job.facts().precision, backend.facts.precision, key=PRECISIONS.index)]
+        limit = TOLERANCES[max(job.metadata().precision, backend.metadata.precision, key=PRECISIONS.index)]
         rows = list(_differences(job, backend, limit))
     except Exception as error:  # every runtime has classes of its own
         raise _failed(file, f"its own runtime gives up ({one_line(error)[:300]})") from error
-    if backend.shape is not None and backend.facts.batch is None:
-        LOGGER.info("--dynamic leaves the number of pictures open, not their size, by which routing attention cuts")
+    if backend.shape is not None and backend.metadata.batch is None:
+        LOGGER.info("--dynamic leaves the number of images open, not their size, by which routing attention cuts")
     _log(rows, limit, file)
     bad = next((row for row in rows if not row.fits(limit)), None)
     if bad is not None:
         found = f"{bad.box:.3g} pixels (at most {limit.box}) and {bad.score:.3g} in scores (at most {limit.score})"
-        raise _failed(
-            file, f"differs from PyTorch by {found} on pictures of {bad.view}, most in {bad.worst}; {bad.changes}"
-        )
+        most = f"on images of {bad.view}, most in {bad.worst}; {bad.changes}"
+        raise _failed(file, f"differs from PyTorch by {found} {most}")
     return rows
-
-
-def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) -> Iterator[Difference]:
-    """One for each view of the pictures."""
-    kind = next(job.model.parameters()).dtype
-    nms = job.settings.nms if backend.facts.nms else None
-    for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
-        batch = batch.to(job.settings.device)
-        with torch.inference_mode():
-            expected = job.model(batch.to(kind))[0].float()
-            found = backend(batch).to(expected.device)
-        row = _measure(expected, found, _size(batch), limit, nms)
-        if not row.fits(limit):
-            own = _measure(expected, _in_double(job.model, batch).to(expected), "", limit, nms)
-            pairs = (_suppressed(one, nms or NmsSettings(OVERLAP, CONFIDENCE)) for one in (expected, found))
-            row = replace(row, rounding=(own.box, own.score), changes=changes(*pairs))
-        yield row
-
-
-def _measure(expected: Tensor, found: Tensor, view: str, limit: Tolerance, nms: NmsSettings | None) -> Difference:
-    if nms is None:
-        return difference(expected, found, view, limit)
-    return _between_detections(_suppressed(expected, nms), _suppressed(found, nms), view, limit, nms)
-
-
-def _in_double(model: nn.Module, batch: Tensor) -> Tensor:
-    """What the network says where rounding hardly counts."""
-    with torch.inference_mode():
-        return deepcopy(model).double()(batch.double())[0]
 
 
 def _failed(file: Path, why: str) -> ExportError:
     """The error to raise; the file is put where nobody takes it for a good one."""
     kept = file.rename(cleared(file.with_name(f"{file.name}.failed")))
     return ExportError(f"{file.name}: {why}; kept as {kept.name}")
+
+
+def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) -> Iterator[Difference]:
+    """One for each view of the images."""
+    nms = job.settings if backend.metadata.nms else None
+    kind = next(job.model.parameters()).dtype
+    for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
+        batch, view = batch.to(job.settings.device), " x ".join(map(str, batch.shape[2:]))
+        with torch.inference_mode():
+            expected = job.model(batch.to(kind))[0].float()
+            found = backend(batch).to(expected.device)
+            pair, limits = (expected, found), (view, limit)
+            row = _between_detections(*pair, *limits, nms) if nms else difference(*pair, *limits)
+            if not row.fits(
+                limit
+            ):  # how much of that is the network's own, which rounding hardly counts for in double?
+                exact = deepcopy(job.model).double()(batch.double())[0].to(expected)
+                own = (
+                    _between_detections(expected, exact, *limits, nms) if nms else difference(expected, exact, *limits)
+                )
+                usual = nms or ExportSettings(iou_thres=OVERLAP, conf_thres=CONFIDENCE)
+                row = replace(
+                    row,
+                    rounding=(own.box, own.score),
+                    changes=changes(_suppressed(expected, usual), _suppressed(found, usual)),
+                )
+        yield row
 
 
 def difference(expected: Tensor, found: Tensor, view: str, limit: Tolerance = TOLERANCES["fp32"]) -> Difference:
@@ -171,7 +164,8 @@ def difference(expected: Tensor, found: Tensor, view: str, limit: Tolerance = TO
     corners = [xywh2xyxy(rows[:, :4]) for rows in (ours, theirs)]
     box = _in_proportion((corners[0] - corners[1]).abs().amax(1), corners[0], limit)
     score = (ours[:, 4:] - theirs[:, 4:]).abs().amax(1)
-    which = [_place(error, limit.share) for error in (box, score)]
+    last = math.ceil(limit.share * len(box) - 1e-6) - 1  # the place of the error that a share of all keep to
+    which = [int(one.nan_to_num(math.inf).argsort()[-1 if one.isnan().any() else last]) for one in (box, score)]
     row = which[0] if not box[which[0]] / limit.box < score[which[1]] / limit.score else which[1]
     scores = [f"{float(rows[row, 4] * rows[row, 5:].max()):.4g}" for rows in (ours, theirs)]
     worst = _named(row // surest.shape[1], corners[0][row], corners[1][row], scores)
@@ -184,21 +178,14 @@ def _in_proportion(error: Tensor, corners: Tensor, limit: Tolerance) -> Tensor:
     return error * (limit.side / longer.clamp(min=limit.side))
 
 
-def _place(error: Tensor, share: float) -> int:
-    """Where the error (n,) stands that a share of all keep to; where one is that is no number, if there is one."""
-    if share == 1 or bool(error.isnan().any()):
-        return int(error.argmax())
-    return int(error.argsort()[math.ceil(share * len(error) - 1e-6) - 1])
-
-
-def _named(picture: int, expected: Tensor, found: Tensor, scores: Sequence[str]) -> str:
-    """A box (4,) corners, for people."""
+def _named(number: int, expected: Tensor, found: Tensor, scores: Sequence[str]) -> str:
+    """A box (4,) corners of an image, for people."""
     here, there = (" ".join(f"{edge:.2f}" for edge in box.tolist()) for box in (expected, found))
-    return f"picture {picture + 1}, box {there} instead of {here}, confidence {scores[1]} instead of {scores[0]}"
+    return f"image {number + 1}, box {there} instead of {here}, confidence {scores[1]} instead of {scores[0]}"
 
 
 def _between_detections(
-    expected: list[Tensor], found: list[Tensor], view: str, limit: Tolerance, nms: NmsSettings
+    expected: Tensor, found: Tensor, view: str, limit: Tolerance, nms: ExportSettings
 ) -> Difference:
     """For files with suppression inside: every detection of the one must have its like in the other.
 
@@ -206,24 +193,24 @@ def _between_detections(
     """
     box = score = 0.0
     count, worst = 0, "no box"
-    for number, pair in enumerate(zip(expected, found, strict=True)):
+    for number, pair in enumerate(zip(_suppressed(expected, nms), _suppressed(found, nms), strict=True)):
         count += len(pair[0])
         for ours, theirs in (pair, pair[::-1]):
-            least = nms.conf_thres if len(theirs) < nms.in_all else float(theirs[:, 4].min())
+            least = nms.conf_thres if len(theirs) < nms.topk_all else float(theirs[:, 4].min())
             for row in ours[ours[:, 4] > least + TOLERANCES["fp32"].score]:
-                same = theirs[theirs[:, 5] == row[5]]
-                gaps = (same[:, :4] - row[:4]).abs().amax(1) if len(same) else row.new_full((1,), float("inf"))
+                same = torch.cat((theirs[theirs[:, 5] == row[5]], torch.full_like(row[None], float("inf"))))
+                gaps = (same[:, :4] - row[:4]).abs().amax(1)
+                there = same[gaps.argmin()]
                 gap = float(_in_proportion(gaps.min()[None], row[None, :4], limit))
-                off = float((same[gaps.argmin(), 4] - row[4]).abs()) if len(same) else float("inf")
+                off = float((there[4] - row[4]).abs())
                 if gap > box or off > score:
-                    there = same[gaps.argmin()] if len(same) else torch.full_like(row, float("nan"))
                     worst = _named(number, row[:4], there[:4], [f"{one[4]:.4g}" for one in (row, there)])
                 box, score = max(box, gap), max(score, off)
     return Difference(view, len(expected), count, box, score, worst)
 
 
 def changes(expected: list[Tensor], found: list[Tensor]) -> str:
-    """What becomes of the detections (n, 6) of each picture, in words: which vanish, appear or move."""
+    """What becomes of the detections (n, 6) of each image: which vanish, appear or move, for people."""
     lost = new = moved = 0
     for ours, theirs in zip(expected, found, strict=True):
         overlap = pairwise_iou(ours[:, :4], theirs[:, :4]) * (ours[:, 5, None] == theirs[:, 5])
@@ -245,19 +232,15 @@ def changes(expected: list[Tensor], found: list[Tensor]) -> str:
     return f"of {count} detections {lost} would vanish, {new} appear and {moved} {shift}"
 
 
-def _suppressed(predictions: Tensor, nms: NmsSettings) -> list[Tensor]:
-    """Detections (n, 6) of every picture as the file shall give them: so many of a class, so many in all."""
+def _suppressed(predictions: Tensor, nms: ExportSettings) -> list[Tensor]:
+    """Detections (n, 6) of every image as the file shall give them: so many of a class, so many in all."""
     kept = []
-    settings = Suppression(nms.conf_thres, nms.iou_thres, agnostic=nms.agnostic, max_det=predictions.shape[1])
+    settings = Suppression(nms.conf_thres, nms.iou_thres, agnostic=nms.agnostic_nms, max_det=predictions.shape[1])
     for rows in suppress(predictions, settings):
-        groups = torch.zeros_like(rows[:, 5]) if nms.agnostic else rows[:, 5]
+        groups = torch.zeros_like(rows[:, 5]) if nms.agnostic_nms else rows[:, 5]
         earlier = (groups[:, None] == groups).tril(-1).sum(1)  # of the same group, and surer
-        kept.append(rows[earlier < nms.per_class][: nms.in_all])
+        kept.append(rows[earlier < nms.topk_per_class][: nms.topk_all])
     return kept
-
-
-def _size(batch: Tensor) -> str:
-    return " x ".join(map(str, batch.shape[2:]))
 
 
 def _log(rows: list[Difference], limit: Tolerance, file: Path) -> None:
@@ -266,9 +249,9 @@ def _log(rows: list[Difference], limit: Tolerance, file: Path) -> None:
         f"{shown(file)} next to PyTorch (at most {limit.box} pixels, for boxes above {limit.side:g} in proportion, and "
         f"{limit.score} in scores{most}):"
     )
-    LOGGER.info(f"{'pictures':>20}{'compared':>10}{'box, pixels':>14}{'scores':>12}")
+    LOGGER.info(f"{'images':>20}{'compared':>10}{'box, pixels':>14}{'scores':>12}")
     for row in rows:
-        LOGGER.info(f"{f'{row.pictures} of {row.view}':>20}{row.candidates:>10}{row.box:>14.2g}{row.score:>12.2g}")
+        LOGGER.info(f"{f'{row.images} of {row.view}':>20}{row.candidates:>10}{row.box:>14.2g}{row.score:>12.2g}")
     if own := [row.rounding for row in rows if any(row.rounding) and row.fits(limit)]:
         LOGGER.warning(
             f"more than that is this network's own: it makes {max(box for box, _ in own):.2g} pixels of PyTorch's "

@@ -1,21 +1,26 @@
-"""What is to be exported, and how: the one thing that every exporter is given."""
+"""What is to be exported, and how: the one thing that every exporter is given; and converters kept quiet at work."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.backends.facts import NOTES, Facts
+from models.backends.metadata import Metadata
+from models.backends.tools import silenced
 from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
-from utils.base.log import LOGGER, Fault
+from utils.base.log import Fault
 
 DEFAULT_OPSET = 18  # the least that PyTorch's present ONNX exporter writes without converting down
+CPU = torch.device("cpu")
 
 
 class ExportError(Fault):
@@ -23,23 +28,15 @@ class ExportError(Fault):
 
 
 @dataclass(frozen=True, slots=True)
-class NmsSettings:
-    """Suppression inside the file."""
-
-    iou_thres: float = 0.45
-    conf_thres: float = 0.25
-    per_class: int = 100  # most detections of a class, and of a picture
-    in_all: int = 100
-    agnostic: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """What a user may choose."""
+    """What a user may choose, by the names of export.py's options; batch: images at a time, workspace: GB.
+
+    From `iou_thres` on: suppression inside the file, where `nms` is set, with so many detections of a class and in all.
+    """
 
     imgsz: tuple[int, int] = (640, 640)
     batch: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     half: bool = False
     int8: bool = False
     dynamic: bool = False
@@ -47,8 +44,13 @@ class ExportSettings:
     optimize: bool = False
     opset: int = DEFAULT_OPSET
     verbose: bool = False
-    workspace: float = 4.0  # GB
-    nms: NmsSettings | None = None
+    workspace: float = 4.0
+    nms: bool = False
+    iou_thres: float = 0.45
+    conf_thres: float = 0.25
+    topk_per_class: int = 100
+    topk_all: int = 100
+    agnostic_nms: bool = False
     command: str = ""
 
 
@@ -57,65 +59,52 @@ class ExportJob:
     """A network and where its files go.
 
     model: fused, in evaluation mode, on the device. weights: the checkpoint; files lie beside it. calibration: gives
-    batches (1, 3, h, w) in 0..1 of pictures of the data set, for int8.
+    batches (1, 3, h, w) in 0..1 of images of the data set, for int8. routes: its routing attention.
     """
 
     model: Model
     weights: Path
     settings: ExportSettings
     calibration: Callable[[], list[Tensor]] = field(default=list)
+    routes: list[BiLevelRoutingAttention] = field(init=False)
 
-    @property
-    def routes(self) -> bool:
-        """Whether the network has bi-level routing attention."""
-        return any(isinstance(module, BiLevelRoutingAttention) for module in self.model.modules())
+    def __post_init__(self) -> None:
+        self.routes = [module for module in self.model.modules() if isinstance(module, BiLevelRoutingAttention)]
 
-    @property
-    def free_sides(self) -> bool:
-        """Whether height and width are left open, as the number of pictures is.
+    def has_free_sides(self, program: bool = False) -> bool:
+        """Whether height and width are left open, as the number of images is.
 
-        With routing attention only where one formula cuts maps of every size into regions.
+        With routing attention only where one formula cuts maps of every size into regions, and never in a `program` of
+        `torch.export`, which also counts a region of one token's height as a case of its own.
         """
-        layers = [module for module in self.model.modules() if isinstance(module, BiLevelRoutingAttention)]
-        return self.settings.dynamic and all(layer.cuts_by_formula for layer in layers)
-
-    @property
-    def free_sides_in_programs(self) -> bool:
-        """The same for `torch.export`, which also counts a region of one token's height as a case of its own."""
-        return self.free_sides and not self.routes
-
-    def calibration_pictures(self) -> list[Tensor]:
-        """Batches (1, 3, h, w) for int8, read now."""
-        pictures = self.calibration()
-        LOGGER.info(f"calibrating int8 on {len(pictures)} pictures")
-        return pictures
+        by_formula = all(layer.cuts_by_formula for layer in self.routes)
+        return self.settings.dynamic and by_formula and not (program and self.routes)
 
     def file(self, ending: str) -> Path:
         """Where the file of a format goes: best.pt -> best.onnx, best_openvino_model."""
         return self.weights.with_name(self.weights.stem + ending)
 
     def example(self) -> Tensor:
-        """Pictures (B, 3, H, W) to trace with; two at least where their number is left open, for 1 is special."""
+        """Images (B, 3, H, W) to trace with; two at least where their number is left open, for 1 is special."""
         settings = self.settings
         batch = max(settings.batch, 2) if settings.dynamic else settings.batch
         kind = torch.float16 if next(self.model.parameters()).dtype == torch.float16 else torch.float32
         generator = torch.Generator().manual_seed(0)
         return torch.rand(batch, 3, *settings.imgsz, generator=generator).to(settings.device, kind)
 
-    def facts(self, *, dynamic: bool = True, program: bool = False, nms: bool = False) -> Facts:
+    def metadata(self, *, dynamic: bool = True, program: bool = False, nms: bool = False) -> Metadata:
         """What goes into the file.
 
         dynamic: it can leave sizes open. program: it is one of `torch.export`'s. nms: it can suppress by itself.
         """
         settings, names = self.settings, self.model.names
-        free = dynamic and settings.dynamic
-        free_sides = self.free_sides_in_programs if program else self.free_sides
-        return Facts(
+        is_free = dynamic and settings.dynamic
+        return Metadata(
             names=tuple(str(name) for name in (names.values() if isinstance(names, dict) else names)),
             stride=max(int(self.model.stride.max()), 32),
-            imgsz=None if free and free_sides else settings.imgsz,
-            batch=None if free else settings.batch,
-            nms=nms and settings.nms is not None,
+            imgsz=None if is_free and self.has_free_sides(program) else settings.imgsz,
+            batch=None if is_free else settings.batch,
+            nms=nms and settings.nms,
             precision="int8" if settings.int8 else "fp16" if settings.half else "fp32",
             command=settings.command,
             trained=self.model.imgsz,
@@ -135,7 +124,34 @@ class Predictor(nn.Module):
         return self.model(images)[0]
 
 
-def write_notes(file: Path, facts: Facts) -> None:
-    """Facts as JSON: inside where `file` is a folder, else beside it as `file`.json."""
-    place = file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")
-    place.write_text(json.dumps(facts.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of TorchScript's age, of shapes that tracing fixes, which is wanted, and of converters at work."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category)
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def converting(tool: str, is_loud: bool = False) -> Iterator[None]:
+    """Around the work of a converter. Raises ExportError for whatever it raises, and where it ends the program."""
+    try:
+        with quiet(), silenced(is_loud):
+            yield
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ExportError(f"{tool} could not convert the network ({reason}); --verbose shows what it prints") from error
+
+
+def cleared(place: Path) -> Path:
+    """The path of a file or folder, gone if an earlier export left one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    return place

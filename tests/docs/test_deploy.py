@@ -12,7 +12,7 @@ import pytest
 
 import detect
 import export
-from models.backends.facts import Facts
+from models.backends.metadata import Metadata
 from models.exporters import FORMATS
 from tests.known_detector import NAMES, write_weights
 from utils.base.paths import ROOT
@@ -31,15 +31,14 @@ def test_every_format_is_there():
 def test_a_formats_row_has_the_whole_command_that_export_names(name, language):
     """One installation does, with every module that the format needs."""
     (row,) = re.findall(rf"^\| (?:`\w+`[,、] ?)*`{name}`.*\|$", PAGES[language], re.M)
-    commands = {install for _, install in FORMATS[name].needs}
-    assert len(commands) == bool(FORMATS[name].needs)
-    for command in commands:
-        assert re.search(r"pip install [^,]+", command)[0] in row
+    assert bool(FORMATS[name].install) == bool(FORMATS[name].modules)
+    if FORMATS[name].install:
+        assert re.search(r"pip install [^,]+", FORMATS[name].install)[0] in row
 
 
 def test_every_key_is_there():
     keys = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.M))))
-    assert set(Facts().as_dict()) - {"shape"} <= keys
+    assert set(Metadata().as_dict()) - {"shape"} <= keys
 
 
 def test_the_example_finds_what_detect_finds(tmp_path):

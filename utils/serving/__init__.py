@@ -1,1 +1,1 @@
-"""The parts of the server: limits, pictures from strangers, batches, metrics, the web application and its page."""
+"""The parts of the server: what clients send, what waits, the detector, the web application and its page, HTTP."""

@@ -4,67 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+import prometheus_client as prometheus
+from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from utils.base.files import printable
 from utils.base.log import LOGGER
+from utils.base.options import class_numbers, nearest
 from utils.images.decoding_cost import PLAIN_MEMORY
-from utils.serving.batching import Batcher
-from utils.serving.counters import CONTENT_TYPE, Metrics
-from utils.serving.detector import Detector, Prepared
-from utils.serving.hosts import Hosts, OnlyOurs
-from utils.serving.lanes import Lanes
-from utils.serving.limits import Gate, Limits, Refusal
-from utils.serving.schema import DETECT, DETECT_BATCH, ROUTES
-from utils.serving.settings import Settings, read_settings
-from utils.serving.uploaded_images import DecodingCost, most_work
-from utils.serving.uploads import Body, read_files
+from utils.serving.batching import Batcher, Lane
+from utils.serving.detector import Detector, Settings
+from utils.serving.hosts import Hosts
+from utils.serving.uploads import Gate, Limits, Refusal, drained, read_files, unless_gone
 
 PAGE = Path(__file__).with_name("page.html")
 MOST_AT_ONCE = 4  # of the work that one image may take: as much as all images of a request may
+SMALL_SHARE, SMALL_MEMORY = 8, 4  # a small image takes at most these parts of the work and the memory of a large one
 RETRY_SECONDS = 5  # after which another server may be there
 STOPPING = "the server is being stopped; try again later"
-MODEL_NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-class RequestLog:
-    """Counts every request, its status and its time."""
+class Ask(BaseModel, extra="forbid"):
+    """What a request may choose in its query; what it leaves out is as the server was started."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    conf: float | None = Field(None, ge=0, le=1, description="lowest confidence")
+    iou: float | None = Field(None, ge=0, le=1, description="overlap from which the weaker box goes")
+    classes: str | None = Field(None, description="numbers or names, with commas")
+    size: int | None = Field(None, description="longer side of the network's input, pixels")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's interface."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
 
-        async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note)
-        finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.request(path, status, time.perf_counter() - start)
+Asked = Annotated[Ask, Query()]
+Name = Annotated[str, InPath(pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.-]{0,63}$")]
+WANTED = {"conf": "a number from 0 to 1", "iou": "a number from 0 to 1", "size": "a whole number of pixels"}
+NUMBERS: Any = dict.fromkeys(("xmin", "ymin", "xmax", "ymax", "confidence"), float)
+NAMES: Any = {"class": int, "name": str}
+Row: Any = create_model("Row", **NUMBERS, **NAMES)
 
 
 class Endpoints:
@@ -73,55 +66,50 @@ class Endpoints:
     def __init__(self, detector: Detector, batcher: Batcher, usual: Settings, limits: Limits, name: str) -> None:
         self.detector, self.batcher, self.usual, self.limits, self.name = detector, batcher, usual, limits, name
         self.gate = Gate(limits.requests, limits.memory)
-        self.most_work = most_work(limits.pixels)
-        self.lanes = Lanes(min(os.cpu_count() or 1, 4), self.most_work, PLAIN_MEMORY * limits.pixels)
-        self.readers = Lanes(1, limits.upload, limits.memory)  # of headers: short files pass long ones
+        threads, memory = min(os.cpu_count() or 1, 4), PLAIN_MEMORY * limits.pixels
+        # For small images and for large ones, which never keep small ones waiting; the same for reading their headers
+        self.decoders = Lane(threads, memory // 2, "decoder"), Lane(threads, memory, "decoder of large images")
+        self.readers = Lane(1, limits.memory, "reader of headers"), Lane(1, limits.memory, "reader of long headers")
         self.stopping = False
         self.finished = self.given_up = 0  # requests since then: answered, turned away
         self._deadlines: set[asyncio.Timeout] = set()
-        self.metrics = Metrics(
-            {
-                "yolov5_queue_length": ("Pictures that wait for the network.", lambda: len(batcher)),
-                "yolov5_decoding_queue_length": ("Pictures that wait to be decoded.", lambda: len(self.lanes)),
-                "yolov5_requests_in_progress": ("Requests being read or answered.", lambda: self.gate.inside),
-                "yolov5_upload_bytes": ("Bytes of uploads that are held in memory.", lambda: self.gate.held),
-            }
-        )
-        batcher.told = self.metrics.batches.add
+        prometheus.disable_created_metrics()
+        self.metrics = prometheus.CollectorRegistry()
+        batch = "Images that went through the network together."
+        batcher.on_batch = prometheus.Histogram(
+            "yolov5_batch_size", batch, buckets=SIZES, registry=self.metrics
+        ).observe
+        values: dict[str, tuple[str, Callable[[], float]]] = {
+            "queue_length": ("Images that wait for the network.", lambda: len(batcher)),
+            "decoding_queue_length": ("Images that wait to be decoded.", lambda: sum(map(len, self.decoders))),
+            "requests_in_progress": ("Requests being read or answered.", lambda: self.gate.inside),
+            "upload_bytes": ("Bytes of uploads that are held in memory.", lambda: self.gate.held),
+        }
+        for key, (meaning, value) in values.items():
+            prometheus.Gauge(f"yolov5_{key}", meaning, registry=self.metrics).set_function(value)
+        prometheus.ProcessCollector(registry=self.metrics)
 
-    async def detect_one(self, request: Request, model: str) -> Response:
-        """Rows of the one picture in the field `image`, as v6.1's example server gives them."""
-        return JSONResponse((await self._look(request, model, "boxes", ["image"], 1))[0])
+    async def detect_one(self, request: Request, model: Name, ask: Asked) -> Response:
+        """Rows of the one image in the field `image`, as v6.1's example server gives them."""
+        return JSONResponse((await self._results(request, ask, "boxes", ["image"], 1))[0])
 
-    async def detect_many(self, request: Request, model: str) -> Response:
-        """A list of rows for each picture, in the order of the files."""
-        fields = ["images", "image"]
-        return JSONResponse(await self._look(request, model, "boxes", fields, self.limits.files))
+    async def detect_many(self, request: Request, model: Name, ask: Asked) -> Response:
+        """A list of rows for each image, in the order of the files."""
+        return JSONResponse(await self._results(request, ask, "boxes", ["images", "image"], self.limits.files))
 
-    async def show_routes(self, request: Request, model: str) -> Response:
-        """Where the regions of the picture look, layer by layer."""
-        return JSONResponse((await self._look(request, model, "routes", ["image"], 1))[0])
+    async def show_routes(self, request: Request, model: Name, ask: Asked) -> Response:
+        """Where the regions of the image look, layer by layer."""
+        if self.detector.record is None:
+            raise Refusal(404, "these weights have no routing attention whose routes could be shown")
+        return JSONResponse((await self._results(request, ask, "routes", ["image"], 1))[0])
 
     async def models(self) -> Response:
         """What is served, and within which limits."""
-        limits = self.limits
-        bounds = {name: getattr(limits, name) for name in ("upload", "files", "pixels", "smallest", "largest")}
-        return JSONResponse(
-            {
-                "models": [
-                    {
-                        "name": self.name,
-                        "classes": self.detector.names,
-                        "size": self.usual.size,
-                        "conf": self.usual.conf,
-                        "iou": self.usual.iou,
-                        "shape": self.detector.model.shape,
-                        "routing": self.detector.record is not None,
-                        "limits": bounds,
-                    }
-                ]
-            }
-        )
+        usual, detector = self.usual, self.detector
+        about = {"name": self.name, "classes": detector.names, "size": usual.size, "conf": usual.conf, "iou": usual.iou}
+        about |= {"shape": detector.model.shape, "routing": detector.record is not None}
+        bounds = {name: getattr(self.limits, name) for name in ("upload", "files", "pixels", "smallest", "largest")}
+        return JSONResponse({"models": [{**about, "limits": bounds}]})
 
     async def health(self) -> Response:
         """Is the network being fed? 200 and "ok", else 503."""
@@ -131,7 +119,7 @@ class Endpoints:
 
     async def numbers(self) -> Response:
         """Everything counted, for Prometheus."""
-        return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(prometheus.generate_latest(self.metrics), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     async def page(self) -> Response:
         """The page for people."""
@@ -146,77 +134,110 @@ class Endpoints:
             if not deadline.expired():
                 deadline.reschedule(min(deadline.when() or end, end))
 
-    def close(self) -> None:
-        """Begin nothing more in threads."""
-        self.lanes.close()
-        self.readers.close()
-
-    async def _look(self, request: Request, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
-        """Results for the request's pictures; raises Refusal, after the rest of the body went by."""
-        body = Body(request, self.limits)
-        try:
-            if self.stopping:
-                raise self._no_more()
-            async with asyncio.timeout(self.limits.seconds) as deadline:
-                with self._noted(deadline):
-                    return await self._answer(body, model, wanted, fields, most)
-        except TimeoutError:
-            if self.stopping:
-                raise self._no_more(close=not body.ended) from None
-            message = f"no answer within {self.limits.seconds:g} s; try again later"
-            raise Refusal(503, message, retry_after=1, close=not body.ended) from None
-        except Refusal as refusal:
-            if not refusal.close:  # else nobody would get to read the answer
-                refusal.close = not await body.drained()
-            raise
-
-    def _no_more(self, close: bool = False) -> Refusal:
+    async def _results(self, request: Request, ask: Ask, wanted: str, fields: list[str], most: int) -> list[Any]:
+        """Results for the request's images; raises Refusal."""
+        if not self.stopping:
+            deadline = asyncio.timeout(self.limits.seconds)
+            self._deadlines.add(deadline)
+            try:
+                async with deadline:
+                    settings = self._settings(request, ask)
+                    with self.gate.let_in() as hold:
+                        files = await read_files(request, self.limits, hold, fields, most)
+                        results = await unless_gone(request, self._look(files, settings, wanted))
+                self.finished += self.stopping
+                return results
+            except TimeoutError:
+                if not self.stopping:
+                    message = f"no answer within {self.limits.seconds:g} s; try again later"
+                    raise Refusal(503, message, retry_after=1) from None
+            finally:
+                self._deadlines.discard(deadline)
         self.given_up += 1
-        return Refusal(503, STOPPING, retry_after=RETRY_SECONDS, close=close)
+        raise Refusal(503, STOPPING, retry_after=RETRY_SECONDS)
 
-    @contextmanager
-    def _noted(self, deadline: asyncio.Timeout) -> Iterator[None]:
-        self._deadlines.add(deadline)
-        try:
-            yield
-            self.finished += self.stopping
-        finally:
-            self._deadlines.discard(deadline)
+    def _settings(self, request: Request, ask: Ask) -> Settings:
+        """The settings that a query asks for, the usual ones where it asks for nothing; raises Refusal(400)."""
+        names = [name for name, _ in request.query_params.multi_items()]
+        if len(set(names)) < len(names):
+            raise Refusal(400, f"{max(names, key=names.count)} is given twice; give it once")
+        usual, limits, given = self.usual, self.limits, ask.model_dump(exclude_none=True)
+        size = given.get("size", usual.size)
+        if self.detector.model.shape is not None and size != usual.size:
+            raise Refusal(400, f"size={size}: these weights take {usual.size} pixels only")
+        if not limits.smallest <= size <= limits.largest:
+            raise Refusal(400, f"size={size}: give {limits.smallest} to {limits.largest} pixels")
+        if ask.classes is not None:
+            try:
+                asked = [name.strip() for name in ask.classes.split(",")]
+                given["classes"] = tuple(dict.fromkeys(class_numbers(asked, self.detector.names, "classes:")))
+            except ValueError as error:
+                raise Refusal(400, str(error)) from None
+        return replace(usual, **given)
 
-    async def _answer(self, body: Body, model: str, wanted: str, fields: list[str], most: int) -> list[Any]:
-        if not MODEL_NAME.fullmatch(model):
-            raise Refusal(404, "a model's name has letters, digits, dots, hyphens and underscores")
-        if wanted == "routes" and self.detector.record is None:
-            raise Refusal(404, "these weights have no routing attention whose routes could be shown")
-        query = body.request.query_params.multi_items()
-        fixed = self.detector.model.shape is not None
-        settings = read_settings(query, self.usual, self.detector.names, self.limits, fixed)
-        with self.gate.let_in() as admission:
-            files = await read_files(body, admission, fields, most)
-            return await body.unless_gone(self._results(files, settings, wanted))
-
-    async def _results(self, files: list[bytes], settings: Settings, wanted: str) -> list[Any]:
-        pictures = await self._prepare(files, settings)
-        return await self.batcher.submit([((wanted, item.pixels.shape), item) for item in pictures])
-
-    async def _prepare(self, files: list[bytes], settings: Settings) -> list[Prepared]:
-        """Decode in threads, all files of a request side by side; all or none."""
-        names = ["the picture"] if len(files) == 1 else [f"picture {number}" for number in range(1, len(files) + 1)]
-        costs: list[DecodingCost] = []
+    async def _look(self, files: list[bytes], settings: Settings, wanted: str) -> list[Any]:
+        """Decode all files side by side in threads, and have the network look at them; all or none."""
+        decode, jobs = self.detector.decode, []
+        names = ["the image"] if len(files) == 1 else [f"image {number}" for number in range(1, len(files) + 1)]
         for data, name in zip(files, names, strict=True):
-            measure = partial(self.detector.measure, data, name)
-            costs.append(await self.readers.run(len(data), len(data), measure))
-            if sum(cost.work for cost in costs) > MOST_AT_ONCE * self.most_work:
-                raise Refusal(413, f"the {len(files)} pictures would take too long to decode: send fewer at once")
-        tasks = []
-        for data, name, cost in zip(files, names, costs, strict=True):
-            job = partial(self.detector.prepare, data, settings, name)
-            tasks.append(asyncio.ensure_future(self.lanes.run(cost.work, cost.memory, job)))
+            reader = self.readers[len(data) > self.limits.upload // SMALL_SHARE]
+            cost = await reader.run(len(data), len(data), partial(decode.measure, data, name))
+            is_large = (
+                cost.work > decode.most_work // SMALL_SHARE or cost.memory > self.decoders[1].memory // SMALL_MEMORY
+            )
+            prepare = partial(self.detector.prepare, data, settings, name)
+            jobs.append((self.decoders[is_large], cost.work, cost.memory, prepare))
+            if sum(work for _, work, *_ in jobs) > MOST_AT_ONCE * decode.most_work:
+                raise Refusal(413, f"the {len(files)} images would take too long to decode: send fewer at once")
+        tasks = [asyncio.ensure_future(lane.run(work, memory, job)) for lane, work, memory, job in jobs]
         try:
-            return await asyncio.gather(*tasks)
+            images = await asyncio.gather(*tasks)
         finally:  # where one is damaged, nobody waits for the others
             for task in tasks:
                 task.cancel()
+        return await self.batcher.submit([((wanted, image.pixels.shape), image) for image in images])
+
+
+class Entrance:
+    """Counts every request, its status and its time, and turns away those for other hosts before anything is read.
+
+    hosts: the names that the server answers to; None for any. The route's pattern is counted, not the address: a
+    client's own text would make endless series.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: prometheus.CollectorRegistry, hosts: Hosts | None) -> None:
+        self.app, self.hosts = app, hosts
+        text = "Requests answered, by route and status."
+        self.requests = prometheus.Counter("yolov5_requests", text, ["path", "status"], registry=metrics)
+        text = "Seconds from a request's head to its answer's end."
+        self.seconds = prometheus.Histogram("yolov5_request_seconds", text, buckets=SECONDS, registry=metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's interface."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        asked = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        app = self.app
+        if len(asked) > 1 or not (asked or self.hosts is None or self.hosts.every):
+            app = JSONResponse({"error": "send one Host header"}, 400, {"Connection": "close"})
+        elif asked and self.hosts is not None and not self.hosts.takes(asked[0]):
+            message = (
+                f"this server is not {printable(asked[0][:80])}; start it with --hosts and its name to have it answer"
+            )
+            app = JSONResponse({"error": message}, 421, {"Connection": "close"})
+        try:
+            await app(scope, receive, note)
+        finally:
+            self.requests.labels(getattr(scope.get("route"), "path", "other"), status).inc()
+            self.seconds.observe(time.perf_counter() - start)
 
 
 def build_app(service: Endpoints, hosts: Hosts | None = None) -> FastAPI:
@@ -227,43 +248,58 @@ def build_app(service: Endpoints, hosts: Hosts | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.batcher:
+        async with service.batcher.running():
             yield
-        service.close()
+        for lane in (*service.decoders, *service.readers):  # begin nothing more
+            lane.threads.shutdown(wait=False, cancel_futures=True)
 
     # FastAPI's pages of documentation load scripts from elsewhere; docs/serving.md and /openapi.json do without
     app = FastAPI(title="YOLOv5-BiFormer", docs_url=None, redoc_url=None, lifespan=lifespan)
-    detection = "/v1/object-detection/{model}"
-    app.add_api_route(detection, service.detect_one, methods=["POST"], openapi_extra=DETECT)
-    app.add_api_route(detection + "/batch", service.detect_many, methods=["POST"], openapi_extra=DETECT_BATCH)
-    app.add_api_route("/v1/routes/{model}", service.show_routes, methods=["POST"], openapi_extra=ROUTES)
-    app.add_api_route("/v1/models", service.models, methods=["GET"])
-    app.add_api_route("/health", service.health, methods=["GET"])
+    one: dict[str, Any] = {"type": "string", "format": "binary"}
+    many, boxes = {"type": "array", "items": one}, "/v1/object-detection/{model}"
+    for path, endpoint, field, content, answer in (
+        (boxes, service.detect_one, "image", one, list[Row]),
+        (f"{boxes}/batch", service.detect_many, "images", many, list[list[Row]]),
+        ("/v1/routes/{model}", service.show_routes, "image", one, dict[str, Any]),
+    ):
+        form = {"schema": {"type": "object", "required": [field], "properties": {field: content}}}
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            response_model=answer,
+            responses={"4XX": {"description": "{'error': what is wrong, in one line}"}},
+            openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": form}}},
+        )
+    for path, about in (("/v1/models", service.models), ("/health", service.health), ("/metrics", service.numbers)):
+        app.add_api_route(path, about, methods=["GET"])
     app.add_api_route("/health", service.health, methods=["HEAD"], include_in_schema=False)
-    app.add_api_route("/metrics", service.numbers, methods=["GET"])
     app.add_api_route("/", service.page, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _broken)
-    if hosts is not None:
-        app.add_middleware(OnlyOurs, hosts=hosts)
-    app.add_middleware(RequestLog, metrics=service.metrics)
+    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _error)
+    app.add_middleware(Entrance, metrics=service.metrics, hosts=hosts)
     return app
 
 
-async def _refused(request: Request, refusal: Any) -> Response:
-    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
-    if refusal.close:
+async def _error(request: Request, error: Any) -> Response:
+    """The answer to a request that failed; an upload that nobody reads goes by first, else nobody reads the answer."""
+    if isinstance(error, HTTPException):
+        messages = {404: "there is nothing at this address", 405: "this address does not know this method"}
+        message = messages.get(error.status_code, str(error.detail))
+        return JSONResponse({"error": message}, error.status_code, error.headers)
+    if isinstance(error, RequestValidationError):
+        (place, name), given = error.errors()[0]["loc"][:2], str(error.errors()[0]["input"])[:40]
+        if place == "path":
+            error = Refusal(404, "a model's name has letters, digits, dots, hyphens and underscores")
+        elif name in WANTED:
+            error = Refusal(400, f"{name}={given}: give {WANTED[name]}")
+        else:
+            known, name = Ask.model_fields, str(name)[:40]
+            error = Refusal(400, f"unknown parameter {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    if not isinstance(error, Refusal):
+        LOGGER.error(f"a request failed: {type(error).__name__}: {error}")
+        return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    if error.close or not await drained(request):
         headers["Connection"] = "close"
-    return JSONResponse({"error": refusal.message}, refusal.status, headers)
-
-
-async def _http_error(request: Request, error: Any) -> Response:
-    message = {404: "there is nothing at this address", 405: "this address does not know this method"}
-    content = {"error": message.get(error.status_code, str(error.detail))}
-    return JSONResponse(content, error.status_code, error.headers)
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    LOGGER.error(f"a request failed: {type(error).__name__}: {error}")
-    return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
+    return JSONResponse({"error": error.message}, error.status, headers)

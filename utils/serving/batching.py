@@ -1,23 +1,85 @@
-"""Jobs of many requests become batches: one thread works, what waits meanwhile goes through together."""
+"""What waits, and for what: images to be decoded in lanes, decoded ones to go through the network in batches.
+
+Cheap images wait on one lane and costly ones on another, each within bounds of threads and of memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.base.log import LOGGER
-from utils.serving.limits import LONGEST_WAIT, Refusal
+from utils.serving.uploads import Refusal
 
-Work = Callable[[Hashable, list[Any]], list[Any]]
-MEMORY_OF_PACE = 0.9  # how much of the old estimate stays when a batch was timed
+Result = TypeVar("Result")
+LONGEST_WAIT = 60  # seconds; no client is asked to come back later than that
+PACE_KEPT = 0.9  # how much of the old estimate stays when a batch was timed
+
+
+class Lane:
+    """Work for `free` threads, of at most `memory` bytes together; what waits is in none of them, cheapest first.
+
+    For one event loop, not for threads. What needs more than all memory gets it when nothing else is being done.
+    """
+
+    def __init__(self, free: int, memory: int, name: str) -> None:
+        self.free, self.memory, self.left = free, memory, memory
+        self.threads = ThreadPoolExecutor(free, name)
+        self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []  # work, number, memory, turn
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(not turn.done() for *_, turn in self._waiting)
+
+    async def run(self, work: int, memory: int, job: Callable[[], Result]) -> Result:
+        """The job's result, in a thread, when its turn has come.
+
+        When the caller is cancelled while it waits, the job is never begun; when later, what it took is given back as
+        soon as the thread is done with it.
+        """
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        wanted = min(memory, self.memory)
+        heapq.heappush(self._waiting, (work, next(self._numbers), wanted, turn))
+        self._admit()
+        try:
+            await turn
+            done = self.threads.submit(job)
+        except BaseException:  # cancelled, before the turn had come or just then
+            taken = turn.done() and not turn.cancelled()
+            turn.cancel()
+            self._admit(int(taken), wanted * taken)
+            raise
+
+        def give_back(_: Future[Result]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._admit, 1, wanted)
+
+        done.add_done_callback(give_back)
+        return await asyncio.wrap_future(done)
+
+    def _admit(self, threads: int = 0, memory: int = 0) -> None:
+        """Take back threads and memory, and give turns to those at the front for whom there is enough of both."""
+        self.free += threads
+        self.left += memory
+        while self._waiting and self.free:
+            _, _, wanted, turn = self._waiting[0]
+            if not turn.done() and wanted > self.left:
+                return
+            heapq.heappop(self._waiting)
+            if not turn.done():
+                self.free -= 1
+                self.left -= wanted
+                turn.set_result(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,77 +92,55 @@ class _Job:
     done: asyncio.Future[Any]
 
 
-def size_of_batch(ready: int, largest: int) -> int:
-    """How many of `ready` jobs go together: `largest`, or else the greatest power of two that is there.
-
-    For every shape of a batch PyTorch works out kernels and keeps them, and the allocator's heap is cut up by another
-    set of sizes: with few shapes memory stops growing sooner, and much lower.
-    """
-    return largest if ready >= largest else 1 << (ready.bit_length() - 1)
-
-
-def _share_out(lanes: Sequence[deque[_Job]], key: Hashable, largest: int) -> list[_Job]:
-    """Take a batch of the key's jobs from the fronts of the lanes, one from each in turn; the first lane has some."""
-    ready = sum(1 for lane in lanes for _ in itertools.takewhile(lambda job: job.key == key, lane))
-    size = size_of_batch(ready, largest)
-    batch: list[_Job] = []
-    while len(batch) < size:
-        for lane in lanes:
-            if len(batch) < size and lane and lane[0].key == key:
-                batch.append(lane.popleft())
-    return batch
-
-
 class Batcher:
     """Collects jobs and has `work(key, items)` done in one thread, for up to `largest` items of one key at a time.
 
     When the thread is free and fewer than `largest` jobs wait, it lingers `window` seconds for more. At most `waiting`
-    jobs wait. Every request has a lane of its own and lanes take turns, so that one with many pictures does not keep
-    the others waiting; the oldest job is in the next batch, whatever its key. Use it as `async with`; not for threads.
+    jobs wait. Every request has a lane of its own and lanes take turns, so that one with many images does not keep the
+    others waiting; the oldest job is in the next batch, whatever its key. For one event loop, not for threads.
 
-    `told(size)` hears of every batch.
+    `on_batch(size)` is called after every batch.
     """
 
     def __init__(
         self,
-        work: Work,
+        work: Callable[[Hashable, list[Any]], list[Any]],
         largest: int = 16,
         window: float = 0.003,
         waiting: int = 256,
-        told: Callable[[int], None] = lambda size: None,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        if largest < 1 or waiting < 1 or not window >= 0:
-            raise ValueError(f"batches of {largest}, {waiting} waiting, {window} s: give numbers above 0")
-        self.work, self.largest, self.window, self.waiting, self.told = work, largest, window, waiting, told
-        self.pace = 0.0  # seconds for a picture, as measured
-        self._lanes: list[deque[_Job]] = []
+        self.work, self.largest, self.window, self.waiting, self.on_batch = work, largest, window, waiting, on_batch
+        self.pace = 0.0  # seconds for an image, as measured
+        self._lanes: list[list[_Job]] = []
         self._numbers = itertools.count()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
         self._loop: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Batcher:
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Jobs are done while the block runs; those that are left then are cancelled."""
         self._loop = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        assert self._loop is not None
-        self._loop.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._loop
-        for job in itertools.chain(*self._lanes):
-            job.done.cancel()
-        self._lanes = []
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def __len__(self) -> int:
-        """Jobs that wait."""
-        return sum(map(len, self._lanes))
+        try:
+            yield
+        finally:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+            for job in itertools.chain(*self._lanes):
+                job.done.cancel()
+            self._lanes = []
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
     def alive(self) -> bool:
         """Are jobs being taken?"""
         return self._loop is not None and not self._loop.done()
+
+    def __len__(self) -> int:
+        """Jobs that wait."""
+        return sum(map(len, self._lanes))
 
     async def submit(self, jobs: Sequence[tuple[Hashable, Any]]) -> list[Any]:
         """Results of the (key, item) pairs, in their order; what `work` raises is raised here.
@@ -110,11 +150,9 @@ class Batcher:
         length = len(self)
         if length + len(jobs) > self.waiting:
             wait = min(max(math.ceil(length * self.pace), 1), LONGEST_WAIT)
-            raise Refusal(503, f"{length} pictures are waiting; try again in {wait} s", retry_after=wait)
-        if not jobs:
-            return []
+            raise Refusal(503, f"{length} images are waiting; try again in {wait} s", retry_after=wait)
         loop = asyncio.get_running_loop()
-        lane = deque(_Job(next(self._numbers), key, item, loop.create_future()) for key, item in jobs)
+        lane = [_Job(next(self._numbers), key, item, loop.create_future()) for key, item in jobs]
         futures = [job.done for job in lane]
         self._lanes.append(lane)
         self._arrived.set()
@@ -136,25 +174,32 @@ class Batcher:
                 await self._do(batch)
 
     def _take(self) -> list[_Job]:
-        """The next batch: the oldest job, and lane by lane in turn others of its key. Served lanes go to the back."""
-        lanes = [deque(job for job in lane if not job.done.done()) for lane in self._lanes]
-        lanes = [lane for lane in lanes if lane]
+        """The next batch: the oldest job, and lane by lane in turn others of its key. Served lanes go to the back.
+
+        It has `largest` jobs, or else the greatest power of two that is there: for every shape of a batch PyTorch works
+        out kernels and keeps them, and with few shapes memory stops growing sooner, and much lower.
+        """
+        lanes = [[job for job in lane if not job.done.done()] for lane in self._lanes]
+        self._lanes = lanes = [lane for lane in lanes if lane]
         if not lanes:
-            self._lanes = []
             return []
         oldest = min(lanes, key=lambda lane: lane[0].number)
         lanes.sort(key=lambda lane: lane is not oldest)
-        lengths = [len(lane) for lane in lanes]
-        batch = _share_out(lanes, oldest[0].key, self.largest)
-        order = sorted(zip(lanes, lengths, strict=True), key=lambda pair: len(pair[0]) < pair[1])
-        self._lanes = [lane for lane, _ in order if lane]
+        fronts = [list(itertools.takewhile(lambda job: job.key == oldest[0].key, lane)) for lane in lanes]
+        ready = [job for turn in itertools.zip_longest(*fronts) for job in turn if job is not None]
+        size = self.largest if len(ready) >= self.largest else 1 << (len(ready).bit_length() - 1)
+        batch = ready[:size]
+        taken = set(batch)
+        lanes.sort(key=lambda lane: lane[0] in taken)
+        self._lanes = [left for lane in lanes if (left := [job for job in lane if job not in taken])]
         return batch
 
     async def _do(self, batch: list[_Job]) -> None:
-        """Work on a batch; where that fails, on each of its jobs alone, so that only the culprit is told."""
-        start = time.perf_counter()
+        """Work on a batch; where that fails, on each of its jobs alone, so that only the culprit gets the error."""
+        start, items = time.perf_counter(), [job.item for job in batch]
         try:
-            results = await self._in_thread(batch)
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._thread, self.work, batch[0].key, items)
         except Exception as error:
             if len(batch) > 1:
                 LOGGER.warning(f"a batch of {len(batch)} failed and is done one by one: {error}")
@@ -164,12 +209,8 @@ class Batcher:
                 batch[0].done.set_exception(error)
             return
         spent = (time.perf_counter() - start) / len(batch)
-        self.pace = spent if not self.pace else MEMORY_OF_PACE * self.pace + (1 - MEMORY_OF_PACE) * spent
-        self.told(len(batch))
+        self.pace = spent if not self.pace else PACE_KEPT * self.pace + (1 - PACE_KEPT) * spent
+        self.on_batch(len(batch))
         for job, result in zip(batch, results, strict=True):
             if not job.done.done():
                 job.done.set_result(result)
-
-    async def _in_thread(self, batch: list[_Job]) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.work, batch[0].key, [job.item for job in batch])

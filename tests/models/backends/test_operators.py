@@ -16,8 +16,8 @@ from torch import nn
 
 from models import backends
 from models.backends import ACTS, DetectMultiBackend
-from models.backends.facts import NOTES, Facts
-from models.backends.operators import Graph, NotListed, Program
+from models.backends.metadata import NOTES, Metadata
+from models.backends.operators import Graph, Program
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     torch.manual_seed(0)
     model, file = Tiny().eval(), tmp_path_factory.mktemp("program") / "tiny.pt2"
     program = torch.export.export(model, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, file, extra_files={NOTES: Facts(("a", "b"), imgsz=(8, 8)).as_json()})
+    torch.export.save(program, file, extra_files={NOTES: Metadata(("a", "b"), imgsz=(8, 8)).as_json()})
     return file, model
 
 
@@ -120,46 +120,33 @@ def called(graph: Any, target: str, argument: str) -> None:
 
 def attacks(trace: Path) -> dict[str, tuple[bool, Callable[[dict[str, bytes]], None]]]:
     """Whether the rest of the file still computes, and the attack."""
-    code = f"__import__('os').system('touch {trace}')"
-    evil = pickled(trace)
+    code, evil = f"__import__('os').system('touch {trace}')", pickled(trace)
 
-    def weights(parts: dict[str, bytes]) -> None:
-        edited(
-            "data/weights/model_weights_config.json",
-            lambda content: next(iter(content["config"].values())).update(use_pickle=True),
-        )(parts)
-        parts["data/weights/weight_0"] = evil
-
-    def objects(parts: dict[str, bytes]) -> None:
+    def objects(kind: str, place: str) -> Callable[[dict[str, bytes]], None]:
         def change(content: Any) -> None:
-            next(iter(content["config"].values())).update(path_name="opaque_obj_0", use_pickle=True)
+            next(iter(content["config"].values())).update(path_name=place, use_pickle=True)
 
-        edited("data/constants/model_constants_config.json", change)(parts)
-        parts["data/constants/opaque_obj_0"] = evil
+        edit = edited(f"data/{kind}/model_{kind}_config.json", change)
+        return lambda parts: parts.update({f"data/{kind}/{place}": evil}) or edit(parts)
 
     def symbols(graph: Any) -> None:
-        graph["sym_int_values"] = {key: {"as_expr": {"expr_str": code}} for key in graph["sym_int_values"]} or {
-            "x": {"as_expr": {"expr_str": code}}
-        }
+        graph["sym_int_values"] = {key: {"as_expr": {"expr_str": code}} for key in (graph["sym_int_values"] or "x")}
+
+    def call(target: str, argument: str) -> Callable[[dict[str, bytes]], None]:
+        return in_graph(lambda graph: called(graph, target, argument))
 
     return {
         "example inputs": (True, lambda parts: parts.update({"data/sample_inputs/model.pt": evil})),
         "legacy weights": (True, lambda parts: parts.update({"data/weights/model.pt": evil})),
-        "pickled weights": (False, weights),
-        "pickled objects": (False, objects),
+        "pickled weights": (False, objects("weights", "weight_0")),
+        "pickled objects": (False, objects("constants", "opaque_obj_0")),
         "expressions": (True, in_graph(symbols)),
         "guards": (True, edited("models/model.json", lambda content: content.update(guards_code=[code]))),
         "names": (True, in_graph(lambda graph: renamed(graph, f"x = {code}\n    y"))),
-        "attributes of torch": (False, in_graph(lambda graph: called(graph, "torch.os.system", f"touch {trace}"))),
-        "operators of files": (
-            False,
-            in_graph(lambda graph: called(graph, "torch.ops.aten.from_file.default", str(trace))),
-        ),
-        "attributes of operators": (
-            False,
-            in_graph(lambda graph: called(graph, "torch.ops.aten.add.__class__", "x")),
-        ),
-        "calls": (False, in_graph(lambda graph: called(graph, "_operator.methodcaller", "x"))),
+        "attributes of torch": (False, call("torch.os.system", f"touch {trace}")),
+        "operators of files": (False, call("torch.ops.aten.from_file.default", str(trace))),
+        "attributes of operators": (False, call("torch.ops.aten.add.__class__", "x")),
+        "calls": (False, call("_operator.methodcaller", "x")),
         "code of another model": (False, lambda parts: parts.update({"models/other.json": b"{}"})),
         "a second library": (True, lambda parts: parts.update({"data/aotinductor/model/x.so": b"\x7fELF"})),
     }
@@ -195,90 +182,61 @@ def test_trust_leaves_it_to_pytorch(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "a.pt2 needs the operator torch.ops.aten.atanh.default" in caplog.text
 
 
-@pytest.mark.parametrize("kind", [*ACTS])
-def test_other_kinds_ask_first(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", [*ACTS, ".tflite"])
+def test_other_kinds_ask_first(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "is_there", lambda module: module != "ai_edge_litert")  # TensorFlow would read it
     (tmp_path / f"best{kind}").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"best\{kind}: is an? .*, which .*--trust") as caught:
+    with pytest.raises(ValueError, match=rf"best\{kind}: is an? .*, (with )?which .*--trust") as caught:
         DetectMultiBackend(tmp_path / f"best{kind}")
     assert "\n" not in str(caught.value)
 
 
-def test_tflite_asks_where_tensorflow_would_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tflite").write_bytes(b"")
-    monkeypatch.setattr(backends, "is_there", lambda module: module != "ai_edge_litert")
-    with pytest.raises(ValueError, match=r"a\.tflite: is .* TensorFlow would read.*--trust"):
-        DetectMultiBackend(tmp_path / "a.tflite")
+def in_module(change: Callable[[Any], None]) -> Callable[[dict[str, bytes]], None]:
+    return edited("models/model.json", lambda content: change(content["graph_module"]))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda graph: graph["nodes"].pop(0),
-        lambda graph: graph["nodes"][0].update(inputs=[]),
-        lambda graph: graph["nodes"][-1].update(outputs=[{"as_tensor": {"name": "a"}}, {"as_tensor": {"name": "b"}}]),
-        lambda graph: graph["nodes"][0].update(target="torch.ops.aten.zeros.default"),
-        lambda graph: graph.update(inputs=graph["inputs"][1:]),
-    ],
-)
-def test_graphs_that_cannot_be_computed(saved: tuple[Path, nn.Module], tmp_path: Path, change) -> None:
-    file = rewritten(saved[0], tmp_path / "odd.pt2", in_graph(change))
-    with pytest.raises(ValueError, match="odd.pt2: its operators cannot compute this") as caught:
+def first_argument(value: Any) -> Callable[[dict[str, bytes]], None]:
+    return in_graph(lambda graph: graph["nodes"][0]["inputs"][0].update(arg=value))
+
+
+TWO = [{"as_tensor": {"name": "a"}}, {"as_tensor": {"name": "b"}}]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda parts: parts.update({"models/model.json": b"[" * 99999}), "is no exported program, or a damaged one"),
+    (lambda parts: parts.update({"models/model.json": b"[]"}), "is no exported program"),
+    (lambda parts: parts.pop("data/weights/weight_0"), "is no exported program"),
+    (lambda parts: parts.update({"data/weights/weight_0": b"123"}), "is no exported program"),
+    (lambda parts: parts.update({"data/weights/weight_0": b""}), "is no exported program"),
+    (in_graph(lambda graph: graph["nodes"].pop(0)), "cannot be run"),
+    (in_graph(lambda graph: graph["nodes"][0].update(inputs=[])), "cannot be run"),
+    (in_graph(lambda graph: graph["nodes"][-1].update(outputs=TWO)), "cannot be run"),
+    (in_graph(lambda graph: graph["nodes"][0].update(target="torch.ops.aten.zeros.default")), "cannot be run"),
+    (in_graph(lambda graph: graph.update(inputs=graph["inputs"][1:])), "cannot be run"),
+    (in_graph(lambda graph: graph["inputs"].append({"as_custom_obj": {}})), "input or output that is no tensor"),
+    (in_graph(lambda graph: graph["nodes"][0].update(outputs=[{"as_graph": {}}])), "output of the kind"),
+    (first_argument({"as_operator": "x"}), "argument of the kind"),
+    (first_argument({"as_scalar_type": 99}), "argument of the kind"),
+    (first_argument({"as_sym_int": {"as_expr": "x"}}), "number of the kind"),
+    (in_module(lambda module: module["signature"]["input_specs"].append({"user_input": {}})), "another signature"),
+    (in_module(lambda module: module["signature"]["output_specs"].append({"mutation": {}})), "another signature"),
+    (in_module(lambda module: module["signature"]["input_specs"].append({"custom_obj": {}})), "input of the kind"),
+])  # fmt: skip
+def test_damaged_programs_and_what_is_not_listed(saved: Any, tmp_path: Path, change: Any, message: str) -> None:
+    file = rewritten(saved[0], tmp_path / "odd.pt2", change)
+    with pytest.raises(ValueError, match=rf"odd\.pt2: .*{message}") as caught:
         DetectMultiBackend(file)(torch.rand(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda parts: parts.pop("models/model.json") and parts.update({"models/model.json": b"[" * 99999}),
-        lambda parts: parts.update({"models/model.json": b"[]"}),
-        lambda parts: parts.pop("data/weights/weight_0"),
-        lambda parts: parts.update({"data/weights/weight_0": b"123"}),
-        lambda parts: parts.update({"data/weights/weight_0": b""}),
-    ],
-)
-def test_damaged_programs(saved: tuple[Path, nn.Module], tmp_path: Path, change) -> None:
-    file = rewritten(saved[0], tmp_path / "odd.pt2", change)
-    with pytest.raises(ValueError, match="odd.pt2: is no exported program, or a damaged one"):
-        DetectMultiBackend(file)
-
-
-@pytest.mark.parametrize(
-    "target, given",
-    [("_operator.mul", [1 << 40, 1 << 40]), ("_operator.add", ["a", "b"]), ("_operator.mul", [[1], 1 << 40])],
-)
+@pytest.mark.parametrize("target, given", [
+    ("_operator.mul", [1 << 40, 1 << 40]), ("_operator.add", ["a", "b"]), ("_operator.mul", [[1], 1 << 40]),
+])  # fmt: skip
 def test_sizes_are_numbers_of_a_size(saved: tuple[Path, nn.Module], tmp_path: Path, target: str, given: list) -> None:
     kinds = {int: "as_int", str: "as_string", list: "as_ints"}
     inputs = [{"name": "", "arg": {kinds[type(value)]: value}, "kind": 1} for value in given]
-
-    def change(graph: Any) -> None:
-        output = {"as_sym_int": {"as_name": "n"}}
-        graph["nodes"].insert(0, {"target": target, "inputs": inputs, "outputs": [output], "metadata": {}})
-
-    program = Program(rewritten(saved[0], tmp_path / "odd.pt2", in_graph(change)), CPU)
+    node = {"target": target, "inputs": inputs, "outputs": [{"as_sym_int": {"as_name": "n"}}], "metadata": {}}
+    change = in_graph(lambda graph: graph["nodes"].insert(0, node))
+    program = Program(rewritten(saved[0], tmp_path / "odd.pt2", change), CPU)
     with pytest.raises(ValueError, match="a size"):
         program(torch.rand(1, 3, 8, 8))
-
-
-@pytest.mark.parametrize(
-    "change, match",
-    [
-        (lambda m: m["graph"]["inputs"].append({"as_custom_obj": {"name": "x"}}), "input or output that is no tensor"),
-        (lambda m: m["graph"]["nodes"][0]["inputs"][0].update(arg={"as_operator": "x"}), "argument of the kind"),
-        (lambda m: m["graph"]["nodes"][0]["inputs"][0].update(arg={"as_scalar_type": 99}), "argument of the kind"),
-        (lambda m: m["graph"]["nodes"][0].update(outputs=[{"as_graph": {}}]), "output of the kind"),
-        (
-            lambda m: m["graph"]["nodes"][0]["inputs"][0].update(arg={"as_sym_int": {"as_expr": "x"}}),
-            "number of the kind",
-        ),
-        (lambda m: m["signature"]["input_specs"].append({"user_input": {}}), "another signature"),
-        (lambda m: m["signature"]["output_specs"].append({"buffer_mutation": {}}), "another signature"),
-        (lambda m: m["signature"]["input_specs"].append({"custom_obj": {}}), "input of the kind"),
-    ],
-)
-def test_what_is_not_listed(saved: tuple[Path, nn.Module], tmp_path: Path, change, match: str) -> None:
-    file = rewritten(
-        saved[0], tmp_path / "odd.pt2", edited("models/model.json", lambda content: change(content["graph_module"]))
-    )
-    with pytest.raises(NotListed, match=match):
-        Program(file, CPU)

@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from models.backends.facts import Facts
-from models.exporters import FORMATS, ExportSettings, NmsSettings, check_formats, compare
+from models.backends.metadata import Metadata
+from models.exporters import FORMATS, ExportSettings, check_formats, compare
 from models.exporters.compare import TOLERANCES, Difference, Tolerance, changes, compare_with_pytorch, difference, views
 from models.exporters.job import ExportError, ExportJob
 from tests.lively import lively_model
@@ -20,14 +20,16 @@ def test_no_format():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_taken_or_refused_in_one_line(name):
+    message = name
     try:
         check_formats([name], ExportSettings(), routes=True)
     except ValueError as error:
-        assert "\n" not in str(error) and name in str(error)
+        message = str(error)
+    assert "\n" not in message and name in message
 
 
 def test_flags_that_do_not_concern_a_format_are_warned_of(caplog):
-    check_formats(["pt2"], ExportSettings(simplify=True, nms=NmsSettings()))
+    check_formats(["pt2"], ExportSettings(simplify=True, nms=True))
     assert "--simplify does not concern pt2" in caplog.text and "--nms does not concern pt2" in caplog.text
 
 
@@ -41,7 +43,7 @@ def test_tolerance(box, score, fits):
 
 
 def predictions(*rows: list[float]) -> torch.Tensor:
-    """One picture's candidates: centre, sides, objectness, two classes."""
+    """One image's candidates: centre, sides, objectness, two classes."""
     return torch.tensor([rows])
 
 
@@ -63,7 +65,7 @@ def test_the_worst_box_is_named():
     other = [rows[0], [62, 60, 20, 40, 0.9, 0.1, 0.7]]
     found = difference(predictions(*rows), predictions(*other), "")
     box, confidence = "box 52.00 40.00 72.00 80.00 instead of 50.00 40.00 70.00 80.00", "0.63 instead of 0.72"
-    assert found.worst == f"picture 1, {box}, confidence {confidence}" and found.box == pytest.approx(2)
+    assert found.worst == f"image 1, {box}, confidence {confidence}" and found.box == pytest.approx(2)
     broken = torch.tensor([rows]).index_fill(2, torch.tensor([4]), float("nan"))
     assert not difference(predictions(*rows), broken, "", TOLERANCES["int8"]).fits(TOLERANCES["int8"])
 
@@ -91,7 +93,7 @@ def test_what_becomes_of_detections():
 class Runtime:
     """Another way to compute a network: rounded otherwise, as in double precision, or with other weights."""
 
-    shape, stride, facts = (64, 64), 32, Facts()
+    shape, stride, metadata = (64, 64), 32, Metadata()
 
     def __init__(self, model, moved: float) -> None:
         self.model = deepcopy(model).double()
@@ -116,24 +118,24 @@ def test_rounding_that_is_the_networks_own_is_no_fault_of_the_file(tmp_path, mon
         rows = compare_with_pytorch(job, file)
         assert all(0 < row.box <= 4 * row.rounding[0] for row in rows)
         return
-    with pytest.raises(ExportError, match=r"most in picture \d, box .* confidence .*; of \d+ detections \d+ would"):
+    with pytest.raises(ExportError, match=r"most in image \d, box .* confidence .*; of \d+ detections \d+ would"):
         compare_with_pytorch(job, file)
 
 
 def test_views():
     import numpy as np
 
-    pictures = [np.full((80, 100, 3), 50, np.uint8), np.full((100, 60, 3), 50, np.uint8)]
-    assert [tuple(view.shape) for view in views(pictures, (64, 96), True, 32)] == [(4, 3, 64, 96)]
-    shapes = [tuple(view.shape) for view in views(pictures, (128, 128), False, 32)]
+    images = [np.full((80, 100, 3), 50, np.uint8), np.full((100, 60, 3), 50, np.uint8)]
+    assert [tuple(view.shape) for view in views(images, (64, 96), True, 32)] == [(4, 3, 64, 96)]
+    shapes = [tuple(view.shape) for view in views(images, (128, 128), False, 32)]
     assert shapes == [(2, 3, 128, 128), (1, 3, 64, 128), (1, 3, 128, 96)]
 
 
-def suppression_session(settings: NmsSettings, classes: int):
-    """ONNX Runtime on nothing but suppression, for any number of pictures and candidates."""
+def suppression_session(settings: ExportSettings, classes: int):
+    """ONNX Runtime on nothing but suppression, for any number of images and candidates."""
     onnx = pytest.importorskip("onnx", reason="needs onnx, which is not installed")
     ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
-    from models.exporters.nms_graph import with_nms
+    from models.exporters.onnx_file import with_nms
 
     sides = ["batch", "candidates", 5 + classes]
     given = onnx.helper.make_tensor_value_info("network", onnx.TensorProto.FLOAT, sides)
@@ -146,23 +148,23 @@ def suppression_session(settings: NmsSettings, classes: int):
 
 
 @pytest.mark.parametrize("classes, agnostic", [(1, False), (4, False), (4, True)])
-@pytest.mark.parametrize("pictures, candidates", [(1, 1), (1, 50), (3, 200)])
-def test_suppression_in_onnx_is_ours(classes, agnostic, pictures, candidates):
-    settings = NmsSettings(0.5, 0.2, 1000, 60, agnostic)
+@pytest.mark.parametrize("images, candidates", [(1, 1), (1, 50), (3, 200)])
+def test_suppression_in_onnx_is_ours(classes, agnostic, images, candidates):
+    settings = ExportSettings(iou_thres=0.5, conf_thres=0.2, topk_per_class=1000, topk_all=60, agnostic_nms=agnostic)
     session = suppression_session(settings, classes)
     generator = torch.Generator().manual_seed(candidates)
-    predictions = torch.rand(pictures, candidates, 5 + classes, generator=generator)
+    predictions = torch.rand(images, candidates, 5 + classes, generator=generator)
     predictions[..., :2] *= 60
     predictions[..., 2:4] = 5 + 30 * predictions[..., 2:4]
     (found,) = session.run(None, {"network": predictions.numpy()})
     wanted = non_max_suppression(predictions, 0.2, 0.5, agnostic=agnostic, max_det=60)
-    assert found.shape == (pictures, min(60, candidates * (1 if agnostic else classes)), 6)
+    assert found.shape == (images, min(60, candidates * (1 if agnostic else classes)), 6)
     for rows, expected in zip(torch.from_numpy(found), wanted, strict=True):
         kept = rows[rows[:, 4] > 0]
         assert torch.allclose(kept, expected, atol=1e-4) and (rows[len(kept) :, 4] == 0).all()
 
 
 def test_nothing_above_the_threshold():
-    session = suppression_session(NmsSettings(conf_thres=0.9), 2)
+    session = suppression_session(ExportSettings(conf_thres=0.9), 2)
     (found,) = session.run(None, {"network": torch.zeros(2, 10, 7).numpy()})
     assert (found[..., 4] == 0).all()

@@ -1,3 +1,5 @@
+"""The addresses, with a stand-in for the network."""
+
 from __future__ import annotations
 
 import asyncio
@@ -6,43 +8,54 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as limited
+from hypothesis import strategies as st
 
 from tests.served import need_server
 
 need_server()
 pytest.importorskip("httpx", reason="the test client needs httpx: pip install httpx", exc_type=ImportError)
 
-from fastapi.testclient import TestClient  # noqa: E402 - only where it is installed
+from fastapi.testclient import TestClient  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+from utils.images.decoding_limits import CostTally  # noqa: E402
 from utils.serving.app import POLICY, Endpoints, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
-from utils.serving.hosts import Hosts  # noqa: E402
-from utils.serving.limits import Limits, Refusal  # noqa: E402
-from utils.serving.settings import Settings  # noqa: E402
-from utils.serving.uploaded_images import DecodingCost  # noqa: E402
+from utils.serving.detector import Settings  # noqa: E402
+from utils.serving.uploads import (  # noqa: E402
+    Decoder,
+    Limits,
+    Refusal,
+)
 
+ONE, BATCH = "/v1/object-detection/x", "/v1/object-detection/x/batch"
 LIMITS = Limits(upload=10_000, files=3, requests=4)
 
 
 class Lengths:
     """Stands in for a detector: what it finds in a file is the file's length; b"slow" takes a while, b"fail" fails."""
 
-    names = ["one", "two"]
-    model = SimpleNamespace(shape=None)
-    record = None
+    names, record = ["cup", "猫", "7", 'it\'s "odd"'], None
 
-    def __init__(self) -> None:
+    def __init__(self, pixels: int, shape: tuple[int, int] | None) -> None:
         self.prepared: list[bytes] = []
+        self.model = SimpleNamespace(shape=shape)
+        self.decode = Decoder(np.asarray, pixels)
+        self.decode.measure = self.measure
 
-    def measure(self, data: bytes, name: str) -> DecodingCost:
+    def measure(self, data: bytes, name: str) -> CostTally:
         if data == b"costly":
             raise Refusal(413, f"{name} is costly")
-        return DecodingCost(10**9 if data == b"heavy" else len(data), len(data))
+        return CostTally(0, 0, work=10**9 if data == b"heavy" else len(data), memory=len(data))
 
     def prepare(self, data: bytes, settings: Settings, name: str) -> Any:
         self.prepared.append(data)
@@ -55,14 +68,14 @@ class Lengths:
             if item.data == b"fail":
                 raise RuntimeError("internal words")
             time.sleep(0.5 if item.data == b"slow" else 0)
-        return [[len(item.data), item.settings.conf] for item in items]
+        return [[len(item.data), asdict(item.settings)] for item in items]
 
 
 @contextmanager
-def client_of(limits: Limits = LIMITS, hosts: Hosts | None = None) -> Iterator[TestClient]:
-    detector = Lengths()
-    service = Endpoints(detector, Batcher(detector.work, 2), Settings(), limits, "name")
-    with TestClient(build_app(service, hosts), raise_server_exceptions=False) as client:
+def client_of(limits: Limits = LIMITS, shape: Any = None) -> Iterator[TestClient]:
+    detector = Lengths(limits.pixels, shape)
+    service = Endpoints(detector, Batcher(detector.work, 2), Settings(0.3, 0.5, None, 320), limits, "name")
+    with TestClient(build_app(service), raise_server_exceptions=False) as client:
         client.service = service
         yield client
 
@@ -73,44 +86,90 @@ def client() -> Iterator[TestClient]:
         yield one
 
 
-def send(client: TestClient, *files: bytes, address: str = "/v1/object-detection/x", field: str = "image") -> Any:
+def send(client: TestClient, *files: bytes, address: str = ONE, field: str = "image") -> Any:
     return client.post(address, files=[(field, ("name", file)) for file in files])
 
 
+def mistake(answer: Any) -> tuple[int, str]:
+    assert list(answer.json()) == ["error"]
+    return answer.status_code, answer.json()["error"]
+
+
 def test_nothing_sent(client: TestClient) -> None:
-    answer = client.post("/v1/object-detection/x")
-    assert answer.status_code == 415 and list(answer.json()) == ["error"]
+    assert mistake(client.post(ONE))[0] == 415
 
 
 def test_one_and_many(client: TestClient) -> None:
-    assert send(client, b"abc").json() == [3, 0.25]
-    batch = "/v1/object-detection/x/batch"
-    assert send(client, b"abc", b"", b"a", address=batch, field="images").json() == [[3, 0.25], [0, 0.25], [1, 0.25]]
-    assert send(client, b"abc", address="/v1/object-detection/x?conf=0.5").json() == [3, 0.5]
-    assert send(client, *[b"a"] * 4, address=batch).status_code == 400
+    assert send(client, b"abc").json()[0] == 3
+    assert [row[0] for row in send(client, b"abc", b"", b"a", address=BATCH, field="images").json()] == [3, 0, 1]
+    assert send(client, *[b"a"] * 4, address=BATCH).status_code == 400
+    assert mistake(send(client, b"abc", b"bad", address=BATCH)) == (400, "image 2 is bad")
 
 
-def test_a_bad_picture_among_good_ones_is_named(client: TestClient) -> None:
-    answer = send(client, b"abc", b"bad", address="/v1/object-detection/x/batch")
-    assert (answer.status_code, answer.json()) == (400, {"error": "picture 2 is bad"})
+@pytest.mark.parametrize("name, status", [
+    *[(name, 200) for name in ("yolov5s", "a.b-c_1", "x" * 64)],
+    *[(name, 404) for name in ("..", ".x", "%2e%2e%2fx", "a b", "x" * 65, "\u732b", "%00")],
+])  # fmt: skip
+def test_any_name_is_the_model(client: TestClient, name: str, status: int) -> None:
+    assert send(client, b"abc", address=f"/v1/object-detection/{name}").status_code == status
 
 
-@pytest.mark.parametrize("name", ["yolov5s", "a.b-c_1", "x" * 64])
-def test_any_name_is_the_model(client: TestClient, name: str) -> None:
-    assert send(client, b"abc", address=f"/v1/object-detection/{name}").status_code == 200
+@pytest.mark.parametrize("query, chosen", [
+    ("", [0.3, 0.5, None, 320]),
+    ("conf=0&iou=1&classes=猫, 0,猫&size=64", [0.0, 1.0, [1, 0], 64]),
+    ("classes=7", [0.3, 0.5, [2], 320]),  # a name counts before a number
+])  # fmt: skip
+def test_what_a_request_chooses(client: TestClient, query: str, chosen: list[Any]) -> None:
+    assert list(send(client, b"abc", address=f"{ONE}?{query}").json()[1].values()) == chosen
 
 
-@pytest.mark.parametrize("name", ["..", ".x", "%2e%2e%2fx", "a b", "x" * 65, "\u732b", "%00"])
-def test_names_that_are_none(client: TestClient, name: str) -> None:
-    assert send(client, b"abc", address=f"/v1/object-detection/{name}").status_code == 404
+@pytest.mark.parametrize("query, message", [
+    ("config=1", "unknown parameter 'config', did you mean 'conf'?; known: conf, iou, classes, size"),
+    ("conf=1.01", "conf=1.01: give a number from 0 to 1"),
+    ("iou=nan", "from 0 to 1"),
+    ("classes=4", "4 classes"),
+    ("classes=cub", "did you mean 'cup'"),
+    ("classes=", "not among"),
+    ("size=31", "32 to 1280"),
+    ("size=1281", "32 to 1280"),
+    ("size=0", "32 to 1280"),
+    ("size=3.2", "size=3.2: give a whole number of pixels"),
+    ("conf=0.1&conf=0.2", "conf is given twice"),
+])  # fmt: skip
+def test_what_cannot_be_chosen(client: TestClient, query: str, message: str) -> None:
+    status, found = mistake(send(client, b"abc", address=f"{ONE}?{query}"))
+    assert status == 400 and message in found
+
+
+def test_files_of_one_size_take_no_other() -> None:
+    with client_of(shape=(320, 320)) as client:
+        assert send(client, b"abc", address=f"{ONE}?size=320").status_code == 200
+        assert "320 pixels only" in mistake(send(client, b"abc", address=f"{ONE}?size=640"))[1]
+
+
+def test_any_text_gives_settings_or_one_line() -> None:
+    names = st.sampled_from(["conf", "iou", "classes", "size"]) | st.text(max_size=9)
+    with client_of() as client:
+
+        @limited(max_examples=60, deadline=None)
+        @given(st.lists(st.tuples(names, st.text(max_size=60)), max_size=4))
+        def check(pairs: list[tuple[str, str]]) -> None:
+            query = urlencode([tuple(text.encode("utf-8", "replace") for text in pair) for pair in pairs])
+            answer = send(client, b"abc", address=f"{ONE}?{query}")
+            assert answer.status_code in (200, 400) and len(answer.text) < 900
+
+        check()
 
 
 def test_addresses_that_are_none(client: TestClient) -> None:
-    for answer, status in ((client.get("/docs"), 404), (client.get("/v1/object-detection/x"), 405)):
-        assert answer.status_code == status and "address" in answer.json()["error"]
+    for answer, status in ((client.get("/docs"), 404), (client.get(ONE), 405)):
+        assert mistake(answer)[0] == status and "address" in answer.text
+    assert mistake(send(client, b"abc", address="/v1/routes/x")) == (
+        404, "these weights have no routing attention whose routes could be shown"
+    )  # fmt: skip
 
 
-def test_failures_keep_their_words_to_themselves(client: TestClient) -> None:
+def test_failures_keep_their_text_to_themselves(client: TestClient) -> None:
     answer = send(client, b"fail")
     assert answer.status_code == 500 and "internal" not in answer.text
     assert send(client, b"abc").status_code == 200 and client.get("/health").json()["status"] == "ok"
@@ -124,67 +183,48 @@ def test_no_answer_in_time() -> None:
         assert "yolov5_requests_in_progress 0" in client.get("/metrics").text
 
 
-def test_nothing_is_decoded_where_one_costs_too_much(client: TestClient) -> None:
-    batch = "/v1/object-detection/x/batch"
-    answer = send(client, b"abc", b"costly", address=batch, field="images")
-    assert (answer.status_code, answer.json()) == (413, {"error": "picture 2 is costly"})
-    assert client.service.detector.prepared == []
-
-
-def test_what_a_request_may_cost_together() -> None:
-    batch = "/v1/object-detection/x/batch"
+def test_what_images_may_cost() -> None:
     with client_of(replace(LIMITS, files=9, pixels=10_000_000)) as client:  # an image may cost 1.2e9, a request 4.8e9
-        assert send(client, *[b"heavy"] * 4, address=batch, field="images").status_code == 200
-        answer = send(client, *[b"heavy"] * 5, address=batch, field="images")
-        assert answer.status_code == 413 and "the 5 pictures" in answer.json()["error"]
-
-
-def test_a_stop_turns_new_requests_away(client: TestClient) -> None:
-    client.portal.call(client.service.stop, 5.0)
-    answer = send(client, b"abc")
-    assert answer.status_code == 503 and answer.headers["Retry-After"] == "5" and "stopped" in answer.json()["error"]
-    assert (client.service.finished, client.service.given_up) == (0, 1)
+        assert mistake(send(client, b"abc", b"costly", address=BATCH)) == (413, "image 2 is costly")
+        assert client.service.detector.prepared == []
+        assert send(client, *[b"heavy"] * 4, address=BATCH, field="images").status_code == 200
+        status, message = mistake(send(client, *[b"heavy"] * 5, address=BATCH, field="images"))
+        assert status == 413 and "the 5 images" in message
 
 
 @pytest.mark.parametrize("grace, status", [(0.1, 503), (20.0, 200)])
-def test_a_stop_gives_requests_a_time(client: TestClient, grace: float, status: int) -> None:
+def test_a_stop_gives_requests_a_time_and_turns_others_away(client: TestClient, grace: float, status: int) -> None:
     with ThreadPoolExecutor(1) as other:
         answer = other.submit(send, client, b"slow")
         while not client.service.gate.inside:
             time.sleep(0.01)
         client.portal.call(client.service.stop, grace)
-    assert answer.result().status_code == status
-    assert (client.service.finished, client.service.given_up) == ((1, 0) if status == 200 else (0, 1))
-
-
-def test_other_hosts_reach_nothing() -> None:
-    with client_of(hosts=Hosts()) as client:
-        for path in ("/", "/health", "/metrics", "/openapi.json", "/nowhere"):
-            answer = client.get(path, headers={"Host": "evil.example"})
-            assert answer.status_code == 421 and "evil.example" in answer.json()["error"]
-            assert client.get(path).status_code == (404 if path == "/nowhere" else 200)
-        assert 'path="other",status="421"} 5' in client.get("/metrics").text
-
-
-def test_routes_where_there_are_none(client: TestClient) -> None:
-    answer = send(client, b"abc", address="/v1/routes/x")
-    assert answer.status_code == 404 and "routing" in answer.json()["error"]
+        late = send(client, b"abc")
+    assert answer.result().status_code == status and late.headers["Retry-After"] == "5"
+    assert mistake(late) == (503, "the server is being stopped; try again later")
+    assert (client.service.finished, client.service.given_up) == ((1, 1) if status == 200 else (0, 2))
 
 
 def test_about(client: TestClient) -> None:
-    (told,) = client.get("/v1/models").json()["models"]
-    assert told["classes"] == ["one", "two"] and told["limits"]["upload"] == 10_000 and not told["routing"]
+    (about,) = client.get("/v1/models").json()["models"]
+    assert about["classes"] == Lengths.names and about["limits"]["upload"] == 10_000 and not about["routing"]
     assert client.head("/health").status_code == 200 and client.head("/health").text == ""
+    page = client.get("/")
+    assert page.headers["Content-Security-Policy"] == POLICY and "default-src 'none'" in POLICY
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_the_page_is_shut_in(client: TestClient) -> None:
-    answer = client.get("/")
-    assert answer.headers["Content-Security-Policy"] == POLICY and "default-src 'none'" in POLICY
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+def test_description_for_programs(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/object-detection/{model}/batch", "/v1/routes/{model}", "/v1/models", "/health"} <= set(paths)
+    post = paths["/v1/object-detection/{model}"]["post"]
+    assert post["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
+    assert {one["name"] for one in post["parameters"]} == {"model", "conf", "iou", "classes", "size"}
+    assert "4XX" in post["responses"] and "422" not in post["responses"]
 
 
 def test_health_is_bad_when_nobody_works() -> None:
-    detector = Lengths()
+    detector = Lengths(10**6, None)
     service = Endpoints(detector, Batcher(detector.work), Settings(), LIMITS, "name")
     answer = asyncio.run(service.health())
     assert answer.status_code == 503 and json.loads(answer.body)["status"] == "stopped"
@@ -194,6 +234,14 @@ def test_metrics_know_routes_not_clients(client: TestClient) -> None:
     for name in ("a", "b", "..", "<script>"):
         send(client, b"abc", address=f"/v1/object-detection/{name}")
     client.get("/nowhere/at/all")
-    text = client.get("/metrics").text
-    assert 'path="/v1/object-detection/{model}",status="200"} 2' in text
-    assert 'path="other",status="404"}' in text and "nowhere" not in text
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=") and "nowhere" not in answer.text
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    samples = {(one.name, *one.labels.values()): one.value for family in families.values() for one in family.samples}
+    assert samples["yolov5_requests_total", "/v1/object-detection/{model}", "200"] == 2
+    assert samples["yolov5_requests_total", "other", "404"] >= 1
+    assert samples["yolov5_batch_size_bucket", "1.0"] == samples["yolov5_batch_size_sum",] == 2
+    assert samples["yolov5_request_seconds_count",] == 5 and samples["process_resident_memory_bytes",] > 10**7
+    assert families["yolov5_requests"].type == "counter" and families["yolov5_batch_size"].type == "histogram"
+    for name in ("queue_length", "decoding_queue_length", "requests_in_progress", "upload_bytes"):
+        assert families[f"yolov5_{name}"].type == "gauge" and samples[f"yolov5_{name}",] == 0

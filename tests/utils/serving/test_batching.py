@@ -1,15 +1,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 import pytest
 
-from utils.serving.batching import Batcher, size_of_batch
-from utils.serving.limits import Refusal
+from tests.served import need_server
+
+need_server()
+
+from utils.serving.batching import Batcher, Lane  # noqa: E402 - only where it is installed
+from utils.serving.uploads import Refusal  # noqa: E402
+
+
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an asynchronous test, for ten seconds at most."""
+
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**given), 10))
+
+    return run
 
 
 class Recorder:
@@ -27,137 +42,168 @@ class Recorder:
         return [2 * item for item in items]
 
 
-def during(batcher: Batcher, story: Callable[[], Awaitable[Any]]) -> Any:
-    async def whole() -> Any:
-        async with batcher:
-            return await story()
-
-    return asyncio.run(asyncio.wait_for(whole(), 10))
-
-
 async def many(batcher: Batcher, *items: Any, key: Hashable = "k") -> list[Any]:
     return await batcher.submit([(key, item) for item in items])
 
 
-def test_no_jobs() -> None:
-    work = Recorder()
-    batcher = Batcher(work)
-    assert during(batcher, lambda: many(batcher)) == [] and not work.batches
+@pytest.mark.parametrize("largest, sizes", [(1, [1] * 13), (3, [3, 3, 3, 3, 1]), (16, [8, 4, 1]), (12, [12, 1])])
+@in_a_loop
+async def test_results_come_in_order_and_batches_have_few_sizes(largest: int, sizes: list[int]) -> None:
+    batcher = Batcher(work := Recorder(0.001), largest, window=0.01)
+    async with batcher.running():
+        assert await many(batcher) == [] and not work.batches
+        assert await many(batcher, *range(13)) == [2 * i for i in range(13)]
+    assert [len(items) for _, items in work.batches] == sizes
+    assert [item for _, items in work.batches for item in items] == list(range(13))
 
 
-def test_results_come_in_order() -> None:
-    batcher = Batcher(Recorder(), largest=3)
-    assert during(batcher, lambda: many(batcher, *range(20))) == [2 * i for i in range(20)]
-
-
-def test_what_waits_together_goes_together_in_one_thread() -> None:
-    work, sizes = Recorder(0.02), []
-    batcher = Batcher(work, largest=4, window=0.01, told=sizes.append)
-
-    async def story() -> list[list[int]]:
-        return await asyncio.gather(*(many(batcher, i) for i in range(10)))
-
-    assert during(batcher, story) == [[2 * i] for i in range(10)]
+@in_a_loop
+async def test_what_waits_together_goes_together_in_one_thread() -> None:
+    sizes: list[int] = []
+    batcher = Batcher(work := Recorder(0.02), largest=4, window=0.01, on_batch=sizes.append)
+    async with batcher.running():
+        assert await asyncio.gather(*(many(batcher, i) for i in range(10))) == [[2 * i] for i in range(10)]
     assert sizes == [len(items) for _, items in work.batches] == [4, 4, 2]
     assert len(work.threads) == 1 and threading.get_ident() not in work.threads
 
 
-def test_batches_are_of_one_key_and_the_oldest_goes_first() -> None:
-    work = Recorder(0.01)
-    batcher = Batcher(work, window=0.01)
-
-    async def story() -> None:
+@in_a_loop
+async def test_batches_are_of_one_key_and_the_oldest_goes_first() -> None:
+    batcher = Batcher(work := Recorder(0.01), window=0.01)
+    async with batcher.running():
         await asyncio.gather(many(batcher, 1, key="a"), many(batcher, 2, key="b"), many(batcher, 3, key="a"))
-
-    during(batcher, story)
     assert work.batches == [("a", [1, 3]), ("b", [2])]
 
 
-def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
-    work = Recorder(0.01)
-    batcher = Batcher(work, largest=4, window=0.01)
-
-    async def story() -> None:
-        await asyncio.gather(many(batcher, *range(40)), many(batcher, 100))
-
-    during(batcher, story)
-    assert 100 in work.batches[0][1]
+@in_a_loop
+async def test_a_long_request_does_not_keep_short_ones_waiting() -> None:
+    batcher = Batcher(work := Recorder(0.01), largest=4, window=0.01)
+    async with batcher.running():
+        await asyncio.gather(many(batcher, *range(40)), many(batcher, 100), many(batcher, 200, 201))
+    assert work.batches[0][1] == [0, 100, 200, 1] and 201 in work.batches[1][1]
 
 
-def test_only_the_culprit_is_told() -> None:
+@in_a_loop
+async def test_only_the_culprit_fails() -> None:
     batcher = Batcher(Recorder(), window=0.01)
-
-    async def story() -> list[Any]:
-        return await asyncio.gather(*(many(batcher, item) for item in (1, "bad", 3)), return_exceptions=True)
-
-    first, second, third = during(batcher, story)
+    async with batcher.running():
+        jobs = (many(batcher, item) for item in (1, "bad", 3))
+        first, second, third = await asyncio.gather(*jobs, return_exceptions=True)
     assert first == [2] and isinstance(second, KeyError) and third == [6] and batcher.alive is False
 
 
-def test_too_many_are_told_to_come_back() -> None:
+@in_a_loop
+async def test_too_many_are_asked_to_come_back() -> None:
     batcher = Batcher(Recorder(0.05), largest=1, waiting=3)
-
-    async def story() -> None:
+    async with batcher.running():
         tasks = [asyncio.create_task(many(batcher, i)) for i in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="3 pictures are waiting") as refused:
+        with pytest.raises(Refusal, match="3 images are waiting") as refused:
             await many(batcher, 9)
         assert refused.value.status == 503 and refused.value.retry_after >= 1
         await asyncio.gather(*tasks)
         assert len(batcher) == 0
 
-    during(batcher, story)
 
-
-def test_jobs_of_whoever_gave_up_are_not_done() -> None:
-    work = Recorder(0.05)
-    batcher = Batcher(work, largest=1, window=0)
-
-    async def story() -> None:
-        first = asyncio.create_task(many(batcher, 1))
-        gone = asyncio.create_task(many(batcher, 2))
-        last = asyncio.create_task(many(batcher, 3))
+@in_a_loop
+async def test_jobs_of_clients_that_gave_up_are_not_done() -> None:
+    batcher = Batcher(work := Recorder(0.05), largest=1, window=0)
+    async with batcher.running():
+        first, gone, last = (asyncio.create_task(many(batcher, i)) for i in (1, 2, 3))
         await asyncio.sleep(0.02)
         gone.cancel()
         await asyncio.gather(first, last)
-
-    during(batcher, story)
     assert work.batches == [("k", [1]), ("k", [3])]
 
 
-@pytest.mark.parametrize(
-    "ready, largest, size", [(1, 1, 1), (9, 1, 1), (1, 16, 1), (3, 16, 2), (13, 16, 8), (99, 12, 12)]
-)
-def test_batches_have_few_sizes(ready: int, largest: int, size: int) -> None:
-    assert size_of_batch(ready, largest) == size
-
-
-def test_what_is_left_over_goes_next() -> None:
-    work = Recorder(0.01)
-    batcher = Batcher(work, largest=16, window=0.01)
-    assert during(batcher, lambda: many(batcher, *range(13))) == [2 * i for i in range(13)]
-    assert [items for _, items in work.batches] == [list(range(8)), list(range(8, 12)), [12]]
-
-
-def test_closing_leaves_nobody_waiting() -> None:
+@in_a_loop
+async def test_closing_leaves_nobody_waiting() -> None:
     batcher = Batcher(Recorder(0.1), largest=1)
-
-    async def story() -> asyncio.Task[Any]:
-        waiting = asyncio.create_task(many(batcher, 1, 2, 3))
+    async with batcher.running():
+        task = asyncio.create_task(many(batcher, 1, 2, 3))
         await asyncio.sleep(0.02)
         assert batcher.alive
-        return waiting
-
-    async def whole() -> None:
-        async with batcher:
-            task = await story()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
-
-    asyncio.run(whole())
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
 
 
-@pytest.mark.parametrize("wrong", [{"largest": 0}, {"waiting": 0}, {"window": -1}, {"window": float("nan")}])
-def test_numbers_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="give numbers above 0"):
-        Batcher(Recorder(), **wrong)
+# ---- lanes of images to be decoded
+async def until(true: Callable[[], Any]) -> None:
+    while not true():
+        await asyncio.sleep(0.005)
+
+
+@in_a_loop
+async def test_results_and_errors_come_back() -> None:
+    lane = Lane(2, 100, "x")
+    assert len(lane) == 0
+    jobs = (lambda: 7, lambda: {}[0])
+    seven, error = await asyncio.gather(*(lane.run(1, 1, job) for job in jobs), return_exceptions=True)
+    assert seven == 7 and isinstance(error, KeyError)
+    lane.threads.shutdown(wait=False)
+    with pytest.raises(RuntimeError):
+        await lane.run(1, 1, lambda: 1)
+    await until(lambda: lane.free == 2)
+
+
+@in_a_loop
+async def test_never_more_memory_nor_threads_than_there_are() -> None:
+    """Jobs of 60, 60, 30, 500 and 5 in a lane of 3 threads and 100 bytes: all get in, one by one where they must."""
+    inside, seen, lock = [], [], threading.Lock()
+    lane = Lane(3, 100, "x")
+
+    def job(memory: int) -> None:
+        with lock:
+            inside.append(memory)
+            seen.append((len(inside), sum(min(one, 100) for one in inside)))
+        time.sleep(0.02)
+        with lock:
+            inside.remove(memory)
+
+    await asyncio.gather(*(lane.run(1, memory, functools.partial(job, memory)) for memory in (60, 60, 30, 500, 5)))
+    await until(lambda: lane.free == 3)
+    assert len(seen) == 5 and max(threads for threads, _ in seen) <= 3 and max(memory for _, memory in seen) <= 100
+    assert lane.left == 100 and len(lane) == 0
+
+
+@in_a_loop
+async def test_the_cheapest_goes_first() -> None:
+    order: list[int] = []
+    lane = Lane(1, 100, "x")
+    first = asyncio.ensure_future(lane.run(9, 1, lambda: time.sleep(0.05)))
+    await asyncio.sleep(0)
+    await asyncio.gather(*(lane.run(work, 1, lambda work=work: order.append(work)) for work in (5, 3, 4, 3)), first)
+    assert order == [3, 3, 4, 5]
+
+
+@in_a_loop
+async def test_jobs_of_clients_that_gave_up_are_not_begun() -> None:
+    begun: list[str] = []
+    end, lane = threading.Event(), Lane(1, 100, "x")
+    first = asyncio.ensure_future(lane.run(1, 70, end.wait))
+    gone = asyncio.ensure_future(lane.run(2, 70, lambda: begun.append("gone")))
+    last = asyncio.ensure_future(lane.run(3, 70, lambda: begun.append("last")))
+    await asyncio.sleep(0.02)
+    assert len(lane) == 2
+    gone.cancel()
+    await asyncio.sleep(0)
+    assert len(lane) == 1
+    end.set()
+    await asyncio.gather(first, last)
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await until(lambda: lane.free == 1)
+    assert begun == ["last"] and lane.left == 100
+
+
+@in_a_loop
+async def test_what_a_job_takes_is_given_back_when_its_thread_is_done_not_before() -> None:
+    end, lane = threading.Event(), Lane(2, 100, "x")
+    given_up = asyncio.ensure_future(lane.run(1, 80, end.wait))
+    await asyncio.sleep(0.02)
+    given_up.cancel()
+    next_one = asyncio.ensure_future(lane.run(1, 80, lambda: "done"))
+    await asyncio.sleep(0.05)
+    assert not next_one.done() and lane.left == 20
+    end.set()
+    assert await next_one == "done"

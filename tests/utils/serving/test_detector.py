@@ -9,14 +9,12 @@ import torch
 from PIL import Image
 
 from utils.images.letterbox import letterbox
-from utils.serving.detector import Detector
-from utils.serving.limits import Refusal
-from utils.serving.settings import Settings
-from utils.serving.uploaded_images import Decoder
+from utils.serving.detector import Detector, Settings
+from utils.serving.uploads import Decoder, Refusal
 
 
 def known(boxes: list[list[float]], shape: tuple[int, int] | None = None) -> SimpleNamespace:
-    """A model that gives the same rows (centre x, centre y, w, h, objectness, two classes) for every picture."""
+    """A model that gives the same rows (centre x, centre y, w, h, objectness, two classes) for every image."""
 
     def look(batch: torch.Tensor) -> torch.Tensor:
         assert batch.dtype == torch.float32 and batch.min() >= 0 and batch.max() <= 1
@@ -52,7 +50,7 @@ def test_nothing_found() -> None:
     assert look.work(("boxes", prepared.pixels.shape), [prepared]) == [[]]
 
 
-def test_no_picture() -> None:
+def test_no_image() -> None:
     with pytest.raises(Refusal):
         detector([]).prepare(b"text", Settings())
 
@@ -71,26 +69,26 @@ def test_files_of_one_shape_get_it() -> None:
         assert detector([], (96, 64)).prepare(file_of(*size), Settings(size=96)).pixels.shape == (3, 96, 64)
 
 
-def test_rows_in_pixels_of_the_picture() -> None:
-    """A picture of 100 x 50 in a 64 x 64 input is scaled by 0.64 and, with stride 32, not padded at all."""
+def test_rows_in_pixels_of_the_image() -> None:
+    """An image of 100 x 50 in a 64 x 64 input is scaled by 0.64 and, with stride 32, not padded at all."""
     look = detector([[32, 16, 12.8, 6.4, 0.9, 0.1, 1.0], [50, 16, 8, 8, 0.5, 0.4, 0.2]])
     prepared = look.prepare(file_of(50, 100), Settings(conf=0.3, size=64))
-    (rows,) = look.detect([prepared])
+    (rows,) = look.work(("boxes", None), [prepared])
     assert [list(row) for row in rows] == [["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]]
     expected = {"xmin": 40, "ymin": 20, "xmax": 60, "ymax": 30, "confidence": 0.9, "class": 1, "name": "two"}
     assert rows[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_each_picture_has_its_own_settings() -> None:
+def test_each_image_has_its_own_settings() -> None:
     look = detector([[32, 32, 10, 10, 0.9, 1.0, 0.0], [32, 33, 10, 10, 0.8, 1.0, 0.0], [9, 9, 8, 8, 0.7, 0.0, 1.0]])
     file = file_of(64, 64)
     chosen = [Settings(0.25, 0.45, None, 64), Settings(0.25, 1.0, None, 64), Settings(0.25, 0.45, (1,), 64)]
-    found = look.detect([look.prepare(file, one) for one in chosen])
+    found = look.work(("boxes", None), [look.prepare(file, one) for one in chosen])
     assert [[row["class"] for row in rows] for rows in found] == [[0, 1], [0, 0, 1], [1]]
 
 
 def test_classes_beyond_the_names() -> None:
     look = detector([[32, 32, 10, 10, 0.9, 0.0, 1.0]])
     look.names = ["one"]
-    (rows,) = look.detect([look.prepare(file_of(64, 64), Settings(size=64))])
+    (rows,) = look.work(("boxes", None), [look.prepare(file_of(64, 64), Settings(size=64))])
     assert (rows[0]["class"], rows[0]["name"]) == (1, "class1")
