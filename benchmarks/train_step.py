@@ -31,7 +31,7 @@ from utils.base.devices import select_device, time_sync
 from utils.base.networks import copy_attr
 from utils.base.options import Parser
 from utils.base.paths import check_yaml
-from utils.data.collate import Batch
+from utils.data.samplers import Batch
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Schedule, build_optimizer, choose_recipe
 from utils.training.precision import Precision

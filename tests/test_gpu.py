@@ -23,7 +23,7 @@ from tests.known_detector import CONFIDENCE, NAMES, expected_boxes, write_weight
 from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
 from utils.checkpoints.checkpoint import load_checkpoint
-from utils.data.collate import Batch
+from utils.data.samplers import Batch
 from utils.drawing.writers import write_image
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
