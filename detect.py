@@ -37,7 +37,7 @@ from utils.checkpoints.checkpoint import strip_optimizer
 from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
-from utils.drawing.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
+from utils.drawing.writers import Output, OutputNames, VideoWriter, save_one_box, write_image, write_labels
 from utils.predict.pipeline import Clock, Suppression, find_objects
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
@@ -130,9 +130,10 @@ class Results:
     """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
 
     def __init__(self, folder: Path, opt: DetectOptions, names: Sequence[str], outputs: Sequence[Output] = ()) -> None:
-        self.opt, self.words, self.videos = opt, drawable_names(names), Videos()
+        self.opt, self.names = opt, drawable_names(names)
+        self.videos: dict[Path, VideoWriter] = {}
         self.files = OutputNames(folder, outputs, names, bool(opt.save_txt or opt.save_crop or opt.visualize))
-        self.files.say()
+        self.files.report_changes()
         self.pages: list[Path] = []  # of routes
         self.viewer = Viewer() if opt.view_img else None
         self.visualized: set[int] = set()
@@ -142,7 +143,8 @@ class Results:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.videos.close()
+        for video in self.videos.values():
+            video.close()
         if self.viewer:
             self.viewer.close()
 
@@ -160,7 +162,7 @@ class Results:
             file = self.files.label(frame.source, frame.number)
             file.unlink(missing_ok=True)  # of an earlier run, which may have found something
             if len(found):
-                write_labels(file, label_lines(found, frame.original.shape[:2], self.opt.save_conf))
+                write_labels(file, found, frame.original.shape[:2], self.opt.save_conf)
         if self.opt.save_crop:
             for row in found:
                 file = self.files.crop(frame.source, frame.number, int(row[5]))
@@ -175,9 +177,9 @@ class Results:
 
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
         """A copy of the picture with boxes and labels."""
-        annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.words))
+        annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.names))
         for x1, y1, x2, y2, confidence, number, *track in found.tolist():
-            word = " ".join([*(f"#{one:.0f}" for one in track), self.words[int(number)]])
+            word = " ".join([*(f"#{one:.0f}" for one in track), self.names[int(number)]])
             label = "" if self.opt.hide_labels else word if self.opt.hide_conf else f"{word} {confidence:.2f}"
             annotator.box_label((x1, y1, x2, y2), label, color=colors([number, *track][-1], bgr=True))
         return annotator.result()
@@ -188,7 +190,7 @@ class Results:
         if frame.kind == "image":
             write_image(file, picture)
         else:
-            self.videos.write(file, picture, frame.fps)
+            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(picture)
 
 
 def look(

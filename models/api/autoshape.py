@@ -159,7 +159,7 @@ class AutoShape(nn.Module):
 
     def _files(self, names: Sequence[str]) -> list[str]:
         outputs = output_names(names)
-        self.said = self.said or outputs.say()
+        self.said = self.said or outputs.report_changes()
         return [f"{stem}.jpg" for stem in outputs.stems]
 
     def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:

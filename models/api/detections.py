@@ -145,7 +145,7 @@ class Detections:
         """What `save` and `crop` call their files in `folder`."""
         outputs = [Output(file, file_stem(Path(file).stem)) for file in self.files]
         names = OutputNames(folder, outputs, [self.names[i] for i in range(len(self.names))])
-        names.say()
+        names.report_changes()
         return names
 
     def display(

@@ -17,7 +17,7 @@ from utils.base.files import file_stem
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.drawing.batches import output_to_target, plot_images
-from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, label_lines, unique_names, write_labels
+from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, unique_names, write_labels
 from utils.evaluation.coco_truth import CocoTruth, read_truth
 from utils.evaluation.evaluator import ImageResult, Listener, ValResult
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves
@@ -72,7 +72,7 @@ class Report(Listener):
         """Give each image of the data set a label file and an id of its own, and say which are named like others."""
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
         names = OutputNames(self.settings.folder, outputs)
-        names.say()
+        names.report_changes()
         self._labels = {path: names.label(position) for position, path in enumerate(images)}
         ids = unique_names([str(int(stem)) if stem.isdecimal() else stem for stem in names.stems])
         self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
@@ -86,7 +86,7 @@ class Report(Listener):
         wanted, detections = self.settings, result.detections.cpu()
         if wanted.txt:
             file = self._labels.get(result.path) or wanted.folder / LABELS / f"{file_stem(Path(result.path).stem)}.txt"
-            write_labels(file, label_lines(detections, result.shape, wanted.confidence))
+            write_labels(file, detections, result.shape, wanted.confidence)
         if wanted.json:
             self._paths.append(result.path)
             self._batches.append(result.batch)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+import cv2
 import numpy as np
 
 from utils.base.files import MIB, file_size, file_stem, folder_name, printable
 from utils.base.log import LOGGER
-from utils.drawing.writers import Output, picture_suffix
+from utils.drawing.writers import Output
 from utils.images.reading import decode_image, read_image
 from utils.predict.pipeline import Geometry, prepare_image
 from utils.predict.source_files import WEB_SCHEMES, is_url, sources_in
@@ -135,10 +136,12 @@ class Source:
     def outputs(self) -> list[Output]:
         """What the results of each file and stream are called if no other takes their names."""
         moving = [*(suffix_of(file) in VID_FORMATS for file in self.files), *(True for _ in self.streams)]
-        return [
-            Output(path, readable_name(path), ".mp4" if moves else picture_suffix(path), moves)
-            for path, moves in zip([*self.files, *self.streams], moving, strict=True)
-        ]
+        outputs = []
+        for path, moves in zip([*self.files, *self.streams], moving, strict=True):
+            suffix = Path(path.partition("?")[0]).suffix
+            suffix = suffix if suffix and cv2.haveImageWriter(f"image{suffix}") else ".jpg"
+            outputs.append(Output(path, readable_name(path), ".mp4" if moves else suffix, moves))
+        return outputs
 
     def _frame(self, path: str, original: np.ndarray, kind: Kind, source: int, **place: float) -> Frame:
         image, geometry = prepare_image(original, self.imgsz, self.stride, self.auto)
