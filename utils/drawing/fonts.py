@@ -98,7 +98,7 @@ def _owners(characters: frozenset[str], *chosen: str) -> dict[str, str]:
 
 
 def _fonts_of(text: str, first: str = "") -> dict[str, str]:
-    """`_owners` of a plain text; the font file `first`, then the one that YOLOV5_FONT names, are tried before others."""
+    """`_owners` of a plain text; the font file `first`, then the one that YOLOV5_FONT names, come before all others."""
     return _owners(frozenset(text) - {" "}, *filter(None, (first, os.environ.get("YOLOV5_FONT", ""))))
 
 
