@@ -24,7 +24,7 @@ def found(source: Path | str, folder: Path) -> list[str]:
 # ---- what is passed over
 def test_nothing(tmp_path: Path) -> None:
     assert passed_over([]) == ""
-    with pytest.raises(ValueError, match=r"nothing found in .*: looked for pictures .*\*\*/\*"):
+    with pytest.raises(ValueError, match=r"nothing found in .*: looked for images .*\*\*/\*"):
         sources_in(str(tmp_path))
 
 

@@ -23,9 +23,9 @@ from utils.predict.video_files import (
     VID_FORMATS,
     frame_limit,
     length_and_rate,
+    limit_reached,
     open_file,
     open_video,
-    say_limit,
     suffix_of,
 )
 
@@ -296,7 +296,7 @@ def test_no_file_goes_on_far_beyond_what_it_promises(
     assert len(list(open_source(file, 32, max_frames=40))) == 40
     with pytest.raises(ValueError, match="max_frames must be at least 1"):
         open_source(file, max_frames=0)
-    assert "does not say" in say_limit(0, 5)
+    assert "does not say" in limit_reached("a", 0, 5)
 
 
 def test_clips_at_addresses_end_as_files_do(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
