@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +142,11 @@ class OutputNames:
         counts: dict[str, int] = {}
         self.stems: list[str] = []
         for output in outputs:
-            stem = _free(output.stem, lambda name, output=output: bool(self._claims(name, output)[1]), counts)
+            stem, number = output.stem, counts.get(output.stem, 1)  # how far this went with an earlier one
+            while self._claims(stem, output)[1]:
+                number += 1
+                stem = f"{output.stem}-{number}"
+            counts[output.stem] = number
             self._taken |= self._claims(stem, output)[0]
             self.stems.append(stem)
         self._folders = unique_names([folder_name(stem) for stem in self.stems], (LABELS, CROPS))
@@ -213,19 +217,14 @@ def unique_names(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     counts: dict[str, int] = {}
     unique: list[str] = []
     for name in names:
-        unique.append(_free(name, lambda free: _key(free) in used, counts))
-        used.add(_key(unique[-1]))
+        free, number = name, counts.get(name, 1)
+        while _key(free) in used:
+            number += 1
+            free = f"{name}-{number}"
+        counts[name] = number
+        used.add(_key(free))
+        unique.append(free)
     return unique
-
-
-def _free(name: str, is_taken: Callable[[str], bool], counts: dict[str, int]) -> str:
-    """The name, or the first of name-2, name-3 ... that is not taken; `counts` remembers how far this went."""
-    free, number = name, counts.get(name, 1)
-    while is_taken(free):
-        number += 1
-        free = f"{name}-{number}"
-    counts[name] = number
-    return free
 
 
 def _key(name: str) -> str:
