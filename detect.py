@@ -131,6 +131,7 @@ class Results:
         self.files.report_changes()
         self.viewer = Viewer() if opt.view_img else None
         self.stopped = False  # by the person at the window
+        self.visualized: set[int] = set()
 
     def __enter__(self) -> Results:
         return self
@@ -140,6 +141,13 @@ class Results:
             video.close()
         if self.viewer:
             self.viewer.close()
+
+    def features(self, frame: Frame) -> Path | None:
+        """Return where feature maps and routes go: a folder for the first frame of a source, None for the others."""
+        if not self.opt.visualize or frame.source in self.visualized:
+            return None
+        self.visualized.add(frame.source)
+        return self.files.features(frame.source)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
         """Write, and show, what is asked for.
@@ -160,12 +168,17 @@ class Results:
         if self.opt.nosave and not self.viewer:
             return
         image, file = self.draw(frame.original, found), self.files.drawn(frame.source)
-        if not self.opt.nosave and frame.kind == "image":
-            write_image(file, image)
-        elif not self.opt.nosave:
-            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
+        if not self.opt.nosave:
+            self.save(file, image, frame)
         if self.viewer and not self.viewer.show(frame.path, image):
             self.stopped = True
+
+    def save(self, file: Path, image: np.ndarray, frame: Frame) -> None:
+        """Write an image, or append one to its video."""
+        if frame.kind == "image":
+            write_image(file, image)
+        else:
+            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
 
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
         """Return a copy of the image with boxes and labels."""
@@ -210,7 +223,7 @@ def detect(opt: DetectOptions) -> Path:
     height, width = model.picture_size(opt.imgsz)
     source = open_source(opt.source, (height, width), model.stride, model.shape is None, opt.vid_stride, opt.max_frames)
     plain = Suppression(opt.conf_thres, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
-    clock, trackers, seen = Clock(), defaultdict(partial(new_tracker, opt)), set()
+    clock, trackers = Clock(), defaultdict(partial(new_tracker, opt))
     pages: list[Path] = []  # of routes
     with (
         claimed(Path(opt.project) / opt.name, opt.exist_ok) as folder,
@@ -220,9 +233,7 @@ def detect(opt: DetectOptions) -> Path:
         model.warmup((1, 3, height, width))
         suppress(torch.ones(1, 1, 6), plain)  # its first call loads torchvision: no image's time
         for frame in source:
-            # feature maps and routes are drawn for the first frame of a source
-            features = results.files.features(frame.source) if opt.visualize and frame.source not in seen else None
-            seen.add(frame.source)
+            features = results.features(frame)
             tracker = trackers[frame.source] if opt.tracking and frame.kind != "image" else None
             settings, before = replace(plain, conf_thres=tracker.low) if tracker else plain, clock.network
             detections, routes = detect_frame(frame, model, opt, settings, clock, features)

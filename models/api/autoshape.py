@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,14 +38,17 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
     channels = {2: 1, 3: array.shape[-1]}.get(array.ndim)
     if channels not in CHANNELS or not array.size:
         raise ValueError(f"an array of shape {array.shape} is no image; wanted (H, W), (H, W, 3) or (3, H, W)")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    elif array.dtype == bool or (array.dtype.kind == "f" and array.max() <= 1):
-        array = array * 255.0
-    if array.dtype != np.uint8:
-        array = np.rint(array).clip(0, 255).astype(np.uint8)
+    array = _to_bytes(array[..., None] if array.ndim == 2 else array)
     return np.ascontiguousarray(array.repeat(3, 2) if channels == 1 else array[..., :3])
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    """Brightness as uint8."""
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == bool or (array.dtype.kind == "f" and array.max() <= 1):
+        array = array * 255.0
+    return array if array.dtype == np.uint8 else np.rint(array).clip(0, 255).astype(np.uint8)
 
 
 def load_picture(item: ImageLike) -> tuple[np.ndarray, str]:
@@ -57,14 +61,7 @@ def load_picture(item: ImageLike) -> tuple[np.ndarray, str]:
         bgr = fetch_image(str(item)) if is_url(str(item)) else read_image(item)
         return np.ascontiguousarray(bgr[..., ::-1]), str(item)
     if isinstance(item, Image.Image):
-        upright = ImageOps.exif_transpose(item)
-        if upright.mode == "La":  # opacity multiplied in: Pillow takes it back in one step only
-            upright = upright.convert("LA")
-        deep = upright.mode.startswith("I") or upright.mode == "F"
-        array = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
-        if upright.mode.startswith("I") and array.size and array.max() > 255:  # 16-bit grey, whatever Pillow calls it
-            array = array.astype(np.uint16)
-        return to_rgb(array), getattr(item, "filename", "")
+        return _from_pillow(item), getattr(item, "filename", "")
     if isinstance(item, Tensor):
         array = (item.float() if item.is_floating_point() else item).detach().cpu().numpy()
         first = array.ndim == 3 and array.shape[0] in CHANNELS
@@ -72,6 +69,18 @@ def load_picture(item: ImageLike) -> tuple[np.ndarray, str]:
     if isinstance(item, np.ndarray):
         return to_rgb(item).copy(), ""
     raise ValueError(f"cannot look at a {type(item).__name__}; give a path, URL, PIL image, array or tensor")
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    """A PIL image of any mode, upright, as RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "La":  # opacity multiplied in: Pillow takes it back in one step only
+        upright = upright.convert("LA")
+    deep = upright.mode.startswith("I") or upright.mode == "F"
+    array = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
+    if upright.mode.startswith("I") and array.size and array.max() > 255:  # 16-bit grey, whatever Pillow calls it
+        array = array.astype(np.uint16)
+    return to_rgb(array)
 
 
 class AutoShape(nn.Module):
@@ -123,37 +132,37 @@ class AutoShape(nn.Module):
         """
         start = time_sync()
         parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
-        device = parameter.device
-
-        def network(images: Tensor) -> Tensor | tuple[Tensor, Any]:
-            if not profile or not self.pt:
-                return self.model(images, augment=augment)
-            inner = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
-            return inner(images, augment=augment, profile=True)
-
+        network = partial(self._predict, augment=augment, profile=profile)
         if isinstance(imgs, Tensor) and imgs.ndim == 4:
             if not imgs.is_floating_point():
                 raise ValueError(f"a batch goes to the network as it is, this one is {imgs.dtype}: give batch / 255")
-            return network(imgs.to(device).type_as(parameter))
+            return network(imgs.to(parameter.device).type_as(parameter))
         items: Sequence[Any] = imgs if isinstance(imgs, (list, tuple)) else [imgs]
         if not items:
             raise ValueError("no image given; give one or a list of at least one")
-        images, paths = map(list, zip(*(load_picture(item) for item in items), strict=True))
+        images, paths = map(list, zip(*map(load_picture, items), strict=True))
         shape = self._common_shape([image.shape[:2] for image in images], size)
-        prepared = [prepare_image(image, shape, auto=False, bgr=False) for image in images]
-        pixels = [pair[0] for pair in prepared]
+        pixels, places = zip(*(prepare_image(image, shape, auto=False, bgr=False) for image in images), strict=True)
         settings = Suppression(self.conf, self.iou, self.classes, self.agnostic, self.multi_label, self.max_det)
         clock = Clock(prepare=time_sync() - start)
-        with torch.autocast(device.type, enabled=self.amp and device.type != "cpu"):
-            found, _ = find_objects(network, pixels, settings, clock, device, parameter.dtype)
-        boxes = [geometry.to_image(rows) for rows, (_, geometry) in zip(found, prepared, strict=True)]
+        with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
+            found, _ = find_objects(network, pixels, settings, clock, parameter.device, parameter.dtype)
+        boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]
         times = np.cumsum([start, clock.prepare, clock.network, clock.suppress]).tolist()
-        # what results are called: an image's own stem, image{i} for one without; none twice
+        return Detections(images, boxes, self._files(paths), times, self.names, (len(pixels), *pixels[0].shape))
+
+    def _files(self, paths: Sequence[str]) -> list[str]:
+        """What results are called: an image's own stem, image{i} for one without; none twice."""
         stems = [readable_name(path) or f"image{i}" for i, path in enumerate(paths)]
         outputs = OutputNames(Path(), list(map(Output, paths, stems)))
         self.said = self.said or outputs.report_changes()
-        files = [f"{stem}.jpg" for stem in outputs.stems]
-        return Detections(images, boxes, files, times, self.names, (len(pixels), *pixels[0].shape))
+        return [f"{stem}.jpg" for stem in outputs.stems]
+
+    def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:
+        if not profile or not self.pt:
+            return self.model(batch, augment=augment)
+        network = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
+        return network(batch, augment=augment, profile=True)
 
     def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
         """Height and width that every image, its longer side scaled to `size`, fits into; whole strides."""

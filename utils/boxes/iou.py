@@ -6,7 +6,6 @@ Every measure is a function of two boxes, broadcast over leading dimensions: `pa
     IoU         1 - IoU                                          GIoU    arXiv:1902.09630
     DIoU, CIoU  arXiv:1911.08287                                 EIoU, Focal-EIoU  arXiv:2101.08158
     SIoU        arXiv:2205.12740                                 WIoUv1, v2, v3    arXiv:2301.10051
-    NWD         arXiv:2110.13389 (a similarity for tiny objects, `normalized_wasserstein`)
 
 In the formulas, w and h are a box's sides, (dx, dy) the offset between the centres, W and H the sides of the smallest
 box that encloses both.
@@ -25,7 +24,6 @@ EPS = 1e-7
 FOCAL_GAMMA = 0.5  # Focal-EIoU and WIoU v2
 SIOU_THETA = 4  # how sharply SIoU attends to the shape
 WIOU_ALPHA, WIOU_DELTA = 1.9, 3.0  # WIoU v3: where the gain of a box of outlier degree beta peaks
-WASSERSTEIN_SCALE = 12.8  # pixels: mean object size of the paper's data
 
 
 class _Box(NamedTuple):
@@ -125,18 +123,6 @@ def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = Fa
 def pairwise_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
     """Compare every one of (n, 4) boxes with every one of (m, 4): (n, m). Arguments as in `paired_iou`."""
     return paired_iou(first[:, None], second[None], kind, xywh, eps)
-
-
-def normalized_wasserstein(first: Tensor, second: Tensor, scale: float = WASSERSTEIN_SCALE) -> Tensor:
-    """NWD of xywh boxes (..., 4), broadcast: exp(-d / scale), d the 2-Wasserstein distance of the boxes as Gaussians.
-
-    Unlike an IoU it falls smoothly with the distance of boxes that do not touch; `scale` is a typical object size in
-    the boxes' own unit.
-    """
-    offset = first[..., :2] - second[..., :2]
-    sides = (first[..., 2:4] - second[..., 2:4]) / 2
-    squared = offset.square().sum(-1) + sides.square().sum(-1)
-    return torch.exp(-(squared + EPS**2).sqrt() / scale)  # the small term keeps the gradient of the root finite
 
 
 class RunningMean:

@@ -75,12 +75,8 @@ def plot_images(
     seventh column for predictions (below 0.25 they are left out). Boxes are fractions of an image when none exceeds
     1.01, else pixels. The mosaic's longer side is at most `max_size` pixels.
     """
-    batch = images[:max_subplots]
-    batch = batch.detach().float().cpu().numpy() if isinstance(batch, Tensor) else np.asarray(batch, np.float32)
-    if batch.ndim != 4 or not len(batch):
-        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
-    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    count, _, height, width = batch.shape
+    tiles = _tiles(images[:max_subplots])
+    count, height, width, _ = tiles.shape
     side = math.ceil(math.sqrt(count))
     shrink = min(1.0, max_size / (side * max(height, width)))
     rows, columns = max(round(shrink * height), 1), max(round(shrink * width), 1)
@@ -89,7 +85,7 @@ def plot_images(
     are_fractions = not len(boxes) or boxes[:, 2:6].max() <= 1.01
     scale = np.array([columns, rows] * 2) / (1 if are_fractions else np.array([width, height] * 2))
     labels = None if names is None else drawable_names(names)
-    for i, tile in enumerate(np.ascontiguousarray(batch.transpose(0, 2, 3, 1))):
+    for i, tile in enumerate(tiles):
         x, y = i // side * columns, i % side * rows
         part = cv2.resize(tile, (columns, rows), interpolation=cv2.INTER_AREA)
         line, text = max(round((rows + columns) / 420), 1), max(round(rows / 38), 9)
@@ -102,6 +98,15 @@ def plot_images(
         mosaic[y : y + rows, x : x + columns] = drawing.result()
         mosaic[y : y + rows, x], mosaic[y, x : x + columns] = BLANK, BLANK
     return write_image(fname, mosaic[..., ::-1])
+
+
+def _tiles(images: Tensor | np.ndarray) -> np.ndarray:
+    """A batch (B, 3, H, W) as (B, H, W, 3) uint8."""
+    batch = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images, np.float32)
+    if batch.ndim != 4 or not len(batch):
+        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
+    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
 
 
 def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, labels: list[str] | None) -> None:
@@ -134,8 +139,7 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     figure, axes = new_figure(min(len(panels), 2), columns, (2.7 * columns, 5.2))
     for place, (axis, name) in enumerate(zip(axes, panels, strict=False)):
         for number, (stem, table) in enumerate(tables.items()):
-            if name in table.columns:
-                _draw_result(axis, table, name, series_colour(number), stem)
+            _draw_result(axis, table, name, series_colour(number), stem)
         axis.locator_params(axis="x", integer=True, min_n_ticks=1)  # there is no half epoch
         title(axis, name.removeprefix("metrics/"), "epoch" if place >= len(axes) - columns else "")
     for axis in axes[len(panels) :]:
@@ -159,7 +163,7 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def _draw_result(axis: Axes, table: pd.DataFrame, name: str, colour: str, stem: str) -> None:
-    values = table[name]
+    values = table.get(name, pd.Series(math.nan, table.index))  # of an older version without it
     smooth = values.rolling(max(len(values) // 10, 1), center=True, min_periods=1).mean()
     few = len(values) <= 30
     axis.plot(table["epoch"], values, color=colour, alpha=0.4, linewidth=1, marker="o" if few else "", markersize=3)

@@ -131,16 +131,18 @@ def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
     `names` is a list, or a dict from class number to name. The sign tells the number from a confidence beside it. What
     is longer than `LONGEST_NAME` characters is cut, and numbered too, so that no name takes a whole image or chart.
     """
-    words = [str(names[i]) for i in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
+    ordered = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
+    words = list(map(str, ordered))
     every = plain("".join(words))
     lost = set(every) - {" "} - _fonts_of(every).keys()
-    bad = {word for word in words if lost & set(plain(word))} if lost else set()
+    bad = {word for word in words if lost & set(plain(word))}
     if bad:
         _warn_undrawable(lost, [word for word in words if word in bad])
-    cut = [
-        word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{i}" for i, word in enumerate(words)
-    ]
-    return [f"#{i}" if word in bad else short for i, (word, short) in enumerate(zip(words, cut, strict=True))]
+    drawn = []
+    for i, word in enumerate(words):
+        short = word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{i}"
+        drawn.append(f"#{i}" if word in bad else short)
+    return drawn
 
 
 def _warn_undrawable(characters: set[str], texts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -132,8 +132,8 @@ def _score_share(
 
     for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=quiet, bar_format=BAR):
         targets = batch.targets.to(device)
-        labels = scorer.labels(targets, batch.images.shape)
-        detections, (_, raw) = find_objects(network, batch.images, scorer.suppression, clock, device, dtype, labels)
+        chosen = replace(scorer.suppression, labels=scorer.labels(targets, batch.images.shape))
+        detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
         if raw is not None:
             losses.append(listener.loss([level.float() for level in raw], targets))
         else:

@@ -48,36 +48,39 @@ def sources_in(source: str) -> tuple[list[str], list[str]]:
     """
     if suffix_of(source) != "txt" or is_url(source):
         return _one_entry(source)
-    listing = Path(source).expanduser()
-    name = printable(listing)
-    try:
-        lines = decoded(read_bytes(listing, LONGEST_LIST)).splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"list of sources {name} cannot be read: {printable(str(error))}") from error
-    entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}
+    name, entries = printable(source), _entries(Path(source).expanduser())
     files: list[str] = []
     streams: list[str] = []
     problems: list[str] = []
     for number, entry in entries.items():
-        if entry[0] == entry[-1] and entry[0] in "\"'" and len(entry) > 1:  # as other programs write it
-            entry = entry[1:-1].strip()
-        if not is_url(entry):  # the file of that name in the list's folder when only that exists
-            spellings = dict.fromkeys((entry, entry.replace("\\", "/")))  # Windows' separators
-            places = [place for one in spellings for place in (one, str(listing.parent / one))]
-            entry = next((place for place in places if os.path.exists(place)), entry)
         try:
             more_files, more_streams = _one_entry(entry)
+            files += more_files
+            streams += more_streams
         except ValueError as error:
             problems.append(f"{name}:{number}: {error}")
-            continue
-        files += more_files
-        streams += more_streams
     if problems:
         few = "; ".join(problems[:EXAMPLES]) + "; ..." * (len(problems) > EXAMPLES)
         LOGGER.warning(f"{len(problems)} of {len(entries)} lines are passed over, correct or remove them: {few}")
     if not files and not streams:
         raise ValueError(f"{name} names nothing that can be looked at: one file, folder, address or webcam a line")
     return files, streams
+
+
+def _entries(listing: Path) -> dict[int, str]:
+    """The entries of a list by line number; a path is the file in the list's folder when only that exists."""
+    try:
+        lines = decoded(read_bytes(listing, LONGEST_LIST)).splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"list of sources {printable(listing)} cannot be read: {printable(str(error))}") from error
+    entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}
+    for number, entry in entries.items():
+        if entry[0] == entry[-1] and entry[0] in "\"'" and len(entry) > 1:  # as other programs write it
+            entry = entry[1:-1].strip()
+        spellings = dict.fromkeys((entry, entry.replace("\\", "/")))  # Windows' separators
+        places = [place for one in spellings for place in (one, str(listing.parent / one))]
+        entries[number] = entry if is_url(entry) else next((place for place in places if os.path.exists(place)), entry)
+    return entries
 
 
 def _one_entry(source: str) -> tuple[list[str], list[str]]:
@@ -89,31 +92,40 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
             raise ValueError(f"{source}: a video page cannot be opened; download the video and give its file")
         is_image = source.lower().startswith(WEB_SCHEMES) and suffix_of(source) in IMG_FORMATS
         return ([source], []) if is_image else ([], [source])
-    source = os.path.expanduser(source)
+    return _local_files(os.path.expanduser(source)), []
+
+
+def _local_files(source: str) -> list[str]:
     name = printable(source)
     if os.path.isfile(source):
         if suffix_of(source) not in FORMATS:
             raise ValueError(f"{name} is no file that can be looked at; known are {FORMATS_TEXT}, and .txt lists")
-        return [source], []
-    if os.path.isdir(source):
-        found = [os.path.join(source, file) for file in os.listdir(source) if not is_hidden(file, ".")]
-    elif glob.has_magic(source):
-        found = _matches(source)
-    elif os.path.exists(source):
-        raise ValueError(f"{name} is a pipe or device; save what it sends as a file, and give that")
-    else:
-        parent = printable(Path(source).absolute().parent)
-        raise ValueError(f"{name} does not exist (looked in {parent}); correct the path")
+        return [source]
+    found = _found(source)
     usable = sorted(file for file in found if suffix_of(file) in FORMATS and os.path.isfile(file))
     passed = passed_over(set(found) - set(usable))
     if not usable:
         there = f", there are {passed}" if passed else ""
-        deeper = f"; for those in folders below it give '{name}/**/*'" if os.path.isdir(source) else ""
+        deeper = f"; for those in folders below it give '{name}/**/*'" * os.path.isdir(source)
         raise ValueError(f"nothing found in {name}: looked for {FORMATS_TEXT}{there}{deeper}")
     if passed:
         level = logging.WARNING if REMEDY in passed else logging.INFO
         LOGGER.log(level, f"{name}: {len(usable)} file{'s' * (len(usable) != 1)} to look at; passed over: {passed}")
-    return usable, []
+    return usable
+
+
+def _found(source: str) -> list[str]:
+    """What is in a folder, or what a glob stands for."""
+    name = printable(source)
+    if os.path.isdir(source):
+        return [os.path.join(source, file) for file in os.listdir(source) if not is_hidden(file, ".")]
+    if os.path.exists(source):
+        raise ValueError(f"{name} is a pipe or device; save what it sends as a file, and give that")
+    if not glob.has_magic(source):
+        raise ValueError(
+            f"{name} does not exist (looked in {printable(Path(source).absolute().parent)}); correct the path"
+        )
+    return _matches(source) if "**" in Path(source).parts else glob.glob(source)
 
 
 def passed_over(files: Iterable[str]) -> str:
@@ -122,24 +134,19 @@ def passed_over(files: Iterable[str]) -> str:
     Hidden files, and links that lead nowhere, are not counted.
     """
     seen = [file for file in files if not os.path.basename(file).startswith(".")]
-    found = Counter(suffix_of(file) for file in seen if os.path.isfile(file))
-    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    counts = Counter(sorted(suffix_of(file) for file in seen if os.path.isfile(file))).most_common()
     kinds = [f"{count} {printable('.' + ending)[:20] if ending else 'without ending'}" for ending, count in counts]
     if len(kinds) > MOST_ENDINGS:
         kinds[MOST_ENDINGS:] = [f"{sum(count for _, count in counts[MOST_ENDINGS:])} others"]
-    text = ", ".join(kinds)
-    if any(ending in OTHER_MEDIA for ending, _ in counts):
-        text += f" ({REMEDY})"
+    text = ", ".join(kinds) + f" ({REMEDY})" * any(ending in OTHER_MEDIA for ending, _ in counts)
     folders = sum(map(os.path.isdir, seen))
     below = f"{folders} folder{'s' * (folders != 1)} (end the source in '/**/*' to look into them)" if folders else ""
     return "; ".join(filter(None, (text, below)))
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that a glob stands for. `**` is followed into folders, and into links unless they lead in circles."""
+    """Files that a glob with `**` stands for, which is followed into links unless they lead in circles."""
     parts = Path(pattern).parts
-    if "**" not in parts:
-        return glob.glob(pattern)
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     base = os.path.join(*parts[:first]) if first else ""
     files = [file if base else file.removeprefix(os.curdir + os.sep) for file in walk_files(base or ".")]

@@ -20,7 +20,6 @@ from utils.boxes.iou import (
     pairwise_iou,
     wh_iou,
 )
-from utils.boxes.iou import normalized_wasserstein as wasserstein
 
 # two boxes with every quantity by hand: 4 x 2 at (3, 3), 2 x 6 at (4, 5)
 FIRST, SECOND = (3.0, 3.0, 4.0, 2.0), (4.0, 5.0, 2.0, 6.0)
@@ -191,16 +190,6 @@ def test_the_running_mean_moves_in_training_only(kind):
     assert float(state.value) == pytest.approx(0.75 + 0.25 * (1 - IOU))
     state.update(torch.zeros(0))
     assert float(state.value) == pytest.approx(0.75 + 0.25 * (1 - IOU))
-
-
-def test_normalized_wasserstein():
-    first, second = tensor((0, 0, 4, 4)), tensor((3, 0, 4, 12))
-    distance = math.sqrt(3**2 + ((12 - 4) / 2) ** 2)
-    assert wasserstein(first, second, scale=2.5).item() == pytest.approx(math.exp(-distance / 2.5))
-    same = tensor(FIRST).requires_grad_()
-    value = wasserstein(same, tensor(FIRST))
-    value.backward()
-    assert value.item() == pytest.approx(1) and same.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
