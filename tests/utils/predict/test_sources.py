@@ -5,10 +5,8 @@ import http.server
 import threading
 import time
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from utils.drawing.writers import VideoWriter, write_image
 from utils.predict.sources import Frame, Source, fetch_image, open_source, readable_name
@@ -83,20 +81,6 @@ def test_a_picture_is_letterboxed_rgb(tmp_path):
     assert frame.image.shape == (3, 64, 64) and tuple(frame.image[:, 32, 32]) == (0, 0, 255)
     assert tuple(frame.image[:, 0, 0]) == (114,) * 3
     assert frame.describe() == f"image 1/1 {frame.path}: "
-
-
-def test_auto_pads_to_whole_strides_only(tmp_path):
-    path = write_image(tmp_path / "wide.png", picture(height=20, width=80))
-    shapes = [next(iter(open_source(path, 128, auto=auto))).image.shape for auto in (True, False)]
-    assert shapes == [(3, 32, 128), (3, 128, 128)]
-    assert next(iter(open_source(path, (64, 128), auto=False))).image.shape == (3, 64, 128)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16", "1"])
-def test_every_kind_of_picture(tmp_path, mode):
-    Image.new(mode, (20, 10)).save(tmp_path / "x.png")
-    (frame,) = open_source(tmp_path / "x.png", 32)
-    assert frame.original.shape == (10, 20, 3) and frame.original.dtype == np.uint8
 
 
 def test_broken_files_are_warnings_and_the_run_goes_on(folder, caplog):
@@ -234,11 +218,3 @@ def test_long_names_are_cut():
 def test_results_keep_the_format_of_an_image_where_it_can_be_written():
     names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
     assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    (frame,) = open_source(tmp_path / "turned.jpg", 64)
-    assert frame.original.shape == (40, 20, 3) and cv2.imread(str(tmp_path / "turned.jpg")).shape == (40, 20, 3)

@@ -113,7 +113,7 @@ def test_the_buffer(gap, numbers):
 
 
 def test_a_changing_class():
-    changed = ROW + [0, 0, 0, 0, 0, 2]
+    changed = np.add(ROW, [0, 0, 0, 0, 0, 2])
     strict, loose = Tracker(), Tracker(by_class=False)
     assert [len(strict.update(rows)) for rows in (ROW, changed)] == [1, 0]
     assert [loose.update(rows)[0, 5:].tolist() for rows in (ROW, changed)] == [[0, 1], [2, 1]]
