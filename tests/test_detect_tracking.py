@@ -117,10 +117,10 @@ def test_colours_and_labels_are_those_of_the_track(run, source, tmp_path):
 
 def test_a_short_buffer_forgets_and_the_log_counts_what_is_reported(run, source, caplog):
     with caplog.at_level("INFO", "yolov5"):
-        folder = run(tracking=True, track_buffer=2, track_low=0.5, source=str(source / "one.mp4"))
+        folder = run(tracking=True, track_buffer=2, source=str(source / "one.mp4"))
     assert who(rows_of(folder, f"one_{FRAMES}"))["blue"] == 3
     lines = [record.getMessage() for record in caplog.records if "video 1/1" in record.getMessage()]
-    assert len(lines) == FRAMES and "2 cars" in lines[0] and "1 car," in lines[6]
+    assert len(lines) == FRAMES and "2 cars" in lines[6] and "1 car," in lines[10]
 
 
 @pytest.mark.parametrize(

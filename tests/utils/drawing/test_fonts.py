@@ -18,7 +18,7 @@ from utils.drawing.figures import new_figure, text_font
 from utils.drawing.fonts import drawable_names, font_runs, plain
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves, plot_val_study
 
-CACHES = (module._system_fonts, module._owners, module._characters_in)
+CACHES = (module._system_fonts, module._characters_in, module.font_runs)
 
 
 @pytest.fixture
