@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.api.detections import count_words
+from models.api.detections import describe_counts
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDES
@@ -239,7 +239,10 @@ def detect(opt: DetectOptions) -> Path:
             detections, routes = detect_frame(frame, model, opt, settings, clock, features)
             if tracker:
                 detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
-            size, names = "x".join(map(str, frame.image.shape[1:])), count_words(detections[:, 5].tolist(), model.names)
+            size, names = (
+                "x".join(map(str, frame.image.shape[1:])),
+                describe_counts(detections[:, 5].tolist(), model.names),
+            )
             LOGGER.info(f"{frame.describe()}{size} {names}, Done. ({clock.network - before:.3f}s)")
             results.write(frame, detections)
             if routes and features:

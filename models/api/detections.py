@@ -1,4 +1,4 @@
-"""What `AutoShape` found: boxes in several forms, tables, crops and annotated pictures."""
+"""What `AutoShape` found: boxes in several forms, tables, crops and annotated images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
 CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
 
 
-def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
+def describe_counts(numbers: Sequence[float], names: Sequence[str]) -> str:
     """'2 persons, 1 car' from class numbers, in the order of the classes; '(no detections)' for none."""
     counts = Counter(int(number) for number in numbers)
     parts = []
@@ -89,7 +89,7 @@ class Detections:
 
     def __str__(self) -> str:
         lines = [
-            f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {count_words(rows[:, 5].tolist(), self.names)}"
+            f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {describe_counts(rows[:, 5].tolist(), self.names)}"
             for i, (im, rows) in enumerate(zip(self.imgs, self.pred, strict=True), 1)
         ]
         return "\n".join([*lines, SPEED.format(*self.t, self.s)])

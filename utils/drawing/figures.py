@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontProperties
 
 INK, GREY, GRID = "#22303c", "#7b8794", "#e4e8ec"
-# Lines that must be told apart, by hue and by lightness; more of them than this take colours from a map.
+# Lines that must look different, by hue and by lightness; more of them than this take colours from a map.
 SERIES = (
     "#2563eb", "#ea580c", "#16a34a", "#db2777", "#7c3aed", "#0891b2", "#ca8a04", "#dc2626", "#4d7c0f", "#475569",
 )  # fmt: skip

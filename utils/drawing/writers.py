@@ -1,4 +1,4 @@
-"""What val.py and detect.py leave on disk: label text files, COCO JSON rows, crops, pictures and videos."""
+"""What val.py and detect.py leave on disk: label text files, COCO JSON rows, crops, images and videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FALLBACK_FPS = 30.0  # for streams and files that do not say
 
 
 def write_image(path: Path | str, image: np.ndarray) -> Path:
-    """Encode a BGR (or grey) uint8 picture by its suffix (.jpg without one) and write it; paths may be non-ASCII.
+    """Encode a BGR (or grey) uint8 image by its suffix (.jpg without one) and write it; paths may be non-ASCII.
 
     Raises OSError when the file cannot be written and ValueError for a suffix that OpenCV has no encoder for.
     """
@@ -33,9 +33,9 @@ def write_image(path: Path | str, image: np.ndarray) -> Path:
     try:
         done, data = cv2.imencode(target.suffix, image)
     except cv2.error as error:
-        raise ValueError(f"cannot write {target}: no encoder for {target.suffix!r} pictures of this kind") from error
+        raise ValueError(f"cannot write {target}: no encoder for {target.suffix!r} images of this kind") from error
     if not done:
-        raise ValueError(f"cannot write {target}: encoding the {image.shape} picture failed")
+        raise ValueError(f"cannot write {target}: encoding the {image.shape} image failed")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.write_bytes(data.tobytes())

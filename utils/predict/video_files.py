@@ -28,7 +28,7 @@ MANY_FRAMES = 10**9  # no honest container promises more
 LEAST_LIMIT, MORE_THAN_PROMISED = 1000, 10  # a file ends at so many frames, or so many times what it promises
 UNPROMISED_LIMIT = 1_000_000  # where it promises nothing: nine hours at 30 frames per second
 LARGEST_FILE = 1 << 62  # bytes: any file, but a file
-HEAD = 512  # bytes that tell text from a container
+HEAD = 512  # bytes that distinguish text from a container
 
 
 _changed = threading.Condition()

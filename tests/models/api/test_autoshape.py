@@ -13,7 +13,7 @@ from PIL import Image
 
 from models import common
 from models.api.autoshape import AutoShape, load_picture, to_rgb
-from models.api.detections import Detections, count_words
+from models.api.detections import Detections, describe_counts
 from models.backends import DetectMultiBackend
 from tests.known_detector import NAMES, by_rows, expected_boxes, known_model, write_weights
 from utils.drawing.writers import write_image
@@ -299,9 +299,9 @@ def test_other_formats_get_squares():
 
 
 def test_words():
-    assert count_words([], NAMES) == "(no detections)"
-    assert count_words([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
-    assert count_words([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
+    assert describe_counts([], NAMES) == "(no detections)"
+    assert describe_counts([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
+    assert describe_counts([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
 
 
 def test_empty_results_have_every_form(model, tmp_path, caplog):
