@@ -239,11 +239,9 @@ def detect(opt: DetectOptions) -> Path:
             detections, routes = detect_frame(frame, model, opt, settings, clock, features)
             if tracker:
                 detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
-            size, names = (
-                "x".join(map(str, frame.image.shape[1:])),
-                describe_counts(detections[:, 5].tolist(), model.names),
-            )
-            LOGGER.info(f"{frame.describe()}{size} {names}, Done. ({clock.network - before:.3f}s)")
+            size = "x".join(map(str, frame.image.shape[1:]))
+            counts = describe_counts(detections[:, 5].tolist(), model.names)
+            LOGGER.info(f"{frame.describe()}{size} {counts}, Done. ({clock.network - before:.3f}s)")
             results.write(frame, detections)
             if routes and features:
                 pages.append(write_routes(features, frame, routes, choose_points(frame, points, detections)))
