@@ -1,7 +1,7 @@
-"""Find objects in pictures, folders, videos, webcams and streams, and leave annotated copies, labels and crops.
+"""Find objects in images, folders, videos, webcams and streams, and leave annotated copies, labels and crops.
 
 python detect.py                                              # the newest training run, on data/images
-python detect.py --weights best.pt --source bus.jpg           # a picture or a video
+python detect.py --weights best.pt --source bus.jpg           # an image or a video
                                    --source 'photos/**/*.jpg' # a folder or a glob
                                    --source 0                 # a webcam
                                    --source rtsp://camera/1   # a stream, or an http(s) address
@@ -15,16 +15,18 @@ python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.api.detections import count_words
+from models.api.detections import describe_counts
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDES
@@ -32,13 +34,12 @@ from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, class_numbers, flag, options
 from utils.base.paths import ROOT, choose_weights, claimed, shown
-from utils.boxes.nms import non_max_suppression
 from utils.checkpoints.checkpoint import strip_optimizer
 from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
-from utils.drawing.writers import Output, OutputNames, Videos, label_lines, save_one_box, write_image, write_labels
-from utils.predict.pipeline import Clock, Suppression, find_objects
+from utils.drawing.writers import Output, OutputNames, VideoWriter, save_one_box, write_image, write_labels
+from utils.predict.pipeline import Clock, Suppression, find_objects, suppress
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
@@ -53,7 +54,7 @@ class DetectOptions:
     weights: list[str] = flag(
         [], "weights of any format, several .pt are pooled; empty: newest runs/train/*/weights/best.pt"
     )
-    source: str = flag(str(ROOT / "data/images"), "picture, video, folder, glob, address, webcam, or a .txt of them")
+    source: str = flag(str(ROOT / "data/images"), "image, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")
     imgsz: list[int] = flag(
         [],
@@ -63,13 +64,13 @@ class DetectOptions:
     )
     conf_thres: float = flag(0.25, "lowest confidence of a detection", bounds=SHARE)
     iou_thres: float = flag(0.45, "overlap from which the weaker of two detections goes", bounds=SHARE)
-    max_det: int = flag(1000, "most detections in a picture", bounds=Range(1))
+    max_det: int = flag(1000, "most detections in an image", bounds=Range(1))
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     view_img: bool = flag(False, "show the results in a window (q ends)")
     save_txt: bool = flag(False, "write labels/*.txt")
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
     save_crop: bool = flag(False, "write what is inside the boxes to crops/<class>/")
-    nosave: bool = flag(False, "write no annotated pictures and videos")
+    nosave: bool = flag(False, "write no annotated images and videos")
     classes: list[str] | None = flag(None, "only these classes, by number or name")
     agnostic_nms: bool = flag(False, "boxes of different classes suppress each other too")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
@@ -78,7 +79,7 @@ class DetectOptions:
         nargs="?", const=True, type=str, choices=["routes"], metavar="routes",
     )  # fmt: skip
     query: list[str] | None = flag(
-        None, "pixels of the picture whose regions' routes are drawn; without it the surest detections'", metavar="X,Y"
+        None, "pixels of the image whose regions' routes are drawn; without it the surest detections'", metavar="X,Y"
     )
     update: bool = flag(False, "strip the optimizer from the weights files afterwards")
     project: str = flag(str(ROOT / "runs/detect"), "results go to project/name")
@@ -101,158 +102,155 @@ class DetectOptions:
     track_buffer: int = flag(30, "frames for which a lost object keeps its number", bounds=Range(0))
 
 
-def check(opt: DetectOptions) -> None:
-    """Raise ValueError for flags that do not go together."""
+def complete(opt: DetectOptions) -> DetectOptions:
+    """Fill in the newest weights where none are given; raise ValueError for flags that do not go together."""
     if opt.visualize not in (False, True, "routes"):
         raise ValueError(f"--visualize {opt.visualize}: is 'routes', or stands alone")
     if opt.query and not opt.visualize:
         raise ValueError("--query chooses what --visualize draws: give both, or leave --query out")
-
-
-def complete(opt: DetectOptions) -> DetectOptions:
-    """Check the options, and fill in the newest weights where none are given."""
-    check(opt)
-    opt = replace(opt, weights=choose_weights(opt.weights))
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+    if opt.tracking:
+        new_tracker(opt)  # says so where a package is missing
+    opt = replace(opt, weights=choose_weights(opt.weights))
     return replace(opt, imgsz=opt.imgsz * 2 if len(opt.imgsz) == 1 else opt.imgsz)
 
 
-def tracker_of(frame: Frame, trackers: dict[int, Tracker], opt: DetectOptions) -> Tracker | None:
-    """The tracker of the frame's video or stream; None for pictures, and without --tracking."""
-    if not opt.tracking or frame.kind == "image":
-        return None
-    low = min(opt.track_low, opt.conf_thres)
-    return trackers.setdefault(frame.source, Tracker(opt.conf_thres, low, opt.track_buffer, not opt.agnostic_nms))
+def new_tracker(opt: DetectOptions) -> Tracker:
+    """Return a tracker for one video or stream."""
+    return Tracker(opt.conf_thres, min(opt.track_low, opt.conf_thres), opt.track_buffer, not opt.agnostic_nms)
 
 
 class Results:
     """Everything that one frame leaves behind; a context manager, so that videos are finished whatever happens."""
 
     def __init__(self, folder: Path, opt: DetectOptions, names: Sequence[str], outputs: Sequence[Output] = ()) -> None:
-        self.opt, self.words, self.videos = opt, drawable_names(names), Videos()
+        self.opt, self.names = opt, drawable_names(names)
+        self.videos: dict[Path, VideoWriter] = {}
         self.files = OutputNames(folder, outputs, names, bool(opt.save_txt or opt.save_crop or opt.visualize))
-        self.files.say()
-        self.pages: list[Path] = []  # of routes
+        self.files.report_changes()
         self.viewer = Viewer() if opt.view_img else None
-        self.visualized: set[int] = set()
         self.stopped = False  # by the person at the window
+        self.visualized: set[int] = set()
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.videos.close()
+        for video in self.videos.values():
+            video.close()
         if self.viewer:
             self.viewer.close()
 
     def features(self, frame: Frame) -> Path | None:
-        """Where feature maps and routes go: a folder for the first frame of a source, None for the others."""
+        """Return where feature maps and routes go: a folder for the first frame of a source, None for the others."""
         if not self.opt.visualize or frame.source in self.visualized:
             return None
         self.visualized.add(frame.source)
         return self.files.features(frame.source)
 
     def write(self, frame: Frame, detections: Tensor) -> None:
-        """Write, and show, what is asked for. `detections` (n, 6 or 7) in pixels of the original, the surest first."""
+        """Write, and show, what is asked for.
+
+        `detections` (n, 6), or (n, 7) with the number of the track, in pixels of the original, the surest first. An
+        image keeps its format where it can be written; videos and streams become MP4.
+        """
         found = detections.flip(0).cpu()  # the surest is written and drawn last, on top
         if self.opt.save_txt:
             file = self.files.label(frame.source, frame.number)
             file.unlink(missing_ok=True)  # of an earlier run, which may have found something
             if len(found):
-                write_labels(file, label_lines(found, frame.original.shape[:2], self.opt.save_conf))
+                write_labels(file, found, frame.original.shape[:2], self.opt.save_conf)
         if self.opt.save_crop:
             for row in found:
                 file = self.files.crop(frame.source, frame.number, int(row[5]))
                 save_one_box(row[:4], frame.original, file, BGR=True)
         if self.opt.nosave and not self.viewer:
             return
-        picture = self.draw(frame.original, found)
+        image, file = self.draw(frame.original, found), self.files.drawn(frame.source)
         if not self.opt.nosave:
-            self.save(frame, picture)
-        if self.viewer and not self.viewer.show(frame.path, picture):
+            self.save(file, image, frame)
+        if self.viewer and not self.viewer.show(frame.path, image):
             self.stopped = True
 
+    def save(self, file: Path, image: np.ndarray, frame: Frame) -> None:
+        """Write an image, or append one to its video."""
+        if frame.kind == "image":
+            write_image(file, image)
+        else:
+            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
+
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
-        """A copy of the picture with boxes and labels."""
-        annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.words))
+        """Return a copy of the image with boxes and labels."""
+        annotator = Annotator(original.copy(), line_width=self.opt.line_thickness, example="".join(self.names))
         for x1, y1, x2, y2, confidence, number, *track in found.tolist():
-            word = " ".join([*(f"#{one:.0f}" for one in track), self.words[int(number)]])
-            label = "" if self.opt.hide_labels else word if self.opt.hide_conf else f"{word} {confidence:.2f}"
+            name = " ".join([*(f"#{one:.0f}" for one in track), self.names[int(number)]])
+            label = "" if self.opt.hide_labels else name if self.opt.hide_conf else f"{name} {confidence:.2f}"
             annotator.box_label((x1, y1, x2, y2), label, color=colors([number, *track][-1], bgr=True))
         return annotator.result()
 
-    def save(self, frame: Frame, picture: np.ndarray) -> None:
-        """A picture keeps its format where it can be written; videos and streams become MP4."""
-        file = self.files.drawn(frame.source)
-        if frame.kind == "image":
-            write_image(file, picture)
-        else:
-            self.videos.write(file, picture, frame.fps)
 
-
-def look(
+def detect_frame(
     frame: Frame,
     model: DetectMultiBackend,
     opt: DetectOptions,
-    classes: list[int] | None,
-    features: Path | None,
+    settings: Suppression,
     clock: Clock,
-    tracker: Tracker | None = None,
+    features: Path | None = None,
 ) -> tuple[Tensor, list[RoutingMap]]:
-    """Detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`.
+    """Return the detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`.
 
-    With a folder for `features` these are drawn, and the routes of attention layers come back as well. With a `tracker`
-    detections have the number of their track as a seventh column.
+    With a folder for `features` these are drawn, and the routes of attention layers come back as well.
     """
-    least, before = tracker.low if tracker else opt.conf_thres, clock.network
-    settings = Suppression(least, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
-    dtype = torch.float16 if model.fp16 else torch.float32
 
     def network(images: Tensor) -> Tensor:
         return model(images, augment=opt.augment, visualize=None if opt.visualize == "routes" else features)
 
+    dtype = torch.float16 if model.fp16 else torch.float32
     with record_routes(model.model) if features else nullcontext([]) as routes:
         (found,), _ = find_objects(network, [frame.image], settings, clock, model.device, dtype)
     detections = frame.geometry.to_image(found)
     detections[:, :4].round_()
-    if tracker:
-        detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
-    size = "x".join(map(str, frame.image.shape[1:]))
-    words = count_words(detections[:, 5].tolist(), model.names)
-    LOGGER.info(f"{frame.describe()}{size} {words}, Done. ({clock.network - before:.3f}s)")
     return detections, routes
 
 
 def detect(opt: DetectOptions) -> Path:
     """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
     opt = complete(opt)
-    wanted = parse_points(opt.query)
+    points = parse_points(opt.query)
     model = open_model(opt)
     classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
     height, width = model.picture_size(opt.imgsz)
-    is_free = model.shape is None
-    source = open_source(opt.source, (height, width), model.stride, is_free, opt.vid_stride, opt.max_frames)
-    clock, trackers = Clock(), {}
+    source = open_source(opt.source, (height, width), model.stride, model.shape is None, opt.vid_stride, opt.max_frames)
+    plain = Suppression(opt.conf_thres, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
+    clock, trackers = Clock(), defaultdict(partial(new_tracker, opt))
+    pages: list[Path] = []  # of routes
     with (
         claimed(Path(opt.project) / opt.name, opt.exist_ok) as folder,
         torch.inference_mode(),
         Results(folder, opt, model.names, source.outputs()) as results,
     ):
         model.warmup((1, 3, height, width))
-        non_max_suppression(torch.ones(1, 1, 6))  # its first call loads torchvision: no picture's time
+        suppress(torch.ones(1, 1, 6), plain)  # its first call loads torchvision: no image's time
         for frame in source:
             features = results.features(frame)
-            detections, routes = look(frame, model, opt, classes, features, clock, tracker_of(frame, trackers, opt))
+            tracker = trackers[frame.source] if opt.tracking and frame.kind != "image" else None
+            settings, before = replace(plain, conf_thres=tracker.low) if tracker else plain, clock.network
+            detections, routes = detect_frame(frame, model, opt, settings, clock, features)
+            if tracker:
+                detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
+            size = "x".join(map(str, frame.image.shape[1:]))
+            counts = describe_counts(detections[:, 5].tolist(), model.names)
+            LOGGER.info(f"{frame.describe()}{size} {counts}, Done. ({clock.network - before:.3f}s)")
             results.write(frame, detections)
-            if routes:
-                results.pages.append(write_routes(features, frame, routes, choose_points(frame, wanted, detections)))
+            if routes and features:
+                pages.append(write_routes(features, frame, routes, choose_points(frame, points, detections)))
             if results.stopped:
                 break
         if not clock.images:
             raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
     LOGGER.info(clock.line((1, 3, height, width)))
-    finish(opt, results)
+    finish(opt, results.files, pages)
     return folder
 
 
@@ -271,16 +269,16 @@ def open_model(opt: DetectOptions) -> DetectMultiBackend:
     return model
 
 
-def finish(opt: DetectOptions, results: Results) -> None:
+def finish(opt: DetectOptions, files: OutputNames, pages: Sequence[Path]) -> None:
     """Say where the results are; make the weights smaller where that was asked for."""
     if opt.save_txt:
-        labels = results.files.label(0).parent
+        labels = files.label(0).parent
         count = len(list(labels.glob("*.txt")))
         LOGGER.info(f"{count} label file{'s' * (count != 1)} in {shown(labels)}")
-    LOGGER.info(f"Results saved to {colorstr('bold', shown(results.files.folder))}")
-    if results.pages:
-        more = f" (one of {len(results.pages)} such pages)" * (len(results.pages) > 1)
-        LOGGER.info(f"Where the regions look: open {colorstr('bold', shown(results.pages[0]))} in a browser{more}")
+    LOGGER.info(f"Results saved to {colorstr('bold', shown(files.folder))}")
+    if pages:
+        more = f" (one of {len(pages)} such pages)" * (len(pages) > 1)
+        LOGGER.info(f"Where the regions look: open {colorstr('bold', shown(pages[0]))} in a browser{more}")
     if opt.update:
         for weights in opt.weights:
             strip_optimizer(weights)

@@ -29,7 +29,6 @@ import utils.training.transfer
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "einops", "PIL"]
 
@@ -37,53 +36,12 @@ COCO_CLASSES, COLOUR_CHANNELS = 80, 3  # what the published weights were trained
 Device = torch.device | str | None
 
 
-def _finish(model: nn.Module, autoshape: bool, device: torch.device) -> nn.Module:
-    return (models.api.autoshape.AutoShape(model) if autoshape else model.eval()).to(device)
-
-
-def _prepare(verbose: bool, device: Device) -> torch.device:
-    """Logging as asked for, and the device: the first GPU, else the CPU, when none is named."""
+def _start(verbose: bool, device: Device) -> torch.device:
+    """Set up the log as asked for; the first GPU, else the CPU, when no device is named."""
     utils.base.log.set_up_logging()
     if not verbose:
         utils.base.log.LOGGER.setLevel(logging.WARNING)
     return device if isinstance(device, torch.device) else utils.base.devices.select_device(device or "")
-
-
-def _transfer(model: nn.Module, trained: Any) -> None:
-    """Copy the weights that fit, the classes too where they are as many."""
-    if len(trained.names) == len(model.names):
-        model.names = trained.names
-    found = utils.training.transfer.transfer(trained, model, model.names)
-    model.load_state_dict(found.state, strict=False)
-    utils.base.log.LOGGER.info(f"took {len(found.state)} of {len(model.state_dict())} weights")
-
-
-def _create(
-    name: str,
-    pretrained: bool = True,
-    channels: int = 3,
-    classes: int = 80,
-    autoshape: bool = True,
-    verbose: bool = True,
-    device: Device = None,
-) -> nn.Module:
-    """Build the model `name`, such as yolov5s, with the weights of `name`.pt when `pretrained`.
-
-    Weights for another number of classes or channels give what fits. Raises ValueError when there are no weights.
-    """
-    target = _prepare(verbose, device)
-    weights = None
-    if pretrained:
-        try:
-            weights = utils.base.paths.find_weights(f"{name}.pt")
-        except ValueError as error:
-            raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
-    if weights and channels == COLOUR_CHANNELS and classes == COCO_CLASSES:
-        return _finish(models.backends.DetectMultiBackend(weights, device=target), autoshape, target)
-    model = models.yolo.Model(f"{name}.yaml", ch=channels, nc=classes)
-    if weights:
-        _transfer(model, models.experimental.attempt_load(str(weights), fuse=False))
-    return _finish(model, autoshape, target)
 
 
 def custom(
@@ -93,12 +51,13 @@ def custom(
     device: Device = None,
     trust: bool = False,
 ) -> nn.Module:
-    """A model from a weights file of one's own; with `autoshape` it takes pictures instead of tensors.
+    """Load a weights file of one's own; with `autoshape` the model takes images instead of tensors.
 
     `trust` opens kinds of files that can run code too (docs/deploy.md).
     """
-    target = _prepare(verbose, device)
-    return _finish(models.backends.DetectMultiBackend(path, device=target, trust=trust), autoshape, target)
+    target = _start(verbose, device)
+    model = models.backends.DetectMultiBackend(path, device=target, trust=trust)
+    return (models.api.autoshape.AutoShape(model) if autoshape else model.eval()).to(target)
 
 
 def _entry(name: str, title: str) -> Callable[..., nn.Module]:
@@ -113,13 +72,29 @@ def _entry(name: str, title: str) -> Callable[..., nn.Module]:
         device: Device = None,
     ) -> nn.Module:
         """Replaced below by the text for this model."""
-        return _create(name, pretrained, channels, classes, autoshape, verbose, device)
+        target, weights = _start(verbose, device), None
+        if pretrained:
+            try:
+                weights = utils.base.paths.find_weights(f"{name}.pt")
+            except ValueError as error:
+                raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
+            if channels == COLOUR_CHANNELS and classes == COCO_CLASSES:
+                return custom(weights, autoshape, verbose, target)
+        model = models.yolo.Model(f"{name}.yaml", ch=channels, nc=classes)
+        if weights:  # for another number of classes or channels: what fits
+            trained = models.experimental.attempt_load(str(weights), fuse=False)
+            if len(trained.names) == len(model.names):
+                model.names = trained.names
+            found = utils.training.transfer.transfer(trained, model, model.names)
+            model.load_state_dict(found.state, strict=False)
+            utils.base.log.LOGGER.info(f"took {len(found.state)} of {len(model.state_dict())} weights")
+        return (models.api.autoshape.AutoShape(model) if autoshape else model.eval()).to(target)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""{title}; `pretrained` takes {name}.pt from the working folder or the repository.
 
-    channels: of the input pictures; classes: number of classes; autoshape: take pictures instead of tensors; verbose:
-    log what happens; device: "cpu", "0" ..., None for the first GPU, else the CPU.
+    channels: of the input images; classes: number of classes; autoshape: take images instead of tensors; verbose: log
+    what happens; device: "cpu", "0" ..., None for the first GPU, else the CPU. Raises ValueError without weights.
     """
     return build
 

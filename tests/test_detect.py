@@ -64,7 +64,7 @@ def test_defaults_are_those_of_v61():
     opt = parse(detect.DetectOptions, [])
     assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([], 0.25, 0.45, 1000, 3)
     assert (opt.source, opt.project, opt.name) == (str(ROOT / "data/images"), str(ROOT / "runs/detect"), "exp")
-    assert opt.classes is None and opt.vid_stride == 1 and not opt.half and not opt.augment
+    assert (opt.classes, opt.vid_stride, opt.half, opt.augment) == (None, 1, False, False)
 
 
 def test_every_flag_of_v61_parses():
@@ -155,44 +155,6 @@ def test_classes_max_det_and_hidden_labels(run, source):
     assert (cv2.imread(str(folder / "a.png")) == 90).all(2).mean() > 0.2
 
 
-def test_augmented_ensembles(run, source, weights):
-    folder = run(source=str(source / "a.png"), weights=[str(weights)] * 2, augment=True, agnostic_nms=True)
-    assert tree(folder) == ["a.png"]
-
-
-def test_equal_names_do_not_overwrite_each_other(run, tmp_path):
-    for name in ("x/a.png", "y/a.png", "y/a.bmp"):
-        write_image(tmp_path / "in" / name, np.full((32, 32, 3), 90, np.uint8))
-    folder = run(source=f"{tmp_path}/in/**/*", save_txt=True)
-    assert tree(folder) == ["a-2.bmp", "a-3.png", "a.png", "labels/a-2.txt", "labels/a-3.txt", "labels/a.txt"]
-
-
-def test_names_stay_where_nothing_is_in_the_way(run, tmp_path, caplog):
-    for name in ("a.png", "a.bmp", "clip_1.png", "2024-01-01T12:00.png"):
-        write_image(tmp_path / "in" / name, np.full((32, 32, 3), 90, np.uint8))
-    with VideoWriter(tmp_path / "in/clip", 7) as video:
-        video.write(np.full((32, 32, 3), 90, np.uint8))
-    names = ["2024-01-01T12:00.png", "a.bmp", "a.png", "clip.mp4", "clip_1.png"]
-    assert tree(run(source=str(tmp_path / "in"))) == names and "named like others" not in caplog.text
-    folder = run(source=str(tmp_path / "in"), save_txt=True, save_crop=True, max_det=2)
-    stems = ["2024-01-01T12:00", "a-2", "a", "clip-2_1", "clip_1"]
-    assert tree(folder / "labels") == sorted(f"{stem}.txt" for stem in stems)
-    assert tree(folder / "crops/person") == sorted(f"{stem}{end}.jpg" for stem in stems for end in ("", "_2"))
-    assert caplog.text.count("2 of 5 sources are named like others") == 1 and "clip.mp4 -> clip-2" in caplog.text
-
-
-def test_crops_of_classes_with_any_name_stay_inside(source, tmp_path):
-    for i, name in enumerate(("..", "../../x", "\x1b]0;own\x07", "x" * 300, "CON")):
-        weights = write_weights(tmp_path / "odd.pt", names=["car", name, "dog"])
-        folder = detect.run(
-            weights=str(weights), imgsz=32, source=str(source / "a.png"), project=str(tmp_path / f"runs{i}"), max_det=2,
-            save_crop=True, nosave=True, device="cpu",
-        )  # fmt: skip
-        files = tree(tmp_path / f"runs{i}")
-        assert len(files) == 2 and all(re.fullmatch(r"exp/crops/[^/]+/a(_2)?\.jpg", file) for file in files), files
-        assert folder.joinpath("crops").exists() and not any("\x1b" in file or "/CON/" in file for file in files)
-
-
 def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
     listing = source / "list.txt"
     listing.write_text("clip.mp4\na.png\n")
@@ -273,11 +235,6 @@ def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routi
     assert routes_in(both / "a/routes.html")["points"] == [[32, 32]]  # nothing is found: the middle
 
 
-def test_broken_pictures_do_not_end_the_run(run, source, caplog):
-    (source / "0.jpg").write_bytes(b"broken")
-    assert tree(run(source=str(source))) == ["a.png", "clip.mp4", "图 b.JPG"]
-
-
 def test_the_log_is_that_of_v61(run, source, caplog):
     with caplog.at_level("INFO", "yolov5"):
         folder = run(source=str(source), save_txt=True)
@@ -331,14 +288,8 @@ def test_update_strips_the_weights(run, source, tmp_path):
 def test_command_line(weights, source, tmp_path):
     write_image(source / "\x1b]0;own\x07.png", np.full((32, 32, 3), 90, np.uint8))
     words = ["--weights", str(weights), "--source", "source", "--img", "32", "--project", "out", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "detect.py"), *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        timeout=300,
-    )
+    command = [sys.executable, str(ROOT / "detect.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert tree(tmp_path / "out/exp") == ["_]0;own_.png", "a.png", "clip.mp4", "图 b.JPG"]
     assert "\x1b" not in done.stdout + done.stderr and r"\x1b]0;own\x07.png: 32x32 16 persons" in done.stderr

@@ -4,7 +4,6 @@ import inspect
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -56,9 +55,6 @@ def test_without_weights(monkeypatch):
     assert isinstance(model, Model) and model.nc == 4 and not model.training
     assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
     assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
-
-
-def test_with_attention():
     assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
 
 
@@ -103,10 +99,3 @@ def test_a_program_somewhere_else(weights, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "image2.jpg", "image3.jpg", "red-2.jpg", "red.jpg",
     ]  # fmt: skip
-
-
-def test_custom_by_torch_hub(weights):
-    model = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", verbose=False, device="cpu")
-    result = model(np.zeros((32, 32, 3), np.uint8), size=32)
-    assert type(model).__name__ == "AutoShape" and len(result.xyxy[0]) == 16
-    assert result.pandas().xyxy[0]["name"].tolist() == ["person"] * 16

@@ -1,11 +1,12 @@
-"""A detector for people who have pictures, not tensors: `AutoShape` takes nearly anything and returns `Detections`."""
+"""A detector for people who have images, not tensors: `AutoShape` takes nearly anything and returns `Detections`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,22 +24,22 @@ from utils.predict.source_files import is_url
 from utils.predict.sources import fetch_image, readable_name
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour with opacity
-Picture = str | Path | np.ndarray | Image.Image | Tensor
+ImageLike = str | Path | np.ndarray | Image.Image | Tensor
 
 
 def to_rgb(array: np.ndarray) -> np.ndarray:
-    """An (H, W), (H, W, C) or (C, H, W) array as contiguous (H, W, 3) uint8: grey is repeated, opacity is dropped.
+    """Return an (H, W), (H, W, C) or (C, H, W) array as contiguous (H, W, 3) uint8.
 
-    Channels are first when the first dimension can be channels and the last cannot, whatever the height. 16-bit values
-    keep their upper byte, fractions of one (floats) are multiplied by 255.
+    Channels are first when the first dimension can be channels and the last cannot, whatever the height. Grey is
+    repeated, opacity is dropped, 16-bit values keep their upper byte, fractions of one (floats) are multiplied by 255.
     """
     if array.ndim == 3 and array.shape[0] in CHANNELS and array.shape[2] not in CHANNELS:
         array = array.transpose(1, 2, 0)
     channels = {2: 1, 3: array.shape[-1]}.get(array.ndim)
     if channels not in CHANNELS or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no picture; wanted (H, W), (H, W, 3) or (3, H, W)")
+        raise ValueError(f"an array of shape {array.shape} is no image; wanted (H, W), (H, W, 3) or (3, H, W)")
     array = _to_bytes(array[..., None] if array.ndim == 2 else array)
-    return np.ascontiguousarray(array.repeat(3, 2) if array.shape[2] == 1 else array[..., :3])
+    return np.ascontiguousarray(array.repeat(3, 2) if channels == 1 else array[..., :3])
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:
@@ -50,11 +51,11 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
     return array if array.dtype == np.uint8 else np.rint(array).clip(0, 255).astype(np.uint8)
 
 
-def load_picture(item: Picture) -> tuple[np.ndarray, str]:
-    """(RGB picture (H, W, 3) uint8, file name or '') from a path, http(s) URL, PIL picture, RGB array or tensor.
+def load_picture(item: ImageLike) -> tuple[np.ndarray, str]:
+    """Return (RGB image (H, W, 3) uint8, file name or '') from a path, http(s) URL, PIL image, RGB array or tensor.
 
-    A tensor has its channels first. EXIF orientation is applied; palette pictures become colours. The result is
-    writeable and nobody else's. Raises ValueError for anything else.
+    A tensor has its channels first. EXIF orientation is applied; palettes become colours. The result is writeable and
+    shares its memory with nothing. Raises ValueError for anything else.
     """
     if isinstance(item, (str, Path)):
         bgr = fetch_image(str(item)) if is_url(str(item)) else read_image(item)
@@ -67,12 +68,12 @@ def load_picture(item: Picture) -> tuple[np.ndarray, str]:
         return to_rgb(array.transpose(1, 2, 0) if first else array).copy(), ""
     if isinstance(item, np.ndarray):
         return to_rgb(item).copy(), ""
-    raise ValueError(f"cannot look at a {type(item).__name__}; give a path, URL, PIL picture, array or tensor")
+    raise ValueError(f"cannot look at a {type(item).__name__}; give a path, URL, PIL image, array or tensor")
 
 
-def _from_pillow(picture: Image.Image) -> np.ndarray:
-    """A PIL picture of any mode, upright, as RGB."""
-    upright = ImageOps.exif_transpose(picture)
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    """A PIL image of any mode, upright, as RGB."""
+    upright = ImageOps.exif_transpose(image)
     if upright.mode == "La":  # opacity multiplied in: Pillow takes it back in one step only
         upright = upright.convert("LA")
     deep = upright.mode.startswith("I") or upright.mode == "F"
@@ -82,14 +83,8 @@ def _from_pillow(picture: Image.Image) -> np.ndarray:
     return to_rgb(array)
 
 
-def output_names(names: Sequence[str]) -> OutputNames:
-    """What the results of each image are called: its own stem, image{i} for one without; none twice."""
-    stems = [readable_name(name) or f"image{i}" for i, name in enumerate(names)]
-    return OutputNames(Path(), list(map(Output, names, stems)))
-
-
 class AutoShape(nn.Module):
-    """Wraps a model so that it takes paths, URLs, PIL pictures, arrays and tensors, alone or in mixed lists.
+    """Wraps a model so that it takes paths, URLs, PIL images, arrays and tensors, alone or in mixed lists.
 
     The class attributes are the settings of suppression and may be set on an instance (`model.conf = 0.4`).
     """
@@ -101,11 +96,14 @@ class AutoShape(nn.Module):
     classes: Sequence[int] | None = None
     max_det = 1000
     amp = False
+    names: Sequence[str]
+    stride: Tensor | int
+    shape: tuple[int, int] | None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.pt = not isinstance(model, DetectMultiBackend) or model.pt
-        self.shape = None if self.pt else model.shape  # every picture must have, of an exported file
+        self.shape = None if self.pt else cast(DetectMultiBackend, model).shape  # that images must have
         for name in ("yaml", "nc", "hyp", "names", "stride", "abc"):
             for holder in (model, getattr(model, "model", None)):
                 if hasattr(holder, name):
@@ -122,44 +120,42 @@ class AutoShape(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        imgs: Picture | Tensor | Sequence[Picture],
+        imgs: ImageLike | Sequence[ImageLike],
         size: int | None = None,
         augment: bool = False,
         profile: bool = False,
     ) -> Detections | Tensor | tuple[Tensor, Any]:
-        """Detections in one picture or a list of them, letterboxed to `size` pixels, as in training where it is None.
+        """Detect in one image or a list of them, letterboxed to `size` pixels, as in training where it is None.
 
         A batch, a tensor (B, 3, H, W) in 0..1, goes to the network as it is and gives raw predictions. `profile` prints
-        the time of each layer, where the model can. Raises ValueError for what is no picture.
+        the time of each layer, where the model can. Raises ValueError for what is no image.
         """
         start = time_sync()
         parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
-        device = parameter.device
+        network = partial(self._predict, augment=augment, profile=profile)
         if isinstance(imgs, Tensor) and imgs.ndim == 4:
-            return self._predict(_fractions(imgs).to(parameter.device).type_as(parameter), augment, profile)
-        items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
+            if not imgs.is_floating_point():
+                raise ValueError(f"a batch goes to the network as it is, this one is {imgs.dtype}: give batch / 255")
+            return network(imgs.to(parameter.device).type_as(parameter))
+        items: Sequence[Any] = imgs if isinstance(imgs, (list, tuple)) else [imgs]
         if not items:
-            raise ValueError("no picture given; give one or a list of at least one")
-        pictures, names = map(list, zip(*(load_picture(item) for item in items), strict=True))
-        shape = self._common_shape([picture.shape[:2] for picture in pictures], size)
-        pixels, places = zip(
-            *(prepare_image(picture, shape, auto=False, bgr=False) for picture in pictures), strict=True
-        )
-
-        def network(images: Tensor) -> Tensor | tuple[Tensor, Any]:
-            with torch.autocast(device.type, enabled=self.amp and device.type != "cpu"):
-                return self._predict(images, augment, profile)
-
+            raise ValueError("no image given; give one or a list of at least one")
+        images, paths = map(list, zip(*map(load_picture, items), strict=True))
+        shape = self._common_shape([image.shape[:2] for image in images], size)
+        pixels, places = zip(*(prepare_image(image, shape, auto=False, bgr=False) for image in images), strict=True)
         settings = Suppression(self.conf, self.iou, self.classes, self.agnostic, self.multi_label, self.max_det)
         clock = Clock(prepare=time_sync() - start)
-        found, _ = find_objects(network, pixels, settings, clock, device, parameter.dtype)
+        with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
+            found, _ = find_objects(network, pixels, settings, clock, parameter.device, parameter.dtype)
         boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]
         times = np.cumsum([start, clock.prepare, clock.network, clock.suppress]).tolist()
-        return Detections(pictures, boxes, self._files(names), times, self.names, (len(pixels), *pixels[0].shape))
+        return Detections(images, boxes, self._files(paths), times, self.names, (len(pixels), *pixels[0].shape))
 
-    def _files(self, names: Sequence[str]) -> list[str]:
-        outputs = output_names(names)
-        self.said = self.said or outputs.say()
+    def _files(self, paths: Sequence[str]) -> list[str]:
+        """What results are called: an image's own stem, image{i} for one without; none twice."""
+        stems = [readable_name(path) or f"image{i}" for i, path in enumerate(paths)]
+        outputs = OutputNames(Path(), list(map(Output, paths, stems)))
+        self.said = self.said or outputs.report_changes()
         return [f"{stem}.jpg" for stem in outputs.stems]
 
     def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:
@@ -169,7 +165,7 @@ class AutoShape(nn.Module):
         return network(batch, augment=augment, profile=True)
 
     def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
-        """Height and width that every picture, its longer side scaled to `size`, fits into; whole strides."""
+        """Height and width that every image, its longer side scaled to `size`, fits into; whole strides."""
         size = self.trained if size is None else size
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"size is the longer side in pixels, a whole number from 1, not {size!r}")
@@ -179,10 +175,3 @@ class AutoShape(nn.Module):
         scaled = np.array([[side * size / max(shape) for side in shape] for shape in shapes]).max(0)
         height, width = (max(math.ceil(side / stride - 1e-6), 1) * stride for side in scaled)
         return height, width
-
-
-def _fractions(batch: Tensor) -> Tensor:
-    """The batch, if its numbers can be brightness in 0..1; whole numbers, taken as they are, would mean nothing."""
-    if not batch.is_floating_point():
-        raise ValueError(f"a batch goes to the network as it is, but this one is {batch.dtype}: give batch / 255")
-    return batch

@@ -1,10 +1,11 @@
-"""What `AutoShape` found: boxes in several forms, tables, crops and annotated pictures."""
+"""What `AutoShape` found: boxes in several forms, tables, crops and annotated images."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from utils.predict.pipeline import SPEED
 from utils.predict.viewer import display_problem
 
 if TYPE_CHECKING:
-    import pandas as pd
     import supervision
 
 DEFAULT_DIR = "runs/detect/exp"
@@ -32,26 +32,23 @@ CORNERS = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
 CENTRES = ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
 
 
-def count_words(numbers: Sequence[float], names: Sequence[str]) -> str:
+def describe_counts(numbers: Sequence[float], names: Sequence[str]) -> str:
     """'2 persons, 1 car' from class numbers, in the order of the classes; '(no detections)' for none."""
     counts = Counter(int(number) for number in numbers)
-    words = [
-        f"{count} {names[number] if count == 1 else _plural(names[number])}" for number, count in sorted(counts.items())
-    ]
-    return printable(", ".join(words)) or "(no detections)"
-
-
-def _plural(word: str) -> str:
-    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+    parts = []
+    for number, count in sorted(counts.items()):
+        ending = "es" if names[number].endswith(("s", "x", "ch", "sh")) else "s"
+        parts.append(f"{count} {names[number]}{ending * (count != 1)}")
+    return printable(", ".join(parts)) or "(no detections)"
 
 
 class Detections:
-    """Detections in `n` pictures.
+    """Detections in `n` images.
 
-    `imgs` are the RGB pictures, `pred` (also `xyxy`) one (n, 6) tensor each: box in pixels, confidence, class; `xywh`
-    has centres and sizes, `xyxyn` and `xywhn` fractions of the picture. `t` is milliseconds per picture for
+    `imgs` are the RGB images, `pred` (also `xyxy`) one (n, 6) tensor each: box in pixels, confidence, class; `xywh`
+    has centres and sizes, `xyxyn` and `xywhn` fractions of the image. `t` is milliseconds per image for
     preparation, network and suppression, `s` the shape of the batch. `results[0]` and `results[1:3]` are the
-    detections of these pictures alone.
+    detections of these images alone.
     """
 
     def __init__(
@@ -71,24 +68,28 @@ class Detections:
         self.xywh = [torch.cat([xyxy2xywh(rows[:, :4]), rows[:, 4:]], 1) for rows in pred]
         self.xyxyn = [rows / size for rows, size in zip(self.xyxy, sizes, strict=True)]
         self.xywhn = [rows / size for rows, size in zip(self.xywh, sizes, strict=True)]
-        self.t = tuple((end - begin) * 1000 / max(self.n, 1) for begin, end in zip(times[:-1], times[1:], strict=True))
+        self.t = tuple((end - begin) * 1000 / max(self.n, 1) for begin, end in pairwise(times))
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of images."""
         return self.n
 
     def __getitem__(self, which: int | slice) -> Detections:
-        """The detections of one picture, or of several; IndexError where there is no such picture."""
+        """Return the detections of one image, or of several; IndexError where there is no such image."""
         chosen = range(self.n)[which]
         places = [chosen] if isinstance(chosen, int) else list(chosen)
-        parts = ([values[i] for i in places] for values in (self.imgs, self.pred, self.files))
-        part = Detections(*parts, self.times, self.names, self.s)
-        part.t = self.t  # the times are those of the whole batch, per picture
+        imgs, pred, files = (
+            [self.imgs[i] for i in places],
+            [self.pred[i] for i in places],
+            [self.files[i] for i in places],
+        )
+        part = Detections(imgs, pred, files, self.times, self.names, self.s)
+        part.t = self.t  # the times are those of the whole batch, per image
         return part
 
     def __str__(self) -> str:
         lines = [
-            f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {count_words(rows[:, 5].tolist(), self.names)}"
+            f"image {i}/{self.n}: {im.shape[0]}x{im.shape[1]} {describe_counts(rows[:, 5].tolist(), self.names)}"
             for i, (im, rows) in enumerate(zip(self.imgs, self.pred, strict=True), 1)
         ]
         return "\n".join([*lines, SPEED.format(*self.t, self.s)])
@@ -99,40 +100,39 @@ class Detections:
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Draw boxes (and labels) into `imgs`, in place, and return them."""
-        words = drawable_names(self.names)
+        names = drawable_names(self.names)
         for i, rows in enumerate(self.pred):
-            annotator = Annotator(self.imgs[i], example="".join(words))
+            annotator = Annotator(self.imgs[i], example="".join(names))
             for *box, confidence, number in reversed(rows.tolist()):  # the surest last, on top
-                text = f"{words[int(number)]} {confidence:.2f}" if labels else ""
+                text = f"{names[int(number)]} {confidence:.2f}" if labels else ""
                 annotator.box_label(box, text, color=colors(number))
             self.imgs[i] = annotator.result()
         return self.imgs
 
     def show(self, labels: bool = True) -> None:
-        """Open the annotated pictures in the system's viewer; ValueError where there is no display."""
+        """Open the annotated images in the system's viewer; ValueError where there is no display."""
         if problem := display_problem(probe=False):
-            raise ValueError(f"cannot show pictures: {problem}; use save() instead")
-        for picture in self.render(labels):
-            Image.fromarray(picture).show()
+            raise ValueError(f"cannot show images: {problem}; use save() instead")
+        for image in self.render(labels):
+            Image.fromarray(image).show()
 
     def save(self, labels: bool = True, save_dir: str | Path = DEFAULT_DIR) -> Path:
-        """Write the annotated pictures into `save_dir` (the default is counted up, any other taken as it is)."""
-        folder = _fresh(save_dir)
-        names = self._names(folder)
-        for i, picture in enumerate(self.render(labels)):
-            write_image(names.drawn(i), picture[..., ::-1])
-        LOGGER.info(f"Saved {self.n} image{'s' * (self.n != 1)} to {printable(folder)}")
-        return folder
+        """Write the annotated images into `save_dir` (the default is counted up, any other taken as it is)."""
+        names = self._names(save_dir)
+        for i, image in enumerate(self.render(labels)):
+            write_image(names.drawn(i), image[..., ::-1])
+        LOGGER.info(f"Saved {self.n} image{'s' * (self.n != 1)} to {printable(names.folder)}")
+        return names.folder
 
     def crop(self, save: bool = True, save_dir: str | Path = DEFAULT_DIR) -> list[dict[str, Any]]:
         """Cut out every detection: dicts of box, conf, cls, label and im (RGB); `save` writes crops/<class>/<file>."""
-        names = self._names(_fresh(save_dir)) if save else None
+        names = self._names(save_dir) if save else None
         crops = []
-        for i, (picture, rows) in enumerate(zip(self.imgs, self.pred, strict=True)):
+        for i, (image, rows) in enumerate(zip(self.imgs, self.pred, strict=True)):
             for row in reversed(rows):
                 *box, confidence, number = row
                 target = names.crop(i, 0, int(number)) if names else ""
-                cut = save_one_box(torch.stack(box), picture[..., ::-1], target, BGR=True, save=save)
+                cut = save_one_box(torch.stack(box), image[..., ::-1], target, BGR=True, save=save)
                 label = f"{self.names[int(number)]} {float(confidence):.2f}"
                 crops.append(
                     {"box": box, "conf": confidence, "cls": number, "label": label, "im": cut[..., ::-1].copy()}
@@ -141,58 +141,34 @@ class Detections:
             LOGGER.info(f"Saved {len(crops)} crop{'s' * (len(crops) != 1)} to {printable(names.folder)}")
         return crops
 
-    def _names(self, folder: Path) -> OutputNames:
-        """What `save` and `crop` call their files in `folder`."""
+    def _names(self, save_dir: str | Path) -> OutputNames:
+        """What `save` and `crop` call their files; the folder is made, and the default one counted up as in v6.1."""
+        folder = increment_path(save_dir, exist_ok=str(save_dir) != DEFAULT_DIR, mkdir=True)
         outputs = [Output(file, file_stem(Path(file).stem)) for file in self.files]
         names = OutputNames(folder, outputs, [self.names[i] for i in range(len(self.names))])
-        names.say()
+        names.report_changes()
         return names
 
-    def display(
-        self,
-        pprint: bool = False,
-        show: bool = False,
-        save: bool = False,
-        crop: bool = False,
-        render: bool = False,
-        labels: bool = True,
-        save_dir: str | Path = DEFAULT_DIR,
-    ) -> list[dict[str, Any]] | None:
-        """Do several of `print`, `show`, `save`, `crop` and `render` at once; the signature is v6.1's.
-
-        Pictures and crops go to one folder. Returns the crops, which are cut before anything is drawn, if asked for.
-        """
-        folder = _fresh(save_dir).absolute() if save or crop else None
-        crops = self.crop(save_dir=folder) if crop else None
-        if pprint:
-            self.print()
-        if save:
-            self.save(labels, folder)
-        if show:
-            self.show(labels)
-        elif render:
-            self.render(labels)
-        return crops
-
     def pandas(self) -> Detections:
-        """A copy whose xyxy, xyxyn, xywh and xywhn are lists of data frames with columns for people."""
-        tables = copy.copy(self)
-        tables.xyxy, tables.xyxyn = self._tables(self.xyxy, CORNERS), self._tables(self.xyxyn, CORNERS)
-        tables.xywh, tables.xywhn = self._tables(self.xywh, CENTRES), self._tables(self.xywhn, CENTRES)
-        return tables
-
-    def _tables(self, boxes: list[Tensor], columns: list[str]) -> list[pd.DataFrame]:
+        """Return a copy whose xyxy, xyxyn, xywh and xywhn are lists of data frames with columns for people."""
         import pandas as pd
 
-        rows = [[[*row[:5], int(row[5]), self.names[int(row[5])]] for row in picture.tolist()] for picture in boxes]
-        return [pd.DataFrame(picture, columns=columns) for picture in rows]
+        tables = copy.copy(self)
+        for name in ("xyxy", "xyxyn", "xywh", "xywhn"):
+            columns = CENTRES if "wh" in name else CORNERS
+            rows = [
+                [[*row[:5], int(row[5]), self.names[int(row[5])]] for row in one.tolist()]
+                for one in getattr(self, name)
+            ]
+            setattr(tables, name, [pd.DataFrame(one, columns=columns) for one in rows])
+        return tables
 
     def tolist(self) -> list[Detections]:
-        """One `Detections` for each picture, so that `for result in results.tolist()` works."""
+        """One `Detections` for each image, so that `for result in results.tolist()` works."""
         return [self[i] for i in range(self.n)]
 
     def to_supervision(self) -> list[supervision.Detections]:
-        """One `supervision.Detections` for each picture: its annotators, zones and trackers then take our results.
+        """One `supervision.Detections` for each image: its annotators, zones and trackers then take our results.
 
         `data["class_name"]` has the names. Raises ValueError where the package is missing.
         """
@@ -208,8 +184,3 @@ class Detections:
             boxes, sure = values[:, :4].copy(), values[:, 4].copy()
             found.append(supervision.Detections(boxes, confidence=sure, class_id=numbers, data={"class_name": names}))
         return found
-
-
-def _fresh(save_dir: str | Path) -> Path:
-    """The folder to save to, made if need be; the default one is counted up as in v6.1."""
-    return increment_path(save_dir, exist_ok=str(save_dir) != DEFAULT_DIR, mkdir=True)

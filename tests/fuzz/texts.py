@@ -20,7 +20,7 @@ from utils.base.config import MAX_CLASSES, DataConfig, Hyp
 from utils.base.paths import trained_size
 from utils.data.image_files import find_images
 from utils.data.labels import check_pair
-from utils.drawing.batches import _read_results, _result_columns
+from utils.drawing.batches import read_results
 from utils.evaluation.plots import read_study
 from utils.prepare.converters import convert_coco, convert_dota, convert_voc
 from utils.prepare.label_formats import (
@@ -157,9 +157,7 @@ def _use_visdrone(path: Path) -> None:
 
 
 def _use_results(path: Path) -> None:
-    table = _read_results(path)
-    for name in table.columns:
-        _result_columns(table, name)
+    read_results(path)
 
 
 def _text(text: str, words: tuple[str, ...] = ()) -> Callable[[Random], bytes]:

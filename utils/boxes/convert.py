@@ -1,6 +1,6 @@
-"""Box and polygon conversions, clipping, and mapping between a network's input and the picture it was made from.
+"""Box and polygon conversions, clipping, and mapping between a network's input and the image it was made from.
 
-Formats: *xyxy* is two opposite corners, *xywh* is centre and size, a trailing *n* means fractions of the picture.
+Formats: *xyxy* is two opposite corners, *xywh* is centre and size, a trailing *n* means fractions of the image.
 Every function takes numpy arrays or torch tensors of shape (..., 4 or more), leaves its argument alone and returns a
 new one of the same kind; further columns (confidence, class) are carried over. Integer input comes back as floats.
 """
@@ -45,7 +45,7 @@ def xywh2xyxy(boxes: Array) -> Array:
 
 
 def xywhn2xyxy(boxes: Array, w: float = 640, h: float = 640, padw: float = 0, padh: float = 0) -> Array:
-    """Fractions of a w x h picture to corners in pixels, moved by the padding."""
+    """Fractions of a w x h image to corners in pixels, moved by the padding."""
     result = xywh2xyxy(boxes)
     result[..., X] = result[..., X] * w + padw
     result[..., Y] = result[..., Y] * h + padh
@@ -53,7 +53,7 @@ def xywhn2xyxy(boxes: Array, w: float = 640, h: float = 640, padw: float = 0, pa
 
 
 def xyxy2xywhn(boxes: Array, w: float = 640, h: float = 640, clip: bool = False, eps: float = 0.0) -> Array:
-    """Corners in pixels to fractions of a w x h picture; `clip` first cuts the boxes at (w - eps, h - eps)."""
+    """Corners in pixels to fractions of a w x h image; `clip` first cuts the boxes at (w - eps, h - eps)."""
     result = xyxy2xywh(clip_boxes(boxes, (h - eps, w - eps)) if clip else boxes)
     result[..., X] = result[..., X] / w
     result[..., Y] = result[..., Y] / h
@@ -61,7 +61,7 @@ def xyxy2xywhn(boxes: Array, w: float = 640, h: float = 640, clip: bool = False,
 
 
 def xyn2xy(points: Array, w: float = 640, h: float = 640, padw: float = 0, padh: float = 0) -> Array:
-    """Points (..., 2) as fractions of a w x h picture to pixels, moved by the padding."""
+    """Points (..., 2) as fractions of a w x h image to pixels, moved by the padding."""
     result = _float_copy(points)
     result[..., 0] = points[..., 0] * w + padw
     result[..., 1] = points[..., 1] * h + padh
@@ -69,7 +69,7 @@ def xyn2xy(points: Array, w: float = 640, h: float = 640, padw: float = 0, padh:
 
 
 def segment2box(segment: np.ndarray, width: float = 640, height: float = 640) -> np.ndarray:
-    """Corners (4,) around those points of a polygon (k, 2) that lie in the picture; zeros where none does."""
+    """Corners (4,) around those points of a polygon (k, 2) that lie in the image; zeros where none does."""
     inside = ((segment >= 0) & (segment <= (width, height))).all(axis=1)
     points = segment[inside]
     return np.concatenate((points.min(axis=0), points.max(axis=0))) if len(points) else np.zeros(4)
@@ -92,7 +92,7 @@ def resample_segments(segments: Sequence[np.ndarray], n: int = 1000) -> list[np.
 
 
 def clip_boxes(boxes: Array, shape: Sequence[float]) -> Array:
-    """Cut xyxy boxes at the borders of a picture of `shape` (height, width, ...)."""
+    """Cut xyxy boxes at the borders of a image of `shape` (height, width, ...)."""
     result = _float_copy(boxes)
     result[..., X] = result[..., X].clip(0, shape[1])
     result[..., Y] = result[..., Y].clip(0, shape[0])
@@ -112,14 +112,14 @@ def placement(
 def scale_boxes(
     from_shape: Sequence[float], boxes: Array, to_shape: Sequence[float], ratio_pad: RatioPad | None = None
 ) -> Array:
-    """Map xyxy boxes from a letterboxed input back to the picture it was made from, and clip them there.
+    """Map xyxy boxes from a letterboxed input back to the image it was made from, and clip them there.
 
     Args:
         from_shape: (height, width) of the letterboxed input.
         boxes: (..., 4 or more) pixels of that input.
-        to_shape: (height, width) of the picture.
+        to_shape: (height, width) of the image.
         ratio_pad: what letterboxing did, if known: ((ratio h, ratio w), (left, top)); of the ratios the first counts.
-            Without it, the picture is taken to be fitted into the input and centred.
+            Without it, the image is taken to be fitted into the input and centred.
     """
     ratio, left, top = placement(from_shape, to_shape, ratio_pad)
     result = _float_copy(boxes)

@@ -6,7 +6,6 @@ Every measure is a function of two boxes, broadcast over leading dimensions: `pa
     IoU         1 - IoU                                          GIoU    arXiv:1902.09630
     DIoU, CIoU  arXiv:1911.08287                                 EIoU, Focal-EIoU  arXiv:2101.08158
     SIoU        arXiv:2205.12740                                 WIoUv1, v2, v3    arXiv:2301.10051
-    NWD         arXiv:2110.13389 (a similarity for tiny objects, `normalized_wasserstein`)
 
 In the formulas, w and h are a box's sides, (dx, dy) the offset between the centres, W and H the sides of the smallest
 box that encloses both.
@@ -15,7 +14,6 @@ box that encloses both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +24,6 @@ EPS = 1e-7
 FOCAL_GAMMA = 0.5  # Focal-EIoU and WIoU v2
 SIOU_THETA = 4  # how sharply SIoU attends to the shape
 WIOU_ALPHA, WIOU_DELTA = 1.9, 3.0  # WIoU v3: where the gain of a box of outlier degree beta peaks
-WASSERSTEIN_SCALE = 12.8  # pixels: mean object size of the paper's data
 
 
 class _Box(NamedTuple):
@@ -59,13 +56,42 @@ def _box(boxes: Tensor, xywh: bool, eps: float) -> _Box:
     return _Box(x, y, width, height + eps, x - half_w, y - half_h, x + half_w, y + half_h)
 
 
-def _overlap(a: _Box, b: _Box, eps: float) -> tuple[Tensor, Tensor]:
-    """IoU and union."""
+def _measure(a: _Box, b: _Box, kind: str, eps: float) -> Tensor:
+    """Compare boxes one to one by a measure of METRICS."""
     width = (torch.minimum(a.right, b.right) - torch.maximum(a.left, b.left)).clamp(min=0)
     height = (torch.minimum(a.bottom, b.bottom) - torch.maximum(a.top, b.top)).clamp(min=0)
     shared = width * height
     union = a.w * a.h + b.w * b.h - shared + eps
-    return shared / union, union
+    iou = shared / union
+    if kind == "IoU":
+        return iou
+    width, height = _enclosing(a, b)
+    dx, dy = b.x - a.x, b.y - a.y
+    distance = dx.square() + dy.square()
+    if kind == "GIoU":  # less the share of the enclosing box that neither covers
+        hull = width * height + eps
+        return iou - (hull - union).clamp(min=0) / hull
+    if kind == "EIoU":  # DIoU less the squared differences of the sides over the squared sides of the enclosing box
+        wide, high = width.square() + eps, height.square() + eps
+        return iou - distance / (wide + high) - (b.w - a.w).square() / wide - (b.h - a.h).square() / high
+    if kind == "SIoU":  # less half of a distance cost, which an angle cost sharpens, and a shape cost
+        # the paper's 1 - 2 sin^2(arcsin(|dy| / distance) - 45 degrees) is sin(2 angle) = 2 |dx| |dy| / distance^2
+        sharpness = 2 * (dx * dy).abs() / (distance + eps) - 2
+        far = 2 - sum(torch.exp(sharpness * (d / (side + eps)).square()) for d, side in ((dx, width), (dy, height)))
+        unlike = sum(
+            (1 - torch.exp(-(p - q).abs() / (torch.maximum(p, q) + eps))) ** SIOU_THETA
+            for p, q in ((a.w, b.w), (a.h, b.h))
+        )
+        return iou - (far + unlike) / 2
+    # DIoU: less the squared distance of the centres over the squared diagonal of the enclosing box
+    diou = iou - distance / (width.square() + height.square() + eps)
+    if kind == "DIoU":
+        return diou
+    # CIoU: DIoU less the difference of the aspect ratios v, weighted by alpha, which counts as a constant
+    v = 4 / math.pi**2 * (torch.atan(b.w / b.h) - torch.atan(a.w / a.h)).square()
+    with torch.no_grad():
+        alpha = v / (v + (1 - iou).clamp(min=0) + eps)
+    return diou - alpha * v
 
 
 def _enclosing(a: _Box, b: _Box) -> tuple[Tensor, Tensor]:
@@ -75,76 +101,7 @@ def _enclosing(a: _Box, b: _Box) -> tuple[Tensor, Tensor]:
     return width, height
 
 
-def _centre_term(a: _Box, b: _Box, eps: float) -> Tensor:
-    """(dx^2 + dy^2) / (W^2 + H^2), the penalty of DIoU."""
-    width, height = _enclosing(a, b)
-    return ((b.x - a.x).square() + (b.y - a.y).square()) / (width.square() + height.square() + eps)
-
-
-def _plain(a: _Box, b: _Box, eps: float) -> Tensor:
-    return _overlap(a, b, eps)[0]
-
-
-def _generalized(a: _Box, b: _Box, eps: float) -> Tensor:
-    """GIoU: less the share of the enclosing box that neither covers."""
-    iou, union = _overlap(a, b, eps)
-    width, height = _enclosing(a, b)
-    hull = width * height + eps
-    return iou - (hull - union).clamp(min=0) / hull
-
-
-def _distance(a: _Box, b: _Box, eps: float) -> Tensor:
-    """DIoU: less the squared distance of the centres over the squared diagonal of the enclosing box."""
-    return _plain(a, b, eps) - _centre_term(a, b, eps)
-
-
-def _complete(a: _Box, b: _Box, eps: float) -> Tensor:
-    """CIoU: DIoU less the difference of the aspect ratios v, weighted by alpha, which counts as a constant."""
-    iou = _plain(a, b, eps)
-    v = 4 / math.pi**2 * (torch.atan(b.w / b.h) - torch.atan(a.w / a.h)).square()
-    with torch.no_grad():
-        alpha = v / (v + (1 - iou).clamp(min=0) + eps)
-    return iou - _centre_term(a, b, eps) - alpha * v
-
-
-def _efficient(a: _Box, b: _Box, eps: float) -> Tensor:
-    """EIoU: DIoU less the squared differences of the sides over the squared sides of the enclosing box."""
-    width, height = _enclosing(a, b)
-    wide, high = width.square() + eps, height.square() + eps
-    centre = ((b.x - a.x).square() + (b.y - a.y).square()) / (wide + high)
-    return _plain(a, b, eps) - centre - (b.w - a.w).square() / wide - (b.h - a.h).square() / high
-
-
-def _scylla(a: _Box, b: _Box, eps: float) -> Tensor:
-    """SIoU: less half of a distance cost, which an angle cost sharpens, and a shape cost."""
-    width, height = _enclosing(a, b)
-    dx, dy = b.x - a.x, b.y - a.y
-    # the paper's 1 - 2 sin^2(arcsin(|dy| / distance) - 45 degrees) is sin(2 angle) = 2 |dx| |dy| / distance^2
-    angle = 2 * (dx * dy).abs() / (dx.square() + dy.square() + eps)
-    sharpness = angle - 2
-    distance = 2 - sum(
-        torch.exp(sharpness * (offset / (side + eps)).square()) for offset, side in ((dx, width), (dy, height))
-    )
-    shape = sum(
-        (1 - torch.exp(-(p - q).abs() / (torch.maximum(p, q) + eps))) ** SIOU_THETA for p, q in ((a.w, b.w), (a.h, b.h))
-    )
-    return _plain(a, b, eps) - (distance + shape) / 2
-
-
-METRICS: dict[str, Callable[[_Box, _Box, float], Tensor]] = {
-    "IoU": _plain,
-    "GIoU": _generalized,
-    "DIoU": _distance,
-    "CIoU": _complete,
-    "EIoU": _efficient,
-    "SIoU": _scylla,
-}
-
-
-def _metric(kind: str) -> Callable[[_Box, _Box, float], Tensor]:
-    if kind not in METRICS:
-        raise ValueError(f"unknown IoU {kind!r}; there are: {', '.join(METRICS)}")
-    return METRICS[kind]
+METRICS = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")
 
 
 def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
@@ -152,30 +109,20 @@ def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = Fa
 
     Args:
         first, second: (..., 4) corners, or centre and size with `xywh`; leading dimensions broadcast.
-        kind: a key of METRICS.
+        kind: one of METRICS.
         eps: keeps quotients finite for boxes without area.
 
     Returns:
         (...), 1 for equal boxes; the plain IoU is at least 0, the others may be negative.
     """
-    return _metric(kind)(_box(first, xywh, eps), _box(second, xywh, eps), eps)
+    if kind not in METRICS:
+        raise ValueError(f"unknown IoU {kind!r}; there are: {', '.join(METRICS)}")
+    return _measure(_box(first, xywh, eps), _box(second, xywh, eps), kind, eps)
 
 
 def pairwise_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
     """Compare every one of (n, 4) boxes with every one of (m, 4): (n, m). Arguments as in `paired_iou`."""
     return paired_iou(first[:, None], second[None], kind, xywh, eps)
-
-
-def normalized_wasserstein(first: Tensor, second: Tensor, scale: float = WASSERSTEIN_SCALE) -> Tensor:
-    """NWD of xywh boxes (..., 4), broadcast: exp(-d / scale), d the 2-Wasserstein distance of the boxes as Gaussians.
-
-    Unlike an IoU it falls smoothly with the distance of boxes that do not touch; `scale` is a typical object size in
-    the boxes' own unit.
-    """
-    offset = first[..., :2] - second[..., :2]
-    sides = (first[..., 2:4] - second[..., 2:4]) / 2
-    squared = offset.square().sum(-1) + sides.square().sum(-1)
-    return torch.exp(-(squared + EPS**2).sqrt() / scale)  # the small term keeps the gradient of the root finite
 
 
 class RunningMean:
@@ -191,61 +138,18 @@ class RunningMean:
             self.value = (1 - self.momentum) * self.value + self.momentum * values.detach().mean()
 
 
-class _Pairs(NamedTuple):
-    """What a weighting may look at."""
-
-    a: _Box
-    b: _Box
-    metric: Tensor
-    state: RunningMean
-    eps: float
-
-
-def _focal(pairs: _Pairs) -> Tensor:
-    """IoU^gamma: boxes that already fit count more. A constant, or the loss would fall by moving boxes apart."""
-    return _plain(pairs.a, pairs.b, pairs.eps).detach() ** FOCAL_GAMMA
-
-
-def _wise(pairs: _Pairs) -> Tensor:
-    """WIoU v1: exp(distance of the centres^2 / diagonal of the enclosing box^2), the diagonal taken as a constant."""
-    a, b = pairs.a, pairs.b
-    with torch.no_grad():
-        width, height = _enclosing(a, b)
-        diagonal = width.square() + height.square() + pairs.eps
-    return torch.exp(((b.x - a.x).square() + (b.y - a.y).square()) / diagonal)
-
-
-def _outlier_degree(pairs: _Pairs) -> Tensor:
-    """beta: a box's IoU loss over the running mean; the mean moves only where there is something to learn."""
-    loss = 1 - pairs.metric.detach()
-    if pairs.metric.requires_grad:
-        pairs.state.update(loss)
-    return loss / pairs.state.value
-
-
-def _wise_monotonic(pairs: _Pairs) -> Tensor:
-    """WIoU v2: v1 times beta^gamma, hard boxes count more."""
-    return _wise(pairs) * _outlier_degree(pairs) ** FOCAL_GAMMA
-
-
-def _wise_focusing(pairs: _Pairs) -> Tensor:
-    """WIoU v3: v1 times beta / (delta alpha^(beta - delta)), neither easy boxes nor outliers count much."""
-    beta = _outlier_degree(pairs)
-    return _wise(pairs) * beta / (WIOU_DELTA * WIOU_ALPHA ** (beta - WIOU_DELTA))
-
-
-# name -> measure, weight of each box's 1 - measure (None: 1)
-LOSSES: dict[str, tuple[str, Callable[[_Pairs], Tensor] | None]] = {
-    **{name: (name, None) for name in METRICS},
-    "Focal-EIoU": ("EIoU", _focal),
-    "WIoUv1": ("IoU", _wise),
-    "WIoUv2": ("IoU", _wise_monotonic),
-    "WIoUv3": ("IoU", _wise_focusing),
+# name -> the measure that 1 is compared with; those further down weigh the boxes
+LOSSES = {
+    **{name: name for name in METRICS},
+    "Focal-EIoU": "EIoU",
+    "WIoUv1": "IoU",
+    "WIoUv2": "IoU",
+    "WIoUv3": "IoU",
 }
 
 
 def check_loss_name(kind: str) -> str:
-    """`kind` itself; ValueError with the known names where there is no such loss."""
+    """Return `kind` itself; raise ValueError with the known names where there is no such loss."""
     if kind not in LOSSES:
         raise ValueError(f"unknown box_iou {kind!r}; there are: {', '.join(LOSSES)}")
     return kind
@@ -259,7 +163,7 @@ def iou_loss(
     xywh: bool = True,
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of predicted boxes, and how well each fits.
+    """Return the loss of predicted boxes, and how well each fits.
 
     Args:
         predicted, target: (n, 4), centre and size unless `xywh` is False.
@@ -269,13 +173,39 @@ def iou_loss(
     Returns:
         loss (n,), and the measure it is built on (n,), at most 1, detached: a target for objectness.
     """
-    name, weight = LOSSES[check_loss_name(kind)]
+    measure = LOSSES[check_loss_name(kind)]
     a, b = _box(predicted, xywh, eps), _box(target, xywh, eps)
-    metric = METRICS[name](a, b, eps)
+    metric = _measure(a, b, measure, eps)
     loss = 1 - metric
-    if weight is not None:
-        loss = loss * weight(_Pairs(a, b, metric, state or RunningMean(), eps))
+    if kind == "Focal-EIoU":
+        # boxes that already fit count more; a constant, or the loss would fall by moving boxes apart
+        loss = loss * _measure(a, b, "IoU", eps).detach() ** FOCAL_GAMMA
+    elif kind.startswith("WIoU"):
+        loss = loss * _wise_weight(kind, a, b, metric, state or RunningMean(), eps)
     return loss, metric.detach()
+
+
+def _wise_weight(kind: str, a: _Box, b: _Box, metric: Tensor, state: RunningMean, eps: float) -> Tensor:
+    """The weight of each box in WIoU.
+
+    v1: exp(distance of the centres^2 / diagonal of the enclosing box^2), the diagonal taken as a constant. v2 and v3
+    multiply it by a function of beta, a box's IoU loss over the running mean, which moves only where there is something
+    to learn: beta^gamma (hard boxes count more), or beta / (delta alpha^(beta - delta)), so that neither easy boxes nor
+    outliers count much.
+    """
+    with torch.no_grad():
+        width, height = _enclosing(a, b)
+        diagonal = width.square() + height.square() + eps
+    weight = torch.exp(((b.x - a.x).square() + (b.y - a.y).square()) / diagonal)
+    if kind == "WIoUv1":
+        return weight
+    loss = 1 - metric.detach()
+    if metric.requires_grad:
+        state.update(loss)
+    beta = loss / state.value
+    if kind == "WIoUv2":
+        return weight * beta**FOCAL_GAMMA
+    return weight * beta / (WIOU_DELTA * WIOU_ALPHA ** (beta - WIOU_DELTA))
 
 
 def box_iou(box1: Tensor, box2: Tensor) -> Tensor:

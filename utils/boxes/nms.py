@@ -10,7 +10,7 @@ from torch import Tensor
 from utils.boxes.convert import xywh2xyxy
 
 MIN_SIDE, MAX_SIDE = 2, 7680  # pixels; boxes with a side outside of this range are noise
-MAX_CANDIDATES = 30_000  # per picture; beyond that only the most confident ones compete
+MAX_CANDIDATES = 30_000  # per image; beyond that only the most confident ones compete
 FIRST_PREFIX = 4  # the first greedy pass looks at this many times max_det candidates
 
 
@@ -24,7 +24,7 @@ def non_max_suppression(
     labels: Sequence[Tensor] = (),
     max_det: int = 300,
 ) -> list[Tensor]:
-    """Keep, per picture, the most confident box of every heap of overlapping ones.
+    """Keep, per image, the most confident box of every group of overlapping ones.
 
     Args:
         prediction: (B, M, 5 + C) rows of centre x, centre y, width, height (pixels), objectness, class probabilities;
@@ -34,18 +34,18 @@ def non_max_suppression(
         classes: keep these classes only.
         agnostic: let boxes of different classes suppress each other.
         multi_label: every class above the threshold gives a detection of its own, not only the likeliest.
-        labels: per picture rows (class, centre x, centre y, width, height) to be added with confidence 1.
-        max_det: at most this many detections per picture.
+        labels: per image rows (class, centre x, centre y, width, height) to be added with confidence 1.
+        max_det: at most this many detections per image.
 
     Returns:
-        per picture a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first.
+        per image a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first.
 
     Raises:
         ValueError: where a threshold is not in 0..1, and for predictions of another shape.
     """
     if prediction.ndim != 3 or prediction.shape[2] < 6:
         shape = " x ".join(map(str, prediction.shape))
-        raise ValueError(f"the weights return {shape}, not pictures x boxes x 6 or more; export them again")
+        raise ValueError(f"the weights return {shape}, not images x boxes x 6 or more; export them again")
     for name, value in (("conf_thres", conf_thres), ("iou_thres", iou_thres)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, it must lie in 0..1")
@@ -55,24 +55,17 @@ def non_max_suppression(
     results = []
     for index, rows in enumerate(prediction):
         rows = rows[likely[index]].float()
-        if len(labels) and len(labels[index]):
-            rows = torch.cat((rows, _label_rows(labels[index].to(rows), rows.shape[1])))
+        if len(labels) and len(labels[index]):  # labels as prediction rows of full confidence
+            known = labels[index].to(rows)
+            added = rows.new_zeros((len(known), rows.shape[1]))
+            added[:, :4], added[:, 4] = known[:, 1:5], 1
+            rows = torch.cat((rows, added.scatter_(1, known[:, :1].long() + 5, 1.0)))
         detections = _candidates(rows, conf_thres, multi_label)
         if classes is not None:
             wanted = torch.as_tensor(list(classes), device=rows.device, dtype=rows.dtype)
             detections = detections[torch.isin(detections[:, 5], wanted)]
-        detections = _most_confident(detections)
-        results.append(detections[_survivors(detections, iou_thres, agnostic, max_det)])
+        results.append(_survivors(detections, iou_thres, agnostic, max_det))
     return results
-
-
-def _label_rows(labels: Tensor, width: int) -> Tensor:
-    """Labels (k, 5) class, xywh as prediction rows (k, width) of full confidence."""
-    rows = labels.new_zeros((len(labels), width))
-    rows[:, :4] = labels[:, 1:5]
-    rows[:, 4] = 1
-    rows.scatter_(1, labels[:, :1].long() + 5, 1.0)
-    return rows
 
 
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
@@ -89,30 +82,24 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
     return torch.cat((boxes, confidence[:, None], label[:, None].to(boxes.dtype)), dim=1)
 
 
-def _most_confident(detections: Tensor) -> Tensor:
-    """The best MAX_CANDIDATES detections by falling confidence; equals keep their order."""
-    confidence = detections[:, 4]
-    if len(confidence) > MAX_CANDIDATES:
-        kept = confidence.topk(MAX_CANDIDATES, sorted=False).indices.sort().values
-        detections, confidence = detections[kept], confidence[kept]
-    return detections[confidence.argsort(descending=True, stable=True)]
-
-
 def _survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
-    """Indices (at most max_det) of the detections, sorted by confidence, that greedy suppression leaves.
+    """The detections (n, 6), at most max_det, that greedy suppression leaves, by falling confidence.
 
     Whether a box survives depends on more confident ones only, so a prefix of the list gives a prefix of the answer:
     it is lengthened until enough survive, which spares most of the pairs where thousands of weak boxes compete.
     """
     from torchvision.ops import nms  # not at the top: it costs a second that training from a shell need not pay
 
+    if len(detections) > MAX_CANDIDATES:
+        detections = detections[detections[:, 4].topk(MAX_CANDIDATES, sorted=False).indices.sort().values]
+    detections = detections[detections[:, 4].argsort(descending=True, stable=True)]  # equals keep their order
     boxes = detections[:, :4]
     if not agnostic and len(boxes):
-        span = float((boxes.max() - boxes.min()).clamp(min=MAX_SIDE))  # classes are moved apart by more than a picture
+        span = float((boxes.max() - boxes.min()).clamp(min=MAX_SIDE))  # classes are moved apart by more than an image
         boxes = boxes + detections[:, 5:6] * span
     length = FIRST_PREFIX * max_det
     while True:
         kept = nms(boxes[:length], detections[:length, 4], iou_thres)
         if len(kept) >= max_det or length >= len(boxes):
-            return kept[:max_det]
+            return detections[kept[:max_det]]
         length *= 4

@@ -1,7 +1,7 @@
 """Figures without pyplot: a white sheet, quiet axes, one palette. Nothing here changes matplotlib's settings.
 
-matplotlib is imported by the functions that need it, here and nowhere else: importing it writes a list of fonts to the
-user's cache, and whoever draws nothing need not wait for it.
+matplotlib is imported by the functions that need it: importing it writes a list of fonts to the user's cache, and
+whoever draws nothing need not wait for it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from utils.drawing.fonts import BUNDLED, font_runs
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontProperties
 
 INK, GREY, GRID = "#22303c", "#7b8794", "#e4e8ec"
-# Lines that must be told apart, by hue and by lightness; more of them than this take colours from a map.
+# Lines that must look different, by hue and by lightness; more of them than this take colours from a map.
 SERIES = (
     "#2563eb", "#ea580c", "#16a34a", "#db2777", "#7c3aed", "#0891b2", "#ca8a04", "#dc2626", "#4d7c0f", "#475569",
 )  # fmt: skip
@@ -89,21 +87,6 @@ def name_ticks(axis: Axes, which: str, names: Sequence[str], size: float, **look
     axis.set(**{f"{which}ticks": range(len(names))})
     set_labels = axis.set_xticklabels if which == "x" else axis.set_yticklabels
     set_labels(names, fontproperties=text_font(names, size), parse_math=False, **look)
-
-
-def draw_heat(axis: Axes, counts: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> None:
-    """A table of counts, (x cells, y cells), from white to dark; their root is shown: rare cells stay visible."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#bfdbfe", "#3b82f6", "#1e3a8a"])
-    axis.pcolormesh(x_edges, y_edges, np.sqrt(counts.T), cmap=shades, rasterized=True)
-
-
-def draw_outlines(axis: Axes, lines: np.ndarray) -> None:
-    """Many thin lines at once: (n, points, 2), so faint that only where many run together it becomes dark."""
-    from matplotlib.collections import LineCollection
-
-    axis.add_collection(LineCollection(list(lines), colors=INK, linewidths=0.6, alpha=0.15))
 
 
 def series_colour(index: int) -> str:

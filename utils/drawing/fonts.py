@@ -83,11 +83,13 @@ def _candidates(chosen: Sequence[str]) -> Iterator[str]:
     yield from _system_fonts()
 
 
-@lru_cache(maxsize=4096)
-def _owners(characters: frozenset[str], *chosen: str) -> dict[str, str]:
-    """The font of each character: one for all where one has them, else the first that has it, without it where none."""
-    owners: dict[str, str] = {}
-    for path in _candidates(chosen):
+def _owners(text: str, first: str = "") -> dict[str, str]:
+    """The font of each character of a plain text: one for all where one has them, else the first that has it.
+
+    The font file `first`, then the one that YOLOV5_FONT names, come before all others. What none has is left out.
+    """
+    characters, owners = set(text) - {" "}, dict[str, str]()
+    for path in _candidates([path for path in (first, os.environ.get("YOLOV5_FONT", "")) if path]):
         if path == BUNDLED and all(map(str.isascii, characters)):
             return dict.fromkeys(characters, BUNDLED)
         found = {character for character in characters if ord(character) in _characters_in(path)}
@@ -97,11 +99,6 @@ def _owners(characters: frozenset[str], *chosen: str) -> dict[str, str]:
     return owners
 
 
-def _fonts_of(text: str, first: str = "") -> dict[str, str]:
-    """`_owners` of a plain text; the font file `first`, then the one that YOLOV5_FONT names, are tried before others."""
-    return _owners(frozenset(text) - {" "}, *filter(None, (first, os.environ.get("YOLOV5_FONT", ""))))
-
-
 def plain(text: str) -> str:
     """Return the text as it is drawn: composed letters, one line, no invisible signs (joiners, marks of direction)."""
     composed = printable(unicodedata.normalize("NFC", text))
@@ -109,13 +106,14 @@ def plain(text: str) -> str:
     return "".join(" " if c.isspace() else c for c in seen)
 
 
+@lru_cache(maxsize=4096)
 def font_runs(text: str, first: str = "") -> list[tuple[str, str]]:
     """Return the text in pieces (font path, characters) of one font each; '?' stands for what no font has.
 
     One piece wherever one font has all of it. The font file `first` is tried before all others.
     """
     drawn = plain(text)
-    owners = _fonts_of(drawn, first)
+    owners = _owners(drawn, first)
     if bad := set(drawn) - {" "} - owners.keys():
         _warn_undrawable(bad, [text])
         return font_runs("".join("?" if character in bad else character for character in drawn), first)
@@ -131,16 +129,18 @@ def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
     `names` is a list, or a dict from class number to name. The sign tells the number from a confidence beside it. What
     is longer than `LONGEST_NAME` characters is cut, and numbered too, so that no name takes a whole image or chart.
     """
-    words = [str(names[i]) for i in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
+    ordered = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
+    words = list(map(str, ordered))
     every = plain("".join(words))
-    lost = set(every) - {" "} - _fonts_of(every).keys()
-    bad = {word for word in words if lost & set(plain(word))} if lost else set()
+    lost = set(every) - {" "} - _owners(every).keys()
+    bad = {word for word in words if lost & set(plain(word))}
     if bad:
         _warn_undrawable(lost, [word for word in words if word in bad])
-    cut = [
-        word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{i}" for i, word in enumerate(words)
-    ]
-    return [f"#{i}" if word in bad else short for i, (word, short) in enumerate(zip(words, cut, strict=True))]
+    drawn = []
+    for i, word in enumerate(words):
+        short = word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{i}"
+        drawn.append(f"#{i}" if word in bad else short)
+    return drawn
 
 
 def _warn_undrawable(characters: set[str], texts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,9 +123,8 @@ def _score_share(
         targets = batch.targets.to(device)
         truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2, device=device)), 1)
         candidates = [truth[targets[:, 0] == i] for i in range(count)]
-        detections, (_, raw) = find_objects(
-            network, batch.images, suppression, clock, device, dtype, candidates if settings.hybrid else ()
-        )
+        chosen = replace(suppression, labels=candidates if settings.hybrid else ())
+        detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
         losses.append(losses[0] if raw is None else report.loss([level.float() for level in raw], targets))
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]

@@ -17,7 +17,7 @@ from utils.base.files import file_stem
 from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.drawing.batches import output_to_target, plot_images
-from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, label_lines, unique_names, write_labels
+from utils.drawing.writers import LABELS, Output, OutputNames, coco_rows, unique_names, write_labels
 from utils.evaluation.coco_truth import CocoTruth, order, read_annotations, read_truth
 from utils.evaluation.metrics import DetectionResult
 from utils.evaluation.plots import plot_confusion_matrix, plot_curves
@@ -79,7 +79,7 @@ class Report:
             return
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
         names = OutputNames(self.settings.folder, outputs)
-        names.say()
+        names.report_changes()
         self._labels = {path: names.label(position) for position, path in enumerate(images)}
         ids = unique_names([str(int(stem)) if stem.isdecimal() else stem for stem in names.stems])
         self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
@@ -93,7 +93,7 @@ class Report:
         wanted, detections = self.settings, detections.cpu()
         if wanted.txt:
             file = self._labels.get(path) or wanted.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
-            write_labels(file, label_lines(detections, shape, wanted.confidence))
+            write_labels(file, detections, shape, wanted.confidence)
         if wanted.json:
             self.found.append((batch, path, detections.numpy()))
         self.callbacks.run("on_val_image_end", detections, detections, path, wanted.names, None)

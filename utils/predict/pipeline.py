@@ -53,6 +53,7 @@ class Suppression:
     agnostic: bool = False
     multi_label: bool = False
     max_det: int = 1000
+    labels: Sequence[Tensor] = ()  # of each image, which join the candidates
 
 
 @dataclass(slots=True)
@@ -90,13 +91,10 @@ def to_network(
     return batch.to(device, non_blocking=True).to(dtype) / 255
 
 
-def suppress(
-    predictions: Tensor, settings: Suppression | Sequence[Suppression], labels: Sequence[Tensor] = ()
-) -> list[Tensor]:
+def suppress(predictions: Tensor, settings: Suppression | Sequence[Suppression]) -> list[Tensor]:
     """Return the detections (n, 6) xyxy, confidence, class of each image in the input's pixels, surest first.
 
-    `settings` are the same for all images, or a sequence with one for each. `labels` join the candidates, as in
-    `non_max_suppression`.
+    `settings` are the same for all images, or a sequence with one for each.
     """
     if not isinstance(settings, Suppression):
         return [suppress(rows[None], one)[0] for rows, one in zip(predictions, settings, strict=True)]
@@ -107,7 +105,7 @@ def suppress(
         settings.classes,
         settings.agnostic,
         settings.multi_label,
-        labels,
+        settings.labels,
         settings.max_det,
     )
 
@@ -119,7 +117,6 @@ def find_objects(
     clock: Clock,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    labels: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], Any]:
     """Go the way from prepared pixels to detections; the times go to `clock`.
 
@@ -130,7 +127,7 @@ def find_objects(
     ready = time_sync()
     output = forward(images)
     done = time_sync()
-    found = suppress(output if isinstance(output, Tensor) else output[0], settings, labels)
+    found = suppress(output if isinstance(output, Tensor) else output[0], settings)
     clock.prepare += ready - start
     clock.network += done - ready
     clock.suppress += time_sync() - done

@@ -30,7 +30,8 @@ OTHER_MEDIA = frozenset(
     "y4m".split()
 )
 REMEDY = "convert images to JPEG or PNG, videos to MP4"
-FORMATS_TEXT = f"pictures ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
+FORMATS = (*IMG_FORMATS, *VID_FORMATS)
+FORMATS_TEXT = f"images ({' '.join(IMG_FORMATS)}) and videos ({' '.join(VID_FORMATS)})"
 
 
 def is_url(text: str) -> bool:
@@ -39,10 +40,47 @@ def is_url(text: str) -> bool:
 
 
 def sources_in(source: str) -> tuple[list[str], list[str]]:
-    """(files, streams) that a source stands for, files in order; ValueError that says what was looked for if none."""
-    if suffix_of(source) == "txt" and not is_url(source):
-        return _listed(Path(source).expanduser())
-    return _one_entry(source)
+    """Return the (files, streams) that a source stands for, files in order.
+
+    A text file lists sources: its paths are looked for from here, then from the list's own folder. Blank lines and
+    lines that begin with # are skipped. Entries that are not there, and lists in lists, are a warning with their
+    number. Raises ValueError that says what was looked for if there is nothing.
+    """
+    if suffix_of(source) != "txt" or is_url(source):
+        return _one_entry(source)
+    name, entries = printable(source), _entries(Path(source).expanduser())
+    files: list[str] = []
+    streams: list[str] = []
+    problems: list[str] = []
+    for number, entry in entries.items():
+        try:
+            more_files, more_streams = _one_entry(entry)
+            files += more_files
+            streams += more_streams
+        except ValueError as error:
+            problems.append(f"{name}:{number}: {error}")
+    if problems:
+        few = "; ".join(problems[:EXAMPLES]) + "; ..." * (len(problems) > EXAMPLES)
+        LOGGER.warning(f"{len(problems)} of {len(entries)} lines are passed over, correct or remove them: {few}")
+    if not files and not streams:
+        raise ValueError(f"{name} names nothing that can be looked at: one file, folder, address or webcam a line")
+    return files, streams
+
+
+def _entries(listing: Path) -> dict[int, str]:
+    """The entries of a list by line number; a path is the file in the list's folder when only that exists."""
+    try:
+        lines = decoded(read_bytes(listing, LONGEST_LIST)).splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"list of sources {printable(listing)} cannot be read: {printable(str(error))}") from error
+    entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}
+    for number, entry in entries.items():
+        if entry[0] == entry[-1] and entry[0] in "\"'" and len(entry) > 1:  # as other programs write it
+            entry = entry[1:-1].strip()
+        spellings = dict.fromkeys((entry, entry.replace("\\", "/")))  # Windows' separators
+        places = [place for one in spellings for place in (one, str(listing.parent / one))]
+        entries[number] = entry if is_url(entry) else next((place for place in places if os.path.exists(place)), entry)
+    return entries
 
 
 def _one_entry(source: str) -> tuple[list[str], list[str]]:
@@ -58,17 +96,17 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
 
 
 def _local_files(source: str) -> list[str]:
+    name = printable(source)
     if os.path.isfile(source):
-        if not _is_usable(source):
-            known = f"known are {FORMATS_TEXT}, and .txt lists"
-            raise ValueError(f"{printable(source)} is no file that can be looked at; {known}")
+        if suffix_of(source) not in FORMATS:
+            raise ValueError(f"{name} is no file that can be looked at; known are {FORMATS_TEXT}, and .txt lists")
         return [source]
-    name, found = printable(source), _candidates(source)
-    usable = [file for file in found if _is_usable(file) and os.path.isfile(file)]
+    found = _found(source)
+    usable = sorted(file for file in found if suffix_of(file) in FORMATS and os.path.isfile(file))
     passed = passed_over(set(found) - set(usable))
     if not usable:
         there = f", there are {passed}" if passed else ""
-        deeper = f"; for those in folders below it give '{name}/**/*'" if os.path.isdir(source) else ""
+        deeper = f"; for those in folders below it give '{name}/**/*'" * os.path.isdir(source)
         raise ValueError(f"nothing found in {name}: looked for {FORMATS_TEXT}{there}{deeper}")
     if passed:
         level = logging.WARNING if REMEDY in passed else logging.INFO
@@ -76,50 +114,42 @@ def _local_files(source: str) -> list[str]:
     return usable
 
 
-def _candidates(source: str) -> list[str]:
-    """What is in a folder, or what a glob stands for, in order."""
+def _found(source: str) -> list[str]:
+    """What is in a folder, or what a glob stands for."""
+    name = printable(source)
     if os.path.isdir(source):
-        return sorted(os.path.join(source, name) for name in os.listdir(source) if not is_hidden(name, "."))
-    if glob.has_magic(source):
-        return sorted(_matches(source))
-    parent = printable(Path(source).absolute().parent)
+        return [os.path.join(source, file) for file in os.listdir(source) if not is_hidden(file, ".")]
     if os.path.exists(source):
-        raise ValueError(f"{printable(source)} is a pipe or device; save what it sends as a file, and give that")
-    raise ValueError(f"{printable(source)} does not exist (looked in {parent}); correct the path")
-
-
-def _is_usable(file: str) -> bool:
-    return suffix_of(file) in (*IMG_FORMATS, *VID_FORMATS)
+        raise ValueError(f"{name} is a pipe or device; save what it sends as a file, and give that")
+    if not glob.has_magic(source):
+        raise ValueError(
+            f"{name} does not exist (looked in {printable(Path(source).absolute().parent)}); correct the path"
+        )
+    return _matches(source) if "**" in Path(source).parts else glob.glob(source)
 
 
 def passed_over(files: Iterable[str]) -> str:
-    """What is not looked at, counted by ending, the most frequent first, with the remedy; '' for nothing.
+    """Return what is not looked at, counted by ending, the most frequent first, with the remedy; '' for nothing.
 
     Hidden files, and links that lead nowhere, are not counted.
     """
     seen = [file for file in files if not os.path.basename(file).startswith(".")]
-    found = Counter(suffix_of(file) for file in seen if os.path.isfile(file))
-    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    words = [f"{count} {printable('.' + ending)[:20] if ending else 'without ending'}" for ending, count in counts]
-    if len(words) > MOST_ENDINGS:
-        words[MOST_ENDINGS:] = [f"{sum(count for _, count in counts[MOST_ENDINGS:])} others"]
-    text = ", ".join(words)
-    if any(ending in OTHER_MEDIA for ending, _ in counts):
-        text += f" ({REMEDY})"
+    counts = Counter(sorted(suffix_of(file) for file in seen if os.path.isfile(file))).most_common()
+    kinds = [f"{count} {printable('.' + ending)[:20] if ending else 'without ending'}" for ending, count in counts]
+    if len(kinds) > MOST_ENDINGS:
+        kinds[MOST_ENDINGS:] = [f"{sum(count for _, count in counts[MOST_ENDINGS:])} others"]
+    text = ", ".join(kinds) + f" ({REMEDY})" * any(ending in OTHER_MEDIA for ending, _ in counts)
     folders = sum(map(os.path.isdir, seen))
     below = f"{folders} folder{'s' * (folders != 1)} (end the source in '/**/*' to look into them)" if folders else ""
     return "; ".join(filter(None, (text, below)))
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that a glob stands for. `**` is followed into folders, and into links unless they lead in circles."""
+    """Files that a glob with `**` stands for, which is followed into links unless they lead in circles."""
     parts = Path(pattern).parts
-    if "**" not in parts:
-        return glob.glob(pattern)
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     base = os.path.join(*parts[:first]) if first else ""
-    below = walk_files(base or ".")
-    files = below if base else (file.removeprefix(os.curdir + os.sep) for file in below)
+    files = [file if base else file.removeprefix(os.curdir + os.sep) for file in walk_files(base or ".")]
     return [file for file in files if _fits(Path(os.path.relpath(file, base or None)).parts, parts[first:])]
 
 
@@ -131,47 +161,3 @@ def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     if wanted[0] == "**":
         return _fits(parts, wanted[1:]) or (not hidden and _fits(parts[1:], wanted))
     return not hidden and fnmatch.fnmatch(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
-
-
-def _listed(listing: Path) -> tuple[list[str], list[str]]:
-    """(files, streams) named by a text file; paths are looked for from here, then from the list's own folder.
-
-    Blank lines and lines that begin with # are skipped. Entries that are not there, and lists in lists, are a warning
-    with their number.
-    """
-    name = printable(listing)
-    try:
-        lines = decoded(read_bytes(listing, LONGEST_LIST)).splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"list of sources {name} cannot be read: {printable(str(error))}") from error
-    entries = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")}
-    files: list[str] = []
-    streams: list[str] = []
-    problems: list[str] = []
-    for number, entry in entries.items():
-        try:
-            more_files, more_streams = _one_entry(_beside(listing, entry))
-        except ValueError as error:
-            problems.append(f"{name}:{number}: {error}")
-            continue
-        files += more_files
-        streams += more_streams
-    if problems:
-        few = "; ".join(problems[:EXAMPLES]) + "; ..." * (len(problems) > EXAMPLES)
-        LOGGER.warning(f"{len(problems)} of {len(entries)} lines are passed over, correct or remove them: {few}")
-    if not files and not streams:
-        raise ValueError(f"{name} names nothing that can be looked at: one file, folder, address or webcam a line")
-    return files, streams
-
-
-def _beside(listing: Path, entry: str) -> str:
-    """The entry, or the file of that name in the list's folder when only that exists.
-
-    Quotes around a line, and backslashes where only slashes separate folders, are how other programs write it.
-    """
-    entry = entry[1:-1].strip() if entry[0] == entry[-1] and entry[0] in "\"'" and len(entry) > 1 else entry
-    if is_url(entry):
-        return entry
-    spellings = dict.fromkeys((entry, entry.replace("\\", "/")))
-    places = [place for one in spellings for place in (one, str(listing.parent / one))]
-    return next((place for place in places if os.path.exists(place)), entry)

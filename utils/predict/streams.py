@@ -14,50 +14,47 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.predict.video_files import VID_FORMATS, frame_limit, length_and_rate, open_video, say_limit, suffix_of
+from utils.predict.video_files import VID_FORMATS, frame_limit, length_and_rate, limit_reached, open_video, suffix_of
 
-CLIP_QUEUE = 8  # decoded frames of a clip that wait for the consumer
-LIVE_QUEUE = 1  # of a live stream only the newest frame is worth anything
+CLIP_QUEUE = 8  # decoded frames of a clip that wait for the consumer; of a live stream one does
 REOPENINGS, REOPEN_PAUSE = 3, 1.0  # tries to get a lost live stream back, and the seconds before each
 LIVE_FORMATS = ("flv", "m2ts", "mts", "ogv", "ts", "webm")  # also sent by cameras, without an end
 SILENCE = 60.0  # seconds without a frame from any stream after which the run ends
 
 
-@dataclass(frozen=True, slots=True)
-class StreamFrame:
+class StreamFrame(NamedTuple):
     """A frame and where it is from: stream, frame number from 1, frames in all (0: unknown), frames per second."""
 
     stream: int
-    picture: np.ndarray  # (H, W, 3) uint8 BGR
+    image: np.ndarray  # (H, W, 3) uint8 BGR
     number: int
     total: int
     fps: float
 
 
-@dataclass(slots=True)
 class _Inbox:
     """Frames on their way from the reader threads to the one consumer, a short queue for each stream."""
 
-    queues: list[deque[StreamFrame]]
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    stopped: threading.Event = field(default_factory=threading.Event)
-    running: int = 0
-    last: int = -1  # stream served last: the next one has precedence
+    def __init__(self, streams: int) -> None:
+        self.queues: list[deque[StreamFrame]] = [deque() for _ in range(streams)]
+        self.changed = threading.Condition()
+        self.stopped = threading.Event()
+        self.running = streams
+        self.last = -1  # stream served last: the next one has precedence
 
     def put(self, frame: StreamFrame, live: bool) -> None:
-        """Leave a frame; a clip waits for room, a live stream replaces what nobody fetched."""
+        """Leave a frame; a clip waits for room, a live stream replaces what was not fetched."""
         queue = self.queues[frame.stream]
         with self.changed:
-            if live and len(queue) >= LIVE_QUEUE:
+            if live:
                 queue.clear()
-            while not live and len(queue) >= CLIP_QUEUE and not self.stopped.is_set():
-                self.changed.wait()
+            self.changed.wait_for(lambda: len(queue) < CLIP_QUEUE or self.stopped.is_set())
             queue.append(frame)
             self.changed.notify_all()
 
@@ -74,66 +71,44 @@ class _Inbox:
                     return self.queues[stream].popleft()
         return None
 
-    def leave(self) -> None:
-        """One reader has ended."""
-        with self.changed:
-            self.running -= 1
-            self.changed.notify_all()
-
-    def stop(self) -> None:
-        """Tell all readers to end."""
-        with self.changed:
-            self.stopped.set()
-            self.changed.notify_all()
-
-
-class _Reader(threading.Thread):
-    """Decodes one stream into the inbox until it ends, breaks for good, or the inbox is stopped."""
-
-    def __init__(self, address: str, stream: int, inbox: _Inbox, vid_stride: int, max_frames: int | None) -> None:
-        super().__init__(daemon=True, name=f"stream {stream}")
-        self.address, self.stream, self.inbox = address, stream, inbox
-        self.vid_stride, self.max_frames = vid_stride, max_frames
-        self.name_for_people = printable(address)
-        self.number = 0
-
-    def run(self) -> None:
-        """Read until the end; a lost live stream is opened again."""
-        lost = 0
+    def read(self, address: str, stream: int, vid_stride: int, max_frames: int | None) -> None:
+        """In a thread: decode a stream until it ends, breaks for good, or is stopped; a lost one is opened again."""
+        name, number, lost = printable(address), 0, 0
         try:
-            while not self.inbox.stopped.is_set():
-                before = self.number
-                clip = self._read_once()
-                lost = lost + 1 if self.number == before else 1
-                if clip or not self.number or lost > REOPENINGS:
+            while not self.stopped.is_set():
+                before = number
+                number, is_clip = self._read_once(address, stream, number, vid_stride, max_frames)
+                lost = lost + 1 if number == before else 1
+                if is_clip or not number or lost > REOPENINGS:
                     break
-                LOGGER.warning(f"{self.name_for_people}: lost, opening it again ({lost} of {REOPENINGS})")
-                self.inbox.stopped.wait(REOPEN_PAUSE)
-            if not self.number:
-                LOGGER.warning(f"{self.name_for_people}: no frame could be read from this stream")
+                LOGGER.warning(f"{name}: lost, opening it again ({lost} of {REOPENINGS})")
+                self.stopped.wait(REOPEN_PAUSE)
+            if not number:
+                LOGGER.warning(f"{name}: no frame could be read from this stream")
         except (OSError, ValueError) as error:
             LOGGER.warning(f"{error}")
         finally:
-            self.inbox.leave()
+            with self.changed:
+                self.running -= 1
+                self.changed.notify_all()
 
-    def _read_once(self) -> bool:
-        """Open the stream and hand on its frames; True when it was a clip, which has ended by now."""
-        capture = open_video(self.address)
-        total, fps = length_and_rate(capture)
-        clip = total > 0 or suffix_of(self.address) in set(VID_FORMATS) - set(LIVE_FORMATS)
-        limit = frame_limit(total, max_frames=self.max_frames)
+    def _read_once(
+        self, address: str, stream: int, number: int, vid_stride: int, max_frames: int | None
+    ) -> tuple[int, bool]:
+        """Open the stream and hand on its frames -> the number of the last one, and whether it was a clip."""
+        capture = open_video(address)
         try:
-            while not self.inbox.stopped.is_set() and capture.grab():
-                if clip and self.number == limit:
-                    LOGGER.warning(f"{self.name_for_people}: {say_limit(total, limit)}")
+            total, fps = length_and_rate(capture)
+            is_clip = total > 0 or suffix_of(address) in set(VID_FORMATS) - set(LIVE_FORMATS)
+            limit = frame_limit(total, max_frames=max_frames)
+            while not self.stopped.is_set() and capture.grab():
+                if is_clip and number == limit:
+                    LOGGER.warning(limit_reached(address, total, limit))
                     break
-                self.number += 1
-                if (self.number - 1) % self.vid_stride:
-                    continue
-                done, picture = capture.retrieve()
-                if done:
-                    self.inbox.put(StreamFrame(self.stream, picture, self.number, total, fps), live=not clip)
-            return clip
+                number += 1
+                if (number - 1) % vid_stride == 0 and (read := capture.retrieve())[0]:
+                    self.put(StreamFrame(stream, read[1], number, total, fps), live=not is_clip)
+            return number, is_clip
         finally:
             capture.release()
 
@@ -144,9 +119,10 @@ def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int 
     Every `vid_stride`-th frame is taken, of a clip no more than `frame_limit` allows. A stream that cannot be opened is
     a warning; ValueError when none could be.
     """
-    inbox = _Inbox([deque() for _ in addresses], running=len(addresses))
+    inbox = _Inbox(len(addresses))
     for stream, address in enumerate(addresses):
-        _Reader(address, stream, inbox, vid_stride, max_frames).start()
+        given = (address, stream, vid_stride, max_frames)
+        threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {stream}").start()
     frames = 0
     try:
         while (frame := inbox.take(SILENCE)) is not None:
@@ -155,7 +131,9 @@ def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int 
     except TimeoutError:
         LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
     finally:
-        inbox.stop()
+        with inbox.changed:
+            inbox.stopped.set()
+            inbox.changed.notify_all()
     if not frames:
         names = printable(", ".join(addresses))
         raise ValueError(f"no frame from {names}; check the address, the connection and the format")

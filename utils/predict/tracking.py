@@ -56,6 +56,7 @@ class Tracker:
             found = self._detections(rows[mine, :4], confidence=rows[mine, 4], data={"row": mine})
             for _ in range(2 if self._frames == 1 else 1):  # seen twice, the objects of the first frame count at once
                 tracked = tracker.update(found)
+            assert tracked.tracker_id is not None
             for row, number in zip(tracked.data.get("row", ()), tracked.tracker_id, strict=True):
                 if number >= 0:
                     numbers[row] = self._numbers.setdefault((kind, int(number)), len(self._numbers) + 1)

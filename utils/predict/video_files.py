@@ -28,42 +28,37 @@ MANY_FRAMES = 10**9  # no honest container promises more
 LEAST_LIMIT, MORE_THAN_PROMISED = 1000, 10  # a file ends at so many frames, or so many times what it promises
 UNPROMISED_LIMIT = 1_000_000  # where it promises nothing: nine hours at 30 frames per second
 LARGEST_FILE = 1 << 62  # bytes: any file, but a file
-HEAD = 512  # bytes that tell text from a container
+HEAD = 512  # bytes that distinguish text from a container
 
 
-class _Environment:
-    """FFmpeg's options around openings: those that want the same go side by side, the others wait for them."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.users, self.extra, self.before = 0, "", None
-
-    @contextmanager
-    def holding(self, extra: str) -> Iterator[None]:
-        """While the block runs, `extra` comes after what the user has set."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.users or self.extra == extra)
-            if not self.users:
-                self.extra, self.before = extra, os.environ.get(OPTIONS)
-                self._set("|".join(filter(None, (self.before, extra))) or None)
-            self.users += 1
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.users -= 1
-                if not self.users:
-                    self._set(self.before)
-                    self.changed.notify_all()
-
-    def _set(self, value: str | None) -> None:
-        if value is None:
-            os.environ.pop(OPTIONS, None)
-        else:
-            os.environ[OPTIONS] = value
+_changed = threading.Condition()
+_openings: list[str] = []  # FFmpeg's extra options of the openings under way, which are all the same
+_users_own: list[str | None] = [None]  # what the environment held before the first of them
 
 
-_environment = _Environment()
+@contextmanager
+def _options(extra: str) -> Iterator[None]:
+    """While the block runs, `extra` comes after the options that the user has set.
+
+    Openings that want the same go side by side, the others wait for them.
+    """
+    with _changed:
+        _changed.wait_for(lambda: not _openings or _openings[0] == extra)
+        if not _openings:
+            _users_own[0] = os.environ.get(OPTIONS)
+            if extra:
+                os.environ[OPTIONS] = "|".join(filter(None, (_users_own[0], extra)))
+        _openings.append(extra)
+    try:
+        yield
+    finally:
+        with _changed:
+            _openings.pop()
+            if not _openings:
+                os.environ.pop(OPTIONS, None)
+                if _users_own[0] is not None:
+                    os.environ[OPTIONS] = _users_own[0]
+                _changed.notify_all()
 
 
 def suffix_of(address: str) -> str:
@@ -79,7 +74,7 @@ def suffix_of(address: str) -> str:
 
 
 def open_video(place: str) -> cv2.VideoCapture:
-    """The frames of a webcam (its number), an address (`rtsp://...`) or a file.
+    """Open the frames of a webcam (its number), an address (`rtsp://...`) or a file.
 
     An address may be a playlist of more (HLS and the like), unless it ends as a video does: then it must be one of the
     containers, as files must. Redirections and playlists lead to other addresses, never to local files: FFmpeg's own
@@ -91,15 +86,14 @@ def open_video(place: str) -> cv2.VideoCapture:
         return open_file(place)
     if suffix_of(place) in VID_FORMATS:
         return _open(place, f"format_whitelist;{CONTAINERS}")
-    with _environment.holding(""):
+    with _options(""):
         return cv2.VideoCapture(place)
 
 
 def open_file(file: str) -> cv2.VideoCapture:
-    """The frames of a file that is a container of a known kind; nothing that it names is opened.
+    """Open the frames of a file that is a container of a known kind; nothing that it names is opened.
 
-    The path is made absolute, because FFmpeg takes `concat:a.mp4` for a protocol. Raises as
-    `open_video` does.
+    Raises as `open_video` does: also for text, whose first bytes are all letters and line ends, as no container's are.
     """
     name = printable(file)
     try:
@@ -112,22 +106,18 @@ def open_file(file: str) -> cv2.VideoCapture:
         raise ValueError(f"{name}: {error}") from error
     with open(file, "rb") as content:
         head = content.read(HEAD)
-    if _is_text(head):
+    if head.startswith((b"ffconcat", b"#EXTM3U")) or not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head):
         kind = "text; playlists are not followed" if size else "nothing at all"
         raise ValueError(f"{name}: {NO_FRAME} (its content is {kind})")
+    # the path is made absolute, because FFmpeg takes `concat:a.mp4` for a protocol
     return _open(os.path.abspath(file), f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
 
 
 def _open(place: str, extra: str) -> cv2.VideoCapture:
     """With FFmpeg where OpenCV has it: the next in line would take a number in a name for a series of images."""
     has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
-    with _environment.holding(extra):
+    with _options(extra):
         return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
-
-
-def _is_text(head: bytes) -> bool:
-    """Whether these first bytes are all letters and line ends, as no container's are, or begin a known playlist."""
-    return head.startswith((b"ffconcat", b"#EXTM3U")) or not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head)
 
 
 def length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:
@@ -145,7 +135,7 @@ def frame_limit(total: int, size: int = MANY_FRAMES, max_frames: int | None = No
     return max_frames or (max(MORE_THAN_PROMISED * promised, LEAST_LIMIT) if promised else UNPROMISED_LIMIT)
 
 
-def say_limit(total: int, limit: int) -> str:
-    """Why reading stopped, for people."""
+def limit_reached(file: str, total: int, limit: int) -> str:
+    """Return the message that a video is left after `limit` frames."""
     promise = f"it promises {total}" if total else "it does not say how many it has"
-    return f"left after {limit} frames ({promise}); --max-frames {10 * limit} reads on"
+    return f"{printable(file)}: left after {limit} frames ({promise}); --max-frames {10 * limit} reads on"

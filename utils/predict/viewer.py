@@ -1,4 +1,4 @@
-"""Pictures in a window, where there is one: a display is looked for first, since Qt ends the process without."""
+"""Images in a window, where there is one: a display is looked for first, since Qt ends the process without."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Viewer:
         problem = display_problem()
         self.usable = not problem
         if problem:
-            LOGGER.warning(f"cannot show pictures: {problem}; results are saved all the same")
+            LOGGER.warning(f"cannot show images: {problem}; results are saved all the same")
 
-    def show(self, title: str, picture: np.ndarray, wait_ms: int = 1) -> bool:
-        """Show a BGR picture; False when the person pressed q or Escape and wants no more."""
+    def show(self, title: str, image: np.ndarray, wait_ms: int = 1) -> bool:
+        """Show a BGR image; False when the person pressed q or Escape and wants no more."""
         if not self.usable:
             return True
         title = printable(title)
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-        cv2.imshow(title, picture)
+        cv2.imshow(title, image)
         return cv2.waitKey(wait_ms) & 0xFF not in QUIT_KEYS
 
     def close(self) -> None:

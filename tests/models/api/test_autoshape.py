@@ -1,7 +1,6 @@
 """Pictures of every kind in, boxes in several forms out."""
 
 import http.server
-import math
 import struct
 import threading
 import zlib
@@ -13,10 +12,10 @@ import torch
 from PIL import Image
 
 from models import common
-from models.api.autoshape import AutoShape, load_picture, output_names, to_rgb
-from models.api.detections import Detections, count_words
+from models.api.autoshape import AutoShape, load_picture, to_rgb
+from models.api.detections import Detections, describe_counts
 from models.backends import DetectMultiBackend
-from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
+from tests.known_detector import NAMES, by_rows, expected_boxes, known_model, write_weights
 from utils.drawing.writers import write_image
 
 
@@ -32,7 +31,7 @@ def coloured(height=32, width=32):
 
 
 def test_no_picture_is_refused(model):
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         model([])
     with pytest.raises(ValueError, match="int"):
         model([3])
@@ -94,6 +93,7 @@ def test_mixed_lists(model, tmp_path):
 def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
     rgb = coloured(20, 30)
     path = write_image(tmp_path / "red 红.png", rgb[..., ::-1])
+    tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
     items = {
         "array": rgb,
         "grey": rgb[..., 0],
@@ -104,8 +104,8 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
         "palette": Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE),
         "path": path,
         "str": str(path),
-        "tensor": torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
-        "half": torch.from_numpy(rgb.transpose(2, 0, 1).copy()).bfloat16() / 255,
+        "tensor": tensor,
+        "half": tensor.bfloat16() / 255,
     }
     picture, name = load_picture(items[kind])
     expected = np.full_like(rgb, 200) if kind == "grey" else rgb
@@ -114,11 +114,11 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
     assert name == (str(path) if kind in ("path", "str") else "")
 
 
-def test_flat_and_narrow_pictures_are_not_taken_for_channels_first():
-    assert to_rgb(np.zeros((3, 40, 3), np.uint8)).shape == (3, 40, 3)
-    assert to_rgb(np.zeros((4, 40, 4), np.uint8)).shape == (4, 40, 3)
-    assert to_rgb(np.zeros((3, 40, 50), np.uint8)).shape == (40, 50, 3)
-    assert to_rgb(np.zeros((2, 50, 1), np.uint8)).shape == (2, 50, 3)
+@pytest.mark.parametrize(
+    "shape, size", [((3, 40, 3), (3, 40)), ((4, 40, 4), (4, 40)), ((3, 40, 50), (40, 50)), ((2, 50, 1), (2, 50))]
+)
+def test_flat_and_narrow_images_are_not_taken_for_channels_first(shape, size):
+    assert to_rgb(np.zeros(shape, np.uint8)).shape == (*size, 3)
 
 
 def test_tensors_have_their_channels_first():
@@ -127,7 +127,7 @@ def test_tensors_have_their_channels_first():
     shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
     load_picture(shared)[0][:] = 9
     assert not shared.any()
-    with pytest.raises(ValueError, match="is no picture"):
+    with pytest.raises(ValueError, match="is no image"):
         load_picture(torch.zeros(1, 3, 4, 5))
 
 
@@ -202,30 +202,22 @@ def site():
     thread.join()
 
 
-def test_addresses(model, site):
+def test_addresses(model, site, monkeypatch):
     result = model([f"{site}/red.png?size=1", coloured(20, 30)], size=32)
     assert np.array_equal(*result.imgs) and result.files == ["red.jpg", "image1.jpg"]
-
-
-@pytest.mark.parametrize(
-    "page, words",
-    [
-        ("bomb.png", "no picture"),
-        ("text.png", "no picture"),
-        ("empty.png", "no picture"),
-        ("none.png", "cannot be fetched.*404"),
-    ],
-)
-def test_addresses_of_no_picture(model, site, page, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        model(f"{site}/{page}")
-    assert page in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_too_large_a_picture_is_not_fetched_whole(model, site, monkeypatch):
     monkeypatch.setattr("utils.predict.sources.WEB_LARGEST", 20)
     with pytest.raises(ValueError, match="larger than"):
         model(f"{site}/red.png")
+
+
+@pytest.mark.parametrize(
+    "page, message",
+    [("bomb.png", "no image"), ("text.png", "no image"), ("empty.png", "no image"), ("x", "cannot be fetched.*404")],
+)
+def test_addresses_of_no_image(model, site, page, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        model(f"{site}/{page}")
+    assert page in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_depths():
@@ -237,16 +229,8 @@ def test_depths():
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
 def test_arrays_that_are_no_pictures(shape):
-    with pytest.raises(ValueError, match="is no picture"):
+    with pytest.raises(ValueError, match="is no image"):
         to_rgb(np.zeros(shape, np.uint8))
-
-
-def test_exif_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    for item in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
-        assert load_picture(item)[0].shape == (40, 20, 3)
 
 
 def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
@@ -254,7 +238,8 @@ def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
     rows = torch.tensor([[2.0, 2, 12, 12, 0.9, 0], [2.0, 2, 12, 12, 0.8, 1]])
     files = ["../../x.jpg", "X.jpg", "x_2.jpg", "\x1b[2J.jpg"]
     found = Detections(pictures, [rows] * 4, files, names=["..", "a/b"])
-    found.display(save=True, crop=True, save_dir=tmp_path / "here")
+    found.crop(save_dir=tmp_path / "here")
+    found.save(save_dir=tmp_path / "here")
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     stems = ["x", "X-2", "x_2", "_[2J"]
     crops = {f"here/crops/{folder}/{stem}.jpg" for folder in ("__", "a_b") for stem in stems}
@@ -270,12 +255,6 @@ def test_one_name_in_several_folders_is_said_once(model, tmp_path, caplog):
     for _ in range(2):
         assert fresh(paths, size=32).files == ["1.jpg", "1-2.jpg"]
     assert [record.getMessage().split(" sources")[0] for record in caplog.records] == ["1 of 2"]
-
-
-def test_file_names_are_unique():
-    assert output_names(["a/bus.png", "", "b/bus.jpg", "http://h/c.webp?x=1", "", "BUS.bmp"]).stems == [
-        "bus", "image1", "bus-2", "c", "image4", "BUS-3",
-    ]  # fmt: skip
 
 
 def test_settings_are_those_of_the_instance(model):
@@ -320,9 +299,9 @@ def test_other_formats_get_squares():
 
 
 def test_words():
-    assert count_words([], NAMES) == "(no detections)"
-    assert count_words([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
-    assert count_words([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
+    assert describe_counts([], NAMES) == "(no detections)"
+    assert describe_counts([1.0, 0.0, 1.0], NAMES) == "1 car, 2 persons"
+    assert describe_counts([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
 
 
 def test_empty_results_have_every_form(model, tmp_path, caplog):
@@ -333,21 +312,6 @@ def test_empty_results_have_every_form(model, tmp_path, caplog):
     assert list(result.pandas().xyxy[0].columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
     assert result.crop(save=False) == [] and len(result.render()) == 2
     assert "(no detections)" in str(result)
-
-
-def test_tables(model):
-    tables = model(coloured(), size=32).pandas()
-    frame = tables.xywh[0]
-    assert list(frame.columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
-    assert set(frame["name"]) == {"person"} and frame["class"].dtype.kind == "i" and len(frame) == 16
-    assert np.allclose(frame["confidence"], CONFIDENCE, atol=1e-3)
-    assert '"name":"person"' in frame.to_json(orient="records")
-
-
-def test_list_of_results(model):
-    parts = model([coloured(), coloured(16, 32)], size=32).tolist()
-    assert [part.n for part in parts] == [1, 1] and parts[0].files == ["image0.jpg"]
-    assert parts[1].imgs[0].shape == (16, 32, 3)
 
 
 def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
@@ -361,9 +325,7 @@ def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
 def test_saving(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = model([coloured(), coloured()], size=32)
-    folder = result.save(save_dir=tmp_path / "mine")
-    assert sorted(path.name for path in folder.iterdir()) == ["image0.jpg", "image1.jpg"]
-    assert cv2.imread(str(folder / "image0.jpg")).shape == (32, 32, 3)
+    assert sorted(path.name for path in result.save(save_dir="mine").iterdir()) == ["image0.jpg", "image1.jpg"]
     assert [result.save().name, result.save().name] == ["exp", "exp2"]
 
 
@@ -381,10 +343,3 @@ def test_showing_needs_a_display(model, monkeypatch):
     monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
     with pytest.raises(ValueError, match="no display.*save"):
         model(coloured(), size=32).show()
-
-
-def test_printing(model, caplog):
-    with caplog.at_level("INFO", "yolov5"):
-        model([coloured(), coloured(40, 60)], size=32).print()
-    assert "image 1/2: 32x32 16 persons" in caplog.text and "image 2/2: 40x60" in caplog.text
-    assert all(math.isfinite(value) and value >= 0 for value in model(coloured(), size=32).t)

@@ -1,9 +1,6 @@
 """What is found, in all the forms that people take it in."""
 
 import sys
-from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -78,34 +75,37 @@ def test_list_of_results(results):
     assert str(third).startswith("image 1/1: 64x64 1 person")
 
 
-# ---- display
-def test_display_does_nothing_by_itself(results, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert results.display() is None and not list(tmp_path.iterdir())
-    assert all((image == 90).all() for image in results.imgs)
+def test_tables(results):
+    tables = results.pandas()
+    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    frame = tables.xyxy[0]
+    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert frame["name"].tolist() == ["car", "行人"] and frame["class"].dtype.kind == "i"
+    assert frame[["xmin", "confidence"]].to_numpy()[0].tolist() == pytest.approx([10, 0.9])
+    assert '"name":"car"' in frame.to_json(orient="records")
 
 
-def test_display_saves_pictures_and_clean_crops_into_one_folder(results, tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
+# ---- what is printed, drawn, saved and shown
+def test_printing(results, caplog):
     with caplog.at_level("INFO", "yolov5"):
-        crops = results.display(pprint=True, save=True, crop=True)
-    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
-    crops_of = [f"runs/detect/exp/crops/{name}" for name in ("car/a.jpg", "person/c.jpg", "行人/a.jpg")]
-    assert files == sorted([f"runs/detect/exp/{name}.jpg" for name in "abc"] + crops_of)
+        results.print()
+    assert "image 2/3: 50x60 (no detections)" in caplog.text and "image 1/3: 100x200 1 car, 1 行人" in caplog.text
+
+
+def test_images_and_clean_crops(results, tmp_path):
+    crops = results.crop(save_dir=tmp_path / "a")
+    results.save(save_dir=tmp_path / "a")
+    files = sorted(path.relative_to(tmp_path / "a").as_posix() for path in tmp_path.rglob("*.jpg"))
+    assert files == ["a.jpg", "b.jpg", "c.jpg", "crops/car/a.jpg", "crops/person/c.jpg", "crops/行人/a.jpg"]
     assert len(crops) == 3 and all((crop["im"] == 90).all() for crop in crops)
-    assert "image 2/3: 50x60 (no detections)" in caplog.text
-    assert (cv2.imread("runs/detect/exp/a.jpg") != 90).any() and (results.imgs[0] != 90).any()
-    results.display(save=True)
-    assert sorted(path.name for path in (tmp_path / "runs/detect").iterdir()) == ["exp", "exp2"]
+    assert (cv2.imread(str(tmp_path / "a/a.jpg")) != 90).any() and (results.imgs[0] != 90).any()
 
 
-def test_display_renders_and_shows(results, monkeypatch):
-    results.display(render=True, labels=False)
-    assert (results.imgs[0] != 90).any()
+def test_showing(results, monkeypatch):
     opened = []
     monkeypatch.setattr("models.api.detections.display_problem", lambda probe: None)
     monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
-    results.display(show=True)
+    results.show()
     assert opened == [(200, 100), (60, 50), (64, 64)]
 
 
@@ -115,53 +115,19 @@ def test_drawing_twice_is_drawing_once(results):
 
 
 # ---- supervision
-@dataclass
-class FakeDetections:
-    """The fields of `supervision.Detections` that are filled in."""
-
-    xyxy: np.ndarray
-    confidence: np.ndarray
-    class_id: np.ndarray
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self):
-        return len(self.xyxy)
-
-
-@pytest.fixture
-def supervision(monkeypatch):
-    module = ModuleType("supervision")
-    module.Detections = FakeDetections
-    monkeypatch.setitem(sys.modules, "supervision", module)
-    return module
-
-
-def check_for_supervision(found):
-    """What both the real and the replaced package must get for `results`."""
+def test_for_supervision(results):
+    package = pytest.importorskip("supervision")
+    found = results.to_supervision()
     assert [len(one) for one in found] == [2, 0, 1] and found[1].xyxy.shape == (0, 4)
     assert np.array_equal(found[0].xyxy, BUS[:, :4].numpy()) and found[0].class_id.tolist() == [0, 2]
     assert found[0].class_id.dtype.kind == "i" and np.allclose(found[0].confidence, [0.9, 0.4])
-    assert found[0].data["class_name"].tolist() == ["car", "行人"] and len(found[1].data["class_name"]) == 0
-
-
-def test_for_supervision(results, supervision):
-    found = results.to_supervision()
-    assert all(type(one) is FakeDetections for one in found)
-    check_for_supervision(found)
-    found[0].xyxy[:] = -1
-    assert results.xyxy[0][0, 0] == 10  # a copy
-
-
-def test_with_the_real_supervision(results):
-    package = pytest.importorskip("supervision")
-    found = results.to_supervision()
-    check_for_supervision(found)
     both = package.Detections.merge(found)
     assert len(both) == 3 and both.data["class_name"].tolist() == ["car", "行人", "person"]
     theirs = package.Detections.from_yolov5(results[0])
     assert np.array_equal(theirs.xyxy, found[0].xyxy) and np.array_equal(theirs.class_id, found[0].class_id)
-    drawn = package.BoxAnnotator().annotate(picture(), found[0])
-    assert (drawn != 90).any()
+    assert (package.BoxAnnotator().annotate(picture(), found[0]) != 90).any()
+    found[0].xyxy[:] = -1
+    assert results.xyxy[0][0, 0] == 10  # a copy
 
 
 def test_without_supervision(results, monkeypatch):

@@ -16,7 +16,6 @@ from utils.boxes.iou import (
     bbox_iou,
     box_iou,
     iou_loss,
-    normalized_wasserstein,
     paired_iou,
     pairwise_iou,
     wh_iou,
@@ -108,12 +107,6 @@ def test_worked_losses(kind):
     assert quality.item() == pytest.approx(WORKED_MEASURES[measure], abs=1e-6)
 
 
-def test_v61_s_worked_ciou():
-    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [10, 10, 12, 12]])
-    values = bbox_iou(boxes[0], boxes, CIoU=True)
-    np.testing.assert_allclose(values, [1.0, 0.031746, -0.694444], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "kind, oracle",
     [("GIoU", generalized_box_iou_loss), ("DIoU", distance_box_iou_loss), ("CIoU", complete_box_iou_loss)],
@@ -154,13 +147,7 @@ def test_a_perfect_box_costs_nothing_and_a_step_downhill_helps(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_and_gradients_are_finite_at_the_worst(kind, dtype):
-    worst = [
-        (5, 5, 0, 0),
-        (5, 5, 3, 0),
-        (0, 0, 1e-8, 1e-8),
-        (1e4, 1e4, 1e4, 1e4),
-        (17.6555, 81.4315, 155.2497, 197.9391),
-    ]
+    worst = [(5, 5, 0, 0), (5, 5, 3, 0), (0, 0, 1e-8, 1e-8), (1e4, 1e4, 1e4, 1e4), (17.65, 81.43, 155.25, 197.94)]
     pairs = [(p, q) for p in worst for q in worst]
     predicted = torch.tensor([p for p, _ in pairs], dtype=dtype, requires_grad=True)
     target = torch.tensor([q for _, q in pairs], dtype=dtype)
@@ -205,25 +192,6 @@ def test_the_running_mean_moves_in_training_only(kind):
     assert float(state.value) == pytest.approx(0.75 + 0.25 * (1 - IOU))
 
 
-def test_wiou_v3_favours_ordinary_boxes():
-    target = tensor(*[(0, 0, 10, 10)] * 3)
-    predicted = tensor((0.05, 0, 10, 10), (2, 0, 10, 10), (9.5, 0, 10, 10))  # easy, ordinary, outlier
-    state = RunningMean(start=0.3)
-    plain, _ = iou_loss(predicted, target, "WIoUv1")
-    gain = iou_loss(predicted, target, "WIoUv3", state)[0] / plain
-    assert gain[1] > gain[0] and gain[1] > gain[2]
-
-
-def test_normalized_wasserstein():
-    first, second = tensor((0, 0, 4, 4)), tensor((3, 0, 4, 12))
-    distance = math.sqrt(3**2 + ((12 - 4) / 2) ** 2)
-    assert normalized_wasserstein(first, second, scale=2.5).item() == pytest.approx(math.exp(-distance / 2.5))
-    same = tensor(FIRST).requires_grad_()
-    value = normalized_wasserstein(same, tensor(FIRST))
-    value.backward()
-    assert value.item() == pytest.approx(1) and same.grad.isfinite().all()
-
-
 @pytest.mark.parametrize(
     "call", [lambda: paired_iou(*[torch.zeros(1, 4)] * 2, "XIoU"), lambda: iou_loss(*[torch.zeros(1, 4)] * 2, "XIoU")]
 )
@@ -232,7 +200,9 @@ def test_unknown_names_list_the_known(call):
         call()
 
 
-def test_v61_s_argument_layout():
+def test_v61_s_argument_layout_and_its_ciou():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [10, 10, 12, 12]])
+    np.testing.assert_allclose(bbox_iou(boxes[0], boxes, CIoU=True), [1.0, 0.031746, -0.694444], atol=1e-6)
     first, second = random_boxes(6, 6), random_boxes(6, 7)
     torch.testing.assert_close(bbox_iou(first.T, second, GIoU=True), paired_iou(first, second, "GIoU"))
     centred, other = random_boxes(6, 8, xywh=True), random_boxes(6, 9, xywh=True)

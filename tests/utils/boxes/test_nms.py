@@ -21,14 +21,14 @@ OPTIONS = [
 
 def predictions(batch=2, rows=200, classes=3, seed=0) -> Tensor:
     rng = np.random.default_rng(seed)
-    heaps = rng.uniform(50, 300, (8, 2))
-    centres = heaps[rng.integers(8, size=(batch, rows))] + rng.normal(0, 6, (batch, rows, 2))
+    groups = rng.uniform(50, 300, (8, 2))
+    centres = groups[rng.integers(8, size=(batch, rows))] + rng.normal(0, 6, (batch, rows, 2))
     sides = rng.uniform(20, 60, (batch, rows, 2))
     return torch.from_numpy(np.concatenate((centres, sides, rng.random((batch, rows, 1 + classes))), axis=2)).float()
 
 
 def greedy(rows: Tensor, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, multi_label=False, max_det=300):
-    """One picture, one pair at a time."""
+    """One image, one pair at a time."""
     found = []
     for x, y, w, h, objectness, *scores in rows.tolist():
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -55,9 +55,8 @@ def test_nothing_in_nothing_out(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_a_greedy_loop(options, seed):
-    prediction = predictions(seed=seed)
+def test_agrees_with_a_greedy_loop(options):
+    prediction = predictions(batch=4)
     before = prediction.clone()
     for result, rows in zip(non_max_suppression(prediction, **options), prediction, strict=True):
         torch.testing.assert_close(result, greedy(rows, **options), rtol=1e-5, atol=1e-3)
@@ -65,11 +64,11 @@ def test_agrees_with_a_greedy_loop(options, seed):
 
 
 def test_a_growing_prefix_gives_the_whole_answer(monkeypatch):
-    """Many boxes in one heap: the first prefix holds too few survivors and has to grow."""
+    """Many boxes in one group: the first prefix holds too few survivors and has to grow."""
     prediction = predictions(rows=400, seed=5)
     prediction[..., :2] = 100 + prediction[..., :2] / 100
     prediction[:, :4, :2] += torch.arange(4)[:, None] * 200
-    prediction[:, :4, 4] = 0.02  # the boxes apart from the heap are the least confident
+    prediction[:, :4, 4] = 0.02  # the boxes apart from the group are the least confident
     options = {"max_det": 10, "conf_thres": 0.001, "agnostic": True}
     lengths = []
     original = nms_file._survivors
@@ -97,20 +96,18 @@ def test_v61_s_example():
     np.testing.assert_allclose(multi[:, :4], [[40, 40, 60, 60]] * 2)
 
 
-def test_noise_is_left_out():
-    row = [50.0, 50, 20, 20, 0.9, 0.9]
-    bad = {
-        2: (1.99, 7681, float("nan")),
-        3: (0, float("inf")),
-        0: (float("nan"), float("inf")),
-        4: (float("nan"), 0.25),
-    }
-    for column, values in bad.items():
-        for value in values:
-            changed = torch.tensor([[row]])
-            changed[0, 0, column] = value
-            assert len(non_max_suppression(changed)[0]) == 0, (column, value)
-    assert len(non_max_suppression(torch.tensor([[row]]))[0]) == 1
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [(2, 1.99), (2, 7681), (2, NAN), (3, 0), (3, INF), (0, NAN), (0, INF), (4, NAN), (4, 0.25)],
+)
+def test_noise_is_left_out(column, value):
+    row = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9]]])
+    assert len(non_max_suppression(row)[0]) == 1
+    row[0, 0, column] = value
+    assert len(non_max_suppression(row)[0]) == 0
 
 
 def test_labels_join_with_full_confidence():

@@ -3,16 +3,15 @@
 import json
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from utils.drawing import annotator as module
 from utils.drawing.annotator import Annotator, colors
-from utils.drawing.batches import plot_images
 
 
 def blank(height=100, width=200):
@@ -41,10 +40,10 @@ def test_array_is_drawn_in_place_but_read_only_ones_are_copied():
     assert Annotator(Image.new("L", (60, 40))).result().shape == (40, 60, 3)
 
 
-@pytest.mark.parametrize("shape, dtype", [((10, 10), "uint8"), ((10, 10, 4), "uint8"), ((10, 10, 3), "float32")])
-def test_what_is_no_picture_is_refused(shape, dtype):
-    with pytest.raises(ValueError, match="cannot draw on"):
-        Annotator(np.zeros(shape, dtype))
+def test_what_is_no_image_is_refused():
+    for wrong in (np.zeros((10, 10), np.uint8), np.zeros((10, 10, 4), np.uint8), np.zeros((10, 10, 3), np.float32)):
+        with pytest.raises(ValueError, match="cannot draw on"):
+            Annotator(wrong)
 
 
 @pytest.mark.parametrize("box", [(-50, -50, 20, 20), (190, 90, 400, 300), (0, 0, 199, 99), (500, 500, 600, 600)])
@@ -96,7 +95,7 @@ def test_tags_are_smaller_than_what_they_name_whatever_the_size(image):
         assert pixels <= 0.6 * side * side, side
         heights.append(height)
     assert heights[0] == 0 and heights[-1] > 0
-    assert all(after >= before - 1 for before, after in zip(heights, heights[1:])), "it grows with the box"
+    assert all(after >= before - 1 for before, after in pairwise(heights)), "it grows with the box"
 
 
 def test_large_boxes_have_tags_in_full_size():
@@ -112,29 +111,11 @@ def test_only_what_is_in_the_image_of_a_box_counts():
     assert tag_pixels((500, 500, 600, 600))[0] == 0
 
 
-def test_crowds_of_small_boxes_are_boxes_alone():
-    rng = np.random.default_rng(0)
-    drawing, empty = Annotator(blank(1080, 1920)), Annotator(blank(1080, 1920))
-    for x, y, width, height in np.column_stack([rng.uniform(0, (1900, 1060), (500, 2)), rng.uniform(8, 20, (500, 2))]):
-        drawing.box_label((x, y, x + width, y + height), "person 0.87", colors(0))
-        empty.box_label((x, y, x + width, y + height), "", colors(0))
-    assert np.array_equal(drawing.result(), empty.result())
-
-
 @pytest.mark.parametrize("side, width", [(3, 1), (16, 2), (40, 5), (400, 21)])
 def test_lines_are_thin_around_small_boxes(side, width):
     drawing = Annotator(blank(600, 600), line_width=21)
     drawing.box_label((100, 100, 100 + side, 100 + side))
     assert drawing.result()[100 + side // 2 + 1, : 100 + side // 2].any(1).sum() == width
-
-
-def test_mosaics_follow_the_same_rule(tmp_path):
-    images = np.zeros((16, 3, 320, 320), np.uint8)
-    boxes = np.array([[i, 0, 0.5, 0.5, side, side] for i in range(16) for side in ([0.04] if i else [0.6])])
-    mosaic = cv2.imread(str(plot_images(images, boxes, None, tmp_path / "m.png", ["person"])))
-    tiles = [mosaic[y : y + 320, x : x + 320].any(2)[4:300, 4:300] for x in (0, 320) for y in (0, 320)]
-    rows = [int(tile.any(1).sum()) for tile in tiles]
-    assert rows[0] > 0.6 * 320 + 8 and max(rows[1:]) <= 0.04 * 320 + 3
 
 
 def test_the_page_follows_the_same_rule():

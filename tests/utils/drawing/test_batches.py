@@ -11,14 +11,12 @@ import torch
 from utils.drawing import batches as plots
 from utils.drawing.annotator import colors
 from utils.drawing.batches import (
-    _channel_sheet,
-    _read_results,
-    _result_columns,
     feature_visualization,
     output_to_target,
     plot_images,
     plot_labels,
     plot_results,
+    read_results,
 )
 
 HEADER = [
@@ -51,7 +49,7 @@ def test_detections_become_targets():
 
 
 def test_mosaic_without_pictures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         plot_images(np.zeros((0, 3, 8, 8)), np.zeros((0, 6)), fname=tmp_path / "a.jpg")
 
 
@@ -98,8 +96,8 @@ def test_results_survive_nan_and_are_found_by_folder(tmp_path):
 
 def test_results_panels_have_the_values(tmp_path):
     table = write_table(tmp_path / "results.csv", [[i, *(10 * i + c for c in range(13))] for i in range(5)])
-    x, values = _result_columns(_read_results(table), "metrics/mAP_0.5")
-    assert x.tolist() == [0, 1, 2, 3, 4] and values.tolist() == [5, 15, 25, 35, 45]
+    found = read_results(table)
+    assert found["epoch"].tolist() == [0, 1, 2, 3, 4] and found["metrics/mAP_0.5"].tolist() == [5, 15, 25, 35, 45]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", f"epoch, x\n0, {'9' * 400}\n", None])
@@ -124,9 +122,9 @@ def test_label_plots(tmp_path):
 
 
 # ---- feature maps
-def test_channels_lie_eight_to_a_row_in_their_own_range():
+def test_channels_lie_eight_to_a_row_in_their_own_range(tmp_path):
     maps = np.stack([np.linspace(0, 2.0**i, 16).reshape(4, 4) for i in range(9)] + [np.zeros((4, 4))])
-    sheet = _channel_sheet(maps)
+    sheet = read(feature_visualization(torch.from_numpy(maps)[None], "x.Conv", 1, save_dir=tmp_path))
     assert sheet.shape == (2 * 164 + 4, 8 * 164 + 4, 3)
     first, second, flat = sheet[4:164, 4:164], sheet[4:164, 168:328], sheet[168:328, 168:328]
     assert np.array_equal(first, second) and len(np.unique(first.reshape(-1, 3), axis=0)) == 16

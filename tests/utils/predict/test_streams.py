@@ -78,7 +78,7 @@ def test_every_frame_of_every_clip_arrives_once_and_in_order(clips, caplog):
     for stream, count in enumerate((5, 12, 1)):
         mine = [frame for frame in frames if frame.stream == stream]
         assert [frame.number for frame in mine] == list(range(1, count + 1)) and mine[0].total == count
-        assert all(abs(frame.picture.mean() - (20 * frame.number - 10)) < 6 for frame in mine)
+        assert all(abs(frame.image.mean() - (20 * frame.number - 10)) < 6 for frame in mine)
     assert not caplog.records and no_threads_left()
 
 

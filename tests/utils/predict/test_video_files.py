@@ -23,9 +23,9 @@ from utils.predict.video_files import (
     VID_FORMATS,
     frame_limit,
     length_and_rate,
+    limit_reached,
     open_file,
     open_video,
-    say_limit,
     suffix_of,
 )
 
@@ -87,7 +87,7 @@ PLAYLISTS = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "avi", "ts", "gif"])
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
 @pytest.mark.parametrize("content", PLAYLISTS.values(), ids=PLAYLISTS.keys())
 def test_playlists_are_no_videos(folder: Path, content: bytes, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     name = f"list.{suffix}"
@@ -168,11 +168,11 @@ def test_the_environment_is_as_before(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_openings_of_one_kind_go_together_and_kinds_apart() -> None:
-    environment, order = video_files._Environment(), []
+    order: list[tuple[str, str]] = []
     inside, go = threading.Event(), threading.Event()
 
     def hold(extra: str, name: str) -> None:
-        with environment.holding(extra):
+        with video_files._options(extra):
             order.append((name, os.environ.get(OPTIONS, "")))
             inside.set()
             go.wait(20)
@@ -294,9 +294,7 @@ def test_no_file_goes_on_far_beyond_what_it_promises(
     caplog.clear()
     assert len(list(open_source(file, 32))) == 20 and len(caplog.records) == 1
     assert len(list(open_source(file, 32, max_frames=40))) == 40
-    with pytest.raises(ValueError, match="max_frames must be at least 1"):
-        open_source(file, max_frames=0)
-    assert "does not say" in say_limit(0, 5)
+    assert "does not say" in limit_reached("a", 0, 5)
 
 
 def test_clips_at_addresses_end_as_files_do(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
