@@ -113,7 +113,7 @@ def test_decoding_a_worked_example():
     head.set_stride(torch.tensor([8.0]))
     raw = torch.zeros(1, 1, 3, 4, 7)
     raw[..., 2, 3, 0], raw[..., 2, 3, 3], raw[..., 2, 3, 6] = math.log(3), math.log(3), math.log(3)
-    found = head._decode(raw, 0)[0, 0, 2, 3]
+    found = head.decode(raw, 0)[0, 0, 2, 3]
     expected = [(3 + 2 * 0.75 - 0.5) * 8, (2 + 0.5) * 8, 10, 20 * 1.5**2, 0.5, 0.5, 0.75]
     assert found.tolist() == pytest.approx(expected)
 
@@ -130,7 +130,7 @@ def test_predictions_run_over_anchors_then_rows_then_columns(model):
 def test_half_precision_predictions_are_in_pixels_of_single_precision():
     head = Detect(1, [[10, 20]], [1]).eval()
     head.set_stride(torch.tensor([8.0]))
-    found = head._decode(torch.zeros(1, 1, 1, 400, 6).half(), 0)
+    found = head.decode(torch.zeros(1, 1, 1, 400, 6).half(), 0)
     assert found.dtype == torch.float32 and found[0, 0, 0, 399, 0] == 399.5 * 8
 
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from models.common import Bottleneck, C3Ghost, Conv
-from models.description.build import BLOCKS, SIZES, _find_block, _value, _width, build_layers, resolve_cfg
+from models.description.build import BLOCKS, SIZES, find_block, _value, _width, build_layers, resolve_cfg
 from utils.base.paths import ROOT
 from utils.base.yaml import read_yaml
 
@@ -20,7 +20,7 @@ SMALL = {
 
 def build(rows, **changes):
     """The layers of these rows, without the one that every head needs to have."""
-    layers, needed = build_layers({**SMALL, "backbone": rows, "head": [[-1, 1, "nn.Identity", []]], **changes}, 3, {})
+    layers, needed = build_layers({**SMALL, "backbone": rows, "head": [[-1, 1, "nn.Identity", []]], **changes}, 3)
     return layers[:-1], needed
 
 
@@ -31,16 +31,16 @@ def build(rows, **changes):
 )  # fmt: skip
 def test_wrong_values_are_named(change):
     with pytest.raises(ValueError, match="anchor" if "anchors" in change else next(iter(change))):
-        build_layers({**SMALL, **change}, 3, {})
+        build_layers({**SMALL, **change}, 3)
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match="lacks head"):
-        build_layers({key: value for key, value in SMALL.items() if key != "head"}, 3, {})
+        build_layers({key: value for key, value in SMALL.items() if key != "head"}, 3)
 
 
 def test_an_unknown_key_is_a_warning(caplog):
-    build_layers({**SMALL, "colour": "red"}, 3, {})
+    build_layers({**SMALL, "colour": "red"}, 3)
     assert "unknown key 'colour'" in caplog.text
 
 
@@ -96,7 +96,7 @@ def test_shipped_descriptions_are_plain_ascii_and_name_known_blocks(file):
 
 
 def test_rows_become_layers():
-    layers, needed = build_layers(SMALL, 3, {})
+    layers, needed = build_layers(SMALL, 3)
     assert [layer.i for layer in layers] == [0, 1, 2, 3]
     assert [layer.type for layer in layers] == [
         "models.common.Conv", "models.common.C3", "torch.nn.modules.upsampling.Upsample", "models.common.Concat",
@@ -114,7 +114,7 @@ def test_width_is_a_multiple_of_eight_but_the_heads_own_width_stays():
 
 def test_repeats_make_a_sequence_whose_later_members_take_the_formers_output():
     (layer,), _ = build([[-1, 4, "Bottleneck", [16, False]]])
-    assert isinstance(layer, nn.Sequential) and layer.n == 2
+    assert isinstance(layer, nn.Sequential) and layer.__len__() == 2
     assert [(b.cv1.conv.in_channels, b.cv2.conv.out_channels) for b in layer] == [(3, 8), (8, 8)]
     (layer,), _ = build([[-1, 4, "C3SPP", [16, [3, 5]]]])
     assert len(layer) == 2
@@ -191,5 +191,5 @@ def test_biformer_blocks():
 
 
 def test_blocks_are_found_by_name():
-    assert _find_block("Bottleneck", {}) is Bottleneck
-    assert _find_block("nn.SiLU", {}) is nn.SiLU
+    assert find_block("Bottleneck", {}) is Bottleneck
+    assert find_block("nn.SiLU", {}) is nn.SiLU
