@@ -32,7 +32,8 @@ class Ensemble(nn.ModuleList):
         super().__init__(members)
         models = list(members)
         if models:
-            self.names, self.nc, self.yaml, self.imgsz = models[-1].names, models[-1].nc, models[-1].yaml, models[0].imgsz
+            self.names, self.nc, self.yaml = models[-1].names, models[-1].nc, models[-1].yaml
+            self.imgsz = models[0].imgsz
             self.stride = max((model.stride for model in models), key=lambda stride: float(stride.max()))
 
     def forward(

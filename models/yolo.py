@@ -152,7 +152,8 @@ class Model(nn.Module):
         if file is not None:
             self.yaml_file = file.name
         self.yaml["ch"] = ch = self.yaml.get("ch", ch)
-        for key, value in {"nc": nc, "anchors": round(anchors) if isinstance(anchors, (int, float)) else anchors}.items():
+        anchors = round(anchors) if isinstance(anchors, (int, float)) else anchors
+        for key, value in (("nc", nc), ("anchors", anchors)):
             if value is not None and value != self.yaml.get(key):
                 LOGGER.info(f"Overriding model.yaml {key}={self.yaml.get(key)} with {key}={value}")
                 self.yaml[key] = value

@@ -13,7 +13,7 @@ from typing import Any
 
 def whole_number(name: str, value: Any, least: int = 1, note: str = "") -> int:
     """An integer of at least `least`; `note` ends the error."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     raise ValueError(f"{name}={_shown(value)}: give a whole number of at least {least}{note}{_as_whole(value)}")
 
@@ -27,7 +27,11 @@ def real_number(name: str, value: Any, fits: Callable[[float], bool], wanted: st
 
 def odd_kernel(name: str, value: Any) -> int:
     """Side of a convolution that keeps the size of its map, or 0 for no convolution."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and (value == 0 or (value > 0 and value % 2 == 1)):
+    if (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and (value == 0 or (int(value) > 0 and value % 2 == 1))
+    ):
         return int(value)
     raise ValueError(f"{name}={_shown(value)}: give an odd whole number, or 0 for none{_as_whole(value)}")
 

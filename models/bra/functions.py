@@ -250,8 +250,8 @@ class _ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v; that of the scores is made of them, as in the backward of any softmax."""
-        wide = torch.promote_types(ctx.saved_tensors[0].dtype, torch.float32)
-        rows = _HeadRows(*ctx.saved_tensors, ctx.scale, wide)
+        q, k, v, routed, hidden = ctx.saved_tensors
+        rows = _HeadRows(q, k, v, routed, hidden, ctx.scale, wide := torch.promote_types(q.dtype, torch.float32))
         grad = grad.transpose(2, 3).flatten(0, 2)
         q_grad = torch.empty_like(rows.q)
         k_grad, v_grad = (torch.zeros(x.shape, dtype=wide) for x in (rows.k, rows.v))

@@ -1,4 +1,4 @@
-"""Blocks, losses and optimisers of your own: every file of this folder is imported with `models` (docs/extending.md)."""
+"""Your own blocks, losses and optimisers: each file of this folder is imported with `models` (docs/extending.md)."""
 
 import importlib
 import pkgutil

@@ -78,7 +78,13 @@ def _places(sides: Sequence[int], kernel: Sequence[int], stride: Sides, padding:
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Sides = 1, padding: Any = 0, dilation: Sides = 1, groups: int = 1
+    x: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Sides = 1,
+    padding: Any = 0,
+    dilation: Sides = 1,
+    groups: int = 1,
 ) -> Cost:
     kernel = weight.shape[2:]
     padding = kernel if isinstance(padding, str) else padding  # 'same' needs less

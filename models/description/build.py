@@ -20,15 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models.biformer import C3BRA, BiFormerMerging, BiFormerStage, BiFormerStem
-from models.bra.attention import BiLevelRoutingAttention
-from models.common import (
-    C3, C3SPP, C3TR, SPP, SPPF, Bottleneck, BottleneckCSP, C3Ghost, Classify, Concat, Contract, Conv, DWConv, Expand,
-    Focus, GhostBottleneck, GhostConv,
-)  # fmt: skip
+from models import biformer, common, extra_blocks
 from models.description import budget
 from models.description.checks import check_description, is_count, is_number
-from models.extra_blocks import CrossConv, MixConv2d, Sum
 from utils.base.config import make_divisible
 from utils.base.files import printable
 from utils.base.log import LOGGER
@@ -91,19 +85,24 @@ def register_block(
     return kind
 
 
-for _kind in (
-    C3SPP, Conv, DWConv, GhostConv, Bottleneck, GhostBottleneck, SPP, SPPF, Focus, MixConv2d, CrossConv, BiFormerStem,
-    BiFormerMerging,
-):  # fmt: skip
-    register_block(_kind)
-for _kind in (BottleneckCSP, C3, C3TR, C3Ghost, C3BRA, BiFormerStage):
-    register_block(_kind, takes="c1 c2 n")
-register_block(BiLevelRoutingAttention, takes="c1")
-register_block(Sum, takes="")
-register_block(Classify, takes="")
-register_block(Concat, takes="", channels=lambda ch, args: sum(ch) if args in ([], [1]) else ch[0])
-register_block(Contract, takes="", channels=lambda ch, args: ch[0] * (args[0] if args else 2) ** 2)
-register_block(Expand, takes="", channels=lambda ch, args: ch[0] // (args[0] if args else 2) ** 2)
+_SHIPPED: dict[str, tuple[type[nn.Module], ...]] = {
+    "c1 c2": (
+        common.Conv, common.DWConv, common.GhostConv, common.Focus, common.Bottleneck, common.GhostBottleneck,
+        common.SPP, common.SPPF, common.C3SPP, extra_blocks.MixConv2d, extra_blocks.CrossConv, biformer.BiFormerStem,
+        biformer.BiFormerMerging,
+    ),
+    "c1 c2 n": (
+        common.BottleneckCSP, common.C3, common.C3TR, common.C3Ghost, biformer.C3BRA, biformer.BiFormerStage,
+    ),
+    "c1": (common.BiLevelRoutingAttention,),
+    "": (extra_blocks.Sum, common.Classify),
+}  # fmt: skip
+for _takes, _kinds in _SHIPPED.items():
+    for _kind in _kinds:
+        register_block(_kind, takes=_takes)
+register_block(common.Concat, takes="", channels=lambda ch, args: sum(ch) if args in ([], [1]) else ch[0])
+register_block(common.Contract, takes="", channels=lambda ch, args: ch[0] * (args[0] if args else 2) ** 2)
+register_block(common.Expand, takes="", channels=lambda ch, args: ch[0] // (args[0] if args else 2) ** 2)
 
 
 def find_block(name: str) -> Block:
@@ -238,9 +237,11 @@ def _build(
         if not rest or (name == "c2" and not is_number(rest[0])):
             wanted = "its number of output channels" if name == "c2" else name
             raise ValueError(f"the first argument of {block.kind.__name__} must be {wanted}")
-        value = rest.pop(0)
-        made = {"c2": _width, "anchors": _head_anchors}.get(name)
-        given[name] = made(description, value, len(inputs)) if made else value
+        given[name] = rest.pop(0)
+        if name == "c2":
+            given[name] = _width(description, given[name])
+        elif name == "anchors":
+            given[name] = _head_anchors(given[name], len(inputs))
     front = [given[name] for name in block.takes.split()]
     layer = _construct(block, [*front, *rest], named)
     width = given.get("c2", inputs[0])
@@ -269,7 +270,7 @@ def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Modul
         raise
 
 
-def _width(description: Mapping[str, Any], channels: int, levels: int = 1) -> int:
+def _width(description: Mapping[str, Any], channels: int) -> int:
     """Scaled to a multiple of 8; a layer as wide as the head's output stays so (YOLOv5 6.1's rule)."""
     per_level = description["anchors"]
     anchors = per_level if isinstance(per_level, int) else len(per_level[0]) // 2
@@ -278,7 +279,7 @@ def _width(description: Mapping[str, Any], channels: int, levels: int = 1) -> in
     return make_divisible(channels * description["width_multiple"], 8)
 
 
-def _head_anchors(description: Mapping[str, Any], anchors: int | list[list[float]], levels: int) -> list[list[float]]:
+def _head_anchors(anchors: int | list[list[float]], levels: int) -> list[list[float]]:
     """A number of anchors becomes placeholders 0, 1, 2, ... on every level."""
     if isinstance(anchors, int):
         return [list(range(2 * anchors))] * levels

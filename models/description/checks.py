@@ -43,7 +43,7 @@ def _check_anchors(anchors: Any) -> None:
     if is_count(anchors):
         count = anchors
     else:
-        rows = anchors if isinstance(anchors, list) and anchors else [None]
+        rows: list[Any] = anchors if isinstance(anchors, list) and anchors else [None]
         if not all(isinstance(row, list) and row and all(map(_is_side, row)) for row in rows):
             form = "how many there are per level, or a list of rows [width, height, ...]"
             raise ValueError(f"anchors must be {form}, all above 0")

@@ -55,12 +55,6 @@ def test_anchors_in_reverse_order_are_turned_around(caplog):
     assert "reverse order" in caplog.text
 
 
-def test_similar_anchors_stay_although_their_order_in_cells_is_reversed():
-    rows = [[10, 10, 11, 11], [12, 12, 13, 13]]
-    head = Model({**TINY, "anchors": rows}).model[-1]
-    assert (head.anchors * head.stride.view(-1, 1, 1)).flatten().tolist() == [value for row in rows for value in row]
-
-
 def test_building_changes_neither_statistics_nor_random_numbers():
     torch.manual_seed(3)
     layers = parse_model({**TINY, "ch": 3}, [3], verbose=False)[0]
@@ -151,14 +145,6 @@ def test_autocast_channels_last_and_any_size_agree(model):
             mixed = model(x)[0]
     torch.testing.assert_close(last, plain, atol=1e-4, rtol=1e-4)
     assert mixed.dtype == torch.float32 and (mixed - plain).abs().max() < 1
-
-
-def test_sizes_may_change_from_call_to_call(model):
-    model.eval()
-    with torch.no_grad():
-        first = model(torch.ones(1, 3, 32, 64))[0]
-        model(torch.ones(1, 3, 64, 64))
-        assert torch.equal(model(torch.ones(1, 3, 32, 64))[0], first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -268,26 +254,6 @@ def test_errors_name_the_file(tmp_path):
     file.write_text("nc: 3\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: lacks"):
         Model(file)
-
-
-def test_a_model_without_detect_head_has_the_usual_stride():
-    model = Model({**TINY, "head": [[-1, 1, "Classify", [16, 3]]]}).eval()
-    assert model.stride.tolist() == [32] and model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
-    assert model.double().stride.dtype == torch.float64
-
-
-def test_models_can_be_copied(model):
-    twin = copy.deepcopy(model).eval()
-    x = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(twin(x)[0], model.eval()(x)[0])
-
-
-def test_exports_see_the_same_numbers(model):
-    model.eval()
-    x = torch.rand(1, 3, 64, 64)
-    exported = torch.export.export(model, (x,)).module()
-    torch.testing.assert_close(exported(x)[0], model(x)[0])
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])

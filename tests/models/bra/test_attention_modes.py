@@ -113,12 +113,15 @@ def test_gradients_are_derivatives(mode: str, backend: str) -> None:
 
 
 # ---- the definition
-KINDS = {"KVDownsample": "identity", "AdaptiveKV": "adaptive", "StridedKV": "strided", "ConvKV": "conv"}
+KINDS = {"KVDownsample": "identity", "ConvKV": "conv"}
 
 
 def windows(layer: BiLevelRoutingAttention, side: int, axis: int) -> list[range]:
     """Which tokens along one side of a region make a cell of its keys; some may lie outside of the region."""
-    mode, down = KINDS.get(type(layer.kv_down).__name__), layer.kv_down
+    down = layer.kv_down
+    mode = KINDS.get(type(down).__name__)
+    if type(down).__name__ == "PooledKV":
+        mode = "adaptive" if down.per_win else "strided"
     if mode == "identity":
         return [range(i, i + 1) for i in range(side)]
     if mode == "adaptive":

@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import train
 from models.backends import DetectMultiBackend
 from models.bra.attention import BiLevelRoutingAttention
 from models.experimental import load_model
 from models.yolo import Model
-from tests.models.bra.test_attention import MISTAKES
 from tests.models.bra.test_attention_modes import MODES
 from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
@@ -30,8 +27,6 @@ from utils.training.loss import ComputeLoss
 from utils.training.optim import Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Position, Trainer
-
-BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
 
 
 def described(arguments: list[Any]) -> dict[str, Any]:
@@ -129,44 +124,6 @@ def test_trains_resumes_fuses_and_detects(mode: str, tmp_path: Path) -> None:
     assert all(0 < len(a) == len(b) for a, b in zip(boxes, before, strict=True))
 
 
-class Torn(Exception):
-    pass
-
-
-@pytest.mark.parametrize("mode", ["masked, soft, learned", "conv", "fracpool"])
-def test_a_resumed_run_ends_where_a_whole_one_does(
-    mode: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """train.py itself, its pictures left out."""
-    cfg = tmp_path / "cfg.yaml"
-    cfg.write_text(yaml.safe_dump(described([{"n_win": 3, "num_heads": 2, "topk": 2, **listed(MODES[mode])}])))
-    given = {"data": str(squares), "cfg": str(cfg), "project": str(tmp_path / "runs"), **BASE}
-    monkeypatch.setattr("utils.training.setup.subscribe_loggers", lambda *args: None)
-    monkeypatch.setattr(train.Run, "finish", lambda self: ())
-    train.run(name="whole", **given)
-    saved = train.Keeper.save
-
-    def stop_after_the_first_epoch(self: train.Keeper, improved: bool = False) -> None:
-        saved(self, improved)
-        if self.progress.last_epoch == 0:
-            raise Torn
-
-    with monkeypatch.context() as patch, pytest.raises(Torn):
-        patch.setattr(train.Keeper, "save", stop_after_the_first_epoch)
-        train.run(name="cut", **given)
-    train.run(resume=str(tmp_path / "runs/cut/weights/last.pt"))
-    whole, cut = (load_checkpoint(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
-    assert whole["epoch"] == cut["epoch"] == 1
-    for kind in ("model", "ema"):
-        states = whole[kind]["state_dict"], cut[kind]["state_dict"]
-        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
-def listed(arguments: dict[str, Any]) -> dict[str, Any]:
-    """As YAML writes them: lists, no tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
-
-
 # ---- descriptions
 def attention_of(arguments: list[Any]) -> BiLevelRoutingAttention:
     return Model(described(arguments), verbose=False).model[3]
@@ -191,29 +148,6 @@ def test_arguments_by_position_and_by_name() -> None:
     assert layers[0].region_size == layers[1].region_size == (3, 2)
     mixed = attention_of([5, 2, {"topk": 3}])
     assert (mixed.n_win, mixed.num_heads, mixed.topk) == (5, 2, 3)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_can_be_described(mode: str) -> None:
-    """From text, as people write it; the layer is the one that the same arguments make in Python."""
-    text = yaml.safe_dump(described([{"num_heads": 2, **listed(MODES[mode])}]))
-    found = Model(yaml.safe_load(text), verbose=False).model[3]
-    expected = BiLevelRoutingAttention(16, **{"num_heads": 2, **MODES[mode]})
-    found.load_state_dict(expected.state_dict())
-    x = torch.randn(1, 16, 9, 8)
-    assert torch.equal(found.eval()(x), expected.eval()(x))
-
-
-@pytest.mark.parametrize("arguments, message", [m for m in MISTAKES if "dim" not in getattr(m, "values", m)[0]])
-def test_mistakes_in_a_description_name_the_layer(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"layer 3 .*BiLevelRoutingAttention.*: .*{message}") as caught:
-        attention_of([{"num_heads": 2, **arguments}])
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_argument_is_named() -> None:
-    with pytest.raises(ValueError, match="layer 3 .*'top_k'"):
-        attention_of([{"num_heads": 2, "top_k": 3}])
 
 
 # ---- several processes

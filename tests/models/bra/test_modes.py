@@ -52,21 +52,6 @@ def test_fractional_pooling_draws_one_grid_for_keys_and_values() -> None:
     assert torch.equal(pool(position)[0], pool(position)[0])
 
 
-def test_each_region_draws_for_itself_and_evaluation_draws_nothing() -> None:
-    pool, position = make("fracpool"), torch.arange(81.0).view(1, 1, 9, 9).expand(50, 3, 9, 9)
-    assert len(pool(position)[0].unique(dim=0)) > 1
-    assert len(pool.eval()(position)[0].unique(dim=0)) == 1
-    before = torch.get_rng_state()
-    pool(position)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_fractional_pooling_follows_the_size_of_the_region() -> None:
-    pool = make("fracpool")
-    sizes = [tuple(pool(torch.zeros(1, 3, height, width))[0].shape[2:]) for height, width in ((1, 1), (2, 6), (11, 12))]
-    assert sizes == [(1, 1), (1, 3), (6, 6)]
-
-
 def cells_by_hand(side: int, ratio: int, kernel: int | None, chance: float) -> list[range]:
     """The paper's sequence in fractions; a cell that would leave tokens out reaches to the next, or to the end."""
     count = max(1, round(side / ratio))
@@ -137,12 +122,6 @@ def test_padding_is_left_out_and_whatever_is_real_is_seen(
     assert kept[:, 0, 0, 0].all()
     assert (cells[~kept.expand_as(cells)] == 0).all()
     assert torch.equal(cells.where(kept, -1e9).amax((2, 3)), x[..., :rows, :cols].amax((2, 3)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_exact(dtype: torch.dtype) -> None:
-    x, pool = noise(4, 3, 9, 7).to(dtype), make("fracpool").eval()
-    assert torch.equal(pool(x)[0], pool(x.double())[0].to(dtype))
 
 
 # ---- the number of regions
