@@ -58,17 +58,7 @@ def attempt_load(
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if not files:
         raise ValueError("no weights given; name at least one .pt file")
-    members = []
-    for file in map(find_weights, files):
-        content = load_checkpoint(file, [f"models.common.{name}" for name in BLOCKS])
-        try:
-            model = load_model(content)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        for module in model.modules():  # activations may overwrite their input, or not
-            if isinstance(getattr(module, "inplace", None), bool):
-                module.inplace = inplace  # type: ignore[assignment]  # an attribute that is neither tensor nor module
-        members.append((model.fuse() if fuse else model).to(device or map_location or "cpu").eval())
+    members = [_load_one(find_weights(file), inplace, fuse).to(device or map_location or "cpu") for file in files]
     if len(members) == 1:
         return members[0]
     for given, member in zip(files, members, strict=True):
@@ -77,21 +67,25 @@ def attempt_load(
     return Ensemble(members).eval()
 
 
+def _load_one(file: Path, inplace: bool, fuse: bool) -> Model:
+    content = load_checkpoint(file, [f"models.common.{name}" for name in BLOCKS])
+    try:
+        model = load_model(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    for module in model.modules():  # activations may overwrite their input, or not
+        if isinstance(getattr(module, "inplace", None), bool):
+            vars(module)["inplace"] = inplace
+    return (model.fuse() if fuse else model).eval()
+
+
 def load_model(content: Mapping[str, Any]) -> Model:
     """Build the model in what `load_checkpoint` returned: the average if there is one, else the model itself.
 
     It is built afresh from its description and given the stored numbers, in float32. Raises ValueError when there is no
     model or when description and numbers do not belong together.
     """
-    stored = content.get("ema") or content.get("model")
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
-        raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
-    kinds = {"state_dict": Mapping, "names": list | tuple | Mapping | None, "hyp": Mapping | None}
-    for key, kind in kinds.items():
-        if not isinstance(stored.get(key), kind):
-            raise ValueError(f"its {key} is of type {type(stored[key]).__name__}; the file is damaged or no detector")
-    if not all(isinstance(key, str) for key in stored["state_dict"]):
-        raise ValueError("its state_dict has keys that are no text; the file is damaged or no detector")
+    stored = _checked(content.get("ema") or content.get("model"))
     model = Model(stored["yaml"], verbose=False)
     _match_classes(model, stored.get("classes", {}))
     _load_state(model, stored["state_dict"])
@@ -104,6 +98,19 @@ def load_model(content: Mapping[str, Any]) -> Model:
     early = options.get("imgsz") if isinstance(options, Mapping) else 0
     model.imgsz = usable_size(content.get("imgsz")) or usable_size(early)
     return model
+
+
+def _checked(stored: Any) -> Mapping[str, Any]:
+    """The stored model itself; ValueError for what none can be built from."""
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
+        raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
+    kinds = {"state_dict": Mapping, "names": list | tuple | Mapping | None, "hyp": Mapping | None}
+    for key, kind in kinds.items():
+        if not isinstance(stored.get(key), kind):
+            raise ValueError(f"its {key} is of type {type(stored[key]).__name__}; the file is damaged or no detector")
+    if not all(isinstance(key, str) for key in stored["state_dict"]):
+        raise ValueError("its state_dict has keys that are no text; the file is damaged or no detector")
+    return stored
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:

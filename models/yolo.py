@@ -95,21 +95,14 @@ class Detect(nn.Module):
         self.stride = stride
         self.anchors /= stride.view(-1, 1, 1)
 
-    def initialize_biases(self, class_frequencies: Tensor | None = None) -> None:
-        """Start from what is rare: 8 objects per 640 pixel image, and classes equally likely or as counted.
-
-        `class_frequencies` are the labels per class (arXiv:1708.02002, section 3.3, on why).
-        """
-        if class_frequencies is None:
-            scores = torch.tensor(math.log(0.6 / (self.nc - 0.999999)))
-        else:
-            scores = torch.log(class_frequencies / class_frequencies.sum())
+    def initialize_biases(self) -> None:
+        """Start from what is rare (arXiv:1708.02002, section 3.3): 8 objects per 640 pixel image, classes alike."""
         with torch.no_grad():
             conv: Any
             for conv, stride in zip(self.m, self.stride, strict=True):
                 bias = conv.bias.view(self.na, -1)
                 bias[:, 4] += math.log(8 / (640 / stride.item()) ** 2)
-                bias[:, 5:] += scores.to(bias)
+                bias[:, 5:] += math.log(0.6 / (self.nc - 0.999999))
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Detect:
         """Let the strides move and change type together with parameters and buffers."""
@@ -154,23 +147,13 @@ class Model(nn.Module):
         self.yaml["ch"] = ch = self.yaml.get("ch", ch)
         anchors = round(anchors) if isinstance(anchors, (int, float)) else anchors
         for key, value in (("nc", nc), ("anchors", anchors)):
-            if value is not None and value != self.yaml.get(key):
+            if value not in (None, self.yaml.get(key)):
                 LOGGER.info(f"Overriding model.yaml {key}={self.yaml.get(key)} with {key}={value}")
                 self.yaml[key] = value
         self.inplace: bool = self.yaml.get("inplace", True)
         self.hyp: dict[str, Any] = {}
         try:
-            layers, self.save, widths = build_layers(self.yaml, ch, verbose)
-            self.model = nn.Sequential(*layers)
-            self.stride = torch.tensor([32.0])
-            self.layer_strides: list[float | None] = [None] * len(layers)
-            initialize_weights(self)
-            head = layers[-1]
-            if isinstance(head, Detect):
-                head.inplace = self.inplace
-                head.set_stride(self._probe_strides(head, ch, widths))
-                head.initialize_biases()
-                self.stride = head.stride
+            self._assemble(ch, verbose)
         except ValueError as error:
             raise ValueError(f"{cfg if file else 'model description'}: {error}") from error
         self.yaml = {key: value for key, value in self.yaml.items() if key in (*REQUIRED, *OPTIONAL)}
@@ -178,6 +161,20 @@ class Model(nn.Module):
         self.names = [str(i) for i in range(self.nc)]
         if verbose and LOGGER.isEnabledFor(logging.INFO):
             self.info()
+
+    def _assemble(self, ch: int, verbose: bool) -> None:
+        """Build the layers and give the head its strides, anchors in cells and first biases."""
+        layers, self.save, widths = build_layers(self.yaml, ch, verbose)
+        self.model = nn.Sequential(*layers)
+        self.stride = torch.tensor([32.0])
+        self.layer_strides: list[float | None] = [None] * len(layers)
+        initialize_weights(self)
+        head = layers[-1]
+        if isinstance(head, Detect):
+            head.inplace = self.inplace
+            head.set_stride(self._probe_strides(head, ch, widths))
+            head.initialize_biases()
+            self.stride = head.stride
 
     def _probe_strides(self, head: Detect, ch: int, widths: Sequence[int | None]) -> Tensor:
         """Pixels per cell of each level, from a blank image; only the head trains meanwhile, so no state changes.
@@ -189,7 +186,7 @@ class Model(nn.Module):
         head.training, done = True, -1
         wrong = ""
 
-        def see(layer: Any, given: Any, output: Any) -> None:
+        def _look(layer: Any, given: Any, output: Any) -> None:
             nonlocal done, wrong
             done = layer.i
             if isinstance(output, Tensor) and output.ndim == 4:
@@ -202,7 +199,7 @@ class Model(nn.Module):
 
         try:
             with torch.no_grad(), CostGuard():
-                levels = self._forward_once(torch.zeros(1, ch, PROBE, PROBE), see)
+                levels = self._forward_once(torch.zeros(1, ch, PROBE, PROBE), _look)
         except CANNOT_WORK as error:
             wrong = wrong or f"layer {done + 1} cannot take what it is given ({in_short(error)})"
             raise ValueError(wrong) from error

@@ -11,43 +11,52 @@ from numbers import Integral, Real
 from typing import Any
 
 
+def refusal(name: str, value: Any, wanted: str) -> ValueError:
+    """The error for a value, in a single line of modest length; for a number like 4.0 with how to write it."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    whole = f"; write {int(value)}" if "whole" in wanted and isinstance(value, float) and value.is_integer() else ""
+    return ValueError(f"{name}={text}: give {wanted}{whole}")
+
+
 def whole_number(name: str, value: Any, least: int = 1, note: str = "") -> int:
     """An integer of at least `least`; `note` ends the error."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
-    raise ValueError(f"{name}={_shown(value)}: give a whole number of at least {least}{note}{_as_whole(value)}")
+    raise refusal(name, value, f"a whole number of at least {least}{note}")
+
+
+def odd_kernel(name: str, value: Any) -> int:
+    """Side of a convolution that keeps the size of its map, or 0 for no convolution."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and (value == 0 or (int(value) > 0 and value % 2)):
+        return int(value)
+    raise refusal(name, value, "an odd whole number, or 0 for none")
 
 
 def real_number(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> float:
     """A number that fits; `wanted` says which do."""
     if isinstance(value, Real) and not isinstance(value, bool) and fits(float(value)):
         return float(value)
-    raise ValueError(f"{name}={_shown(value)}: give {wanted}")
+    raise refusal(name, value, wanted)
 
 
-def odd_kernel(name: str, value: Any) -> int:
-    """Side of a convolution that keeps the size of its map, or 0 for no convolution."""
-    if (
-        isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and (value == 0 or (int(value) > 0 and value % 2 == 1))
-    ):
-        return int(value)
-    raise ValueError(f"{name}={_shown(value)}: give an odd whole number, or 0 for none{_as_whole(value)}")
+def drop_rate(value: Any) -> float:
+    """The share of samples for which stochastic depth skips a branch."""
+    return real_number("drop path rate", value, lambda rate: 0 <= rate < 1, "a number from 0 to below 1")
 
 
 def true_or_false(**flags: Any) -> None:
     """Only booleans: text such as 'no' would count as true."""
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={_shown(value)}: give true or false")
+            raise refusal(name, value, "true or false")
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of the words in `allowed`."""
     if isinstance(value, str) and value in allowed:
         return value
-    raise ValueError(f"{name}={_shown(value)}: allowed are {', '.join(allowed)}")
+    raise refusal(name, value, f"one of {', '.join(allowed)}")
 
 
 def head_widths(dim: Any, qk_dim: Any, num_heads: Any) -> tuple[int, int, int]:
@@ -78,22 +87,6 @@ def region_layout(n_win: Any, region_size: Any) -> tuple[int | str, tuple[int, i
     try:
         height, width = (whole_number("", side) for side in sides)
     except ValueError:
-        form = "a whole number of tokens per side of at least 1, or two: height and width"
-        raise ValueError(f"region_size={_shown(region_size)}: give {form}{_as_whole(region_size)}") from None
+        wanted = "a whole number of tokens per side of at least 1, or two: height and width"
+        raise refusal("region_size", region_size, wanted) from None
     return n_win, (height, width)
-
-
-def drop_rate(value: Any) -> float:
-    """The share of samples for which stochastic depth skips a branch."""
-    return real_number("drop path rate", value, lambda rate: 0 <= rate < 1, "a number from 0 to below 1")
-
-
-def _as_whole(value: Any) -> str:
-    """How to write a number like 4.0."""
-    return f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
-
-
-def _shown(value: Any) -> str:
-    """The value in a single line of modest length."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,24 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from models.bra.arguments import (
-    head_widths,
-    logit_scale,
-    odd_kernel,
-    one_of,
-    region_layout,
-    true_or_false,
-    whole_number,
-)  # fmt: skip
-from models.bra.functions import (
-    BACKENDS,
-    Routes,
-    attention_and_weights,
-    route,
-    routed_attention,
-    select_regions,
-    triton_runs_on,
-)  # fmt: skip
+from models.bra import arguments as check
+from models.bra import functions
+from models.bra.functions import Routes, route
 from models.bra.modes import KVDownsample, best_side, make_downsample
 from models.bra.pointwise import PointwiseLinear
 
@@ -97,9 +82,9 @@ class TopkRouting(nn.Module):
         diff_routing: bool = False,
     ) -> None:
         super().__init__()
-        true_or_false(param_routing=param_routing, diff_routing=diff_routing)
-        self.qk_dim, self.topk = whole_number("qk_dim", qk_dim), whole_number("topk", topk)
-        self.scale = logit_scale(qk_scale, self.qk_dim)
+        check.true_or_false(param_routing=param_routing, diff_routing=diff_routing)
+        self.qk_dim, self.topk = check.whole_number("qk_dim", qk_dim), check.whole_number("topk", topk)
+        self.scale = check.logit_scale(qk_scale, self.qk_dim)
         self.diff_routing = diff_routing
         self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
 
@@ -122,7 +107,7 @@ class KVGather(nn.Module):
 
     def __init__(self, mul_weight: str = "none") -> None:
         super().__init__()
-        self.mul_weight = one_of("mul_weight", mul_weight, ("none", "soft", "hard"))
+        self.mul_weight = check.one_of("mul_weight", mul_weight, ("none", "soft", "hard"))
 
     def factors(self, r_weight: Tensor) -> Tensor | None:
         """What the selected keys and values are multiplied by, None for nothing."""
@@ -132,7 +117,7 @@ class KVGather(nn.Module):
 
     def forward(self, r_idx: Tensor, r_weight: Tensor, kv: Tensor) -> Tensor:
         """Routes (B, R, K) and kv (B, R, L, C) -> (B, R, K, L, C)."""
-        selected, factors = select_regions(kv, r_idx), self.factors(r_weight)
+        selected, factors = functions.select_regions(kv, r_idx), self.factors(r_weight)
         return selected if factors is None else selected * factors.to(kv.dtype)[..., None, None]
 
 
@@ -206,20 +191,24 @@ class BiLevelRoutingAttention(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
-        dim, qk_dim, num_heads = head_widths(dim, qk_dim, num_heads)
-        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, whole_number("topk", topk)
-        self.n_win, self.region_size = region_layout(n_win, region_size)
-        self.scale = logit_scale(qk_scale, qk_dim, num_heads)
-        self.auto_pad, self.mask_padding, self.backend = auto_pad, mask_padding, one_of("backend", backend, BACKENDS)
+        check.true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
+        dim, qk_dim, num_heads = check.head_widths(dim, qk_dim, num_heads)
+        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, check.whole_number("topk", topk)
+        self.n_win, self.region_size = check.region_layout(n_win, region_size)
+        self.scale = check.logit_scale(qk_scale, qk_dim, num_heads)
+        self.auto_pad, self.mask_padding, self.backend = (
+            auto_pad,
+            mask_padding,
+            check.one_of("backend", backend, functions.BACKENDS),
+        )
         self.residual = residual
-        has_output = one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
+        has_output = check.one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
         if param_routing and not diff_routing:
             raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
         if residual and not has_output:
             raise ValueError("residual=True needs the output layer, which starts at zero: set param_attention=qkvo")
 
-        kernel = odd_kernel("side_dwconv", side_dwconv)
+        kernel = check.odd_kernel("side_dwconv", side_dwconv)
         self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
         self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
         self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
@@ -251,10 +240,10 @@ class BiLevelRoutingAttention(nn.Module):
         q, keys, values = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, keys, values))
         attention = None
         if ret_attn_mask:
-            out, attention = attention_and_weights(q, keys, values, routes, self.scale)
+            out, attention = functions.attention_and_weights(q, keys, values, routes, self.scale)
         else:
-            backend = "auto" if self.backend == "triton" and not triton_runs_on(x.device) else self.backend
-            out = routed_attention(q, keys, values, routes, self.scale, backend)
+            backend = "auto" if self.backend == "triton" and not functions.triton_runs_on(x.device) else self.backend
+            out = functions.routed_attention(q, keys, values, routes, self.scale, backend)
         out = crop(join_regions(out.flatten(-2), grid), height, width)
         if self.lepe is not None:  # local context: a depthwise convolution of the values over the whole map
             context = self.lepe(join_regions(v, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -100,11 +100,7 @@ def routed_attention(
     Raises ValueError for shapes that do not fit and, on a CPU outside of compilers and traces, for numbers of regions
     out of range and for masks that leave a region no key.
     """
-    if not q.ndim == k.ndim == v.ndim == 5:
-        raise ValueError(f"q, k, v must be (B, R, tokens, heads, width), got {q.ndim}, {k.ndim}, {v.ndim} dimensions")
-    if q.shape[:2] != k.shape[:2] or k.shape[:4] != v.shape[:4] or q.shape[3:] != k.shape[3:]:
-        raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
-    _check_routes(routes, k)
+    _check(q, k, v, routes)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
@@ -112,10 +108,8 @@ def routed_attention(
         return attention_and_weights(q, k, v, routes, scale)[0]
     if backend == "triton":
         return _fused(q, k, v, routes, scale)
-    traced = torch.jit.is_tracing()
-    exporting = backend == "export" or (backend == "auto" and (traced or torch.compiler.is_exporting()))
-    eager = q.device.type == "cpu" and not (exporting or traced or torch.compiler.is_compiling())
-    if eager and routes.weight is None and q.dtype == k.dtype == v.dtype and q.numel() > 0:
+    exporting = backend == "export" or (backend == "auto" and (torch.jit.is_tracing() or torch.compiler.is_exporting()))
+    if not exporting and q.device.type == "cpu" and _is_plain(q, k, v, routes):
         return _ChunkedAttention.apply(q, k, v, routes, scale)
     return _select_and_attend(q, k, v, routes, scale, exporting)
 
@@ -135,13 +129,23 @@ def triton_runs_on(device: torch.device) -> bool:
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _check_routes(routes: Routes, k: Tensor) -> None:
-    """Raise ValueError for routes that do not fit keys (B, R, L, H, D).
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
+    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
+    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return eager and routes.weight is None and q.dtype == k.dtype == v.dtype and q.numel() > 0
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> None:
+    """Raise ValueError for shapes that do not fit each other, or routes that do not fit them.
 
     Numbers are looked at where that costs next to nothing: not on a GPU, which would be waited for, nor while a
     compiler or a trace writes down what is done.
     """
-    index, weight, mask = routes
+    if not q.ndim == k.ndim == v.ndim == 5:
+        raise ValueError(f"q, k, v must be (B, R, tokens, heads, width), got {q.ndim}, {k.ndim}, {v.ndim} dimensions")
+    if q.shape[:2] != k.shape[:2] or k.shape[:4] != v.shape[:4] or q.shape[3:] != k.shape[3:]:
+        raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+    index = routes.index
     if index.ndim != 3 or index.shape[:2] != k.shape[:2]:
         found = f"routes for {tuple(index.shape)}, queries for {tuple(k.shape[:2])} regions"
         raise ValueError(f"{found}: give routes.index as (B, R, K)")
@@ -149,6 +153,10 @@ def _check_routes(routes: Routes, k: Tensor) -> None:
         raise ValueError(f"routes.index {tuple(index.shape)}: a region needs at least one region to look at")
     if index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"routes.index is {index.dtype}: give numbers of regions as torch.int64")
+    _check_extras(*routes, k)
+
+
+def _check_extras(index: Tensor, weight: Tensor | None, mask: Tensor | None, k: Tensor) -> None:
     if weight is not None and weight.shape != index.shape:
         found = f"routes.weight {tuple(weight.shape)} for routes.index {tuple(index.shape)}"
         raise ValueError(f"{found}: give one weight for each route")

@@ -30,16 +30,12 @@ def check_numbers(value: Any) -> None:
         raise ValueError(f"a number is larger than {MAX_NUMBER:,}, or none at all")
 
 
-def check_parameters(count: int) -> None:
-    """Raise ValueError for more parameters than are believable."""
-    if count > MAX_PARAMETERS:
-        raise ValueError(f"more than {MAX_PARAMETERS:,} parameters up to here; make channels or kernels smaller")
-
-
-def check_layers(count: int) -> None:
-    """Raise ValueError for more layers than are believable."""
-    if count > MAX_LAYERS:
+def check_counts(layers: int, parameters: int) -> None:
+    """Raise ValueError for more layers or parameters than are believable."""
+    if layers > MAX_LAYERS:
         raise ValueError(f"more than {MAX_LAYERS:,} layers, repeats counted")
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(f"more than {MAX_PARAMETERS:,} parameters up to here; make channels or kernels smaller")
 
 
 class CostGuard(TorchFunctionMode):
@@ -84,7 +80,8 @@ def _convolution(
     stride: Sides = 1,
     padding: Any = 0,
     dilation: Sides = 1,
-    groups: int = 1,
+    *_: Any,
+    **__: Any,
 ) -> Cost:
     kernel = weight.shape[2:]
     padding = kernel if isinstance(padding, str) else padding  # 'same' needs less
@@ -92,15 +89,21 @@ def _convolution(
     return out, out * weight.shape[1:].numel()
 
 
-def _transposed(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Sides = 1, padding: Sides = 0, output_padding: Sides = 0,
-    groups: int = 1, dilation: Sides = 1,
-) -> Cost:  # fmt: skip
+def _transposed(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Cost:
+    names = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
+    given = {
+        "stride": 1,
+        "output_padding": 0,
+        "groups": 1,
+        "dilation": 1,
+        **dict(zip(names, rest, strict=False)),
+        **named,
+    }
     kernel = weight.shape[2:]
-    more = (_each(value, len(kernel)) for value in (stride, output_padding, dilation))
+    more = (_each(given[name], len(kernel)) for name in ("stride", "output_padding", "dilation"))
     each = zip(x.shape[-len(kernel) :], kernel, *more, strict=True)
     out = _area([(side - 1) * s + d * (k - 1) + extra + 1 for side, k, s, extra, d in each])
-    return out * weight.shape[1] * groups, x.numel() * weight.shape[1:].numel()
+    return out * weight.shape[1] * given["groups"], x.numel() * weight.shape[1:].numel()
 
 
 def _resized(x: Tensor, size: Any = None, scale_factor: Any = None, *_: Any, **__: Any) -> Cost:

@@ -155,46 +155,43 @@ def build_layers(
     """
     check_description(description)
     with torch.device("meta"):  # without numbers in them first: what is too large is refused before it is allocated
-        _layers(description, channels, verbose=False)
-    return _layers(description, channels, verbose)
+        _layers(description, channels)
+    layers, needed, declared, table = _layers(description, channels)
+    for line in table if verbose else ():
+        LOGGER.info(line)
+    return layers, needed, declared
 
 
 def _layers(
-    description: Mapping[str, Any], channels: int, verbose: bool
-) -> tuple[list[nn.Module], list[int], list[int | None]]:
+    description: Mapping[str, Any], channels: int
+) -> tuple[list[nn.Module], list[int], list[int | None], list[str]]:
+    """What `build_layers` returns, and the table to log."""
     layers: list[nn.Module] = []
     widths: list[int] = []
     declared: list[int | None] = []
     needed: set[int] = set()
     parameters = depth = 0
-    if verbose:
-        LOGGER.info(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<42}arguments")
+    table = [f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<42}arguments"]
     for index, row in enumerate([*description["backbone"], *description["head"]]):
         try:
             sources, repeats, name, args = _checked_row(index, row)
             repeats = max(round(repeats * description["depth_multiple"]), 1) if repeats > 1 else 1
-            depth += repeats
-            budget.check_layers(depth)
-            inputs = [widths[s] if index else channels for s in sources]
-            block = find_block(name)
+            budget.check_counts(depth := depth + repeats, parameters)
+            block, inputs = find_block(name), [widths[s] if index else channels for s in sources]
             layer, used, width = _build(block, args, inputs, repeats, description)
             parameters += (np := sum(p.numel() for p in layer.parameters()))
-            budget.check_parameters(parameters)
-            if taken := {"i", "f", "type", "np"} & {*vars(layer), *layer._modules, *layer._parameters, *layer._buffers}:
-                raise ValueError(f"the model keeps its own {min(taken)!r} in a layer; rename that attribute of {name}")
+            budget.check_counts(depth, parameters)
         except CANNOT_WORK as error:
             shown = printable(row)[:80] if isinstance(row, str) else shortened(row)
             raise ValueError(f"layer {index} {shown}: {in_short(error)}") from error
-        place = f"{block.kind.__module__}.{block.kind.__qualname__}"
-        vars(layer).update(i=index, f=row[0], type=place, np=np)
+        kind = f"{block.kind.__module__}.{block.kind.__qualname__}"
+        vars(layer).update(i=index, f=row[0], type=kind, np=np)
         needed.update(s % index for s in sources if s != -1)
         layers.append(layer)
         widths.append(width)
         declared.append(None if name.startswith("nn.") else width)
-        if verbose:
-            count = 1 if "n" in block.takes.split() else repeats
-            LOGGER.info(f"{index:>3}{row[0]!s:>18}{count:>3}{np:>10}  {place:<42}{used}")
-    return layers, sorted(needed), declared
+        table.append(f"{index:>3}{row[0]!s:>18}{repeats:>3}{np:>10}  {kind:<42}{used}")
+    return layers, sorted(needed), declared, table
 
 
 def in_short(error: BaseException) -> str:
@@ -208,11 +205,11 @@ def _checked_row(index: int, row: Any) -> tuple[list[int], int, str, list[Any]]:
         raise ValueError("expected [from, repeats, block, arguments]")
     source, repeats, name, args = row
     sources = source if isinstance(source, list) else [source]
-    if not sources or not all(isinstance(s, int) and (s == -1 or -index <= s < index) for s in sources):
+    if not sources or not all(type(s) is int and -max(index, 1) <= s < index for s in sources):
         raise ValueError(f"'from' must be -1 or the index of an earlier layer, not {shortened(source)}")
     if not is_count(repeats):
         raise ValueError(f"repeats must be a whole number, at least 1, not {shortened(repeats)}")
-    if not isinstance(name, str) or not isinstance(args, list):
+    if (type(name), type(args)) != (str, list):
         raise ValueError("expected a block's name and a list of arguments")
     return sources, repeats, name, args
 
@@ -224,42 +221,45 @@ def _build(
 
     Of a sequence, modules after the first take what the first gives out.
     """
+    names = block.takes.split()
     named = args[-1] if args and isinstance(args[-1], dict) else {}
-    rest = [_value(arg, description) for arg in (args[:-1] if named else args)]
+    given, rest, named = _given(block, args[: len(args) - bool(named)], named, inputs, description)
+    given["n"] = repeats
+    used = [*(given[name] for name in names), *rest]
+    layer = _construct(block, used, named)
+    width = block.channels(inputs, used) if block.channels else given.get("c2", inputs[0])
+    if repeats > 1 and "n" not in names:
+        later = [*(width if name == "c1" else given[name] for name in names), *rest]
+        return nn.Sequential(layer, *(_construct(block, later, named) for _ in range(repeats - 1))), used, width
+    return layer, [*used, named] if named else used, getattr(layer, "out_channels", width)
+
+
+def _given(
+    block: Block, args: list[Any], named: dict[str, Any], inputs: list[int], description: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+    """What goes before a row's arguments, by the names of `Block.takes`; the rest of them; and the named ones."""
+    rest = [_value(arg, description) for arg in args]
     named = {key: _value(value, description) for key, value in named.items()}
     budget.check_numbers([rest, named])
     if fixed := {"device", "dtype"} & named.keys():
         raise ValueError(f"{min(fixed)} is not for a description to choose; leave it out")
-    given: dict[str, Any] = {"c1": inputs[0], "ch": inputs, "n": repeats}
-    for name in block.takes.split():
-        if name in given:
-            continue
+    given: dict[str, Any] = {"c1": inputs[0], "ch": inputs, "n": 1}
+    for name in (name for name in block.takes.split() if name not in given):
         if not rest or (name == "c2" and not is_number(rest[0])):
-            wanted = "its number of output channels" if name == "c2" else name
+            wanted = {"c2": "its number of output channels"}.get(name, name)
             raise ValueError(f"the first argument of {block.kind.__name__} must be {wanted}")
         given[name] = rest.pop(0)
-        if name == "c2":
-            given[name] = _width(description, given[name])
-        elif name == "anchors":
-            given[name] = _head_anchors(given[name], len(inputs))
-    front = [given[name] for name in block.takes.split()]
-    layer = _construct(block, [*front, *rest], named)
-    width = given.get("c2", inputs[0])
-    if block.channels:
-        width = block.channels(inputs, [*front, *rest])
-    if repeats > 1 and "n" not in block.takes.split():
-        given["c1"] = width
-        later = [*(given[name] for name in block.takes.split()), *rest]
-        layer = nn.Sequential(layer, *(_construct(block, later, named) for _ in range(repeats - 1)))
-    else:
-        width = getattr(layer, "out_channels", width)
-    return layer, [*front, *rest, *([named] if named else [])], width
+    if "c2" in given:
+        given["c2"] = _width(description, given["c2"])
+    if "anchors" in given:
+        given["anchors"] = _head_anchors(given["anchors"], len(inputs))
+    return given, rest, named
 
 
 def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Module:
     """Call the constructor; an error for arguments it does not have says which it has."""
     try:
-        return block.kind(*args, **named)
+        layer = block.kind(*args, **named)
     except TypeError:
         signature, name = inspect.signature(block.kind), block.kind.__name__
         try:
@@ -268,6 +268,9 @@ def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Modul
             front = f", of which {block.takes} are put in front of the row's" if block.takes else ""
             raise ValueError(f"{error}; {name} takes {', '.join(signature.parameters)}{front}") from error
         raise
+    if taken := {"i", "f", "type", "np"} & {*vars(layer), *layer._modules, *layer._parameters, *layer._buffers}:
+        raise ValueError(f"the model keeps its own {min(taken)!r} in a layer; rename that attribute of the class")
+    return layer
 
 
 def _width(description: Mapping[str, Any], channels: int) -> int:

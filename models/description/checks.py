@@ -24,6 +24,14 @@ def check_description(description: Mapping[str, Any]) -> None:
     for key in description.keys() - {*REQUIRED, *OPTIONAL}:
         known = ", ".join((*REQUIRED, *OPTIONAL))
         LOGGER.warning(f"model description: unknown key {shortened(key)} is ignored; known: {known}")
+    _check_sizes(description)
+    for key in ("backbone", "head"):
+        if not isinstance(description[key], list) or not description[key]:
+            raise ValueError(f"{key} must be a list of rows [from, repeats, block, arguments]")
+    _check_anchors(description["anchors"])
+
+
+def _check_sizes(description: Mapping[str, Any]) -> None:
     for key, most in MOST.items():
         value, whole = description.get(key, 1), key in ("nc", "ch")
         if not (is_count(value) if whole else is_number(value) and value > 0):
@@ -33,29 +41,23 @@ def check_description(description: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be at most {most}, not {shortened(value)}")
     if not isinstance(inplace := description.get("inplace", True), bool):
         raise ValueError(f"inplace must be true or false, not {shortened(inplace)}")
-    for key in ("backbone", "head"):
-        if not isinstance(description[key], list) or not description[key]:
-            raise ValueError(f"{key} must be a list of rows [from, repeats, block, arguments]")
-    _check_anchors(description["anchors"])
 
 
 def _check_anchors(anchors: Any) -> None:
-    if is_count(anchors):
-        count = anchors
-    else:
-        rows: list[Any] = anchors if isinstance(anchors, list) and anchors else [None]
-        if not all(isinstance(row, list) and row and all(map(_is_side, row)) for row in rows):
+    count = anchors
+    if not is_count(anchors):
+        if not isinstance(anchors, list) or not anchors or not all(map(_is_row, anchors)):
             form = "how many there are per level, or a list of rows [width, height, ...]"
             raise ValueError(f"anchors must be {form}, all above 0")
-        if len(rows[0]) % 2 or len({len(row) for row in rows}) > 1:
+        if len(anchors[0]) % 2 or len({len(row) for row in anchors}) > 1:
             raise ValueError("every level needs the same number of anchors, each with a width and a height")
-        count = len(rows[0]) // 2
+        count = len(anchors[0]) // 2
     if count > MAX_ANCHORS:
         raise ValueError(f"anchors: {shortened(count)} for a level; {MAX_ANCHORS} are the most")
 
 
-def _is_side(value: Any) -> bool:
-    return is_number(value) and 0 < value < math.inf
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list) and len(row) > 0 and all(is_number(side) and 0 < side < math.inf for side in row)
 
 
 def is_count(value: Any) -> bool:

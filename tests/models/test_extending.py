@@ -1,4 +1,4 @@
-"""docs/extending.md, done: its files are put into a copy of the tree, trained, resumed, validated, exported, detected with."""
+"""docs/extending.md, done: its files in a copy of the tree are trained, resumed, validated, exported, detected with."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_a_layer_a_box_loss_a_class_loss_and_an_optimiser(squares: Path, tiny_cf
         (tree / name).write_text(text, encoding="utf-8")
     rows = "  - [-1, 1, CBAM, [{kernel: 3}]]\n  - [-1, 3, C3CBAM, [128]]\n"
     (tree / "mine.yaml").write_text(tiny_cfg.read_text().replace("head:\n", rows + "head:\n"))
-    (tree / "hyp.yaml").write_text((ROOT / "data/hyps/hyp.default.yaml").read_text() + "\nbox_iou: Inner-IoU\n")
+    hyp = re.sub(r"(?m)^box_iou:.*$", "box_iou: Inner-IoU", (ROOT / "data/hyps/hyp.default.yaml").read_text())
+    (tree / "hyp.yaml").write_text(hyp)
 
     def python(*args: str, fails: bool = False) -> str:
         env = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -203,10 +203,10 @@ MISTAKES = {  # argument, what follows in the message, and values that are refus
     "n_win": {"'auto'": [0, 2.5, "seven", True, None]},
     "region_size": {"a whole number of tokens per side.*height and width": [0, (4, 0), 2.5, (2.5, 3), "33", (3, 4, 5)]},
     "qk_scale": {"give a number above 0, 'head', or nothing": ["tail", 0, True, float("nan")]},
-    "param_attention": {"allowed are qkvo, qkv": ["none"]},
+    "param_attention": {"one of qkvo, qkv": ["none"]},
     "side_dwconv": {"odd whole number, or 0": [4, -3, None, 3.0]},
-    "backend": {"allowed are auto, reference, sdpa, triton, export": ["magic", None]},
-    "kv_downsample_mode": {"allowed are identity, ada_avgpool.*conv": ["nearest", ["conv"]]},
+    "backend": {"one of auto, reference, sdpa, triton, export": ["magic", None]},
+    "kv_downsample_mode": {"one of identity, ada_avgpool.*conv": ["nearest", ["conv"]]},
     **{
         name: {"give true or false": ["no", 1, None]}
         for name in ("param_routing", "diff_routing", "soft_routing", "auto_pad", "mask_padding", "residual")

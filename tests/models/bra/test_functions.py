@@ -122,7 +122,9 @@ def test_how_numbers_lie_in_memory_is_of_no_account(orders, backend):
     """q, k, v and the gradient that comes back, each with its dimensions in any order in memory."""
     q, k, v, routes = make(batch=2, regions=3, queries=9, keys=6, width=16, dtype=torch.float32)
     plain = [q, k, v, torch.randn(q.shape)]
-    turned = [x.permute(o).contiguous().permute([o.index(i) for i in range(5)]) for x, o in zip(plain, orders)]
+    turned = [
+        x.permute(o).contiguous().permute([o.index(i) for i in range(5)]) for x, o in zip(plain, orders, strict=True)
+    ]
     *given, probe = turned
     expected = run_backwards(*plain[:3], routes, plain[3], "reference")
     for a, b in zip(run_backwards(*given, routes, probe, backend), expected, strict=True):

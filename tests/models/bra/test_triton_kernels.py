@@ -6,6 +6,7 @@ The interpreter must be asked for before Triton is imported, so one test runs th
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,14 +160,14 @@ def test_interpreted_inverted_lists():
 
     readers, bounds = invert(torch.tensor([[2, 0], [2, 1], [0, 2], [2, 0]]))
     assert bounds.tolist() == [0, 3, 4, 8, 8]
-    groups = [readers[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    groups = [readers[a:b].tolist() for a, b in pairwise(bounds.tolist())]
     assert groups == [[0, 2, 3], [1], [0, 1, 2, 3], []]
 
 
 @interpreted
 def test_interpreted_limits():
+    q, k, v, routes, _ = make(1, 2, 1, 1, 1, 130, 1, torch.float32, "cpu")
     with pytest.raises(ValueError, match="at most 128"):
-        q, k, v, routes, _ = make(1, 2, 1, 1, 1, 130, 1, torch.float32, "cpu")
         routed_attention(q, k, v, routes, 0.2, "triton")
 
 
