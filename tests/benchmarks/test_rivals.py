@@ -101,7 +101,7 @@ def test_the_attention_alone_has_one_precision() -> None:
 def test_names_that_stand_for_nothing() -> None:
     with pytest.raises(ValueError, match="--reference FILE"):
         build("reference", 16, None)
-    with pytest.raises(ValueError, match="allowed are"):
+    with pytest.raises(ValueError, match="give one of auto"):
         build("flash", 16, None)
     with pytest.raises(ValueError, match="module as a whole"):
         core("reference", (1, 16, 7, 7), HERE)

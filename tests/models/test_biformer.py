@@ -70,14 +70,6 @@ def test_gradients_are_derivatives(block):
     assert torch.autograd.gradcheck(run, (x, *block.parameters()), fast_mode=True)
 
 
-@pytest.mark.parametrize("changes", [{"pre_norm": False}, {"layer_scale_init_value": 0.5}, {"swin_layout": True}])
-def test_variants_run_and_learn(changes):
-    model = miniature(**changes).train()
-    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert not missing
-
-
 def test_drop_path_keeps_the_expectation():
     torch.manual_seed(0)
     drop, x = DropPath(0.25), torch.ones(4000, 2)
@@ -139,22 +131,6 @@ def test_c3bra_drops_in_for_c3(width):
 def test_mistakes_in_a_pyramid(changes, message):
     with pytest.raises(ValueError, match=message):
         miniature(**changes)
-
-
-def test_compiles_without_graph_break():
-    """Stochastic depth included."""
-    torch._dynamo.reset()
-    stage = BiFormerStage(16, 16, 3, 2, 0.5, n_win=3, head_dim=8)
-    compiled = torch.compile(stage, fullgraph=True, backend="eager")
-    results = []
-    for module in (stage, compiled):
-        torch.manual_seed(0)
-        x = torch.ones(4, 16, 7, 8, requires_grad=True)
-        out = module(x)
-        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *stage.parameters()])))
-    torch._dynamo.reset()
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 # ---- detectors

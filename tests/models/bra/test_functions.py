@@ -42,31 +42,6 @@ def extended(routes, kind, keys, dtype=torch.float64):
     return routes
 
 
-def by_hand(q, k, v, routes, scale):
-    """One query at a time, in Python numbers where it matters."""
-    out = torch.zeros(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
-    for b, r, t, h in torch.cartesian_prod(*map(torch.arange, q.shape[:4])).tolist():
-        logits, values = [], []
-        for number, region in enumerate(routes.index[b, r].tolist()):
-            weight = 1.0 if routes.weight is None else routes.weight[b, r, number].item()
-            for s in range(k.shape[2]):
-                if routes.key_mask is None or routes.key_mask[b, region, s]:
-                    logits.append(scale * weight * torch.dot(q[b, r, t, h], k[b, region, s, h]).item())
-                    values.append(weight * v[b, region, s, h])
-        top = max(logits)
-        shares = [math.exp(x - top) for x in logits]
-        out[b, r, t, h] = sum(share / sum(shares) * value for share, value in zip(shares, values, strict=True))
-    return out
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_matches_a_loop_over_queries(backend, kind):
-    q, k, v, routes = (x.detach() if torch.is_tensor(x) else x for x in make())
-    routes = extended(routes, kind, keys=4)
-    torch.testing.assert_close(routed_attention(q, k, v, routes, 0.3, backend), by_hand(q, k, v, routes, 0.3))
-
-
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_without_pictures(backend):
     q, k, v, routes = make(batch=0)

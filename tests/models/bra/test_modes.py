@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from fractions import Fraction
 
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.bra.attention import BiLevelRoutingAttention
 from models.bra.modes import DOWNSAMPLE_MODES, FractionalKV, KVDownsample, best_side, make_downsample
 
 POOLS = st.tuples(st.integers(1, 24), st.integers(2, 6), st.sampled_from([None, 1, 2, 3, 5, 9]))
@@ -135,15 +133,3 @@ def test_no_other_number_of_regions_costs_less(height: int, width: int, dim: int
         attention = 2 * regions * area * min(topk, regions) * area * dim
         costs[side] = 4 * regions * area * dim**2 + 2 * regions**2 * dim + attention
     assert costs[best_side(height, width, dim, topk)] == min(costs.values())
-
-
-def test_the_compiler_finds_the_same_number_without_a_warning() -> None:
-    torch._dynamo.reset()
-    layer = BiLevelRoutingAttention(8, n_win="auto", num_heads=2, topk=2).eval()
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("error")
-        for height, width in ((5, 7), (9, 7)):
-            x = torch.randn(1, 8, height, width)
-            torch.testing.assert_close(compiled(x), layer(x))
-    torch._dynamo.reset()
