@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from inspect import signature
 from itertools import pairwise
@@ -195,17 +196,6 @@ class BiFormerStage(nn.Sequential):
         super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **block) for rate in rates))
 
 
-class _NamedBlocks(nn.Module):
-    """A stage of the STL layout, whose checkpoints call the blocks `blocks`."""
-
-    def __init__(self, blocks: BiFormerStage) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
-
-
 class BiFormer(nn.Module):
     """The classifier: four stages, each on maps half as wide, then the mean over the last map and a linear layer.
 
@@ -252,7 +242,8 @@ class BiFormer(nn.Module):
             rates = (step * done, step * (done + count - 1))  # of the stage's first and last block
             stages.append(BiFormerStage(width, width, count, topk, rates, mlp_ratio=ratio, **block))
             done += count
-        self.stages = nn.ModuleList(map(_NamedBlocks, stages) if swin_layout else stages)
+        named = [nn.Sequential(OrderedDict(blocks=stage)) for stage in stages]  # as in checkpoints of that layout
+        self.stages = nn.ModuleList(named if swin_layout else stages)
         self.norm = nn.BatchNorm2d(embed_dim[-1])
         self.head = nn.Linear(embed_dim[-1], num_classes) if num_classes else nn.Identity()
 

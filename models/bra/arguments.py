@@ -42,7 +42,7 @@ def real_number(name: str, value: Any, fits: Callable[[float], bool], wanted: st
 
 def drop_rate(value: Any) -> float:
     """The share of samples for which stochastic depth skips a branch."""
-    return real_number("drop path rate", value, lambda rate: 0 <= rate < 1, "a number from 0 to below 1")
+    return real_number("drop_path", value, lambda rate: 0 <= rate < 1, "a number from 0 to below 1")
 
 
 def true_or_false(**flags: Any) -> None:

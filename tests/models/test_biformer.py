@@ -78,7 +78,7 @@ def test_drop_path_keeps_the_expectation():
     assert (out[:, 0] == out[:, 1]).all()
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
-    with pytest.raises(ValueError, match="rate=1"):
+    with pytest.raises(ValueError, match="drop_path=1"):
         DropPath(1.0)
 
 
@@ -123,7 +123,7 @@ def test_c3bra_drops_in_for_c3(width):
         ({"topks": ()}, r"topks=\(\): give a list"),
         ({"num_classes": -1}, "num_classes=-1.*at least 0"),
         ({"in_chans": None}, "in_chans=None"),
-        ({"drop_path_rate": 1}, "rate=1"),
+        ({"drop_path_rate": 1}, "drop_path=1"),
         ({"swin_layout": "stl"}, "swin_layout='stl'.*true or false"),
         ({"n_wins": 7}, "'n_wins'; did you mean 'n_win'"),
     ],
@@ -174,8 +174,8 @@ def test_shipped_pyramids_are_those_of_the_paper(name):
     [
         ({"topk": 0}, "topk=0"),
         ({"topk": -3}, "topk=-3"),
-        ({"drop_path": 1.0}, "rate=1.*from 0 to below 1"),
-        ({"drop_path": [-0.2, 0.1]}, "rate=-0.2.*from 0 to below 1"),
+        ({"drop_path": 1.0}, "drop_path=1.*from 0 to below 1"),
+        ({"drop_path": [-0.2, 0.1]}, "drop_path=-0.2.*from 0 to below 1"),
         ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
         ({"n_win": "seven"}, "n_win='seven'.*'auto'"),
         ({"nwin": 3}, "nwin"),
@@ -194,9 +194,9 @@ def test_shipped_pyramids_are_those_of_the_paper(name):
         ({"topk": "all"}, "topk='all'.*whole number.*-2 attends to the whole map"),
         ({"topk": -2, "num_heads": 3}, "num_heads=3.*multiple"),
         ({"topk": -1, "head_dim": 2.5}, "head_dim=2.5"),
-        ({"drop_path": True}, "rate=True"),
-        ({"drop_path": [0.1, "much"]}, "rate='much'"),
-        ({"drop_path": [0.1, 7]}, "rate=7"),
+        ({"drop_path": True}, "drop_path=True"),
+        ({"drop_path": [0.1, "much"]}, "drop_path='much'"),
+        ({"drop_path": [0.1, 7]}, "drop_path=7"),
         ({"pre_norm": "no"}, "pre_norm='no'.*true or false"),
         ({"plain_mlp": 1}, "plain_mlp=1.*true or false"),
         ({"layer_scale_init_value": "small"}, "layer_scale_init_value='small'"),
