@@ -225,13 +225,16 @@ def _build(
     named = args[-1] if args and isinstance(args[-1], dict) else {}
     given, rest, named = _given(block, args[: len(args) - bool(named)], named, inputs, description)
     given["n"] = repeats
-    used = [*(given[name] for name in names), *rest]
-    layer = _construct(block, used, named)
-    width = block.channels(inputs, used) if block.channels else given.get("c2", inputs[0])
-    if repeats > 1 and "n" not in names:
-        later = [*(width if name == "c1" else given[name] for name in names), *rest]
-        return nn.Sequential(layer, *(_construct(block, later, named) for _ in range(repeats - 1))), used, width
-    return layer, [*used, named] if named else used, getattr(layer, "out_channels", width)
+    modules: list[nn.Module] = []
+    first: list[Any] = []
+    for _ in range(1 if "n" in names else repeats):
+        used = [*(given[name] for name in names), *rest]
+        first = first or used
+        modules.append(_construct(block, used, named))
+        width = block.channels(inputs, used) if block.channels else given.get("c2", inputs[0])
+        given["c1"], given["ch"], inputs = width, [width], [width]
+    layer = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    return layer, [*first, named] if named else first, getattr(layer, "out_channels", width)
 
 
 def _given(
