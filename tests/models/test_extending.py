@@ -32,7 +32,7 @@ assert {"CBAM", "C3CBAM"} <= kinds and not any("BatchNorm" in kind for kind in k
 LOGGER.addHandler(logging.StreamHandler(sys.stdout)); LOGGER.setLevel(logging.INFO)
 val.run(weights=weights, data=data, imgsz=64, batch_size=6, workers=0, device="cpu", project="runs/val")
 (exported,) = export.run(weights=weights, imgsz=[64, 64], include=["torchscript"], device="cpu")
-detect.run(weights=str(exported), source=images, imgsz=[64, 64], device="cpu", project="runs/detect")
+detect.run(weights=str(exported), source=images, imgsz=[64, 64], device="cpu", project="runs/detect", trust=True)
 print("GFLOPS", model.info(img_size=64).gflops)
 """
 
