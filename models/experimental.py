@@ -29,8 +29,8 @@ class Ensemble(nn.ModuleList):
     """
 
     def __init__(self, members: Iterable[Model] = ()) -> None:
-        super().__init__(members)
         models = list(members)
+        super().__init__(models)
         if models:
             self.names, self.nc, self.yaml = models[-1].names, models[-1].nc, models[-1].yaml
             self.imgsz = models[0].imgsz
