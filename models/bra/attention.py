@@ -191,7 +191,8 @@ class BiLevelRoutingAttention(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        check.true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
+        check.true_or_false(soft_routing=soft_routing, param_routing=param_routing, diff_routing=diff_routing)
+        check.true_or_false(auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
         dim, qk_dim, num_heads = check.head_widths(dim, qk_dim, num_heads)
         self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, check.whole_number("topk", topk)
         self.n_win, self.region_size = check.region_layout(n_win, region_size)

@@ -76,9 +76,9 @@ def _query_gradient_kernel(
     queries = tl.load(q + places, mask=is_query, other=0.0)
     places = row * gn + head * gh + tokens[:, None] * gt + channels[None, :]
     grads = tl.load(grad + places, mask=is_query, other=0.0)
+    log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
     places = row * on + head * oh + tokens[:, None] * ot + channels[None, :]
     outs = tl.load(out + places, mask=is_query, other=0.0)
-    log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
     inner = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
     tl.store(inners + (row * H + head) * T + tokens, inner, mask=tokens < T)  # for the gradients of the keys
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
