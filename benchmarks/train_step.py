@@ -38,7 +38,7 @@ from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Position, Trainer
 
 PARTS = ("forward", "loss", "backward", "step")
-LAYER_NOTES = ("i", "f", "n", "np", "type", "arguments")  # what a model keeps at each of its layers
+LAYER_NOTES = ("i", "f", "np", "type")  # what a model keeps at each of its layers
 TOLERANCE = 1e-4
 LABELS_PER_IMAGE = 8
 

@@ -7,24 +7,19 @@ Parameters are named as in the authors' checkpoints, so that those load. Maps ar
 from __future__ import annotations
 
 import difflib
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from inspect import signature
-from numbers import Real
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from models.bra.arguments import (
-    drop_rate,
-    finite_number,
-    head_widths,
-    odd_kernel,
-    positive_number,
-    true_or_false,
-    whole_number,
-)
+from models.bra.arguments import drop_rate, head_widths, odd_kernel, real_number, true_or_false, whole_number
 from models.bra.attention import BiLevelRoutingAttention
 from models.common import C3
 
@@ -68,9 +63,10 @@ class GlobalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        qkv = self.qkv(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, heads, H * W, width)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[2:])
+        qkv = self.qkv(rearrange(x, "b c h w -> b (h w) c"))
+        q, k, v = rearrange(qkv, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.num_heads).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = rearrange(out, "b heads (h w) d -> b h w (heads d)", h=x.shape[2], w=x.shape[3])
         if self.lepe is not None:
             out = out + self.lepe(x).permute(0, 2, 3, 1)
         return self.proj(out).permute(0, 3, 1, 2)
@@ -110,41 +106,46 @@ class BiFormerBlock(nn.Module):
         super().__init__()
         true_or_false(pre_norm=pre_norm, plain_mlp=plain_mlp)
         dim, kernel = whole_number("dim", dim), odd_kernel("before_attn_dwconv", before_attn_dwconv)
+        side_dwconv = odd_kernel("side_dwconv", side_dwconv)
+        ratio = real_number("mlp_ratio", mlp_ratio, lambda value: 0 < value < math.inf, "a number above 0")
+        if (hidden := int(ratio * dim)) < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves nothing of {dim} channels; give at least 1 / {dim}")
+        first = real_number("layer_scale_init_value", layer_scale_init_value, math.isfinite, "a number")
         self.pos_embed = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = _attention(dim, topk, head_dim, odd_kernel("side_dwconv", side_dwconv), attention)
+        self.attn = _attention(dim, topk, head_dim, side_dwconv, attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        hidden, middle = _hidden(mlp_ratio, dim), [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
+        middle = [nn.GELU()] if plain_mlp else [nn.Identity(), nn.GELU()]
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), *middle, nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
         self.pre_norm = pre_norm
-        first = finite_number("layer_scale_init_value", layer_scale_init_value)
-        for name in ("gamma1", "gamma2"):
-            self.register_parameter(name, nn.Parameter(torch.full((dim,), first)) if first > 0 else None)
+        self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), first)) if first > 0 else None for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         if self.pos_embed is not None:
             x = x + self.pos_embed(x)
         x = x.permute(0, 2, 3, 1)  # channels last, for the norms and linear layers
-        x = self._add(x, self._attend, self.norm1, self.gamma1)
-        x = self._add(x, self.mlp, self.norm2, self.gamma2)
-        return x.permute(0, 3, 1, 2)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        return self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _add(self, x: Tensor, branch: Any, norm: nn.LayerNorm, gamma: Tensor | None) -> Tensor:
-        """x and a branch of it, normalised before or after."""
-        out = branch(norm(x) if self.pre_norm else x)
-        out = x + self.drop_path(out if gamma is None else out * gamma)
-        return out if self.pre_norm else norm(out)
+        attended = self.attn((self.norm1(x) if self.pre_norm else x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.drop_path(attended if self.gamma1 is None else attended * self.gamma1)
+        x = x if self.pre_norm else self.norm1(x)
+        mixed = self.mlp(self.norm2(x) if self.pre_norm else x)
+        x = x + self.drop_path(mixed if self.gamma2 is None else mixed * self.gamma2)
+        return (x if self.pre_norm else self.norm2(x)).permute(0, 3, 1, 2)
 
 
 def _attention(dim: int, topk: int, head_dim: int, side_dwconv: int, further: dict[str, Any]) -> nn.Module:
-    """Attention to routed regions, or to the whole map."""
-    heads = _heads(dim, whole_number("head_dim", head_dim))
-    _check_names(further)
+    """Attention to routed regions, or to the whole map.
+
+    There are dim / head_dim heads where that divides, else the next smaller number that divides dim. Further arguments
+    are those of routed attention, whether the attention at hand is a routed one or not.
+    """
+    heads = next(n for n in range(max(1, dim // whole_number("head_dim", head_dim)), 0, -1) if dim % n == 0)
+    for name in sorted(further.keys() - ROUTING):
+        known = sorted(ROUTING | (signature(BiFormerBlock).parameters.keys() - {"dim", "attention"}))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown argument {name!r}; {hint}a block and its attention take {', '.join(known)}")
     if topk in (GLOBAL, GLOBAL_WITH_CONTEXT):
         kernel = side_dwconv if whole_number("topk", topk, GLOBAL_WITH_CONTEXT) == GLOBAL_WITH_CONTEXT else 0
         return GlobalAttention(dim, further.get("num_heads", 8), kernel)
@@ -153,30 +154,8 @@ def _attention(dim: int, topk: int, head_dim: int, side_dwconv: int, further: di
     return BiLevelRoutingAttention(dim, topk=whole_number("topk", topk, note=note), **routed)
 
 
-def _check_names(further: dict[str, Any]) -> None:
-    """Arguments that routed attention has, whether the attention at hand is a routed one or not."""
-    for name in sorted(further.keys() - ROUTING):
-        known = sorted(ROUTING | (signature(BiFormerBlock).parameters.keys() - {"dim", "attention"}))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown argument {name!r}; {hint}a block and its attention take {', '.join(known)}")
-
-
-def _hidden(mlp_ratio: float, dim: int) -> int:
-    """Width of the MLP."""
-    hidden = int(positive_number("mlp_ratio", mlp_ratio) * dim)
-    if hidden < 1:
-        raise ValueError(f"mlp_ratio={mlp_ratio} leaves nothing of {dim} channels; give at least 1 / {dim}")
-    return hidden
-
-
-def _heads(dim: int, head_dim: int) -> int:
-    """dim / head_dim where that divides, else the next smaller number of heads that divides dim."""
-    return next(heads for heads in range(max(1, dim // head_dim), 0, -1) if dim % heads == 0)
-
-
 class BiFormerStem(nn.Sequential):
-    """Pictures or maps (B, c1, H, W) -> (B, c2, H / 4, W / 4): two strided convolutions."""
+    """Images or maps (B, c1, H, W) -> (B, c2, H / 4, W / 4): two strided convolutions."""
 
     def __init__(self, c1: int, c2: int) -> None:
         super().__init__(
@@ -205,33 +184,16 @@ class BiFormerStage(nn.Sequential):
     ) -> None:
         if c1 != c2:
             raise ValueError(f"a stage keeps its channels: {c1} come in, {c2} asked for; put BiFormerMerging before")
-        rates = _evenly(*_first_and_last(drop_path), whole_number("n", n))
+        count = whole_number("n", n)
+        ends = drop_path if isinstance(drop_path, (list, tuple)) else (drop_path, drop_path)
+        if len(ends) != 2:
+            raise ValueError(
+                f"drop_path={drop_path!r}: give one rate, or the first and the last of evenly growing ones"
+            )
+        first, last = map(drop_rate, ends)
         block = {"auto_pad": True, **block}
+        rates = (first + (last - first) * i / max(1, count - 1) for i in range(count))
         super().__init__(*(BiFormerBlock(c1, topk, drop_path=rate, **block) for rate in rates))
-
-
-def _evenly(first: float, last: float, count: int) -> list[float]:
-    """`count` numbers from first to last."""
-    return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
-
-
-def _first_and_last(drop_path: float | Sequence[float]) -> tuple[float, float]:
-    """The ends of a stage's rates of stochastic depth, each from 0 to below 1."""
-    ends = (drop_path, drop_path) if isinstance(drop_path, Real) else drop_path
-    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
-        raise ValueError(f"drop_path={drop_path!r}: give one rate, or the first and the last of evenly growing ones")
-    return drop_rate(ends[0]), drop_rate(ends[1])
-
-
-class _NamedBlocks(nn.Module):
-    """A stage of the STL layout, whose checkpoints call the blocks `blocks`."""
-
-    def __init__(self, blocks: BiFormerStage) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
 
 
 class BiFormer(nn.Module):
@@ -240,7 +202,7 @@ class BiFormer(nn.Module):
     Args:
         depth, embed_dim, mlp_ratios, topks: blocks, channels, MLP width and routed regions of the four stages.
         num_classes: outputs, 0 for none (`forward` then returns features).
-        in_chans: channels of the pictures.
+        in_chans: channels of the images.
         n_win: regions per side.
         drop_path_rate: stochastic depth of the last block, growing from 0 at the first.
         auto_pad: take maps that do not divide into n_win regions.
@@ -263,23 +225,44 @@ class BiFormer(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        _check_stages(depth, embed_dim, mlp_ratios, topks)
+        self._check_stages(depth=depth, embed_dim=embed_dim, mlp_ratios=mlp_ratios, topks=topks)
         true_or_false(swin_layout=swin_layout)
         num_classes, in_chans = whole_number("num_classes", num_classes, 0), whole_number("in_chans", in_chans)
-        self.downsample_layers = nn.ModuleList(_reductions(in_chans, embed_dim, swin_layout))
-        rates = iter(_evenly(0, drop_rate(drop_path_rate), sum(depth)))
-        ranges = [[next(rates) for _ in range(count)] for count in depth]  # of every block, stage by stage
+        pairs, first = list(pairwise(embed_dim)), embed_dim[0]
+        if swin_layout:
+            stem = nn.Sequential(nn.Conv2d(in_chans, first, 4, 4), nn.BatchNorm2d(first))
+            mergings = [nn.Sequential(nn.BatchNorm2d(c1), nn.Conv2d(c1, c2, 2, 2)) for c1, c2 in pairs]
+        else:
+            stem = BiFormerStem(in_chans, first)
+            mergings = [BiFormerMerging(c1, c2) for c1, c2 in pairs]
+        self.downsample_layers = nn.ModuleList([stem, *mergings])
         block = {"n_win": n_win, "auto_pad": auto_pad, "plain_mlp": swin_layout, **block}
-        stages = [
-            BiFormerStage(width, width, count, topk, (rates[0], rates[-1]), mlp_ratio=ratio, **block)
-            for width, count, topk, rates, ratio in zip(embed_dim, depth, topks, ranges, mlp_ratios, strict=True)
-        ]
-        self.stages = nn.ModuleList(map(_NamedBlocks, stages) if swin_layout else stages)
+        step, done, stages = drop_rate(drop_path_rate) / max(1, sum(depth) - 1), 0, []
+        for width, count, topk, ratio in zip(embed_dim, depth, topks, mlp_ratios, strict=True):
+            rates = (step * done, step * (done + count - 1))  # of the stage's first and last block
+            stages.append(BiFormerStage(width, width, count, topk, rates, mlp_ratio=ratio, **block))
+            done += count
+        named = [nn.Sequential(OrderedDict(blocks=stage)) for stage in stages]  # as in checkpoints of that layout
+        self.stages = nn.ModuleList(named if swin_layout else stages)
         self.norm = nn.BatchNorm2d(embed_dim[-1])
         self.head = nn.Linear(embed_dim[-1], num_classes) if num_classes else nn.Identity()
 
+    @staticmethod
+    def _check_stages(**given: Sequence[float]) -> None:
+        """As many of each, and whole numbers where there is no block to look at them."""
+        for name, values in given.items():
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ValueError(f"{name}={values!r}: give a list with one number for each stage")
+        depths, widths, ratios, topks = map(len, given.values())
+        if not depths == widths == ratios == topks:
+            counts = f"{depths} depths, {widths} widths, {ratios} mlp_ratios, {topks} topks"
+            raise ValueError(f"{counts}: give as many of each as there are stages")
+        for name in ("depth", "embed_dim"):
+            for value in given[name]:
+                whole_number(name, value)
+
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, in_chans, H, W) -> the map of every stage, strides 4, 8, 16, 32."""
+        """Images (B, in_chans, H, W) -> the map of every stage, strides 4, 8, 16, 32."""
         maps = []
         for reduction, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(reduction(x))
@@ -287,31 +270,8 @@ class BiFormer(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, in_chans, H, W) -> logits (B, num_classes)."""
+        """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
         return self.head(self.norm(self.forward_stages(x)[-1]).mean((2, 3)))
-
-
-def _check_stages(depth: Sequence, embed_dim: Sequence, mlp_ratios: Sequence, topks: Sequence) -> None:
-    """As many of each, and whole numbers where there is no block to look at them."""
-    given = {"depth": depth, "embed_dim": embed_dim, "mlp_ratios": mlp_ratios, "topks": topks}
-    for name, values in given.items():
-        if not isinstance(values, (list, tuple)) or not values:
-            raise ValueError(f"{name}={values!r}: give a list with one number for each stage")
-    if not len(depth) == len(embed_dim) == len(mlp_ratios) == len(topks):
-        counts = f"{len(depth)} depths, {len(embed_dim)} widths, {len(mlp_ratios)} mlp_ratios, {len(topks)} topks"
-        raise ValueError(f"{counts}: give as many of each as there are stages")
-    for name in ("depth", "embed_dim"):
-        for value in given[name]:
-            whole_number(name, value)
-
-
-def _reductions(channels: int, widths: Sequence[int], swin_layout: bool) -> list[nn.Sequential]:
-    """What makes the map smaller before each stage."""
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
-    if not swin_layout:
-        return [BiFormerStem(channels, widths[0]), *(BiFormerMerging(c1, c2) for c1, c2 in pairs)]
-    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 4, 4), nn.BatchNorm2d(widths[0]))
-    return [stem, *(nn.Sequential(nn.BatchNorm2d(c1), nn.Conv2d(c1, c2, 2, 2)) for c1, c2 in pairs)]
 
 
 def biformer_tiny(**changes: Any) -> BiFormer:

@@ -13,39 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.bra.attention import BiLevelRoutingAttention, KVGather, QKVLinear, TopkRouting
 from utils.base.networks import fuse_conv_and_bn
 
 __all__ = [
-    "C3",
-    "C3SPP",
-    "C3TR",
-    "SPP",
-    "SPPF",
-    "BiLevelRoutingAttention",
-    "Bottleneck",
-    "BottleneckCSP",
-    "C3Ghost",
-    "Classify",
-    "Concat",
-    "Contract",
-    "Conv",
-    "DWConv",
-    "Expand",
-    "Focus",
-    "GhostBottleneck",
-    "GhostConv",
-    "KVGather",
-    "QKVLinear",
-    "TopkRouting",
-    "TransformerBlock",
-    "TransformerLayer",
-    "autopad",
+    "C3", "C3SPP", "C3TR", "SPP", "SPPF", "BiLevelRoutingAttention", "Bottleneck", "BottleneckCSP", "C3Ghost",
+    "Classify", "Concat", "Contract", "Conv", "DWConv", "Expand", "Focus", "GhostBottleneck", "GhostConv", "KVGather",
+    "QKVLinear", "TopkRouting", "TransformerBlock", "TransformerLayer", "autopad",
 ]  # fmt: skip
 
-Size = int | Sequence[int]
+Size = int | tuple[int, int]
 Act = bool | nn.Module
 
 _MOVED = {
@@ -66,7 +46,7 @@ def autopad(k: Size, p: Size | None = None) -> Size:
     """The padding `p`, or the one that keeps the size of a map under an odd kernel `k` with stride 1."""
     if p is not None:
         return p
-    return k // 2 if isinstance(k, int) else [side // 2 for side in k]
+    return k // 2 if isinstance(k, int) else (k[0] // 2, k[1] // 2)
 
 
 class Conv(nn.Module):
@@ -83,11 +63,8 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c1, H, W) -> (B, c2, H', W')."""
-        return self.forward_fuse(x) if self.bn is None else self.act(self.bn(self.conv(x)))
-
-    def forward_fuse(self, x: Tensor) -> Tensor:
-        """The same once the normalisation is part of the convolution."""
-        return self.act(self.conv(x))
+        x = self.conv(x)
+        return self.act(x if self.bn is None else self.bn(x))
 
     def fuse(self) -> None:
         """Fold the normalisation, as it is in evaluation, into the convolution. A second call changes nothing."""
@@ -193,15 +170,9 @@ class C3SPP(C3):
     """`C3` around spatial pyramid pooling with the kernels `k`."""
 
     def __init__(
-        self,
-        c1: int,
-        c2: int,
-        k: Sequence[int] = (5, 9, 13),
-        n: int = 1,
-        shortcut: bool = True,
-        g: int = 1,
+        self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13), n: int = 1, shortcut: bool = True, g: int = 1,
         e: float = 0.5,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._kernels = tuple(k)
         super().__init__(c1, c2, n, shortcut, g, e)
 
@@ -328,8 +299,7 @@ class Contract(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """New channels in the order row within the square, column within it, old channel."""
-        squares = x.unflatten(3, (-1, self.gain)).unflatten(2, (-1, self.gain))  # (B, C, H/g, g, W/g, g)
-        return squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        return rearrange(x, "b c (h row) (w col) -> b (row col c) h w", row=self.gain, col=self.gain)
 
 
 class Expand(nn.Module):
@@ -341,8 +311,7 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C/(g*g), H*g, W*g)."""
-        squares = x.unflatten(1, (self.gain, self.gain, -1))  # (B, g, g, C/(g*g), H, W)
-        return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+        return rearrange(x, "b (row col c) h w -> b c (h row) (w col)", row=self.gain, col=self.gain)
 
 
 class Concat(nn.Module):

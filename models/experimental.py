@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.description.build import BLOCKS
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
 from utils.base.files import printable
@@ -23,39 +24,23 @@ ACTIVATIONS = ("GELU", "Hardswish", "Identity", "Mish", "ReLU", "ReLU6", "SiLU",
 class Ensemble(nn.ModuleList):
     """Several detectors of the same classes as one, whose predictions lie side by side for NMS to merge.
 
-    `names` are the classes; `stride` are the strides of the member with the largest one.
+    `names`, `nc` and `yaml` are those of the last member, `imgsz` is that of the first (0: unknown), `stride` those of
+    the member with the largest one.
     """
+
+    def __init__(self, members: Iterable[Model] = ()) -> None:
+        models = list(members)
+        super().__init__(models)
+        if models:
+            self.names, self.nc, self.yaml = models[-1].names, models[-1].nc, models[-1].yaml
+            self.imgsz = models[0].imgsz
+            self.stride = max((model.stride for model in models), key=lambda stride: float(stride.max()))
 
     def forward(
         self, x: Tensor, augment: bool = False, profile: bool = False, visualize: Any = False
     ) -> tuple[Tensor, None]:
         """(B, 3, H, W) -> ((B, sum of the members' M, 5 + classes), None), in evaluation."""
         return torch.cat([member(x, augment, profile, visualize)[0] for member in self], 1), None
-
-    @property
-    def names(self) -> list[str]:
-        """The classes."""
-        return self[-1].names
-
-    @property
-    def nc(self) -> int:
-        """How many classes there are."""
-        return self[-1].nc
-
-    @property
-    def imgsz(self) -> int:
-        """Side in pixels of the images that the first member was trained on, 0 where it is not known."""
-        return self[0].imgsz
-
-    @property
-    def yaml(self) -> dict[str, Any]:
-        """Description of the last member."""
-        return self[-1].yaml
-
-    @property
-    def stride(self) -> Tensor:
-        """Pixels per cell of the member that sees the coarsest."""
-        return max((member.stride for member in self), key=lambda stride: float(stride.max()))
 
 
 def attempt_load(
@@ -73,29 +58,25 @@ def attempt_load(
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if not files:
         raise ValueError("no weights given; name at least one .pt file")
-    members = []
-    for file in map(find_weights, files):
-        content = load_checkpoint(file)
-        try:
-            model = load_model(content)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        set_inplace(model, inplace)
-        model = model.fuse() if fuse else model
-        members.append(model.to(device or map_location or "cpu").eval())
+    members = [_load_one(find_weights(file), inplace, fuse).to(device or map_location or "cpu") for file in files]
     if len(members) == 1:
         return members[0]
-    for file, member in zip(files, members, strict=True):
+    for given, member in zip(files, members, strict=True):
         if member.names != members[-1].names:
-            raise ValueError(f"{file} and {files[-1]} know different classes; an ensemble needs the same")
+            raise ValueError(f"{given} and {files[-1]} know different classes; an ensemble needs the same")
     return Ensemble(members).eval()
 
 
-def set_inplace(model: Model, inplace: bool) -> None:
-    """Let activations overwrite their input, or not."""
-    for module in model.modules():
+def _load_one(file: Path, inplace: bool, fuse: bool) -> Model:
+    content = load_checkpoint(file, [f"models.common.{name}" for name in BLOCKS])
+    try:
+        model = load_model(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    for module in model.modules():  # activations may overwrite their input, or not
         if isinstance(getattr(module, "inplace", None), bool):
-            module.inplace = inplace
+            vars(module)["inplace"] = inplace
+    return (model.fuse() if fuse else model).eval()
 
 
 def load_model(content: Mapping[str, Any]) -> Model:
@@ -104,8 +85,7 @@ def load_model(content: Mapping[str, Any]) -> Model:
     It is built afresh from its description and given the stored numbers, in float32. Raises ValueError when there is no
     model or when description and numbers do not belong together.
     """
-    stored = content.get("ema") or content.get("model")
-    _check_stored(stored)
+    stored = _checked(content.get("ema") or content.get("model"))
     model = Model(stored["yaml"], verbose=False)
     _match_classes(model, stored.get("classes", {}))
     _load_state(model, stored["state_dict"])
@@ -114,26 +94,23 @@ def load_model(content: Mapping[str, Any]) -> Model:
     if len(model.names) != model.nc:
         raise ValueError(f"has {len(model.names)} names for {model.nc} classes")
     model.hyp = dict(stored.get("hyp") or {})
-    model.imgsz = usable_size(content.get("imgsz")) or _size_asked_for(content.get("options"))
+    options = content.get("options")  # had the image size before checkpoints did
+    early = options.get("imgsz") if isinstance(options, Mapping) else 0
+    model.imgsz = usable_size(content.get("imgsz")) or usable_size(early)
     return model
 
 
-def _size_asked_for(options: Any) -> int:
-    """The image size among a run's options, which checkpoints had before they said it themselves; 0 for none."""
-    return usable_size(options.get("imgsz")) if isinstance(options, Mapping) else 0
-
-
-def _check_stored(stored: Any) -> None:
-    """Raise ValueError for what a model cannot be built from."""
+def _checked(stored: Any) -> Mapping[str, Any]:
+    """The stored model itself; ValueError for what none can be built from."""
     if not isinstance(stored, Mapping) or not isinstance(stored.get("yaml"), Mapping) or "state_dict" not in stored:
         raise ValueError("holds no model description; expected a checkpoint of this project or of YOLOv5 6.1")
-    kinds = {"state_dict": Mapping, "names": (list, tuple, Mapping, type(None)), "hyp": (Mapping, type(None))}
+    kinds = {"state_dict": Mapping, "names": list | tuple | Mapping | None, "hyp": Mapping | None}
     for key, kind in kinds.items():
         if not isinstance(stored.get(key), kind):
-            found = type(stored[key]).__name__
-            raise ValueError(f"its {key} is of type {found}; the file is damaged or no detector")
+            raise ValueError(f"its {key} is of type {type(stored[key]).__name__}; the file is damaged or no detector")
     if not all(isinstance(key, str) for key in stored["state_dict"]):
         raise ValueError("its state_dict has keys that are no text; the file is damaged or no detector")
+    return stored
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,7 +54,7 @@ class MixConv2d(nn.Module):
 
     def __init__(self, c1: int, c2: int, k: Sequence[int] = (1, 3), s: int = 1, equal_ch: bool = True) -> None:
         super().__init__()
-        widths = _equal_channels(c2, len(k)) if equal_ch else _equal_weights(c2, k)
+        widths = self.widths(c2, k, equal_ch)
         self.m = nn.ModuleList(
             nn.Conv2d(c1, width, side, s, side // 2, groups=math.gcd(c1, width), bias=False)
             for side, width in zip(k, widths, strict=True)
@@ -65,16 +66,17 @@ class MixConv2d(nn.Module):
         """(B, c1, H, W) -> (B, c2, H/s, W/s)."""
         return self.act(self.bn(torch.cat([conv(x) for conv in self.m], 1)))
 
+    @staticmethod
+    def widths(total: int, kernels: Sequence[int], equal_ch: bool) -> list[int]:
+        """How `total` channels are shared by kernels of these sides.
 
-def _equal_channels(total: int, kernels: int) -> list[int]:
-    """`total` channels cut at evenly spaced places, as YOLOv5 6.1 cuts them (which 65 over 3 makes 22, 21, 22)."""
-    ends = [-1, *((kernel + 1) * (total - 1) // kernels for kernel in range(kernels))]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
-
-
-def _equal_weights(total: int, kernels: Sequence[int]) -> list[int]:
-    """Channels in proportion to 1 / side², rounded, at least 1; what that leaves over goes to the smallest kernel."""
-    shares = [1 / (side * side) for side in kernels]
-    widths = [max(1, round(total * share / sum(shares))) for share in shares]
-    widths[shares.index(max(shares))] += total - sum(widths)
-    return widths
+        Equal shares are cut at evenly spaced places, as YOLOv5 6.1 cuts them (which 65 over 3 makes 22, 21, 22). Others
+        are in proportion to 1 / side², rounded, at least 1; what that leaves over goes to the smallest kernel.
+        """
+        if equal_ch:
+            ends = [-1, *((kernel + 1) * (total - 1) // len(kernels) for kernel in range(len(kernels)))]
+            return [end - start for start, end in itertools.pairwise(ends)]
+        shares = [1 / (side * side) for side in kernels]
+        widths = [max(1, round(total * share / sum(shares))) for share in shares]
+        widths[shares.index(max(shares))] += total - sum(widths)
+        return widths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.common import Conv
 from models.description.budget import CostGuard
-from models.description.build import CANNOT_WORK, build_layers, in_short, resolve_cfg
+from models.description.build import CANNOT_WORK, build_layers, in_short, register_block, resolve_cfg
 from models.description.checks import OPTIONAL, REQUIRED
 from utils.base.log import LOGGER
 from utils.base.networks import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
@@ -22,8 +22,10 @@ __all__ = ["Detect", "DetectionModel", "Model", "parse_model", "resolve_cfg"]
 
 PROBE = 256  # side in pixels of the input that finds the strides, a multiple of all strides in use
 TTA_VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # test-time augmentation: scale, mirrored left to right
+See = Callable[[Any, Any, Any], None]  # called with a layer, its input and its output
 
 
+@register_block(takes="nc anchors ch")
 class Detect(nn.Module):
     """Predict boxes at every cell of several feature maps.
 
@@ -37,7 +39,8 @@ class Detect(nn.Module):
     pixels to cells.
     """
 
-    stride: Tensor | None = None
+    anchors: Tensor
+    stride: Any = None  # a tensor, once it is known
 
     def __init__(
         self, nc: int = 80, anchors: Sequence[Sequence[float]] = (), ch: Sequence[int] = (), inplace: bool = True
@@ -64,15 +67,16 @@ class Detect(nn.Module):
             raw.append(grid.permute(0, 1, 3, 4, 2).contiguous())
         if self.training:
             return raw
-        return torch.cat([self._decode(level, i).flatten(1, 3) for i, level in enumerate(raw)], 1), raw
+        return torch.cat([self.decode(level, i).flatten(1, 3) for i, level in enumerate(raw)], 1), raw
 
-    def _decode(self, raw: Tensor, level: int) -> Tensor:
+    def decode(self, raw: Tensor, level: int) -> Tensor:
         """Raw map -> boxes and scores, at least in single precision: half has no pixel fractions beyond 1024."""
         rows, cols = raw.shape[2:4]
-        kind = {"device": raw.device, "dtype": torch.promote_types(raw.dtype, torch.float32)}
-        stride, anchors = self.stride[level].to(**kind), self.anchors[level].to(**kind)
-        y, x = torch.meshgrid(torch.arange(rows, **kind), torch.arange(cols, **kind), indexing="ij")
-        centre, size, scores = raw.to(kind["dtype"]).sigmoid().split((2, 2, self.nc + 1), -1)
+        device, dtype = raw.device, torch.promote_types(raw.dtype, torch.float32)
+        stride, anchors = self.stride[level].to(device, dtype), self.anchors[level].to(device, dtype)
+        sides = (torch.arange(side, device=device, dtype=dtype) for side in (rows, cols))
+        y, x = torch.meshgrid(*sides, indexing="ij")
+        centre, size, scores = raw.to(dtype).sigmoid().split((2, 2, self.nc + 1), -1)
         centre = (2 * centre - 0.5 + torch.stack((x, y), -1)) * stride
         size = 2 * size
         size = size * size * (anchors * stride).view(1, self.na, 1, 1, 2)
@@ -90,20 +94,14 @@ class Detect(nn.Module):
         self.stride = stride
         self.anchors /= stride.view(-1, 1, 1)
 
-    def initialize_biases(self, class_frequencies: Tensor | None = None) -> None:
-        """Start from what is rare: 8 objects per 640 pixel picture, and classes equally likely or as counted.
-
-        `class_frequencies` are the labels per class (arXiv:1708.02002, section 3.3, on why).
-        """
-        if class_frequencies is None:
-            scores = torch.tensor(math.log(0.6 / (self.nc - 0.999999)))
-        else:
-            scores = torch.log(class_frequencies / class_frequencies.sum())
+    def initialize_biases(self) -> None:
+        """Start from what is rare (arXiv:1708.02002, section 3.3): 8 objects per 640 pixel image, classes alike."""
         with torch.no_grad():
+            conv: Any
             for conv, stride in zip(self.m, self.stride, strict=True):
                 bias = conv.bias.view(self.na, -1)
                 bias[:, 4] += math.log(8 / (640 / stride.item()) ** 2)
-                bias[:, 5:] += scores.to(bias)
+                bias[:, 5:] += math.log(0.6 / (self.nc - 0.999999))
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Detect:
         """Let the strides move and change type together with parameters and buffers."""
@@ -131,6 +129,7 @@ class Model(nn.Module):
     """
 
     imgsz = 0
+    class_weights: Tensor  # training attaches them
 
     def __init__(
         self,
@@ -145,8 +144,11 @@ class Model(nn.Module):
         if file is not None:
             self.yaml_file = file.name
         self.yaml["ch"] = ch = self.yaml.get("ch", ch)
-        self._override("nc", nc)
-        self._override("anchors", round(anchors) if isinstance(anchors, (int, float)) else anchors)
+        anchors = round(anchors) if isinstance(anchors, (int, float)) else anchors
+        for key, value in (("nc", nc), ("anchors", anchors)):
+            if value not in (None, self.yaml.get(key)):
+                LOGGER.info(f"Overriding model.yaml {key}={self.yaml.get(key)} with {key}={value}")
+                self.yaml[key] = value
         self.inplace: bool = self.yaml.get("inplace", True)
         self.hyp: dict[str, Any] = {}
         try:
@@ -159,38 +161,49 @@ class Model(nn.Module):
         if verbose and LOGGER.isEnabledFor(logging.INFO):
             self.info()
 
-    def _override(self, key: str, value: Any) -> None:
-        if value is not None and value != self.yaml.get(key):
-            LOGGER.info(f"Overriding model.yaml {key}={self.yaml.get(key)} with {key}={value}")
-            self.yaml[key] = value
-
     def _assemble(self, ch: int, verbose: bool) -> None:
         """Build the layers and give the head its strides, anchors in cells and first biases."""
-        self.model, self.save = parse_model(self.yaml, [ch], verbose)
+        layers, self.save, widths = build_layers(self.yaml, ch, verbose)
+        self.model = nn.Sequential(*layers)
         self.stride = torch.tensor([32.0])
-        self.layer_strides: list[float | None] = [None] * len(self.model)
+        self.layer_strides: list[float | None] = [None] * len(layers)
         initialize_weights(self)
-        head = self.model[-1]
+        head = layers[-1]
         if isinstance(head, Detect):
             head.inplace = self.inplace
-            head.set_stride(self._probe_strides(head, ch))
+            head.set_stride(self._probe_strides(head, ch, widths))
             head.initialize_biases()
             self.stride = head.stride
 
-    def _probe_strides(self, head: Detect, ch: int) -> Tensor:
-        """Pixels per cell of each level, from a blank picture; only the head trains meanwhile, so no state changes."""
+    def _probe_strides(self, head: Detect, ch: int, widths: Sequence[int | None]) -> Tensor:
+        """Pixels per cell of each level, from a blank image; only the head trains meanwhile, so no state changes.
+
+        Raises ValueError for a layer that cannot take what it is given or gives other channels than it declares.
+        """
         modes = {module: module.training for module in self.modules()}
         self.eval()
         head.training, done = True, -1
-        levels: list[Tensor] = []
+        wrong = ""
+
+        def _look(layer: Any, given: Any, output: Any) -> None:
+            nonlocal done, wrong
+            done = layer.i
+            if isinstance(output, Tensor) and output.ndim == 4:
+                self.layer_strides[done] = PROBE / output.shape[2]
+                if not wrong and widths[done] not in (None, output.shape[1]):
+                    wrong = (
+                        f"layer {done} ({layer.type}) gives {output.shape[1]} channels and declares {widths[done]}; "
+                        "correct `takes` or `channels` of its register_block (docs/extending.md)"
+                    )
+
         try:
             with torch.no_grad(), CostGuard():
-                for layer, _, output in self._layers_with_data(torch.zeros(1, ch, PROBE, PROBE)):
-                    done, levels = layer.i, output
-                    if isinstance(output, Tensor) and output.ndim == 4:
-                        self.layer_strides[layer.i] = PROBE / output.shape[2]
+                levels = self._forward_once(torch.zeros(1, ch, PROBE, PROBE), _look)
         except CANNOT_WORK as error:
-            raise ValueError(f"layer {done + 1} cannot take what it is given ({in_short(error)})") from error
+            wrong = wrong or f"layer {done + 1} cannot take what it is given ({in_short(error)})"
+            raise ValueError(wrong) from error
+        if wrong:
+            raise ValueError(wrong)
         for module, mode in modes.items():
             module.training = mode
         return torch.tensor([PROBE / level.shape[2] for level in levels])
@@ -198,35 +211,40 @@ class Model(nn.Module):
     def forward(
         self, x: Tensor, augment: bool = False, profile: bool = False, visualize: str | Path | bool = False
     ) -> Any:
-        """Pictures (B, ch, H, W) in 0..1 -> what the head returns; H and W multiples of the largest stride.
+        """Images (B, ch, H, W) in 0..1 -> what the head returns; H and W multiples of the largest stride.
 
         `augment` merges three views in evaluation and returns (predictions, None); `profile` logs what each layer
-        costs; `visualize` names a folder for pictures of every layer's output.
+        costs; `visualize` names a folder for drawings of every layer's output.
         """
         if profile:
             self.profile(x)
         if visualize:
-            self._draw_features(x, visualize)
+            from utils.drawing.batches import feature_visualization  # brings matplotlib, which only this needs
+
+            def draw(layer: Any, given: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    feature_visualization(output, layer.type, layer.i, save_dir=Path(str(visualize)))
+
+            self._forward_once(x, draw)
         return self._forward_augment(x) if augment else self._forward_once(x)
 
-    def _forward_once(self, x: Tensor) -> Any:
+    def _forward_once(self, x: Any, see: See | None = None) -> Any:
+        """One pass; `see` looks at every layer on the way."""
         outputs: list[Any] = []
+        layer: Any
         for layer in self.model:
-            x = layer(_input_of(layer, x, outputs))
-            outputs.append(x if layer.i in self.save else None)
-        return x
-
-    def _layers_with_data(self, x: Tensor) -> Iterator[tuple[nn.Module, Any, Any]]:
-        """(layer, its input, its output) along a forward pass."""
-        outputs: list[Any] = []
-        for layer in self.model:
-            given = _input_of(layer, x, outputs)
+            if isinstance(layer.f, int):
+                given = x if layer.f == -1 else outputs[layer.f]
+            else:
+                given = [x if source == -1 else outputs[source] for source in layer.f]
             x = layer(given)
             outputs.append(x if layer.i in self.save else None)
-            yield layer, given, x
+            if see is not None:
+                see(layer, given, x)
+        return x
 
     def _forward_augment(self, x: Tensor) -> tuple[Tensor, None]:
-        """Predictions of three views of the pictures, brought back to their pixels."""
+        """Predictions of three views of the images, brought back to their pixels."""
         views = []
         for scale, mirrored in TTA_VIEWS:
             view = scale_img(x.flip(3) if mirrored else x, scale, gs=int(self.stride.max()))
@@ -240,23 +258,19 @@ class Model(nn.Module):
         del views[-1][int(self.stride.argmin())]  # nor the smallest view for the smallest
         return torch.cat([level for levels in views for level in levels], 1), None
 
-    def _draw_features(self, x: Tensor, folder: str | Path) -> None:
-        from utils.drawing.batches import feature_visualization  # brings matplotlib, which only this needs
-
-        for layer, _, output in self._layers_with_data(x):
-            if isinstance(output, Tensor):
-                feature_visualization(output, layer.type, layer.i, save_dir=Path(folder))
-
     def profile(self, x: Tensor, n: int = 10) -> list[Cost]:
         """Run every layer forward `n` times on this input; log and return what each costs."""
         LOGGER.info(f"{'time (ms)':>10} {'GFLOPs':>10} {'parameters':>12}  layer")
-        costs = []
+        costs: list[Cost] = []
+
+        def measure(layer: Any, given: Any, output: Any) -> None:
+            cost = cost_of(layer, given, n)
+            costs.append(cost)
+            row = f"{cost.forward_ms:>10.2f} {cost.gflops:>10.3f} {cost.parameters:>12,}"
+            LOGGER.info(f"{row}  {layer.i} {layer.type}")
+
         with torch.no_grad():
-            for layer, given, _ in self._layers_with_data(x):
-                cost = cost_of(layer, given, n)
-                costs.append(cost)
-                row = f"{cost.forward_ms:>10.2f} {cost.gflops:>10.3f} {cost.parameters:>12,}"
-                LOGGER.info(f"{row}  {layer.i} {layer.type}")
+            self._forward_once(x, measure)
         LOGGER.info(f"{sum(cost.forward_ms for cost in costs):>10.2f} {sum(c.gflops for c in costs):>10.3f}  in all")
         return costs
 
@@ -269,7 +283,7 @@ class Model(nn.Module):
         return self
 
     def info(self, verbose: bool = False, img_size: int | Sequence[int] = 640) -> ModelSummary:
-        """Log and return the size of the model and its operations on one picture of `img_size`."""
+        """Log and return the size of the model and its operations on one image of `img_size`."""
         summary = model_info(self, verbose, img_size)
         LOGGER.info(f"Model Summary: {summary}")
         return summary
@@ -284,22 +298,11 @@ class Model(nn.Module):
 DetectionModel = Model  # the name later releases use
 
 
-def _input_of(layer: nn.Module, previous: Any, outputs: list[Any]) -> Any:
-    """What a layer works on: the previous output, an earlier one, or a list of such."""
-    if isinstance(layer.f, int):
-        return previous if layer.f == -1 else outputs[layer.f]
-    return [previous if source == -1 else outputs[source] for source in layer.f]
-
-
 def parse_model(d: Mapping[str, Any], ch: list[int], verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
-    """Build the layers of a description for `ch[-1]` input channels.
+    """Build the layers of a description for `ch[-1]` input channels, by the table of `models.description.build`.
 
     Returns them and the sorted indices of those whose output a later layer needs. Raises ValueError naming the layer
     and the remedy when the description cannot be built.
     """
-    layers, needed = build_layers(d, ch[-1], {"Detect": Detect})
-    if verbose:
-        LOGGER.info(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<42}arguments")
-        for layer in layers:
-            LOGGER.info(f"{layer.i:>3}{layer.f!s:>18}{layer.n:>3}{layer.np:>10}  {layer.type:<42}{layer.arguments}")
+    layers, needed, _ = build_layers(d, ch[-1], verbose)
     return nn.Sequential(*layers), needed

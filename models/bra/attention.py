@@ -12,32 +12,16 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from models.bra.arguments import (
-    head_widths,
-    logit_scale,
-    odd_kernel,
-    one_of,
-    region_layout,
-    true_or_false,
-    whole_number,
-)
-from models.bra.functions import (
-    BACKENDS,
-    Routes,
-    attention_and_weights,
-    route,
-    routed_attention,
-    select_regions,
-    triton_runs_on,
-)
+from models.bra import arguments as check
+from models.bra import functions
+from models.bra.functions import Routes, route
 from models.bra.modes import KVDownsample, best_side, make_downsample
 from models.bra.pointwise import PointwiseLinear
 
 __all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
-
-WEIGHTINGS = ("none", "soft", "hard")
 
 
 class RegionGrid(NamedTuple):
@@ -56,16 +40,18 @@ def whole_parts(length: int, size: int) -> int:
 
 def split_regions(x: Tensor, grid: RegionGrid) -> Tensor:
     """(B, C, rows * height, cols * width) -> (B, R, T, C)."""
-    rows, cols, height, width = grid
-    x = x.reshape(*x.shape[:2], rows, height, cols, width)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(x.shape[0], rows * cols, height * width, x.shape[1])
+    return rearrange(
+        x, "b c (rows height) (cols width) -> b (rows cols) (height width) c", rows=grid.rows, cols=grid.cols,
+        height=grid.height, width=grid.width,
+    )  # fmt: skip
 
 
 def join_regions(x: Tensor, grid: RegionGrid) -> Tensor:
     """(B, R, T, C) -> (B, rows * height, cols * width, C)."""
-    rows, cols, height, width = grid
-    x = x.reshape(x.shape[0], rows, cols, height, width, x.shape[-1]).transpose(2, 3)
-    return x.reshape(x.shape[0], rows * height, cols * width, x.shape[-1])
+    return rearrange(
+        x, "b (rows cols) (height width) c -> b (rows height) (cols width) c", rows=grid.rows, cols=grid.cols,
+        height=grid.height, width=grid.width,
+    )  # fmt: skip
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
@@ -96,9 +82,9 @@ class TopkRouting(nn.Module):
         diff_routing: bool = False,
     ) -> None:
         super().__init__()
-        true_or_false(param_routing=param_routing, diff_routing=diff_routing)
-        self.qk_dim, self.topk = whole_number("qk_dim", qk_dim), whole_number("topk", topk)
-        self.scale = logit_scale(qk_scale, self.qk_dim)
+        check.true_or_false(param_routing=param_routing, diff_routing=diff_routing)
+        self.qk_dim, self.topk = check.whole_number("qk_dim", qk_dim), check.whole_number("topk", topk)
+        self.scale = check.logit_scale(qk_scale, self.qk_dim)
         self.diff_routing = diff_routing
         self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
 
@@ -106,8 +92,9 @@ class TopkRouting(nn.Module):
         """Means (B, R, C) of queries and keys -> softmax weights and numbers of the chosen regions, (B, R, K) each."""
         if not self.diff_routing:
             query, key = query.detach(), key.detach()
-        routes = route(self.emb(query), self.emb(key), self.topk, self.scale, allowed)
-        return routes.weight, routes.index
+        index, weight, _ = route(self.emb(query), self.emb(key), self.topk, self.scale, allowed)
+        assert weight is not None  # `route` always gives weights
+        return weight, index
 
 
 class KVGather(nn.Module):
@@ -120,7 +107,7 @@ class KVGather(nn.Module):
 
     def __init__(self, mul_weight: str = "none") -> None:
         super().__init__()
-        self.mul_weight = one_of("mul_weight", mul_weight, WEIGHTINGS)
+        self.mul_weight = check.one_of("mul_weight", mul_weight, ("none", "soft", "hard"))
 
     def factors(self, r_weight: Tensor) -> Tensor | None:
         """What the selected keys and values are multiplied by, None for nothing."""
@@ -130,7 +117,7 @@ class KVGather(nn.Module):
 
     def forward(self, r_idx: Tensor, r_weight: Tensor, kv: Tensor) -> Tensor:
         """Routes (B, R, K) and kv (B, R, L, C) -> (B, R, K, L, C)."""
-        selected, factors = select_regions(kv, r_idx), self.factors(r_weight)
+        selected, factors = functions.select_regions(kv, r_idx), self.factors(r_weight)
         return selected if factors is None else selected * factors.to(kv.dtype)[..., None, None]
 
 
@@ -204,28 +191,33 @@ class BiLevelRoutingAttention(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        true_or_false(soft_routing=soft_routing, auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
-        dim, qk_dim, num_heads = head_widths(dim, qk_dim, num_heads)
-        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, whole_number("topk", topk)
-        self.n_win, self.region_size = region_layout(n_win, region_size)
-        self.scale = logit_scale(qk_scale, qk_dim, num_heads)
-        self.auto_pad, self.mask_padding, self.backend = auto_pad, mask_padding, one_of("backend", backend, BACKENDS)
-        has_output = one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
-
-        kernel = odd_kernel("side_dwconv", side_dwconv)
-        self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
-        self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
+        check.true_or_false(soft_routing=soft_routing, param_routing=param_routing, diff_routing=diff_routing)
+        check.true_or_false(auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
+        dim, qk_dim, num_heads = check.head_widths(dim, qk_dim, num_heads)
+        self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, check.whole_number("topk", topk)
+        self.n_win, self.region_size = check.region_layout(n_win, region_size)
+        self.scale = check.logit_scale(qk_scale, qk_dim, num_heads)
+        self.auto_pad, self.mask_padding, self.backend = (
+            auto_pad,
+            mask_padding,
+            check.one_of("backend", backend, functions.BACKENDS),
+        )
+        self.residual = residual
+        has_output = check.one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
         if param_routing and not diff_routing:
             raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
+        if residual and not has_output:
+            raise ValueError("residual=True needs the output layer, which starts at zero: set param_attention=qkvo")
+
+        kernel = check.odd_kernel("side_dwconv", side_dwconv)
+        self.lepe = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None
+        self.router = TopkRouting(qk_dim, topk, self.scale, param_routing, diff_routing)
         self.kv_gather = KVGather("soft" if soft_routing else "hard" if diff_routing else "none")
         self.qkv = QKVLinear(dim, qk_dim)
         self.wo = PointwiseLinear(dim, dim) if has_output else nn.Identity()
-        self.residual = residual
         if residual:
-            if not has_output:
-                raise ValueError("residual=True needs the output layer, which starts at zero: set param_attention=qkvo")
-            nn.init.zeros_(self.wo.weight)
-            nn.init.zeros_(self.wo.bias)
+            for parameter in self.wo.parameters():
+                nn.init.zeros_(parameter)
         self.kv_down = make_downsample(
             kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
         )
@@ -238,27 +230,28 @@ class BiLevelRoutingAttention(nn.Module):
         """
         height, width = x.shape[-2:]
         grid = self.region_grid(height, width)
-        given = x
-        x = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
+        padded = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
         real = self._real_tokens(grid, height, width, x.device)
-        q, k, v = self.qkv.separate(split_regions(x, grid))  # (B, R, T, channels) each
+        q, k, v = self.qkv.separate(split_regions(padded, grid))  # (B, R, T, channels) each
         if real is not None:
             k, v = k * real, v * real
         r_weight, r_idx = self._route(q, k, real)
         keys, values, key_mask = self._downsample(k, v, grid, real)
         routes = Routes(r_idx, self.kv_gather.factors(r_weight), key_mask)
-        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, keys, values)]
+        q, keys, values = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, keys, values))
+        attention = None
         if ret_attn_mask:
-            out, attention = attention_and_weights(*heads, routes, self.scale)
+            out, attention = functions.attention_and_weights(q, keys, values, routes, self.scale)
         else:
-            backend = "auto" if self.backend == "triton" and not triton_runs_on(x.device) else self.backend
-            out, attention = routed_attention(*heads, routes, self.scale, backend), None
+            backend = "auto" if self.backend == "triton" and not functions.triton_runs_on(x.device) else self.backend
+            out = functions.routed_attention(q, keys, values, routes, self.scale, backend)
         out = crop(join_regions(out.flatten(-2), grid), height, width)
-        if self.lepe is not None:
-            out = out + crop(self._local_context(v, grid), height, width)
+        if self.lepe is not None:  # local context: a depthwise convolution of the values over the whole map
+            context = self.lepe(join_regions(v, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            out = out + crop(context, height, width)
         out = self.wo(out).permute(0, 3, 1, 2)
         if self.residual:
-            out = given + out
+            out = x + out
         if attention is not None:
             return out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1)
         return out
@@ -275,7 +268,8 @@ class BiLevelRoutingAttention(nn.Module):
             tall, wide = min(self.region_size[0], height), min(self.region_size[1], width)
             grid = RegionGrid(whole_parts(height, tall), whole_parts(width, wide), tall, wide)
         else:
-            side = best_side(height, width, self.dim, self.topk) if self.n_win == "auto" else self.n_win
+            n_win = self.n_win
+            side = best_side(height, width, self.dim, self.topk) if isinstance(n_win, str) else n_win
             grid = RegionGrid(side, side, whole_parts(height, side), whole_parts(width, side))
         if not self.auto_pad and (grid.rows * grid.height, grid.cols * grid.width) != (height, width):
             raise ValueError(
@@ -316,7 +310,3 @@ class BiLevelRoutingAttention(nn.Module):
         mask = None if kept is None else kept.reshape(batch, regions, -1)
         cells = cells.permute(0, 2, 3, 1).reshape(batch, regions, -1, kv.shape[-1])
         return *cells.split([self.qk_dim, self.dim], dim=-1), mask
-
-    def _local_context(self, v: Tensor, grid: RegionGrid) -> Tensor:
-        """Depthwise convolution of the values over the whole map: (B, R, T, C) -> (B, H, W, C)."""
-        return self.lepe(join_regions(v, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

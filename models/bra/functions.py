@@ -3,7 +3,7 @@
 Method: Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", https://arxiv.org/abs/2303.08810.
 
 Legend of the shapes used throughout
-    B  pictures              R  regions of a picture    K  regions that each region is routed to
+    B  images                R  regions of an image     K  regions that each region is routed to
     T  query tokens a region L  key tokens a region     H  heads    D, E  width of a head in q and k, in v
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.bra.arguments import check_means, check_routes, whole_number
+from models.bra.arguments import whole_number
 
 BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
 CHUNK_BYTES = 2**20  # scores, keys and values that a thread works on at a time on CPU: within a core's own cache
@@ -36,7 +35,7 @@ class Routes(NamedTuple):
     key_mask: (B, R, L) True where a key token may be attended to, or None when all may.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides a method of tuples that nobody calls
     weight: Tensor | None = None
     key_mask: Tensor | None = None
 
@@ -53,10 +52,16 @@ def route(query_means: Tensor, key_means: Tensor, topk: int, scale: float, allow
     Half-precision means are compared in float32: rounding would tie regions that differ.
     """
     topk = whole_number("topk", topk)
-    check_means(query_means, key_means, allowed)
+    if query_means.ndim != 3 or query_means.shape != key_means.shape:
+        found = f"query_means {tuple(query_means.shape)}, key_means {tuple(key_means.shape)}"
+        raise ValueError(f"{found}: give both as (B, R, C)")
+    batch, regions = query_means.shape[:2]
+    if allowed is not None and (allowed.dtype != torch.bool or allowed.shape not in ((1, regions), (batch, regions))):
+        raise ValueError(f"allowed {tuple(allowed.shape)} of {allowed.dtype}: give torch.bool, (B, R) or (1, R)")
     if query_means.dtype in (torch.float16, torch.bfloat16):
         query_means, key_means = query_means.float(), key_means.float()
-    with _no_autocast(query_means.device.type):
+    kind = query_means.device.type  # meta tensors have no autocast to turn off; others are not asked whether they have
+    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         affinity = (query_means * scale) @ key_means.transpose(-2, -1)  # (B, R, R)
     if allowed is not None:
         affinity = affinity.masked_fill(~allowed.unsqueeze(-2), float("-inf"))
@@ -103,11 +108,10 @@ def routed_attention(
         return attention_and_weights(q, k, v, routes, scale)[0]
     if backend == "triton":
         return _fused(q, k, v, routes, scale)
-    if backend == "export" or (backend == "auto" and _is_exporting()):
-        return _gather_and_attend(q, k, v, routes, scale)
-    if q.device.type == "cpu" and _is_plain(q, k, v, routes):
+    exporting = backend == "export" or (backend == "auto" and (torch.jit.is_tracing() or torch.compiler.is_exporting()))
+    if not exporting and q.device.type == "cpu" and _is_plain(q, k, v, routes):
         return _ChunkedAttention.apply(q, k, v, routes, scale)
-    return _select_and_attend(q, k, v, routes, scale)
+    return _select_and_attend(q, k, v, routes, scale, exporting)
 
 
 def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> tuple[Tensor, Tensor]:
@@ -125,24 +129,58 @@ def triton_runs_on(device: torch.device) -> bool:
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _no_autocast(device_type: str) -> AbstractContextManager:
-    """Full precision for a while; meta tensors, which are shapes without numbers, have no autocast to turn off.
-
-    Whether a device has autocast is not asked: older compilers cut the graph in two there.
-    """
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
+    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
+    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return eager and routes.weight is None and q.dtype == k.dtype == v.dtype and q.numel() > 0
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> None:
+    """Raise ValueError for shapes that do not fit each other, or routes that do not fit them.
+
+    Numbers are looked at where that costs next to nothing: not on a GPU, which would be waited for, nor while a
+    compiler or a trace writes down what is done.
+    """
     if not q.ndim == k.ndim == v.ndim == 5:
         raise ValueError(f"q, k, v must be (B, R, tokens, heads, width), got {q.ndim}, {k.ndim}, {v.ndim} dimensions")
     if q.shape[:2] != k.shape[:2] or k.shape[:4] != v.shape[:4] or q.shape[3:] != k.shape[3:]:
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
-    check_routes(*routes, k.shape[:3])
+    index = routes.index
+    if index.ndim != 3 or index.shape[:2] != k.shape[:2]:
+        found = f"routes for {tuple(index.shape)}, queries for {tuple(k.shape[:2])} regions"
+        raise ValueError(f"{found}: give routes.index as (B, R, K)")
+    if index.shape[2] < 1:
+        raise ValueError(f"routes.index {tuple(index.shape)}: a region needs at least one region to look at")
+    if index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"routes.index is {index.dtype}: give numbers of regions as torch.int64")
+    _check_extras(*routes, k)
+
+
+def _check_extras(index: Tensor, weight: Tensor | None, mask: Tensor | None, k: Tensor) -> None:
+    if weight is not None and weight.shape != index.shape:
+        found = f"routes.weight {tuple(weight.shape)} for routes.index {tuple(index.shape)}"
+        raise ValueError(f"{found}: give one weight for each route")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != k.shape[:3]):
+        found = f"routes.key_mask {tuple(mask.shape)} of {mask.dtype}"
+        raise ValueError(f"{found}: give torch.bool, one for each key: {tuple(k.shape[:3])}")
+    if type(index) is Tensor and index.device.type == "cpu" and index.numel() > 0:
+        _check_numbers(index, mask)
+
+
+def _check_numbers(index: Tensor, mask: Tensor | None) -> None:
+    """A region out of range would be one of the next image; a softmax of nothing is not a number."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return
+    last = index.shape[1] - 1
+    low, high = (int(bound) for bound in index.aminmax())
+    if low < 0 or high > last:
+        raise ValueError(f"routes.index goes from {low} to {high}: give numbers of regions from 0 to {last}")
+    if mask is not None and not mask.any(2).gather(1, index.flatten(1).long()).view(index.shape).any(2).all():
+        raise ValueError("routes.key_mask leaves a region without any key to attend to: give each at least one")
 
 
 def _row_numbers(index: Tensor, regions: int) -> Tensor:
-    """(B, R, K) numbers of regions within a picture of `regions` -> (B * R * K) numbers within the batch."""
+    """(B, R, K) numbers of regions within an image of `regions` -> (B * R * K) numbers within the batch."""
     first = torch.arange(index.shape[0], device=index.device) * regions
     return (index + first[:, None, None]).flatten()
 
@@ -157,31 +195,23 @@ def _selected(k: Tensor, v: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Ten
     return k.flatten(2, 3), v.flatten(2, 3), mask
 
 
-def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
-    """Row selection and PyTorch's attention: works on every device, under tracing and with every kind of routes."""
-    batch, regions = q.shape[:2]
-    k, v, mask = _selected(k, v, routes)
-    heads_first = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
-    mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).unflatten(0, (batch, regions))
+def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float, plain: bool) -> Tensor:
+    """Row selection and PyTorch's attention: works on every device, under tracing and with every kind of routes.
 
-
-def _gather_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
-    """The same with operators that every exporter and runtime has; the batch may stay dynamic."""
+    `plain` takes operators that every exporter and runtime has instead; the batch may stay dynamic.
+    """
     regions = q.shape[1]
     k, v, mask = _selected(k, v, routes)
     q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
-    logits = (q * scale) @ k.transpose(-2, -1)
-    if mask is not None:
-        logits = logits.masked_fill(~mask.flatten(0, 1)[:, None, None], float("-inf"))
-    out = logits.softmax(dim=-1).to(v.dtype) @ v
+    mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
+    if plain:
+        logits = (q * scale) @ k.transpose(-2, -1)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, float("-inf"))
+        out = logits.softmax(dim=-1).to(v.dtype) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).unflatten(0, (-1, regions))
-
-
-def _is_exporting() -> bool:
-    """Whether the operators are being written down for another runtime."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
@@ -195,18 +225,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
     from models.bra.triton_kernels import fused_attention
 
     rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
-    return fused_attention(*(x.flatten(0, 1) for x in (q, k, v)), rows, scale).unflatten(0, q.shape[:2])
-
-
-def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
-    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
-    return (
-        routes.weight is None
-        and q.dtype == k.dtype == v.dtype
-        and q.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+    return fused_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), rows, scale).unflatten(0, q.shape[:2])
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -219,34 +238,43 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
         """(B, R, T, H, E)."""
-        rows = _HeadRows.build(q, k, v, routes, scale)
-        ctx.save_for_backward(*rows[:-1])
-        ctx.scale, ctx.regions = scale, q.shape[:2]
-        out = q.new_empty(*rows.q.shape[:2], v.shape[-1])
-        buffer = _Buffer(rows.q)
-        for chunk in rows.chunks():
-            scores, _, _, values = rows.attend(chunk, buffer)
+        regions, heads = q.shape[:2], q.shape[3]
+        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
+        routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
+        hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
+        q, k, v = (x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v))
+        rows = _HeadRows(q, k, v, routed, hidden, scale, torch.promote_types(q.dtype, torch.float32))
+        ctx.save_for_backward(q, k, v, routed, hidden)
+        ctx.scale, ctx.regions = scale, regions
+        out = q.new_empty(*q.shape[:2], v.shape[-1])
+        chunks, room = rows.chunks()
+        memory = torch.empty(room, dtype=rows.wide)
+        for chunk in chunks:
+            scores, _, _, values = rows.attend(chunk, memory)
             out[chunk] = scores @ values
-        return _heads_last(out, ctx.regions)
+        return out.unflatten(0, (*regions, -1)).transpose(2, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v; that of the scores is made of them, as in the backward of any softmax."""
-        rows = _HeadRows(*ctx.saved_tensors, ctx.scale)
-        grad, wide = grad.transpose(2, 3).flatten(0, 2), _wide(rows.q)
+        q, k, v, routed, hidden = ctx.saved_tensors
+        rows = _HeadRows(q, k, v, routed, hidden, ctx.scale, wide := torch.promote_types(q.dtype, torch.float32))
+        grad = grad.transpose(2, 3).flatten(0, 2)
         q_grad = torch.empty_like(rows.q)
         k_grad, v_grad = (torch.zeros(x.shape, dtype=wide) for x in (rows.k, rows.v))
-        buffers = _Buffer(rows.q), _Buffer(rows.q)
-        for chunk in rows.chunks():
-            scores, queries, keys, values = rows.attend(chunk, buffers[0])
+        chunks, room = rows.chunks()
+        memory, more = torch.empty(room, dtype=wide), torch.empty(room, dtype=wide)
+        for chunk in chunks:
+            scores, queries, keys, values = rows.attend(chunk, memory)
             out_grad, routed = grad[chunk].to(wide), rows.routed[chunk[0]].flatten()
             v_grad.index_add_(0, routed, (scores.mT @ out_grad).view(-1, *v_grad.shape[1:]))
-            logit_grad = torch.bmm(out_grad, values.mT, out=buffers[1].take(*scores.shape))
+            logit_grad = torch.bmm(out_grad, values.mT, out=more[: scores.numel()].view(scores.shape))
             torch.ops.aten._softmax_backward_data.out(logit_grad, scores, -1, wide, grad_input=logit_grad)
             k_grad.index_add_(0, routed, (logit_grad.mT @ queries).view(-1, *k_grad.shape[1:]))
             q_grad[chunk] = (logit_grad @ keys).mul_(ctx.scale)
-        return *(_heads_last(x.to(grad.dtype), ctx.regions) for x in (q_grad, k_grad, v_grad)), None, None
+        grads = (x.to(grad.dtype).unflatten(0, (*ctx.regions, -1)).transpose(2, 3) for x in (q_grad, k_grad, v_grad))
+        return *grads, None, None
 
 
 class _HeadRows(NamedTuple):
@@ -258,59 +286,34 @@ class _HeadRows(NamedTuple):
     routed: Tensor  # (N, K) rows whose keys and values a row attends to
     hidden: Tensor | None  # (N, L) True where a key may not be attended to
     scale: float
+    wide: torch.dtype  # what is computed in
 
-    @classmethod
-    def build(cls, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> _HeadRows:
-        """From (B, R, tokens, H, width)."""
-        heads = q.shape[3]
-        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
-        routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
-        hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
-        return cls(*(x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v)), routed, hidden, scale)
-
-    def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and their query tokens that make about CHUNK_BYTES of work a thread.
+    def chunks(self) -> tuple[list[tuple[slice, slice]], int]:
+        """Rows and their query tokens that make about CHUNK_BYTES of work a thread, and the scores of the largest.
 
         Only a row with more than ROW_BYTES of scores is cut into runs of query tokens.
         """
-        keys = self.routed.shape[1] * self.k.shape[1] * _wide(self.q).itemsize
-        tokens = min(self.q.shape[1], max(1, ROW_BYTES // keys))
-        step = max(1, CHUNK_BYTES // (keys * (tokens + 2 * self.k.shape[2]))) * torch.get_num_threads()
-        for first in range(0, len(self.routed), step):
-            for begin in range(0, self.q.shape[1], tokens):
-                yield slice(first, first + step), slice(begin, begin + tokens)
+        keys = self.routed.shape[1] * self.k.shape[1]
+        size = keys * self.wide.itemsize
+        tokens = min(self.q.shape[1], max(1, ROW_BYTES // size))
+        step = max(1, CHUNK_BYTES // (size * (tokens + 2 * self.k.shape[2]))) * torch.get_num_threads()
+        rows = [slice(first, first + step) for first in range(0, len(self.routed), step)]
+        runs = [slice(first, first + tokens) for first in range(0, self.q.shape[1], tokens)]
+        return [(row, run) for row in rows for run in runs], min(step, len(self.routed)) * tokens * keys
 
-    def attend(self, chunk: tuple[slice, slice], buffer: _Buffer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Softmax (n, t, K * L), scaled queries (n, t, D), selected keys and values (n, K * L, width), all wide."""
-        wide, routed = _wide(self.q), self.routed[chunk[0]]
+    def attend(self, chunk: tuple[slice, slice], memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Softmax (n, t, K * L), scaled queries (n, t, D), selected keys and values (n, K * L, width), all wide.
+
+        The scores lie in `memory`, which is used for every chunk: fresh pages would cost more than the arithmetic.
+        """
+        routed = self.routed[chunk[0]]
         keys, values = (
-            x.index_select(0, routed.flatten()).to(wide).view(len(routed), -1, x.shape[-1]) for x in (self.k, self.v)
+            x.index_select(0, routed.flatten()).to(self.wide).view(len(routed), -1, x.shape[-1])
+            for x in (self.k, self.v)
         )
-        queries = self.q[chunk].to(wide) * self.scale
-        scores = torch.bmm(queries, keys.mT, out=buffer.take(*queries.shape[:2], keys.shape[1]))
+        queries = self.q[chunk].to(self.wide) * self.scale
+        shape = (*queries.shape[:2], keys.shape[1])
+        scores = torch.bmm(queries, keys.mT, out=memory[: math.prod(shape)].view(shape))
         if self.hidden is not None:
             scores.masked_fill_(self.hidden[routed].flatten(1)[:, None], float("-inf"))
         return torch.softmax(scores, -1, out=scores), queries, keys, values
-
-
-class _Buffer:
-    """Memory for one chunk's scores, used again for the next: fresh pages would cost more than the arithmetic."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.memory = torch.empty(0, dtype=_wide(like))
-
-    def take(self, *shape: int) -> Tensor:
-        """A tensor of this shape with any content; what was taken before is overwritten."""
-        count = math.prod(shape)
-        if count > self.memory.numel():
-            self.memory = self.memory.new_empty(count)
-        return self.memory[:count].view(shape)
-
-
-def _heads_last(x: Tensor, regions: torch.Size) -> Tensor:
-    """(B * R * H, T, D) -> (B, R, T, H, D)."""
-    return x.unflatten(0, (*regions, -1)).transpose(2, 3)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -1,6 +1,6 @@
 """The less usual modes of bi-level routing attention: fewer keys and values per region, and the best grid size.
 
-Legend: N regions of all pictures, C channels, h x w tokens of a region before and i x j after downsampling.
+Legend: N regions of all images, C channels, h x w tokens of a region before and i x j after downsampling.
 """
 
 from __future__ import annotations
@@ -48,27 +48,17 @@ class KVDownsample(nn.Module):
         return self.pool(kv.masked_fill(~real, lowest), chance).masked_fill(~kept, 0), kept
 
 
-class AdaptiveKV(KVDownsample):
-    """Average or maximum over `per_win` x `per_win` cells of a region, whatever its size."""
+class PooledKV(KVDownsample):
+    """Average or maximum over cells of a region: `per_win` x `per_win` of them, or `ratio` x `ratio` tokens each."""
 
-    def __init__(self, per_win: int, averages: bool) -> None:
+    def __init__(self, per_win: int | None, ratio: int, averages: bool) -> None:
         super().__init__()
-        self.per_win, self.averages = per_win, averages
+        self.per_win, self.ratio, self.averages = per_win, ratio, averages
 
     def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> (N, C, per_win, per_win)."""
-        return (F.adaptive_avg_pool2d if self.averages else F.adaptive_max_pool2d)(x, self.per_win)
-
-
-class StridedKV(KVDownsample):
-    """Average or maximum over cells of `ratio` x `ratio` tokens; a smaller region is one cell."""
-
-    def __init__(self, ratio: int, averages: bool) -> None:
-        super().__init__()
-        self.ratio, self.averages = ratio, averages
-
-    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> (N, C, h // ratio, w // ratio), at least 1 x 1."""
+        """(N, C, h, w) -> (N, C, per_win, per_win), or (N, C, h // ratio, w // ratio), at least 1 x 1."""
+        if self.per_win is not None:
+            return (F.adaptive_avg_pool2d if self.averages else F.adaptive_max_pool2d)(x, self.per_win)
         cell = (min(self.ratio, x.shape[-2]), min(self.ratio, x.shape[-1]))
         return (F.avg_pool2d if self.averages else F.max_pool2d)(x, cell)
 
@@ -99,6 +89,7 @@ class FractionalKV(KVDownsample):
 
     def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
         """(N, C, h, w) -> (N, C, h / ratio, w / ratio), rounded, at least 1 x 1."""
+        assert chance is not None  # `draw` gave it
         x = x.permute(0, 2, 3, 1)  # channels last: whole rows of memory are picked
         for axis in (1, 0):  # columns, then rows; each time along dimension 2
             tokens, seen = self.windows(x.shape[2], chance[:, axis])
@@ -135,8 +126,9 @@ class ConvKV(KVDownsample):
         super().__init__()
         self.ratio, self.kernel = ratio, kernel or ratio
         self.conv = nn.Conv2d(channels, channels, self.kernel, ratio, groups=channels)
-        nn.init.constant_(self.conv.weight, self.kernel**-2)
-        nn.init.zeros_(self.conv.bias)
+        with torch.no_grad():
+            for parameter, first in zip(self.conv.parameters(), (self.kernel**-2, 0), strict=True):
+                parameter.fill_(first)
 
     def forward(self, kv: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(N, C, h, w) -> (N, C, ceil(h / ratio), ceil(w / ratio)); padding counts as zeros."""
@@ -163,14 +155,14 @@ def make_downsample(
         return KVDownsample()
     note = f" for kv_downsample_mode={mode!r}"
     if mode.startswith("ada_"):
-        return AdaptiveKV(whole_number("kv_per_win", per_win, note=note), averages=mode == "ada_avgpool")
+        return PooledKV(whole_number("kv_per_win", per_win, note=note), 1, averages=mode == "ada_avgpool")
     ratio = whole_number("kv_downsample_ratio", ratio, note=note)
     kernel = None if kernel is None else whole_number("kv_downsample_kernel", kernel, note=note)
     if mode == "conv":
         return ConvKV(channels, ratio, kernel)
     if ratio == 1:
         return KVDownsample()
-    return FractionalKV(ratio, kernel) if mode == "fracpool" else StridedKV(ratio, averages=mode == "avgpool")
+    return FractionalKV(ratio, kernel) if mode == "fracpool" else PooledKV(None, ratio, averages=mode == "avgpool")
 
 
 def best_side(height: int, width: int, dim: int, topk: int) -> int:
@@ -181,17 +173,14 @@ def best_side(height: int, width: int, dim: int, topk: int) -> int:
     (K / 2)^(1/6) * (height * width)^(1/3).
     """
     # A compiler searches once for a map size anyhow, and warns of caches; its sizes are symbols, a trace's tensors
-    search = _cheapest_side if torch.compiler.is_compiling() else _remembered_side
+    search = _cheapest_side.__wrapped__ if torch.compiler.is_compiling() else _cheapest_side
     return search(index(height), index(width), dim, topk)
 
 
+@lru_cache(maxsize=256)
 def _cheapest_side(height: int, width: int, dim: int, topk: int) -> int:
     def cost(side: int) -> float:
         tokens = (-(-height // side) * side) * (-(-width // side) * side)
-        routed = min(topk, side * side)
-        return 4 * tokens * dim + 2 * side**4 + 2 * routed * tokens**2 / side**2
+        return 4 * tokens * dim + 2 * side**4 + 2 * min(topk, side * side) * tokens**2 / side**2
 
     return min(range(1, min(height, width) + 1), key=cost)
-
-
-_remembered_side = lru_cache(maxsize=256)(_cheapest_side)

@@ -4,7 +4,7 @@ Forward and the gradient of the queries run over the regions that a region is ro
 values run over the regions that are routed to theirs, found by inverting the lists. Every sum has one owner and a fixed
 order, so there are no atomics and two runs are bit-identical. The scheme is FlashAttention's (arXiv:2307.08691).
 
-Legend: N rows (regions of all pictures), T and L query and key tokens of one, H heads, D width, K routed regions.
+Legend: N rows (regions of all images), T and L query and key tokens of one, H heads, D width, K routed regions.
 Needs CUDA, or TRITON_INTERPRET=1 set before the import, which runs the kernels on the CPU (slowly, for tests).
 """
 
@@ -22,27 +22,7 @@ LARGEST_BLOCK = 64  # tokens of a region handled at a time
 LARGEST_WIDTH = 128  # of a head: wider ones would spill registers
 
 
-@triton.jit
-def _load(base, row, head, first, count, width, stride_n, stride_t, stride_h,
-          TOKENS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-    """A (TOKENS, WIDTH) tile of tokens first, first + 1, ... of one row and head; zeros outside of it."""
-    tokens = first + tl.arange(0, TOKENS)
-    channels = tl.arange(0, WIDTH)
-    places = base + row * stride_n + head * stride_h + tokens[:, None] * stride_t + channels[None, :]
-    return tl.load(places, mask=(tokens[:, None] < count) & (channels[None, :] < width), other=0.0)
-
-
-@triton.jit
-def _store(base, tile, row, head, first, count, width, stride_n, stride_t, stride_h,
-           TOKENS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-    """The opposite of `_load`."""
-    tokens = first + tl.arange(0, TOKENS)
-    channels = tl.arange(0, WIDTH)
-    places = base + row * stride_n + head * stride_h + tokens[:, None] * stride_t + channels[None, :]
-    inside = (tokens[:, None] < count) & (channels[None, :] < width)
-    tl.store(places, tile.to(base.dtype.element_ty), mask=inside)
-
-
+# Each kernel: tokens are rows of a tile, channels its columns; what lies outside of a region or a head is read as 0.
 @triton.jit
 def _forward_kernel(
     q, k, v, rows, out, log_sums, scale, T, L, H, D, K,
@@ -51,38 +31,34 @@ def _forward_kernel(
 ):  # fmt: skip
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
-    first = tl.program_id(1) * QUERIES
-    queries = _load(q, row, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
+    tokens = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    channels = tl.arange(0, WIDTH)
+    is_query = (tokens[:, None] < T) & (channels[None, :] < D)
+    places = row * qn + head * qh + tokens[:, None] * qt + channels[None, :]
+    queries = tl.load(q + places, mask=is_query, other=0.0)
     best = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
     for number in range(0, K):
         source = tl.load(rows + row * K + number)
         for start in range(0, L, KEYS):
-            keys = _load(k, source, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
-            values = _load(v, source, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
+            there = start + tl.arange(0, KEYS)
+            is_key = (there[:, None] < L) & (channels[None, :] < D)
+            places = source * kn + head * kh + there[:, None] * kt + channels[None, :]
+            keys = tl.load(k + places, mask=is_key, other=0.0)
+            places = source * vn + head * vh + there[:, None] * vt + channels[None, :]
+            values = tl.load(v + places, mask=is_key, other=0.0)
             logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
-            logits = tl.where((start + tl.arange(0, KEYS))[None, :] < L, logits, float("-inf"))
+            logits = tl.where(there[None, :] < L, logits, float("-inf"))
             higher = tl.maximum(best, tl.max(logits, 1))
             shrink = tl.exp(best - higher)
             shares = tl.exp(logits - higher[:, None])
             total = total * shrink + tl.sum(shares, 1)
             mixed = mixed * shrink[:, None] + tl.dot(shares.to(values.dtype), values, input_precision="ieee")
             best = higher
-    _store(out, mixed / total[:, None], row, head, first, T, D, on, ot, oh, QUERIES, WIDTH)
-    tokens = first + tl.arange(0, QUERIES)
+    places = row * on + head * oh + tokens[:, None] * ot + channels[None, :]
+    tl.store(out + places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=is_query)
     tl.store(log_sums + (row * H + head) * T + tokens, best + tl.log(total), mask=tokens < T)
-
-
-@triton.jit
-def _scores_gradient(queries, keys, values, grads, log_sum, inner, scale, query_first, key_first, T, L,
-                     QUERIES: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
-    """Attention weights of a tile, recomputed, and the gradient of its logits before scaling; 0 outside."""
-    inside = ((query_first + tl.arange(0, QUERIES))[:, None] < T) & ((key_first + tl.arange(0, KEYS))[None, :] < L)
-    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
-    shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
-    upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
-    return shares, shares * (upstream - inner[:, None]) * scale
 
 
 @triton.jit
@@ -93,25 +69,36 @@ def _query_gradient_kernel(
 ):  # fmt: skip
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
-    first = tl.program_id(1) * QUERIES
-    tokens = first + tl.arange(0, QUERIES)
-    queries = _load(q, row, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
-    grads = _load(grad, row, head, first, T, D, gn, gt, gh, QUERIES, WIDTH)
+    tokens = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    channels = tl.arange(0, WIDTH)
+    is_query = (tokens[:, None] < T) & (channels[None, :] < D)
+    places = row * qn + head * qh + tokens[:, None] * qt + channels[None, :]
+    queries = tl.load(q + places, mask=is_query, other=0.0)
+    places = row * gn + head * gh + tokens[:, None] * gt + channels[None, :]
+    grads = tl.load(grad + places, mask=is_query, other=0.0)
     log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
-    outs = _load(out, row, head, first, T, D, on, ot, oh, QUERIES, WIDTH)
+    places = row * on + head * oh + tokens[:, None] * ot + channels[None, :]
+    outs = tl.load(out + places, mask=is_query, other=0.0)
     inner = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
     tl.store(inners + (row * H + head) * T + tokens, inner, mask=tokens < T)  # for the gradients of the keys
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
     for number in range(0, K):
         source = tl.load(rows + row * K + number)
         for start in range(0, L, KEYS):
-            keys = _load(k, source, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
-            values = _load(v, source, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
-            _, change = _scores_gradient(
-                queries, keys, values, grads, log_sum, inner, scale, first, start, T, L, QUERIES, KEYS
-            )
+            there = start + tl.arange(0, KEYS)
+            is_key = (there[:, None] < L) & (channels[None, :] < D)
+            places = source * kn + head * kh + there[:, None] * kt + channels[None, :]
+            keys = tl.load(k + places, mask=is_key, other=0.0)
+            places = source * vn + head * vh + there[:, None] * vt + channels[None, :]
+            values = tl.load(v + places, mask=is_key, other=0.0)
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            inside = (tokens[:, None] < T) & (there[None, :] < L)
+            shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
+            upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
+            change = shares * (upstream - inner[:, None]) * scale
             total += tl.dot(change.to(keys.dtype), keys, input_precision="ieee")
-    _store(q_grad, total, row, head, first, T, D, dn, dt, dh, QUERIES, WIDTH)
+    places = row * dn + head * dh + tokens[:, None] * dt + channels[None, :]
+    tl.store(q_grad + places, total.to(q_grad.dtype.element_ty), mask=is_query)
 
 
 @triton.jit
@@ -122,26 +109,36 @@ def _key_gradient_kernel(
 ):  # fmt: skip
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
-    start = tl.program_id(1) * KEYS
-    keys = _load(k, row, head, start, L, D, kn, kt, kh, KEYS, WIDTH)
-    values = _load(v, row, head, start, L, D, vn, vt, vh, KEYS, WIDTH)
+    there = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    channels = tl.arange(0, WIDTH)
+    is_key = (there[:, None] < L) & (channels[None, :] < D)
+    places = row * kn + head * kh + there[:, None] * kt + channels[None, :]
+    keys = tl.load(k + places, mask=is_key, other=0.0)
+    places = row * vn + head * vh + there[:, None] * vt + channels[None, :]
+    values = tl.load(v + places, mask=is_key, other=0.0)
     k_total = tl.zeros((KEYS, WIDTH), tl.float32)
     v_total = tl.zeros((KEYS, WIDTH), tl.float32)
     for number in range(tl.load(bounds + row), tl.load(bounds + row + 1)):
         reader = tl.load(readers + number)
         for first in range(0, T, QUERIES):
             tokens = first + tl.arange(0, QUERIES)
-            queries = _load(q, reader, head, first, T, D, qn, qt, qh, QUERIES, WIDTH)
-            grads = _load(grad, reader, head, first, T, D, gn, gt, gh, QUERIES, WIDTH)
+            is_query = (tokens[:, None] < T) & (channels[None, :] < D)
+            places = reader * qn + head * qh + tokens[:, None] * qt + channels[None, :]
+            queries = tl.load(q + places, mask=is_query, other=0.0)
+            places = reader * gn + head * gh + tokens[:, None] * gt + channels[None, :]
+            grads = tl.load(grad + places, mask=is_query, other=0.0)
             log_sum = tl.load(log_sums + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
             inner = tl.load(inners + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
-            shares, change = _scores_gradient(
-                queries, keys, values, grads, log_sum, inner, scale, first, start, T, L, QUERIES, KEYS
-            )
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            inside = (tokens[:, None] < T) & (there[None, :] < L)
+            shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
+            upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
+            change = shares * (upstream - inner[:, None]) * scale
             v_total += tl.dot(tl.trans(shares.to(grads.dtype)), grads, input_precision="ieee")
             k_total += tl.dot(tl.trans(change.to(queries.dtype)), queries, input_precision="ieee")
-    _store(k_grad, k_total, row, head, start, L, D, dn, dt, dh, KEYS, WIDTH)
-    _store(v_grad, v_total, row, head, start, L, D, dn, dt, dh, KEYS, WIDTH)
+    places = row * dn + head * dh + there[:, None] * dt + channels[None, :]
+    tl.store(k_grad + places, k_total.to(k_grad.dtype.element_ty), mask=is_key)
+    tl.store(v_grad + places, v_total.to(v_grad.dtype.element_ty), mask=is_key)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
@@ -171,7 +168,7 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
         """(N, T, H, D)."""
-        q, k, v = (_dense_last(x) for x in (q, k, v))
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # channels beside each other
         count, queries, heads, width = q.shape
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         log_sums = torch.empty((count, heads, queries), dtype=torch.float32, device=q.device)
@@ -189,7 +186,7 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of q, k, v."""
         q, k, v, rows, out, log_sums = ctx.saved_tensors
-        grad = _dense_last(grad)
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         count, queries, heads, width = q.shape
         inners = torch.empty_like(log_sums)  # output times its gradient, summed over the width
         q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -203,11 +200,6 @@ class _FusedAttention(torch.autograd.Function):
             *_strides(q, k, v, grad, k_grad), **blocks,
         )  # fmt: skip
         return q_grad, k_grad, v_grad, None, None
-
-
-def _dense_last(x: Tensor) -> Tensor:
-    """x with neighbouring channels next to each other, which the kernels take for granted."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _strides(*tensors: Tensor) -> list[int]:

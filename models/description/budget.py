@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 MAX_PARAMETERS = 500_000_000  # YOLOv5's largest model has 144 million
 MAX_LAYERS = 500  # rows, repeated ones as often as they are repeated
 MAX_NUMBER = 1_000_000  # in the arguments of a row
-MAX_VALUES = 1 << 28  # numbers in all maps that are made in one pass over a blank picture of 256 x 256 pixels
+MAX_VALUES = 1 << 28  # numbers in all maps that are made in one pass over a blank image of 256 x 256 pixels
 MAX_PRODUCTS = 200_000_000_000  # multiplications of that pass, ten times those of the largest model
 
 Cost = tuple[int, int]  # numbers that come out, multiplications
@@ -30,16 +30,12 @@ def check_numbers(value: Any) -> None:
         raise ValueError(f"a number is larger than {MAX_NUMBER:,}, or none at all")
 
 
-def check_parameters(count: int) -> None:
-    """Raise ValueError for more parameters than are believable."""
-    if count > MAX_PARAMETERS:
-        raise ValueError(f"more than {MAX_PARAMETERS:,} parameters up to here; make channels or kernels smaller")
-
-
-def check_layers(count: int) -> None:
-    """Raise ValueError for more layers than are believable."""
-    if count > MAX_LAYERS:
+def check_counts(layers: int, parameters: int) -> None:
+    """Raise ValueError for more layers or parameters than are believable."""
+    if layers > MAX_LAYERS:
         raise ValueError(f"more than {MAX_LAYERS:,} layers, repeats counted")
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(f"more than {MAX_PARAMETERS:,} parameters up to here; make channels or kernels smaller")
 
 
 class CostGuard(TorchFunctionMode):
@@ -71,47 +67,50 @@ def _area(sides: Sequence[float]) -> int:
     return math.prod(max(int(side), 0) for side in sides)
 
 
-def _slid(sides: Sequence[int], kernel: Sequence[int], stride: Sides, padding: Sides, dilation: Sides) -> list[int]:
-    """Places of a kernel that slides over sides of this length."""
-    count = len(kernel)
-    each = zip(sides, kernel, _each(stride, count), _each(padding, count), _each(dilation, count), strict=True)
-    return [(side + 2 * p - d * (k - 1) - 1) // max(s, 1) + 1 for side, k, s, p, d in each]
+def _places(sides: Sequence[int], kernel: Sequence[int], stride: Sides, padding: Sides, dilation: Sides) -> int:
+    """How many places a kernel has that slides over sides of this length."""
+    each = zip(sides, kernel, *(_each(value, len(kernel)) for value in (stride, padding, dilation)), strict=True)
+    return _area([(side + 2 * p - d * (k - 1) - 1) // max(s, 1) + 1 for side, k, s, p, d in each])
 
 
-def _told(names: Sequence[str], rest: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, however they were given."""
-    return dict(zip(names, rest)) | named
-
-
-def _convolved(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Cost:
-    told = _told(("bias", "stride", "padding", "dilation"), rest, named)
-    kernel, padding = weight.shape[2:], told.get("padding", 0)
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Sides = 1,
+    padding: Any = 0,
+    dilation: Sides = 1,
+    *_: Any,
+    **__: Any,
+) -> Cost:
+    kernel = weight.shape[2:]
     padding = kernel if isinstance(padding, str) else padding  # 'same' needs less
-    places = _slid(x.shape[-len(kernel) :], kernel, told.get("stride", 1), padding, told.get("dilation", 1))
-    out = _area(places) * len(weight)
+    out = _places(x.shape[-len(kernel) :], kernel, stride, padding, dilation) * len(weight)
     return out, out * weight.shape[1:].numel()
 
 
 def _transposed(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Cost:
-    told = _told(("bias", "stride", "padding", "output_padding", "groups", "dilation"), rest, named)
+    names = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
+    given = {
+        "stride": 1,
+        "output_padding": 0,
+        "groups": 1,
+        "dilation": 1,
+        **dict(zip(names, rest, strict=False)),
+        **named,
+    }
     kernel = weight.shape[2:]
-    count = len(kernel)
-    defaults = {"stride": 1, "output_padding": 0, "dilation": 1}
-    more = [_each(told.get(name, default), count) for name, default in defaults.items()]
-    each = zip(x.shape[-count:], kernel, *more, strict=True)
+    more = (_each(given[name], len(kernel)) for name in ("stride", "output_padding", "dilation"))
+    each = zip(x.shape[-len(kernel) :], kernel, *more, strict=True)
     out = _area([(side - 1) * s + d * (k - 1) + extra + 1 for side, k, s, extra, d in each])
-    return out * weight.shape[1] * told.get("groups", 1), x.numel() * weight.shape[1:].numel()
+    return out * weight.shape[1] * given["groups"], x.numel() * weight.shape[1:].numel()
 
 
-def _resized(x: Tensor, output_size: Sides, *_: Any, **__: Any) -> Cost:
-    values = x.shape[:-2].numel() * _area([side or 0 for side in _each(output_size, 2)])
-    return values, values
-
-
-def _interpolated(x: Tensor, size: Sides | None = None, scale_factor: Any = None, *_: Any, **__: Any) -> Cost:
+def _resized(x: Tensor, size: Any = None, scale_factor: Any = None, *_: Any, **__: Any) -> Cost:
+    """Up to sixteen neighbours make a number."""
     sides = x.shape[2:]
-    scales = _each(1 if scale_factor is None else scale_factor, len(sides))
-    wanted = [side * scale for side, scale in zip(sides, scales)] if size is None else _each(size, len(sides))
+    scaled = zip(sides, _each(1 if scale_factor is None else scale_factor, len(sides)), strict=False)
+    wanted = [side * scale for side, scale in scaled] if size is None else [s or 0 for s in _each(size, len(sides))]
     values = x.shape[:2].numel() * _area(wanted)
     return values, 16 * values
 
@@ -119,24 +118,20 @@ def _interpolated(x: Tensor, size: Sides | None = None, scale_factor: Any = None
 def _padded(x: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> Cost:
     """By pairs, the last dimension first."""
     sides = list(x.shape)
-    for number, (before, after) in enumerate(zip(pad[::2], pad[1::2]), start=1):
+    for number, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=False), start=1):
         sides[-number] += before + after
     return _area(sides), 0
 
 
 def _pooled(x: Tensor, kernel_size: Sides, *_: Any, **__: Any) -> Cost:
     """Looking for the largest takes some sixty times as long as multiplying."""
-    kernel = _each(kernel_size, 2)
-    return x.numel(), 64 * x.numel() * _area([min(k, side) for k, side in zip(kernel[-2:], x.shape[-2:])])
+    kernel = _each(kernel_size, 2)[-2:]
+    return x.numel(), 64 * x.numel() * _area([min(k, side) for k, side in zip(kernel, x.shape[-2:], strict=False)])
 
 
 def _unfolded(x: Tensor, kernel_size: Sides, dilation: Sides = 1, padding: Sides = 0, stride: Sides = 1) -> Cost:
     kernel = _each(kernel_size, 2)
-    return x.shape[:-2].numel() * _area(kernel) * _area(_slid(x.shape[-2:], kernel, stride, padding, dilation)), 0
-
-
-def _linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Cost:
-    return x.shape[:-1].numel() * len(weight), x.numel() * len(weight)
+    return x.shape[:-2].numel() * _area(kernel) * _places(x.shape[-2:], kernel, stride, padding, dilation), 0
 
 
 def _product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> Cost:
@@ -145,33 +140,24 @@ def _product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> Cost:
     return values, values * a.shape[-1]
 
 
-def _attended(query: Tensor, key: Tensor, *_: Any, **__: Any) -> Cost:
-    return query.numel(), 2 * query.numel() * key.shape[-2]
-
-
 def _all_heads(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *_: Any, **__: Any) -> Cost:
     """Tokens first; every head has a score for each pair of them."""
     pairs = len(query) * query.shape[:-1].numel()
     return pairs * heads, 2 * pairs * width
 
 
-def _joined(parts: Sequence[Tensor], *_: Any, **__: Any) -> Cost:
-    return sum(part.numel() for part in parts), 0
-
-
 _COSTS: dict[str, Callable[..., Cost]] = {
-    **dict.fromkeys(("conv2d", "conv3d"), _convolved),
+    **dict.fromkeys(("conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose2d", "conv_transpose3d"), _transposed),
-    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _resized),
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"), _resized),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pooled),
     "lp_pool2d": lambda x, norm_type, kernel_size, *_, **__: _pooled(x, kernel_size),
     "local_response_norm": lambda x, size, *_, **__: (x.numel(), 16 * x.numel() * size),
-    "interpolate": _interpolated,
     "pad": _padded,
     "unfold": _unfolded,
-    "linear": _linear,
+    "linear": lambda x, weight, *_, **__: (x.shape[:-1].numel() * len(weight), x.numel() * len(weight)),
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), _product),
-    "scaled_dot_product_attention": _attended,
+    "scaled_dot_product_attention": lambda q, k, *_, **__: (q.numel(), 2 * q.numel() * k.shape[-2]),
     "multi_head_attention_forward": _all_heads,
-    "cat": _joined,
+    "cat": lambda parts, *_, **__: (sum(part.numel() for part in parts), 0),
 }

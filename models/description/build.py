@@ -1,8 +1,8 @@
 """Model descriptions: where they are found, what their rows mean, and the layers built from them.
 
 A row is [from, repeats, block, arguments]. `from` is the index of the layer (or layers) whose output goes in, -1 the
-one before; `block` is a name of the table below or `nn.` with a module of torch.nn. A mapping as last argument names
-arguments.
+one before; `block` is a name of the table BLOCKS, which `register_block` adds to, or `nn.` with a module of torch.nn. A
+mapping as last argument names arguments.
 """
 
 from __future__ import annotations
@@ -10,41 +10,22 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from models.biformer import C3BRA, BiFormerMerging, BiFormerStage, BiFormerStem
-from models.bra.attention import BiLevelRoutingAttention
-from models.common import (
-    C3,
-    C3SPP,
-    C3TR,
-    SPP,
-    SPPF,
-    Bottleneck,
-    BottleneckCSP,
-    C3Ghost,
-    Classify,
-    Concat,
-    Contract,
-    Conv,
-    DWConv,
-    Expand,
-    Focus,
-    GhostBottleneck,
-    GhostConv,
-)
+from models import biformer, common, extra_blocks
 from models.description import budget
 from models.description.checks import check_description, is_count, is_number
-from models.extra_blocks import CrossConv, MixConv2d, Sum
 from utils.base.config import make_divisible
 from utils.base.files import printable
+from utils.base.log import LOGGER
 from utils.base.paths import ROOT, check_yaml
 from utils.base.yaml import read_yaml, shortened
 
@@ -53,23 +34,94 @@ MAX_TEXT = 200  # characters of an argument that may be a number or a list writt
 CANNOT_WORK = (  # what building or trying a layer may raise for arguments that do not fit
     TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AttributeError, AssertionError, MemoryError,
 )  # fmt: skip
-
-# These take the number of repeats as an argument instead of being repeated.
-DEEPENED = (BottleneckCSP, C3, C3TR, C3Ghost, C3BRA, BiFormerStage)
-WIDENED = (
-    *DEEPENED, C3SPP, Conv, DWConv, GhostConv, Bottleneck, GhostBottleneck, SPP, SPPF, Focus, MixConv2d, CrossConv,
-    BiFormerStem, BiFormerMerging,
-)  # fmt: skip
-RESHAPING = (Concat, Contract, Expand)
-PLAIN = (Sum, Classify, BiLevelRoutingAttention)
-_SEQUENTIAL = (
-    nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+OF_SEQUENCES = (
+    nn.RNNBase, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )  # fmt: skip
-BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (*WIDENED, *RESHAPING, *PLAIN)}
+TAKES = ("c1", "ch", "c2", "n", "nc", "anchors")
+Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
-# ---------------------------------------------------------------------------------------------------- finding them
+# ------------------------------------------------------------------------------------------------ the table of blocks
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block as descriptions know it; see `register_block`."""
+
+    kind: type[nn.Module]
+    takes: str
+    channels: Callable[[list[int], list[Any]], int] | None = None
+
+
+BLOCKS: dict[str, Block] = {}
+
+
+def register_block(
+    kind: Kind | None = None, *, takes: str = "c1 c2", channels: Callable[[list[int], list[Any]], int] | None = None
+) -> Any:
+    """Let model descriptions name a class: `@register_block` above it, or with a declaration of how it is built.
+
+    Args:
+        takes: what the constructor gets before the rest of a row's arguments, in this order. `c1`: channels that come
+            in. `ch`: the list of channels of all layers the row reads. `n`: the repeats, scaled by depth_multiple;
+            without it the block is repeated one after the other. `c2`, `nc` and `anchors` are the row's next argument:
+            channels that come out, scaled by width_multiple; as it is; and the anchors of a detection head.
+        channels: called with the channels of all layers the row reads and the constructor's arguments, returns those
+            that come out. Where it is not given they are `c2`, or else as many as come in.
+
+    Raises ValueError for a declaration that cannot be and for a name that another class has.
+    """
+    if kind is None:
+        return lambda kind: register_block(kind, takes=takes, channels=channels)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ValueError(f"register_block: {kind!r} is no class derived from torch.nn.Module")
+    if wrong := [name for name in takes.split() if name not in TAKES]:
+        raise ValueError(f"register_block: {kind.__name__} takes {wrong[0]!r}; there are: {', '.join(TAKES)}")
+    there = BLOCKS.get(kind.__name__)
+    if there and (there.kind.__module__, there.kind.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(
+            f"register_block: {kind.__name__} is the name of {there.kind.__module__}.{kind.__name__}; choose another"
+        )
+    BLOCKS[kind.__name__] = Block(kind, takes, channels)
+    return kind
+
+
+_SHIPPED: dict[str, tuple[type[nn.Module], ...]] = {
+    "c1 c2": (
+        common.Conv, common.DWConv, common.GhostConv, common.Focus, common.Bottleneck, common.GhostBottleneck,
+        common.SPP, common.SPPF, common.C3SPP, extra_blocks.MixConv2d, extra_blocks.CrossConv, biformer.BiFormerStem,
+        biformer.BiFormerMerging,
+    ),
+    "c1 c2 n": (
+        common.BottleneckCSP, common.C3, common.C3TR, common.C3Ghost, biformer.C3BRA, biformer.BiFormerStage,
+    ),
+    "c1": (common.BiLevelRoutingAttention,),
+    "": (extra_blocks.Sum, common.Classify),
+}  # fmt: skip
+for _takes, _kinds in _SHIPPED.items():
+    for _kind in _kinds:
+        register_block(_kind, takes=_takes)
+register_block(common.Concat, takes="", channels=lambda ch, args: sum(ch) if args in ([], [1]) else ch[0])
+register_block(common.Contract, takes="", channels=lambda ch, args: ch[0] * (args[0] if args else 2) ** 2)
+register_block(common.Expand, takes="", channels=lambda ch, args: ch[0] // (args[0] if args else 2) ** 2)
+
+
+def find_block(name: str) -> Block:
+    """Look a block up by name; an unknown one raises ValueError with the nearest known."""
+    if name in BLOCKS:
+        return BLOCKS[name]
+    if name.startswith("nn."):
+        found = getattr(nn, name[3:], None)
+        if isinstance(found, type) and issubclass(found, OF_SEQUENCES):
+            raise ValueError(f"{name} works on sequences, not on maps")
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            return Block(found, "c1" if found is nn.BatchNorm2d else "")
+    near = difflib.get_close_matches(name, [*BLOCKS, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    own = "a layer of your own is registered in a file of models/custom/ (docs/extending.md)"
+    raise ValueError(f"unknown layer {name!r}{hint}; {own}; known: nn.*, {', '.join(sorted(BLOCKS))}")
+
+
+# ------------------------------------------------------------------------------------------- finding descriptions
 def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """Return a description and the file as it was found or asked for (None for a mapping, which is copied).
 
@@ -81,7 +133,8 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
     sized = re.fullmatch(r"yolov5([nsmlx]?)([-_].+)\.ya?ml", Path(cfg).name.lower())
     there = {file.name.lower(): file for file in sorted((ROOT / "models").rglob("*.yaml"))}
     base = there.get(f"yolov5{sized[2]}.yaml") if sized else None
-    if base is None or Path(cfg).expanduser().is_file() or Path(cfg).name in (file.name for file in there.values()):
+    is_file = Path(cfg).expanduser().is_file() or Path(cfg).name in (file.name for file in there.values())
+    if sized is None or base is None or is_file:
         file = check_yaml(cfg)
         return read_yaml(file), file
     description = read_yaml(base)
@@ -90,60 +143,55 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
     return description, Path(cfg)
 
 
-# --------------------------------------------------------------------------------------------------- building them
-@dataclass(slots=True)
-class _Plan:
-    """What one row asks for, in terms of constructors."""
-
-    block: type[nn.Module]
-    args: list[Any]
-    named: dict[str, Any]
-    repeats: int
-    channels: int  # of the output
-
-
+# -------------------------------------------------------------------------------------------------- building layers
 def build_layers(
-    description: Mapping[str, Any], channels: int, heads: Mapping[str, type[nn.Module]]
-) -> tuple[list[nn.Module], list[int]]:
-    """The layers of a description for pictures with this many channels, and the sorted indices others refer to.
+    description: Mapping[str, Any], channels: int, verbose: bool = False
+) -> tuple[list[nn.Module], list[int], list[int | None]]:
+    """Build the layers of a description for images with this many channels.
 
-    `heads` are blocks called with (classes, anchors, channels of the levels). Every layer gets the attributes `i`
-    (index), `f` (from), `n` (repeats), `type` (its class), `np` (parameters) and `arguments`.
-    Raises ValueError naming the row when it cannot be built.
+    Returns them, the sorted indices that others refer to, and the channels that each layer was declared to give (None
+    for modules of torch.nn, which declare nothing). Every layer gets v6.1's attributes `i` (index), `f` (from), `type`
+    (its class) and `np` (parameters). Raises ValueError naming the row when it cannot be built. `verbose` logs a table.
     """
     check_description(description)
     with torch.device("meta"):  # without numbers in them first: what is too large is refused before it is allocated
-        _layers(description, channels, heads)
-    return _layers(description, channels, heads)
+        _layers(description, channels)
+    layers, needed, declared, table = _layers(description, channels)
+    for line in table if verbose else ():
+        LOGGER.info(line)
+    return layers, needed, declared
 
 
 def _layers(
-    description: Mapping[str, Any], channels: int, heads: Mapping[str, type[nn.Module]]
-) -> tuple[list[nn.Module], list[int]]:
+    description: Mapping[str, Any], channels: int
+) -> tuple[list[nn.Module], list[int], list[int | None], list[str]]:
+    """What `build_layers` returns, and the table to log."""
     layers: list[nn.Module] = []
     widths: list[int] = []
+    declared: list[int | None] = []
     needed: set[int] = set()
     parameters = depth = 0
+    table = [f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<42}arguments"]
     for index, row in enumerate([*description["backbone"], *description["head"]]):
-        source, repeats, name, args = _checked_row(index, row)
-        sources = source if isinstance(source, list) else [source]
         try:
-            depth += _depth(description, repeats)
-            inputs = [widths[s] if index else channels for s in sources]
-            plan = _plan(description, _find_block(name, heads), args, inputs, repeats, is_head=name in heads)
-            layer = _build(plan)
+            sources, repeats, name, args = _checked_row(index, row)
+            repeats = max(round(repeats * description["depth_multiple"]), 1) if repeats > 1 else 1
+            budget.check_counts(depth := depth + repeats, parameters)
+            block, inputs = find_block(name), [widths[s] if index else channels for s in sources]
+            layer, used, width = _build(block, args, inputs, repeats, description)
             parameters += (np := sum(p.numel() for p in layer.parameters()))
-            budget.check_parameters(parameters)
-            budget.check_layers(depth)
+            budget.check_counts(depth, parameters)
         except CANNOT_WORK as error:
-            raise ValueError(f"{_named(index, row)}: {in_short(error)}") from error
-        layer.i, layer.f, layer.n, layer.np = index, source, plan.repeats, np
-        layer.type = f"{plan.block.__module__}.{plan.block.__qualname__}"
-        layer.arguments = [*plan.args, *([plan.named] if plan.named else [])]
+            shown = printable(row)[:80] if isinstance(row, str) else shortened(row)
+            raise ValueError(f"layer {index} {shown}: {in_short(error)}") from error
+        kind = f"{block.kind.__module__}.{block.kind.__qualname__}"
+        vars(layer).update(i=index, f=row[0], type=kind, np=np)
         needed.update(s % index for s in sources if s != -1)
         layers.append(layer)
-        widths.append(plan.channels)
-    return layers, sorted(needed)
+        widths.append(width)
+        declared.append(None if name.startswith("nn.") else width)
+        table.append(f"{index:>3}{row[0]!s:>18}{repeats:>3}{np:>10}  {kind:<42}{used}")
+    return layers, sorted(needed), declared, table
 
 
 def in_short(error: BaseException) -> str:
@@ -152,105 +200,80 @@ def in_short(error: BaseException) -> str:
     return printable(lines[0][:300]) if lines and lines[0] else type(error).__name__
 
 
-def _named(index: int, row: Any) -> str:
-    return f"layer {index} {printable(row)[:80] if isinstance(row, str) else shortened(row)}"
-
-
-def _checked_row(index: int, row: Any) -> tuple[int | list[int], int, str, list[Any]]:
+def _checked_row(index: int, row: Any) -> tuple[list[int], int, str, list[Any]]:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
-        raise ValueError(f"{_named(index, row)}: expected [from, repeats, block, arguments]")
+        raise ValueError("expected [from, repeats, block, arguments]")
     source, repeats, name, args = row
     sources = source if isinstance(source, list) else [source]
-    if not sources or not all(_is_earlier(s, index) for s in sources):
-        here, found = _named(index, row), shortened(source)
-        raise ValueError(f"{here}: 'from' must be -1 or the index of an earlier layer, not {found}")
+    if not sources or not all(type(s) is int and -max(index, 1) <= s < index for s in sources):
+        raise ValueError(f"'from' must be -1 or the index of an earlier layer, not {shortened(source)}")
     if not is_count(repeats):
-        raise ValueError(f"{_named(index, row)}: repeats must be a whole number, at least 1, not {shortened(repeats)}")
-    if not isinstance(name, str) or not isinstance(args, list):
-        raise ValueError(f"{_named(index, row)}: expected a block's name and a list of arguments")
-    return source, repeats, name, args
+        raise ValueError(f"repeats must be a whole number, at least 1, not {shortened(repeats)}")
+    if (type(name), type(args)) != (str, list):
+        raise ValueError("expected a block's name and a list of arguments")
+    return sources, repeats, name, args
 
 
-def _is_earlier(source: Any, index: int) -> bool:
-    return isinstance(source, int) and (source == -1 or -index <= source < index)
+def _build(
+    block: Block, args: list[Any], inputs: list[int], repeats: int, description: Mapping[str, Any]
+) -> tuple[nn.Module, list[Any], int]:
+    """The module (a sequence of equal ones where it does not take its repeats), its arguments, its output's channels.
 
-
-def _find_block(name: str, heads: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
-    """Look a block up by name; an unknown one raises ValueError with the nearest known."""
-    known = {**BLOCKS, **heads}
-    if name in known:
-        return known[name]
-    if name.startswith("nn."):
-        found = getattr(nn, name[3:], None)
-        if isinstance(found, type) and issubclass(found, (nn.RNNBase, *_SEQUENTIAL)):
-            raise ValueError(f"{name} works on sequences, not on maps")
-        if isinstance(found, type) and issubclass(found, nn.Module):
-            return found
-    names = [*known, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown layer {name!r}{hint}; known: {', '.join(sorted(known))}, nn.*")
-
-
-def _plan(
-    description: Mapping[str, Any],
-    block: type[nn.Module],
-    args: list[Any],
-    inputs: list[int],
-    repeats: int,
-    is_head: bool,
-) -> _Plan:
-    """Fill in what a row leaves out: input channels, scaled output channels and repeats, the head's levels."""
+    Of a sequence, modules after the first take what the first gives out.
+    """
+    names = block.takes.split()
     named = args[-1] if args and isinstance(args[-1], dict) else {}
-    args = [_value(arg, description) for arg in (args[:-1] if named else args)]
+    given, rest, named = _given(block, args[: len(args) - bool(named)], named, inputs, description)
+    given["n"] = repeats
+    modules: list[nn.Module] = []
+    first: list[Any] = []
+    for _ in range(1 if "n" in names else repeats):
+        used = [*(given[name] for name in names), *rest]
+        first = first or used
+        modules.append(_construct(block, used, named))
+        width = block.channels(inputs, used) if block.channels else given.get("c2", inputs[0])
+        given["c1"], given["ch"], inputs = width, [width], [width]
+    layer = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    return layer, [*first, named] if named else first, getattr(layer, "out_channels", width)
+
+
+def _given(
+    block: Block, args: list[Any], named: dict[str, Any], inputs: list[int], description: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+    """What goes before a row's arguments, by the names of `Block.takes`; the rest of them; and the named ones."""
+    rest = [_value(arg, description) for arg in args]
     named = {key: _value(value, description) for key, value in named.items()}
-    budget.check_numbers([args, named])
+    budget.check_numbers([rest, named])
     if fixed := {"device", "dtype"} & named.keys():
         raise ValueError(f"{min(fixed)} is not for a description to choose; leave it out")
-    plan = _Plan(block, args, named, _depth(description, repeats), channels=inputs[0])
-    if block in WIDENED:
-        _widen(plan, description)
-    elif block in RESHAPING:
-        plan.channels = _reshaped(plan, inputs)
-    elif block in (BiLevelRoutingAttention, nn.BatchNorm2d):
-        plan.args = [inputs[0], *args]
-    elif is_head:
-        plan.args = _head_arguments(plan, inputs)
-    return plan
+    given: dict[str, Any] = {"c1": inputs[0], "ch": inputs, "n": 1}
+    for name in (name for name in block.takes.split() if name not in given):
+        if not rest or (name == "c2" and not is_number(rest[0])):
+            wanted = {"c2": "its number of output channels"}.get(name, name)
+            raise ValueError(f"the first argument of {block.kind.__name__} must be {wanted}")
+        given[name] = rest.pop(0)
+    if "c2" in given:
+        given["c2"] = _width(description, given["c2"])
+    if "anchors" in given:
+        given["anchors"] = _head_anchors(given["anchors"], len(inputs))
+    return given, rest, named
 
 
-def _depth(description: Mapping[str, Any], repeats: int) -> int:
-    """Repeats scaled by the model's depth; one stays one."""
-    depth = max(round(repeats * description["depth_multiple"]), 1) if repeats > 1 else 1
-    budget.check_layers(depth)
-    return depth
-
-
-def _head_arguments(plan: _Plan, inputs: list[int]) -> list[Any]:
-    """Classes, anchors, channels of the levels, and whatever the row adds."""
-    if len(plan.args) < 2:
-        raise ValueError(f"{plan.block.__name__} needs the arguments [nc, anchors]")
-    classes, anchors, *more = plan.args
-    return [classes, _head_anchors(anchors, len(inputs)), inputs, *more]
-
-
-def _widen(plan: _Plan, description: Mapping[str, Any]) -> None:
-    """Input channels, scaled output channels and, where the block takes it, the depth go before the arguments."""
-    if not plan.args or not is_number(plan.args[0]):
-        raise ValueError(f"the first argument of {plan.block.__name__} must be its number of output channels")
-    c1, further = plan.channels, plan.args[1:]
-    plan.channels = _width(description, plan.args[0])
-    if plan.block in DEEPENED:
-        further, plan.repeats = [plan.repeats, *further], 1
-    plan.args = [c1, plan.channels, *further]
-
-
-def _reshaped(plan: _Plan, inputs: list[int]) -> int:
-    """Channels that come out of a block that only moves numbers around."""
-    if plan.block is Concat:
-        return sum(inputs)
-    area = (plan.args[0] if plan.args else 2) ** 2
-    return inputs[0] * area if plan.block is Contract else inputs[0] // area
+def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Module:
+    """Call the constructor; an error for arguments it does not have says which it has."""
+    try:
+        layer = block.kind(*args, **named)
+    except TypeError:
+        signature, name = inspect.signature(block.kind), block.kind.__name__
+        try:
+            signature.bind(*args, **named)
+        except TypeError as error:
+            front = f", of which {block.takes} are put in front of the row's" if block.takes else ""
+            raise ValueError(f"{error}; {name} takes {', '.join(signature.parameters)}{front}") from error
+        raise
+    if taken := {"i", "f", "type", "np"} & {*vars(layer), *layer._modules, *layer._parameters, *layer._buffers}:
+        raise ValueError(f"the model keeps its own {min(taken)!r} in a layer; rename that attribute of the class")
+    return layer
 
 
 def _width(description: Mapping[str, Any], channels: int) -> int:
@@ -280,18 +303,8 @@ def _value(arg: Any, description: Mapping[str, Any]) -> Any:
     if arg in ("nc", "anchors"):
         return description[arg]
     if module := re.fullmatch(r"nn\.(\w+)\(\)", arg):
-        return _find_block(f"nn.{module[1]}", {})()
+        return find_block(f"nn.{module[1]}").kind()
     try:
         return ast.literal_eval(arg) if len(arg) <= MAX_TEXT else arg
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return arg
-
-
-def _build(plan: _Plan) -> nn.Module:
-    """The module, or a sequence of equal ones; those after the first take what the first gives out."""
-    first = plan.block(*plan.args, **plan.named)
-    if plan.repeats == 1:
-        plan.channels = getattr(first, "out_channels", plan.channels)
-        return first
-    args = [plan.channels, *plan.args[1:]] if plan.block in WIDENED else plan.args
-    return nn.Sequential(first, *(plan.block(*args, **plan.named) for _ in range(plan.repeats - 1)))

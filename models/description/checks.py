@@ -1,4 +1,4 @@
-"""What a model description must have: its keys, and the kinds of their values. Rows are judged where they are built."""
+"""What a model description must have: its keys, and the kinds of their values. Rows are checked as they are built."""
 
 from __future__ import annotations
 
@@ -24,44 +24,40 @@ def check_description(description: Mapping[str, Any]) -> None:
     for key in description.keys() - {*REQUIRED, *OPTIONAL}:
         known = ", ".join((*REQUIRED, *OPTIONAL))
         LOGGER.warning(f"model description: unknown key {shortened(key)} is ignored; known: {known}")
-    _check_scalars(description)
+    _check_sizes(description)
     for key in ("backbone", "head"):
-        _check_list(description[key], f"{key} must be a list of rows [from, repeats, block, arguments]")
-    anchors = description["anchors"]
-    if not is_count(anchors):
-        _check_anchors(anchors)
-    if (count := anchors if is_count(anchors) else len(anchors[0]) // 2) > MAX_ANCHORS:
-        raise ValueError(f"anchors: {shortened(count)} for a level; {MAX_ANCHORS} are the most")
+        if not isinstance(description[key], list) or not description[key]:
+            raise ValueError(f"{key} must be a list of rows [from, repeats, block, arguments]")
+    _check_anchors(description["anchors"])
 
 
-def _check_scalars(description: Mapping[str, Any]) -> None:
-    for key in ("depth_multiple", "width_multiple"):
-        if not is_number(description[key]) or not description[key] > 0:
-            raise ValueError(f"{key} must be a number above 0, not {shortened(description[key])}")
-    for key in ("nc", "ch"):
-        if not is_count(description.get(key, 1)):
-            raise ValueError(f"{key} must be a whole number, at least 1, not {shortened(description[key])}")
+def _check_sizes(description: Mapping[str, Any]) -> None:
     for key, most in MOST.items():
-        if description.get(key, 1) > most:
-            raise ValueError(f"{key} must be at most {most}, not {shortened(description[key])}")
-    if not isinstance(description.get("inplace", True), bool):
-        raise ValueError(f"inplace must be true or false, not {shortened(description['inplace'])}")
+        value, whole = description.get(key, 1), key in ("nc", "ch")
+        if not (is_count(value) if whole else is_number(value) and value > 0):
+            kind = "a whole number, at least 1" if whole else "a number above 0"
+            raise ValueError(f"{key} must be {kind}, not {shortened(value)}")
+        if value > most:
+            raise ValueError(f"{key} must be at most {most}, not {shortened(value)}")
+    if not isinstance(inplace := description.get("inplace", True), bool):
+        raise ValueError(f"inplace must be true or false, not {shortened(inplace)}")
 
 
 def _check_anchors(anchors: Any) -> None:
-    form = "anchors must be how many there are per level, or a list of rows [width, height, ...]"
-    _check_list(anchors, form)
-    for row in anchors:
-        _check_list(row, form)
-        if not all(is_number(side) and 0 < side < math.inf for side in row):
-            raise ValueError(f"{form}, all above 0")
-        if len(row) != len(anchors[0]) or len(row) % 2:
+    count = anchors
+    if not is_count(anchors):
+        if not isinstance(anchors, list) or not anchors or not all(map(_is_row, anchors)):
+            form = "how many there are per level, or a list of rows [width, height, ...]"
+            raise ValueError(f"anchors must be {form}, all above 0")
+        if len(anchors[0]) % 2 or len({len(row) for row in anchors}) > 1:
             raise ValueError("every level needs the same number of anchors, each with a width and a height")
+        count = len(anchors[0]) // 2
+    if count > MAX_ANCHORS:
+        raise ValueError(f"anchors: {shortened(count)} for a level; {MAX_ANCHORS} are the most")
 
 
-def _check_list(value: Any, form: str) -> None:
-    if not isinstance(value, list) or not value:
-        raise ValueError(form)
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list) and len(row) > 0 and all(is_number(side) and 0 < side < math.inf for side in row)
 
 
 def is_count(value: Any) -> bool:

@@ -47,17 +47,6 @@ def test_sizes_of_the_paper(build, parameters):
         assert sum(p.numel() for p in build().parameters()) == parameters
 
 
-def test_strides_and_classes():
-    model, pictures = miniature(auto_pad=True), torch.randn(2, 3, 96, 70)
-    assert [tuple(m.shape[1:]) for m in model.forward_stages(pictures)] == [
-        (8, 24, 18), (16, 12, 9), (24, 6, 5), (32, 3, 3),
-    ]  # fmt: skip
-    assert model(pictures).shape == (2, 5)
-    assert miniature(num_classes=0)(torch.randn(1, 3, 64, 64)).shape == (1, 32)
-    with pytest.raises(ValueError, match="auto_pad=True"):
-        miniature()(pictures)
-
-
 def test_per_stage_routing_and_growing_drop_path():
     model = miniature(topks=(1, 2, 3, -1), drop_path_rate=0.4)
     assert [stage[0].attn.topk for stage in model.stages[:3]] == [1, 2, 3]
@@ -81,22 +70,6 @@ def test_gradients_are_derivatives(block):
     assert torch.autograd.gradcheck(run, (x, *block.parameters()), fast_mode=True)
 
 
-@pytest.mark.parametrize("changes", [{"pre_norm": False}, {"layer_scale_init_value": 0.5}, {"swin_layout": True}])
-def test_variants_run_and_learn(changes):
-    model = miniature(**changes).train()
-    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert not missing
-
-
-def test_layer_scale_of_nothing_leaves_the_position_only():
-    block = BiFormerBlock(16, n_win=2, num_heads=2, layer_scale_init_value=0.5)
-    torch.nn.init.zeros_(block.gamma1)
-    torch.nn.init.zeros_(block.gamma2)
-    x = torch.randn(1, 16, 4, 4)
-    torch.testing.assert_close(block(x), x + block.pos_embed(x))
-
-
 def test_drop_path_keeps_the_expectation():
     torch.manual_seed(0)
     drop, x = DropPath(0.25), torch.ones(4000, 2)
@@ -105,7 +78,7 @@ def test_drop_path_keeps_the_expectation():
     assert (out[:, 0] == out[:, 1]).all()
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
-    with pytest.raises(ValueError, match="rate 1"):
+    with pytest.raises(ValueError, match="drop_path=1"):
         DropPath(1.0)
 
 
@@ -150,7 +123,7 @@ def test_c3bra_drops_in_for_c3(width):
         ({"topks": ()}, r"topks=\(\): give a list"),
         ({"num_classes": -1}, "num_classes=-1.*at least 0"),
         ({"in_chans": None}, "in_chans=None"),
-        ({"drop_path_rate": 1}, "rate 1"),
+        ({"drop_path_rate": 1}, "drop_path=1"),
         ({"swin_layout": "stl"}, "swin_layout='stl'.*true or false"),
         ({"n_wins": 7}, "'n_wins'; did you mean 'n_win'"),
     ],
@@ -158,41 +131,6 @@ def test_c3bra_drops_in_for_c3(width):
 def test_mistakes_in_a_pyramid(changes, message):
     with pytest.raises(ValueError, match=message):
         miniature(**changes)
-
-
-@pytest.mark.parametrize("topk", [-1, -2])
-def test_heads_of_attention_to_the_whole_map(topk):
-    """Eight as in the published networks, or what is asked for; other arguments of routing have no meaning there."""
-    stage = BiFormerStage(12, 12, 1, topk, num_heads=3, n_win=5, mask_padding=True)
-    assert stage[0].attn.num_heads == 3
-    assert BiFormerStage(16, 16, 1, topk)[0].attn.num_heads == 8
-    assert stage(torch.randn(1, 12, 3, 4)).shape == (1, 12, 3, 4)
-
-
-def test_compiles_without_graph_break():
-    """Stochastic depth included."""
-    torch._dynamo.reset()
-    stage = BiFormerStage(16, 16, 3, 2, 0.5, n_win=3, head_dim=8)
-    compiled = torch.compile(stage, fullgraph=True, backend="eager")
-    results = []
-    for module in (stage, compiled):
-        torch.manual_seed(0)
-        x = torch.ones(4, 16, 7, 8, requires_grad=True)
-        out = module(x)
-        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *stage.parameters()])))
-    torch._dynamo.reset()
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_near_single(dtype):
-    stage, x = BiFormerStage(16, 16, 2, 1000, n_win=3, head_dim=8), torch.randn(2, 16, 7, 8)
-    with torch.autocast("cpu", dtype):
-        mixed = stage(x)
-    assert (mixed - stage(x)).norm() < 0.03 * stage(x).norm()
-    mixed.sum().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in stage.parameters())
 
 
 # ---- detectors
@@ -230,20 +168,14 @@ def test_shipped_pyramids_are_those_of_the_paper(name):
     assert rates[-1] >= 0.1
 
 
-@pytest.mark.parametrize("name", NECKS)
-def test_shipped_necks_attend_at_every_level_they_say(name):
-    attention = [m for m in shipped(name).modules() if isinstance(m, BiLevelRoutingAttention)]
-    assert len(attention) >= (2 if name.endswith("C3BRA") else 3)
-
-
 # ---- what users get wrong
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"topk": 0}, "topk=0"),
         ({"topk": -3}, "topk=-3"),
-        ({"drop_path": 1.0}, "rate 1.*from 0 to below 1"),
-        ({"drop_path": [-0.2, 0.1]}, "rate -0.2.*from 0 to below 1"),
+        ({"drop_path": 1.0}, "drop_path=1.*from 0 to below 1"),
+        ({"drop_path": [-0.2, 0.1]}, "drop_path=-0.2.*from 0 to below 1"),
         ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
         ({"n_win": "seven"}, "n_win='seven'.*'auto'"),
         ({"nwin": 3}, "nwin"),
@@ -262,9 +194,9 @@ def test_shipped_necks_attend_at_every_level_they_say(name):
         ({"topk": "all"}, "topk='all'.*whole number.*-2 attends to the whole map"),
         ({"topk": -2, "num_heads": 3}, "num_heads=3.*multiple"),
         ({"topk": -1, "head_dim": 2.5}, "head_dim=2.5"),
-        ({"drop_path": True}, "rate True"),
-        ({"drop_path": [0.1, "much"]}, "rate 'much'"),
-        ({"drop_path": [0.1, 7]}, "rate 7"),
+        ({"drop_path": True}, "drop_path=True"),
+        ({"drop_path": [0.1, "much"]}, "drop_path='much'"),
+        ({"drop_path": [0.1, 7]}, "drop_path=7"),
         ({"pre_norm": "no"}, "pre_norm='no'.*true or false"),
         ({"plain_mlp": 1}, "plain_mlp=1.*true or false"),
         ({"layer_scale_init_value": "small"}, "layer_scale_init_value='small'"),

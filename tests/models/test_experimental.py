@@ -46,11 +46,6 @@ def test_no_weights_is_an_error():
         attempt_load([])
 
 
-def test_a_missing_file_is_an_error_with_its_name():
-    with pytest.raises(ValueError, match=r"weights nowhere\.pt do not exist"):
-        attempt_load("nowhere.pt")
-
-
 @pytest.mark.parametrize("fuse", [True, False])
 def test_our_checkpoint_gives_the_same_model(model, saved, fuse):
     loaded = attempt_load(saved, fuse=fuse)
@@ -145,11 +140,6 @@ def test_an_ensemble_puts_predictions_side_by_side(model, saved):
     predictions, none = both(X)
     assert none is None and torch.equal(predictions, torch.cat([predict(model)] * 2, 1))
     assert (both.names, both.nc, both.yaml["nc"]) == (["cat", "dog"], 2, 2)
-
-
-def test_an_ensemble_has_the_stride_of_its_coarsest_member(model):
-    coarse = Model({**TINY, "backbone": [*TINY["backbone"], [-1, 1, "Conv", [32, 3, 2]]]}).eval()
-    assert Ensemble([coarse, model]).stride.tolist() == [4]
 
 
 def test_an_ensemble_needs_the_same_classes(model, saved, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.extra_blocks import CrossConv, MixConv2d, Sum, _equal_channels, _equal_weights
+from models.extra_blocks import CrossConv, MixConv2d, Sum
 
 
 @pytest.mark.parametrize("shortcut, s, side", [(False, 1, 6), (True, 1, 6), (False, 2, 3)])
@@ -19,11 +19,6 @@ def test_crossconv(shortcut, s, side):
     torch.testing.assert_close(added, x if shortcut else torch.zeros_like(y), atol=1e-6, rtol=1e-6)
 
 
-def test_sum_of_one_map_is_that_map():
-    x = torch.randn(1, 2, 3, 3)
-    assert torch.equal(Sum(1)([x]), x)
-
-
 def test_sum_with_and_without_weights_leaves_its_inputs_alone():
     maps = [torch.full((1, 1, 1, 1), value) for value in (1.0, 2.0, 3.0)]
     assert Sum(3)(maps).item() == 6
@@ -33,14 +28,9 @@ def test_sum_with_and_without_weights_leaves_its_inputs_alone():
     assert [one.item() for one in maps] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("equal_ch", [True, False])
-def test_mixconv_has_the_channels_asked_for(equal_ch):
-    assert MixConv2d(4, 10, (1, 3, 5), equal_ch=equal_ch).eval()(torch.randn(1, 4, 8, 8)).shape == (1, 10, 8, 8)
-
-
 @given(total=st.integers(3, 300), kernels=st.integers(1, 3))
 def test_equal_channels_are_equal_and_complete(total, kernels):
-    widths = _equal_channels(total, kernels)
+    widths = MixConv2d.widths(total, [3] * kernels, True)
     assert sum(widths) == total and max(widths) - min(widths) <= 1
     places = torch.linspace(0, kernels - 1e-6, total, dtype=torch.float64).floor()
     assert widths == [int((places == group).sum()) for group in range(kernels)]
@@ -48,6 +38,6 @@ def test_equal_channels_are_equal_and_complete(total, kernels):
 
 @given(total=st.integers(16, 300))
 def test_equal_weights_are_complete_and_nearly_equal(total):
-    widths = _equal_weights(total, (1, 3))
+    widths = MixConv2d.widths(total, (1, 3), False)
     assert sum(widths) == total
     assert abs(widths[0] - 9 * widths[1]) <= 9

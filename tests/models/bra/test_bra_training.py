@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import train
 from models.backends import DetectMultiBackend
 from models.bra.attention import BiLevelRoutingAttention
 from models.experimental import load_model
 from models.yolo import Model
-from tests.models.bra.test_attention import MISTAKES
 from tests.models.bra.test_attention_modes import MODES
 from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
@@ -29,8 +26,6 @@ from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Position, Trainer
-
-BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
 
 
 def described(arguments: list[Any]) -> dict[str, Any]:
@@ -190,29 +185,6 @@ def test_arguments_by_position_and_by_name() -> None:
     assert layers[0].region_size == layers[1].region_size == (3, 2)
     mixed = attention_of([5, 2, {"topk": 3}])
     assert (mixed.n_win, mixed.num_heads, mixed.topk) == (5, 2, 3)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_can_be_described(mode: str) -> None:
-    """From text, as people write it; the layer is the one that the same arguments make in Python."""
-    text = yaml.safe_dump(described([{"num_heads": 2, **listed(MODES[mode])}]))
-    found = Model(yaml.safe_load(text), verbose=False).model[3]
-    expected = BiLevelRoutingAttention(16, **{"num_heads": 2, **MODES[mode]})
-    found.load_state_dict(expected.state_dict())
-    x = torch.randn(1, 16, 9, 8)
-    assert torch.equal(found.eval()(x), expected.eval()(x))
-
-
-@pytest.mark.parametrize("arguments, message", [m for m in MISTAKES if "dim" not in getattr(m, "values", m)[0]])
-def test_mistakes_in_a_description_name_the_layer(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"layer 3 .*BiLevelRoutingAttention.*: .*{message}") as caught:
-        attention_of([{"num_heads": 2, **arguments}])
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_argument_is_named() -> None:
-    with pytest.raises(ValueError, match="layer 3 .*'top_k'"):
-        attention_of([{"num_heads": 2, "top_k": 3}])
 
 
 # ---- several processes

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bra import functions as core
-from models.bra.functions import Routes, route, routed_attention, select_regions
+from models.bra.functions import Routes, route, routed_attention
 
 
 def make(batch=2, regions=5, queries=3, keys=4, heads=2, width=6, routed=2, dtype=torch.float64, seed=0):
@@ -40,31 +40,6 @@ def extended(routes, kind, keys, dtype=torch.float64):
         mask[..., 0] = True
         routes = routes._replace(key_mask=mask)
     return routes
-
-
-def by_hand(q, k, v, routes, scale):
-    """One query at a time, in Python numbers where it matters."""
-    out = torch.zeros(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
-    for b, r, t, h in torch.cartesian_prod(*map(torch.arange, q.shape[:4])).tolist():
-        logits, values = [], []
-        for number, region in enumerate(routes.index[b, r].tolist()):
-            weight = 1.0 if routes.weight is None else routes.weight[b, r, number].item()
-            for s in range(k.shape[2]):
-                if routes.key_mask is None or routes.key_mask[b, region, s]:
-                    logits.append(scale * weight * torch.dot(q[b, r, t, h], k[b, region, s, h]).item())
-                    values.append(weight * v[b, region, s, h])
-        top = max(logits)
-        shares = [math.exp(x - top) for x in logits]
-        out[b, r, t, h] = sum(share / sum(shares) * value for share, value in zip(shares, values, strict=True))
-    return out
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_matches_a_loop_over_queries(backend, kind):
-    q, k, v, routes = (x.detach() if torch.is_tensor(x) else x for x in make())
-    routes = extended(routes, kind, keys=4)
-    torch.testing.assert_close(routed_attention(q, k, v, routes, 0.3, backend), by_hand(q, k, v, routes, 0.3))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -122,7 +97,9 @@ def test_how_numbers_lie_in_memory_is_of_no_account(orders, backend):
     """q, k, v and the gradient that comes back, each with its dimensions in any order in memory."""
     q, k, v, routes = make(batch=2, regions=3, queries=9, keys=6, width=16, dtype=torch.float32)
     plain = [q, k, v, torch.randn(q.shape)]
-    turned = [x.permute(o).contiguous().permute([o.index(i) for i in range(5)]) for x, o in zip(plain, orders)]
+    turned = [
+        x.permute(o).contiguous().permute([o.index(i) for i in range(5)]) for x, o in zip(plain, orders, strict=True)
+    ]
     *given, probe = turned
     expected = run_backwards(*plain[:3], routes, plain[3], "reference")
     for a, b in zip(run_backwards(*given, routes, probe, backend), expected, strict=True):
@@ -134,16 +111,6 @@ def run_backwards(q, k, v, routes, probe, backend):
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     out = routed_attention(*leaves, routes, 0.25, backend)
     return [out.detach(), *torch.autograd.grad(out, leaves, probe)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_near_double(dtype):
-    q, k, v, routes = make(queries=9, keys=9, width=16, dtype=dtype)
-    exact = routed_attention(q.double(), k.double(), v.double(), routes, 0.25)
-    for backend in CPU_BACKENDS:
-        out = routed_attention(q, k, v, routes, 0.25, backend)
-        assert out.dtype == dtype
-        assert (out.double() - exact).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**30])
@@ -174,22 +141,6 @@ def test_two_backward_runs_are_bit_identical(backend):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_a_region_routed_to_nobody_gets_no_gradient():
-    q, k, v, _ = make(batch=1, regions=3)
-    routed_attention(q, k, v, Routes(torch.zeros(1, 3, 1, dtype=torch.long))).sum().backward()
-    assert v.grad[0, 0].abs().min() > 0
-    assert v.grad[0, 1:].abs().max() == 0
-
-
-def test_strided_views_of_one_projection():
-    packed = torch.randn(2, 5, 4, 3, 2, 6, dtype=torch.float64)
-    q, k, v = packed.unbind(3)
-    routes = make()[3]
-    torch.testing.assert_close(
-        routed_attention(q, k, v, routes), routed_attention(q.clone(), k.clone(), v.clone(), routes, None, "reference")
-    )
-
-
 def test_route_ranks_by_affinity():
     query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
     key = torch.tensor([[[3.0, 1.0], [2.0, 5.0], [-1.0, 0.0]]])  # affinities: 3 2 -1 / 1 5 0 / 4 7 -1
@@ -211,11 +162,6 @@ def test_route_compares_half_precision_in_single():
     key = torch.tensor([[[256.0], [257.0 - 1 / 128]]]).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert route(query, key, 1, 1 / 3).weight.dtype == torch.float32
-
-
-def test_select_regions_repeats_rows():
-    x = torch.arange(2 * 3 * 2).view(2, 3, 2)
-    assert select_regions(x, torch.tensor([[[2, 2]], [[0, 1]]])).tolist() == [[[[4, 5], [4, 5]]], [[[6, 7], [8, 9]]]]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The interpreter must be asked for before Triton is imported, so one test runs th
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,14 +160,14 @@ def test_interpreted_inverted_lists():
 
     readers, bounds = invert(torch.tensor([[2, 0], [2, 1], [0, 2], [2, 0]]))
     assert bounds.tolist() == [0, 3, 4, 8, 8]
-    groups = [readers[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    groups = [readers[a:b].tolist() for a, b in pairwise(bounds.tolist())]
     assert groups == [[0, 2, 3], [1], [0, 1, 2, 3], []]
 
 
 @interpreted
 def test_interpreted_limits():
+    q, k, v, routes, _ = make(1, 2, 1, 1, 1, 130, 1, torch.float32, "cpu")
     with pytest.raises(ValueError, match="at most 128"):
-        q, k, v, routes, _ = make(1, 2, 1, 1, 1, 130, 1, torch.float32, "cpu")
         routed_attention(q, k, v, routes, 0.2, "triton")
 
 
@@ -212,34 +213,22 @@ def test_kernels_run_beside_each_other_and_in_a_graph():
     assert all(torch.equal(a, b) for a, b in zip((out, *grads), expected, strict=True))
 
 
-def peak_beyond(run):
-    """Bytes that `run` takes at its peak beyond those there before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    kept = run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before, kept
-
-
 @on_gpu
-def test_the_forward_needs_little_memory():
-    """At most a tenth of q, k, v and the output, beside the output."""
-    q, k, v, routes, _ = make(*LARGE, torch.float16, "cuda")
-    q, k, v = (x.detach().contiguous().requires_grad_() for x in (q, k, v))
-    routed_attention(q, k, v, routes, 0.2, "triton")  # compiled, not counted
-    size = q.numel() * q.element_size()
-    peak, _ = peak_beyond(lambda: routed_attention(q, k, v, routes, 0.2, "triton"))
-    assert peak - size <= 0.1 * 4 * size
-
-
-@on_gpu
-def test_the_backward_needs_little_memory():
-    """At most a tenth of q, k, v and the output, beside the three gradients."""
+def test_little_memory_is_needed():
+    """At most a tenth of q, k, v and the output, beside the output and beside the three gradients."""
     q, k, v, routes, probe = make(*LARGE, torch.float16, "cuda")
     q, k, v = (x.detach().contiguous().requires_grad_() for x in (q, k, v))
     size = q.numel() * q.element_size()
+
+    def measured(run):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = run()
+        torch.cuda.synchronize()
+        return result, torch.cuda.max_memory_allocated() - before
+
     for _ in range(2):  # the first compiles
-        out = routed_attention(q, k, v, routes, 0.2, "triton")
-        peak, _ = peak_beyond(lambda out=out: torch.autograd.grad(out, (q, k, v), probe))
-    assert peak - 3 * size <= 0.1 * 4 * size
+        out, forward = measured(lambda: routed_attention(q, k, v, routes, 0.2, "triton"))
+        _, backward = measured(lambda out=out: torch.autograd.grad(out, (q, k, v), probe))
+    assert max(forward - size, backward - 3 * size) <= 0.1 * 4 * size
