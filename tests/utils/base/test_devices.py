@@ -49,10 +49,12 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         select_device("0")
 
 
-def test_seeds_repeat_everything():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()
+def draw() -> tuple[float, float, float]:
+    """A number of each generator that is seeded."""
+    return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the one that others draw from
 
+
+def test_seeds_repeat_everything():
     seed_everything(5)
     first = draw()
     seed_everything(5, deterministic=True)
@@ -67,7 +69,7 @@ def test_seeds_alone_leave_the_algorithms():
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, True
         torch.use_deterministic_algorithms(True, warn_only=False)
         seed_everything(2**64 - 1, deterministic=None)
-        first = random.random(), np.random.rand(), torch.rand(1).item()
+        first = draw()
         assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, True)
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -75,4 +77,4 @@ def test_seeds_alone_leave_the_algorithms():
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
     seed_everything(2**64 - 1)
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+    assert draw() == first

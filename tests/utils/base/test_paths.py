@@ -88,8 +88,7 @@ def test_a_claimed_folder_goes_when_nothing_came_of_it(
     tmp_path: Path, write: Callable[[Path], None], stays: bool
 ) -> None:
     with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "runs/train/exp") as folder:
-        write(folder)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(write(folder))
     assert folder.exists() == stays == (tmp_path / "runs").exists()
     with claimed(tmp_path / "runs/train/new") as folder:
         pass
