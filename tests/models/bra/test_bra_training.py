@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import train
 from models.backends import DetectMultiBackend
 from models.bra.attention import BiLevelRoutingAttention
 from models.experimental import load_model
@@ -26,6 +28,9 @@ from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer
 from utils.training.precision import Precision
 from utils.training.trainer import EpochSettings, Position, Trainer
+
+
+BASE = {"imgsz": 64, "epochs": 2, "batch_size": 6, "workers": 0, "device": "cpu", "noval": True}
 
 
 def described(arguments: list[Any]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ class Torn(Exception):
 def test_a_resumed_run_ends_where_a_whole_one_does(
     mode: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """train.py itself, its pictures left out."""
+    """train.py itself, its images left out."""
     cfg = tmp_path / "cfg.yaml"
     cfg.write_text(yaml.safe_dump(described([{"n_win": 3, "num_heads": 2, "topk": 2, **listed(MODES[mode])}])))
     given = {"data": str(squares), "cfg": str(cfg), "project": str(tmp_path / "runs"), **BASE}
