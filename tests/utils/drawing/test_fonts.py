@@ -182,8 +182,7 @@ def test_every_figure_is_drawn_whatever_the_classes_are_called(
     lines = np.linspace(1, 0.5, 4)[:, None] * (1 - np.linspace(0, 1, 1000))
     curves = SimpleNamespace(
         confidence=np.linspace(0, 1, 1000),
-        pr_recall=np.linspace(0, 1, 1000),
-        ap50=lines.mean(1),
+        ap=lines.mean(1)[:, None],
         classes=np.arange(4),
         **dict.fromkeys(("precision", "recall", "f1", "pr_precision"), lines),
     )
