@@ -350,7 +350,7 @@ def tiff_of_old_jpeg() -> bytes:
 
 @costly("TIFF")
 def tiff_of_greedy_tags() -> bytes:
-    rows = layout(64, 48, 8, 1) + [(273, 4, 1, 8), (278, 4, 1, 48), (279, 4, 1, 3072)]
+    rows = [*layout(64, 48, 8, 1), (273, 4, 1, 8), (278, 4, 1, 48), (279, 4, 1, 3072)]
     return tiff(*rows, *[(40_000 + i, 5, 1_900_000, 8) for i in range(5000)], tail=bytes(15_400_000))
 
 

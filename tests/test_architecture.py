@@ -180,7 +180,8 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     # OpenCV's own import sets Qt's variables: that is taken first and not held against us
     optional = {"utils.loggers.tensorboard", "models.bra.triton_kernels"}
     optional |= {"utils.search.proposals", "utils.search.worker"}  # Optuna's
-    optional |= {f"utils.serving.{name}" for name in ("app", "batching", "detector", "protocol", "uploads")}  # FastAPI's
+    # FastAPI's
+    optional |= {f"utils.serving.{name}" for name in ("app", "batching", "detector", "protocol", "uploads")}
     modules = sorted(set(GRAPH) - optional)
     import_in_a_fresh_process(modules, "import cv2", tmp_path, HOME=str(home))
     assert not any(home.iterdir()), "an import wrote into the home folder"

@@ -66,10 +66,12 @@ def test_two_hosts_learn_as_one_process(hosts: list[str], squares: Path, tiny_cf
     meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "pair"]
     launchers = [
         subprocess.Popen(
-            ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *meet]
-            + ["--rdzv-endpoint", f"{NET}.1:29511", "--rdzv-conf", f"is_host={int(number == 1)}"]
-            + ["--local-addr", f"{NET}.{number}", str(ROOT / "train.py"), *words]
-            + ["--name", "two", "--sync-bn", "--loggers", "none"],
+            [
+                *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *meet),
+                *("--rdzv-endpoint", f"{NET}.1:29511", "--rdzv-conf", f"is_host={int(number == 1)}"),
+                *("--local-addr", f"{NET}.{number}", str(ROOT / "train.py"), *words),
+                *("--name", "two", "--sync-bn", "--loggers", "none"),
+            ],
             env=os.environ | QUIET | {"GLOO_SOCKET_IFNAME": "cable0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
