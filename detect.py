@@ -220,7 +220,7 @@ def detect(opt: DetectOptions) -> Path:
     points = parse_points(opt.query)
     model = open_model(opt)
     classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
-    height, width = model.picture_size(opt.imgsz)
+    height, width = model.input_size(opt.imgsz)
     source = open_source(opt.source, (height, width), model.stride, model.shape is None, opt.vid_stride, opt.max_frames)
     plain = Suppression(opt.conf_thres, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
     clock, trackers = Clock(), defaultdict(partial(new_tracker, opt))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.api.autoshape import load_picture
+from models.api.autoshape import load_image
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDE
@@ -100,7 +100,7 @@ def build(opt: ServeOptions) -> Endpoints:
     model = DetectMultiBackend(
         opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half, trust=opt.trust
     ).eval()
-    height, width = model.picture_size(opt.imgsz)
+    height, width = model.input_size(opt.imgsz)
     limits = Limits(
         upload=round(opt.max_upload * MIB),
         files=opt.max_files,
@@ -112,7 +112,7 @@ def build(opt: ServeOptions) -> Endpoints:
         memory=round(opt.max_memory * MIB),
     )
     routed = model.pt and bool(routing_layers(model.model))
-    decoder = Decoder(lambda image: load_picture(image)[0], limits.pixels)
+    decoder = Decoder(lambda image: load_image(image)[0], limits.pixels)
     detector = Detector(model, decoder, record_routes if routed else None, opt.max_det)
     with torch.inference_mode():  # the first pass is slow, and shows weights that cannot run before a client does
         non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))

@@ -151,7 +151,7 @@ def validate(
 ) -> ValResult | None:
     """Score one model on one split at one image size; of several processes only the main one gets the result."""
     opt = check_fit(opt, model, data)
-    height, width = model.picture_size(opt.imgsz)
+    height, width = model.input_size(opt.imgsz)
     if height != width:
         takes = f"{opt.weights[0]} takes images of {height} x {width} pixels"
         raise ValueError(f"{takes}: scoring needs a square, or --dynamic")

@@ -54,20 +54,20 @@ class Measured:
     differing: list[str] = field(default_factory=list)
 
 
-def model_cases(sizes: Sequence[str], pictures: Sequence[int], batch: int) -> list[Case]:
-    """The maps that BRA layers of yolov5{size}_BiFormer.yaml are given, for square pictures of these sides (pixels)."""
+def model_cases(sizes: Sequence[str], images: Sequence[int], batch: int) -> list[Case]:
+    """The maps that BRA layers of yolov5{size}_BiFormer.yaml are given, for square images of these sides (pixels)."""
     cases = []
     for size in sizes:
         model = Model(f"yolov5{size}_BiFormer.yaml", verbose=False).eval()
-        for side in pictures:
+        for side in images:
             for shape in attention_shapes(model, side, batch):
                 level = round(math.log2(side / shape[2]))
-                cases.append(Case(shape, {"model": size, "picture": side, "level": f"P{level}"}))
+                cases.append(Case(shape, {"model": size, "image": side, "level": f"P{level}"}))
     return cases
 
 
 def attention_shapes(model: Model, side: int, batch: int) -> list[Shape]:
-    """What each BRA layer of a model is given for `batch` pictures of side x side pixels; nothing is computed.
+    """What each BRA layer of a model is given for `batch` images of side x side pixels; nothing is computed.
 
     Raises ValueError when there is no such layer.
     """

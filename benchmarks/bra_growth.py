@@ -92,7 +92,7 @@ def grow(plan: Plan, setting: Setting) -> tuple[Table, list[str], dict[str, Curv
     table = Table({"map": 9, "layer": 13, "rounds": 0, "forward ms": 0, "both ms": 8, "counted GFLOPs": 0})
     curves: dict[str, Curve] = {name: Curve() for name in LAYERS}
     notes = [
-        f"one picture, {plan.channels} channels; both: forward and backward; counted: two operations for each "
+        f"one image, {plan.channels} channels; both: forward and backward; counted: two operations for each "
         "multiply-add of a forward; exponents are those of height x width"
     ]
     if max(plan.sides) > plan.dense_limit:

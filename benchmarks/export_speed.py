@@ -1,4 +1,4 @@
-"""How long one picture takes in PyTorch, ONNX Runtime and OpenVINO, in turns in one process.
+"""How long one image takes in PyTorch, ONNX Runtime and OpenVINO, in turns in one process.
 
 `openvino-half`: OpenVINO computes in 16 bits (detect.py --half); `openvino-int8`: the file of `export.py --int8`.
 
@@ -23,7 +23,7 @@ from benchmarks.pairing import interleave, median_ratio
 from benchmarks.report import Table, machine, save
 from models.backends import DetectMultiBackend
 from models.exporters import FORMATS, ExportJob, ExportSettings, export
-from models.exporters.compare import load_pictures
+from models.exporters.compare import load_images
 from models.yolo import Model
 from utils.base.log import set_up_logging
 from utils.base.options import Parser
@@ -34,13 +34,13 @@ EAGER = "PyTorch"
 
 
 def rivals(cfg: str, imgsz: int, names: list[str], folder: Path) -> dict[str, Callable[[], object]]:
-    """For PyTorch and every format a call that looks at one picture of random weights' network."""
+    """For PyTorch and every format a call that looks at one image of random weights' network."""
     torch.manual_seed(0)
     model = Model(cfg, verbose=False).eval()
     weights = folder / "best.pt"
     save_checkpoint(weights, {"epoch": -1, "model": describe_model(model), "ema": None})
     model.fuse().requires_grad_(False)
-    batches = [to_network([prepare_image(picture, (imgsz, imgsz), auto=False)[0]]) for picture in load_pictures()]
+    batches = [to_network([prepare_image(image, (imgsz, imgsz), auto=False)[0]]) for image in load_images()]
     opened = {EAGER: DetectMultiBackend(weights, device="cpu")}
     for name in names:
         kind, _, precision = name.partition("-")
@@ -52,12 +52,12 @@ def rivals(cfg: str, imgsz: int, names: list[str], folder: Path) -> dict[str, Ca
     return {title: looking(backend, batches[0]) for title, backend in opened.items()}
 
 
-def looking(backend: DetectMultiBackend, picture: torch.Tensor) -> Callable[[], object]:
-    """A call that looks at a picture."""
+def looking(backend: DetectMultiBackend, image: torch.Tensor) -> Callable[[], object]:
+    """A call that looks at an image."""
 
     def look() -> object:
         with torch.inference_mode():
-            return backend(picture)
+            return backend(image)
 
     return look
 
@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         contest = rivals(options.cfg, options.imgsz, options.formats, Path(folder))
         seconds = interleave(contest, rounds=options.rounds, warm_up=2)
-    table = Table({"format": 20, "ms a picture": 12, "fastest": 9, "times faster": 12})
+    table = Table({"format": 20, "ms an image": 12, "fastest": 9, "times faster": 12})
     for name, spent in seconds.items():
         table.add(
             **{
                 "format": name,
-                "ms a picture": 1000 * statistics.median(spent),
+                "ms an image": 1000 * statistics.median(spent),
                 "fastest": 1000 * min(spent),
                 "times faster": median_ratio(seconds[EAGER], spent),
             }

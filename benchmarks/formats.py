@@ -4,7 +4,7 @@
     python -m benchmarks.formats --weights best.pt --include onnx openvino --rounds 50
 
 The weights are exported by export.py into the run's folder and scored by val.py. Then all formats take turns at one
-batch of noise, so that a slow minute of the machine is slow for all; `faster` is how many times less time a picture
+batch of noise, so that a slow minute of the machine is slow for all; `faster` is how many times less time an image
 takes than in PyTorch, the median over the rounds. formats.md, formats.csv and formats.png hold the result.
 """
 
@@ -43,11 +43,11 @@ class FormatOptions:
     data: str = flag("", "data set YAML to score on; empty for the one the weights were trained with")
     imgsz: int = flag(
         0,
-        "side of the pictures in pixels, a multiple of 32",
+        "side of the images in pixels, a multiple of 32",
         aliases=("--img", "--img-size"),
         shown="what the weights were trained with",
     )
-    batch_size: int = flag(1, "pictures at a time")
+    batch_size: int = flag(1, "images at a time")
     include: list[str] = flag([], "formats, by export.py's names", shown="all that export.py knows")
     device: str = flag("cpu", "'cpu' or '0'")
     rounds: int = flag(30, "timed rounds; every format runs once in each")
@@ -99,7 +99,7 @@ def our_tools() -> Tools:
 
 
 def complete(opt: FormatOptions, formats: Sequence[str]) -> FormatOptions:
-    """Fill in what was not given: all formats, and the data and picture size that the weights were trained with.
+    """Fill in what was not given: all formats, and the data and image size that the weights were trained with.
 
     Raises ValueError for options that cannot work.
     """
@@ -204,7 +204,7 @@ def plot(table: Table, file: Path) -> Path | None:
     if not rows:
         return None
     figure, axes = new_figure(1, 3, (12, 1.4 + 0.38 * len(rows)))
-    panels: Mapping[str, str] = {"ms": "ms per picture", "mAP50-95": "mAP50-95", "MB": "size, MB"}
+    panels: Mapping[str, str] = {"ms": "ms per image", "mAP50-95": "mAP50-95", "MB": "size, MB"}
     for i, (axis, (column, words)) in enumerate(zip(axes, panels.items(), strict=True)):
         values = [row[column] for row in rows]
         bars = axis.barh(range(len(rows)), values, color=series_colour(i), height=0.62)

@@ -1,7 +1,7 @@
 """Does the memory of a loader stay where it is, and is there one copy of cached images on a machine?
 
     python -m benchmarks.loader_memory                         100,000 records, 4 workers, 3 epochs
-    python -m benchmarks.loader_memory --cache --pictures 3000  `--cache ram` with 2 ranks of 2 workers each
+    python -m benchmarks.loader_memory --cache --images 3000  `--cache ram` with 2 ranks of 2 workers each
 
 Memory is what the kernel says in /proc/PID/smaps_rollup. PSS counts a page that n processes share as 1/n in each, USS
 only pages that nobody else has. Both contain the libraries' files, whose pages are shared with any other Python on the
@@ -108,10 +108,10 @@ def walk(loader: DataLoader, epoch: int) -> int:
 def growth(options: argparse.Namespace) -> bool:
     """Print the memory of all processes after each epoch; whether it stays flat after the first."""
     with tempfile.TemporaryDirectory() as folder:
-        index = packed(write_image(Path(folder), options.imgsz), options.pictures, options.imgsz)
+        index = packed(write_image(Path(folder), options.imgsz), options.images, options.imgsz)
         gc.collect()
         size = sum(array.nbytes for array in index.arrays.values()) / MIB
-        print(f"label arrays: {size:.1f} MiB, {size * MIB / options.pictures:.0f} bytes an image of {LABELS} labels")
+        print(f"label arrays: {size:.1f} MiB, {size * MIB / options.images:.0f} bytes an image of {LABELS} labels")
         loader, _ = build(index, options)
         del index
         titles = (
@@ -152,7 +152,7 @@ def _rank(number: int, options: argparse.Namespace, answer: processes.Queue) -> 
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
     torch.set_num_threads(1)
     join("gloo")
-    index = packed(options.image, options.pictures, options.imgsz)
+    index = packed(options.image, options.images, options.imgsz)
     taken = {}
     for cache in (None, None, "ram"):  # the first time everything that loaders need for ever is taken
         loader, dataset = build(index, options, cache=cache, rank=rank())
@@ -207,7 +207,7 @@ def one_copy(options: argparse.Namespace) -> bool:
 def main(arguments: Iterable[str] | None = None) -> int:
     """The command line; exit status 1 where memory is not as it should be."""
     parser = Parser(prog="python -m benchmarks.loader_memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=0, help="records (100000, with --cache 3000)")
+    parser.add_argument("--images", type=int, default=0, help="records (100000, with --cache 3000)")
     parser.add_argument("--workers", type=int, default=0, help="of each process (4, with --cache 2)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=0, help="images in a batch (64, with --cache 16)")
@@ -215,11 +215,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--cache", action="store_true", help="measure cached images instead of growth")
     parser.add_argument("--ranks", type=int, default=2, help="processes with --cache")
     options = parser.parse_args(arguments)
-    options.pictures = options.pictures or (3000 if options.cache else 100_000)
+    options.images = options.images or (3000 if options.cache else 100_000)
     options.workers = options.workers or (2 if options.cache else 4)
     options.batch = options.batch or (16 if options.cache else 64)
     options.imgsz = options.imgsz or (320 if options.cache else 32)
-    if min(options.pictures, options.workers, options.epochs, options.batch, options.imgsz, options.ranks) < 1:
+    if min(options.images, options.workers, options.epochs, options.batch, options.imgsz, options.ranks) < 1:
         parser.error("all numbers are at least 1")
     facts = machine(torch.device("cpu"), torch.uint8, torch.get_num_threads())
     print(f"{facts['processor']}; torch {facts['torch']}; commit {facts['commit']}")

@@ -72,10 +72,10 @@ def measure(options: argparse.Namespace) -> None:
         if options.data:
             sources = DataConfig.load(check_yaml(options.data)).train
         else:
-            draw_dataset(Path(folder) / "set", options.pictures, 1, SIDES)
+            draw_dataset(Path(folder) / "set", options.images, 1, SIDES)
             sources = Path(folder) / "set/images/train"
         hyp = Hyp.load(check_yaml("hyp.default.yaml"))
-        index = shuffled_part(load_index(sources, cache=False), options.pictures)
+        index = shuffled_part(load_index(sources, cache=False), options.images)
         listing = Path(folder) / "images.txt"
         listing.write_text("\n".join(os.path.abspath(index.path(i)) for i in range(len(index))))
         size = sum(os.path.getsize(index.path(i)) for i in range(len(index))) / len(index)
@@ -100,12 +100,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """The command line."""
     parser = Parser(prog="python -m benchmarks.loader_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="", help="data set YAML; drawn images where it is not given")
-    parser.add_argument("--pictures", type=int, default=200, help="how many of them are used")
+    parser.add_argument("--images", type=int, default=200, help="how many of them are used")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--count", type=int, default=50, help="images in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    if min(options.pictures, options.imgsz, options.count, options.rounds) < 1:
+    if min(options.images, options.imgsz, options.count, options.rounds) < 1:
         parser.error("all numbers are at least 1")
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How the server holds up: many clients for a while, and batches against one picture at a time.
+"""How the server holds up: many clients for a while, and batches against one image at a time.
 
     python -m benchmarks.serve_load load                                    64 clients for 60 s
     python -m benchmarks.serve_load load --weights best.pt --imgsz 640 --clients 16 --seconds 600
@@ -93,11 +93,11 @@ def _port(process: subprocess.Popen[str]) -> int:
     raise RuntimeError(f"the server does not answer: {''.join(said)}")
 
 
-def form(picture: Path, address: str) -> bytes:
-    """A whole request that uploads the picture."""
-    edge = "an-edge-that-is-in-no-picture"
+def form(image: Path, address: str) -> bytes:
+    """A whole request that uploads the image."""
+    edge = "an-edge-that-is-in-no-image"
     body = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'.encode()
-    body += picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+    body += image.read_bytes() + f"\r\n--{edge}--\r\n".encode()
     kind = f"Content-Type: multipart/form-data; boundary={edge}"
     return f"POST {address} HTTP/1.1\r\nHost: here\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -153,7 +153,7 @@ def samples(port: int) -> dict[str, float]:
 
 
 def batches(port: int) -> tuple[float, float]:
-    """How many pictures went through the network since the server began, and in how many batches."""
+    """How many images went through the network since the server began, and in how many batches."""
     found = samples(port)
     return found["yolov5_batch_size_sum"], found["yolov5_batch_size_count"]
 
@@ -165,8 +165,8 @@ def mebibytes(port: int) -> float:
 
 def mean_batch(port: int, before: tuple[float, float] = (0, 0)) -> float:
     """How many of them went together on average, since there were as many as `before`."""
-    pictures, count = (now - then for now, then in zip(batches(port), before, strict=True))
-    return pictures / max(count, 1)
+    images, count = (now - then for now, then in zip(batches(port), before, strict=True))
+    return images / max(count, 1)
 
 
 def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table:
@@ -196,7 +196,7 @@ def load(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table
 
 
 def batching(weights: Path, requests: list[bytes], opt: argparse.Namespace) -> Table:
-    """Print the pictures a second of both servers, and how many times as many the batching one answers."""
+    """Print the images a second of both servers, and how many times as many the batching one answers."""
     table = Table({"size": 6, "one at a time": 8, "batches": 8, "ratio": 6, "least": 6, "most": 6, "mean batch": 8})
     for size in opt.imgsz:
         rates: dict[str, list[float]] = {"1": [], str(opt.batch_size): []}
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="what to serve, in any format")
     parser.add_argument("--cfg", default="yolov5n_BiFormer.yaml", help="without --weights: a network of this kind")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[320], help="sides of the network's input")
-    parser.add_argument("--pictures", type=Path, default=ROOT / "data/images", help="folder of JPEG files to send")
+    parser.add_argument("--images", type=Path, default=ROOT / "data/images", help="folder of JPEG files to send")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, help="of load (60), or of each turn of a pair (4)")
     parser.add_argument("--warm-up", type=float, default=30, help="seconds before load is measured")
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help=".md, .csv or .json")
     opt = parser.parse_args()
     opt.seconds = opt.seconds or {"load": 60.0, "batching": 4.0}[opt.what]
-    requests = [form(file, "/v1/object-detection/any") for file in sorted(opt.pictures.glob("*.jpg"))]
+    requests = [form(file, "/v1/object-detection/any") for file in sorted(opt.images.glob("*.jpg"))]
     with tempfile.TemporaryDirectory() as folder:
         weights = opt.weights or random_weights(opt.cfg, Path(folder))
         table = {"load": load, "batching": batching}[opt.what](weights, requests, opt)

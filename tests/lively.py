@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from models.exporters.compare import load_pictures
+from models.exporters.compare import load_images
 from models.yolo import Model
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 from utils.predict.pipeline import prepare_image, to_network
@@ -21,7 +21,7 @@ NAMES = ["cup", "猫", 'it\'s "odd"']
 
 def pictures(height: int, width: int) -> torch.Tensor:
     """The repository's images, (4, 3, height, width) in 0..1."""
-    return to_network([prepare_image(picture, (height, width), auto=False)[0] for picture in load_pictures()])
+    return to_network([prepare_image(picture, (height, width), auto=False)[0] for picture in load_images()])
 
 
 def lively_model(cfg: str | dict, seed: int = 0) -> Model:

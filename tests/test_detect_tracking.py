@@ -9,7 +9,7 @@ from tests.known_detector import NAMES, write_weights
 from utils.drawing.annotator import colors
 from utils.drawing.writers import VideoWriter, write_image
 
-pytest.importorskip("trackers", reason="tracking is an extra: pip install trackers supervision")
+pytest.importorskip("trackers", reason="tracking is an extra: pip install trackers")
 HEIGHT, WIDTH, FRAMES = 64, 128, 26
 HIDDEN, DIM = range(9, 14), range(5, 9)  # frames in which blue is not there, and in which red is hard to see
 

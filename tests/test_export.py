@@ -199,7 +199,7 @@ def test_files_tell_what_they_were_trained_at_and_moved_ones_are_used_at_it(plai
     save_checkpoint(plain, load_checkpoint(plain) | {"imgsz": 96})
     for file in export.run(weights=plain, include=["torchscript", "pt2", "yolov5"], dynamic=True):
         model = DetectMultiBackend(shutil.move(file, tmp_path / "elsewhere"), trust=True)
-        assert model.trained == 96 and model.picture_size(0) == (96, 96)
+        assert model.trained == 96 and model.input_size(0) == (96, 96)
         assert model.pt or model.metadata.as_dict()["trained"] == 96
 
 

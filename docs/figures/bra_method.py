@@ -1,4 +1,4 @@
-"""The figure of docs/bra.md: bi-level routing attention on a picture, with the routes of trained weights.
+"""The figure of docs/bra.md: bi-level routing attention on an image, with the routes of trained weights.
 
     python -m docs.figures.bra_method --weights runs/train/exp/weights/best.pt
 
@@ -37,21 +37,21 @@ SIZE, WIDTHS = (14.2, 4.5), (1.0, 1.0, 1.75)  # inches; widths of the three pane
 
 @dataclass(frozen=True)
 class Levels:
-    """What a layer did with one picture.
+    """What a layer did with one image.
 
-    picture: (H, W, 3) uint8 RGB, the network's input. tokens: height and width of a region in tokens.
+    image: (H, W, 3) uint8 RGB, the network's input. tokens: height and width of a region in tokens.
     affinity: (R, R) of every region's mean query (rows) and mean key. attention: (R, T, K * L) mean over the heads.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     routes: RoutingMap
     tokens: tuple[int, int]
     affinity: np.ndarray
     attention: np.ndarray
 
 
-def look(model: nn.Module, picture: np.ndarray, name: str) -> Levels:
-    """Run the model on one picture (3, H, W) uint8 RGB and keep what its attention layer of this name did.
+def look(model: nn.Module, image: np.ndarray, name: str) -> Levels:
+    """Run the model on one image (3, H, W) uint8 RGB and keep what its attention layer of this name did.
 
     ValueError for a layer that the model does not have.
     """
@@ -60,14 +60,14 @@ def look(model: nn.Module, picture: np.ndarray, name: str) -> Levels:
         raise ValueError(f"no routing attention layer {name}; there is {', '.join(layers) or 'none'}")
     layer = layers[name]
     with torch.inference_mode(), record_routes(model) as maps, _inputs(layer) as seen:
-        model(torch.from_numpy(picture)[None].float() / 255)
+        model(torch.from_numpy(image)[None].float() / 255)
     with torch.inference_mode():
         (x,), (query, key) = seen["layer"], seen["router"][:2]
         affinity = (query[0] * layer.router.scale) @ key[0].T
         attention = layer(x[:1], ret_attn_mask=True)[-1].mean(1)
     grid = layer.region_grid(*x.shape[-2:])
     routes = next(routes for routes in maps if routes.name == name)
-    image = np.ascontiguousarray(picture.transpose(1, 2, 0))
+    image = np.ascontiguousarray(image.transpose(1, 2, 0))
     return Levels(image, routes, (grid.height, grid.width), affinity.numpy(), attention.numpy())
 
 
@@ -113,9 +113,9 @@ def _head(axis: Axes, text: str, note: str) -> None:
 
 
 def _draw_regions(axis: Axes, levels: Levels, query: int) -> None:
-    """The picture, the regions' borders, one region and those it is routed to, by rank."""
-    height, width = levels.picture.shape[:2]
-    axis.imshow(levels.picture, extent=(0, width, height, 0), alpha=0.75)
+    """The image, the regions' borders, one region and those it is routed to, by rank."""
+    height, width = levels.image.shape[:2]
+    axis.imshow(levels.image, extent=(0, width, height, 0), alpha=0.75)
     x, y = levels.routes.edges(height, width)
     axis.vlines(x, 0, height, colors="white", linewidths=1)
     axis.hlines(y, 0, width, colors="white", linewidths=1)
@@ -159,12 +159,12 @@ def _draw_affinity(axis: Axes, levels: Levels, query: int) -> None:
 def _draw_tokens(axis: Axes, levels: Levels, query: int) -> None:
     """The query region's tokens against the tokens of the routed regions, one block for each of these."""
     weights = np.split(levels.attention[query], levels.routes.topk, axis=1)
-    boxes = levels.routes.boxes(*levels.picture.shape[:2]).round().astype(int)
+    boxes = levels.routes.boxes(*levels.image.shape[:2]).round().astype(int)
     shades = {"cmap": "Blues", "vmin": levels.attention[query].min(), "vmax": levels.attention[query].max()}
-    _place(axis, _part(levels.picture, boxes[query]), 0, 1, levels.tokens, CHOSEN)
+    _place(axis, _part(levels.image, boxes[query]), 0, 1, levels.tokens, CHOSEN)
     for rank, (region, block) in enumerate(zip(levels.routes.index[query], weights, strict=True), 1):
         left = rank * (1 + GAP)
-        _place(axis, _part(levels.picture, boxes[region]), left, 0, levels.tokens, ROUTED)
+        _place(axis, _part(levels.image, boxes[region]), left, 0, levels.tokens, ROUTED)
         extent = (left, left + 1, 2 + GAP, 1 + GAP)
         axis.imshow(block, extent=extent, interpolation="nearest", **shades)
         _frame(axis, np.array([left, 1 + GAP, left + 1, 2 + GAP]), GREY, 0.8)
@@ -181,15 +181,15 @@ def _draw_tokens(axis: Axes, levels: Levels, query: int) -> None:
     )
 
 
-def _part(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The picture inside of a box xyxy, grey where that is padding alone."""
+def _part(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The image inside of a box xyxy, grey where that is padding alone."""
     left, top, right, bottom = box
-    part = picture[top:bottom, left:right]
+    part = image[top:bottom, left:right]
     return part if part.size else np.full((1, 1, 3), 200, np.uint8)
 
 
 def _place(axis: Axes, part: np.ndarray, left: float, row: int, tokens: tuple[int, int], colour: str) -> None:
-    """A region's picture, with its tokens as a grid, in a square of side 1."""
+    """A region's image, with its tokens as a grid, in a square of side 1."""
     top = row * (1 + GAP)
     axis.imshow(part, extent=(left, left + 1, top + 1, top))
     axis.hlines(top + np.linspace(0, 1, tokens[0] + 1), left, left + 1, colors="white", linewidths=0.6)
@@ -217,14 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m docs.figures.bra_method", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="a trained model with routing attention")
-    parser.add_argument("--picture", type=Path, default=ROOT / "data/images/clouds.jpg")
+    parser.add_argument("--image", type=Path, default=ROOT / "data/images/clouds.jpg")
     parser.add_argument("--imgsz", type=int, default=448, help="side in pixels; 448 makes maps that need no padding")
     parser.add_argument("--layer", default="stage20")
     parser.add_argument("--query", type=float, nargs=2, default=(330, 330), metavar=("X", "Y"), help="in the input")
     parser.add_argument("--file", type=Path, default=ROOT / "docs/images/bra_method.png")
     options = parser.parse_args(arguments)
     try:
-        frame = next(iter(open_source(options.picture, options.imgsz, auto=False)))
+        frame = next(iter(open_source(options.image, options.imgsz, auto=False)))
         levels = look(attempt_load(options.weights), frame.image, options.layer)
     except ValueError as error:
         parser.error(str(error))

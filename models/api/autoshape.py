@@ -51,7 +51,7 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
     return array if array.dtype == np.uint8 else np.rint(array).clip(0, 255).astype(np.uint8)
 
 
-def load_picture(item: ImageLike) -> tuple[np.ndarray, str]:
+def load_image(item: ImageLike) -> tuple[np.ndarray, str]:
     """Return (RGB image (H, W, 3) uint8, file name or '') from a path, http(s) URL, PIL image, RGB array or tensor.
 
     A tensor has its channels first. EXIF orientation is applied; palettes become colours. The result is writeable and
@@ -140,7 +140,7 @@ class AutoShape(nn.Module):
         items: Sequence[Any] = imgs if isinstance(imgs, (list, tuple)) else [imgs]
         if not items:
             raise ValueError("no image given; give one or a list of at least one")
-        images, paths = map(list, zip(*map(load_picture, items), strict=True))
+        images, paths = map(list, zip(*map(load_image, items), strict=True))
         shape = self._common_shape([image.shape[:2] for image in images], size)
         pixels, places = zip(*(prepare_image(image, shape, auto=False, bgr=False) for image in images), strict=True)
         settings = Suppression(self.conf, self.iou, self.classes, self.agnostic, self.multi_label, self.max_det)

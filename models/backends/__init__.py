@@ -97,7 +97,7 @@ class DetectMultiBackend(nn.Module):
         """What the backend runs; not an attribute of its own, so that `parameters()` counts it once."""
         return self.backend.model
 
-    def picture_size(self, imgsz: int | Sequence[int]) -> tuple[int, int]:
+    def input_size(self, imgsz: int | Sequence[int]) -> tuple[int, int]:
         """Height and width to fit images into for an `imgsz` asked for: the file's own, where it has one.
 
         0, or an empty list, asks for the size of training. Others are rounded up to multiples of the stride. Raises

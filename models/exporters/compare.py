@@ -76,7 +76,7 @@ class Difference:
         return self.box <= max(limit.box, box) and self.score <= max(limit.score, score)
 
 
-def load_pictures(folder: Path = IMAGES) -> list[np.ndarray]:
+def load_images(folder: Path = IMAGES) -> list[np.ndarray]:
     """The images to compare on, BGR. Raises ValueError for none."""
     files = sorted(folder.glob("*.jpg"))
     if not files:
@@ -130,7 +130,7 @@ def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) 
     """One for each view of the images."""
     nms = job.settings if backend.metadata.nms else None
     kind = next(job.model.parameters()).dtype
-    for batch in views(load_pictures(), job.settings.imgsz, backend.shape is not None, backend.stride):
+    for batch in views(load_images(), job.settings.imgsz, backend.shape is not None, backend.stride):
         batch, view = batch.to(job.settings.device), " x ".join(map(str, batch.shape[2:]))
         with torch.inference_mode():
             expected = job.model(batch.to(kind))[0].float()

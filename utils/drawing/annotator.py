@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from utils.drawing.fonts import BUNDLED, font_runs, load_font
+from utils.drawing.fonts import find_font as find_font  # programs of outsiders ask it here
 
 PALETTE = (
     0xFF3838, 0xFF9D97, 0xFF701F, 0xFFB21D, 0xCFD231, 0x48F90A, 0x92CC17, 0x3DDB86, 0x1A9334, 0x00D4BB,

@@ -99,6 +99,14 @@ def _owners(text: str, first: str = "") -> dict[str, str]:
     return owners
 
 
+def find_font(text: str) -> str | None:
+    """Return the font file that draws all of a text ("" is Pillow's own), or None where no single one does."""
+    drawn = plain(text)
+    owners = _owners(drawn)
+    fonts = {owners.get(character) for character in drawn if character != " "}
+    return fonts.pop() if len(fonts) == 1 else None
+
+
 def plain(text: str) -> str:
     """Return the text as it is drawn: composed letters, one line, no invisible signs (joiners, marks of direction)."""
     composed = printable(unicodedata.normalize("NFC", text))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from utils.images.decoding_jpeg import count_jpeg
-from utils.images.decoding_limits import PART_WORK, ROW_WORK, CostTally, count_exif
+from utils.images.decoding_limits import PART_WORK, ROW_WORK, DecodingBudget, count_exif
 from utils.images.decoding_tiff import count_tiff
 from utils.images.image_headers import PNG, kind_of, webp_size
 
@@ -21,7 +21,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 _TEXT_WORK = 2_500_000  # a compressed chunk, of which Pillow unpacks a megabyte
 
 
-def _count_png(data: bytes, budget: CostTally) -> None:
+def _count_png(data: bytes, budget: DecodingBudget) -> None:
     place = len(PNG)
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -47,7 +47,7 @@ def _count_png(data: bytes, budget: CostTally) -> None:
 _BLOCK_WORK, _SKIP_WORK = 400, 100
 
 
-def _count_gif(data: bytes, budget: CostTally) -> None:
+def _count_gif(data: bytes, budget: DecodingBudget) -> None:
     """Count what lies before the first frame, and that frame: no other is decoded."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     place = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
@@ -73,7 +73,7 @@ _GROUP_WORK = 5_000
 _GROUP_BYTES = 8_192  # the tables of one group of Huffman codes; a lossless WebP of few bytes may have 65,536
 
 
-def _count_webp(data: bytes, budget: CostTally) -> None:
+def _count_webp(data: bytes, budget: DecodingBudget) -> None:
     size = webp_size(data)
     if size is None:
         raise ValueError("its header is cut off")
@@ -98,7 +98,7 @@ def _count_webp(data: bytes, budget: CostTally) -> None:
 _RLE_PIXEL_WORK, _RLE_BYTE_WORK = 150, 300  # Pillow unpacks these in Python, and other threads wait for it
 
 
-def _count_bmp(data: bytes, budget: CostTally) -> None:
+def _count_bmp(data: bytes, budget: DecodingBudget) -> None:
     (head,) = struct.unpack_from("<I", data, 14)
     if head == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
@@ -114,7 +114,7 @@ def _count_bmp(data: bytes, budget: CostTally) -> None:
 
 
 # ---- all of them
-_COUNTERS: dict[str, Callable[[bytes, CostTally], object]] = {
+_COUNTERS: dict[str, Callable[[bytes, DecodingBudget], object]] = {
     "JPEG": count_jpeg,
     "PNG": _count_png,
     "WebP": _count_webp,
@@ -124,7 +124,7 @@ _COUNTERS: dict[str, Callable[[bytes, CostTally], object]] = {
 }
 
 
-def count_cost(data: bytes, budget: CostTally) -> str | None:
+def count_cost(data: bytes, budget: DecodingBudget) -> str | None:
     """Count in `budget` what decoding the file's first image takes; its format, None for one that is not known here.
 
     Raises TooCostly for more than the budget allows, Unbounded for what cannot be known beforehand, ValueError for

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from utils.images.decoding_limits import EXIF_HEAD, PART_WORK, CostTally, TooCostly, Unbounded, count_exif
+from utils.images.decoding_limits import EXIF_HEAD, PART_WORK, DecodingBudget, TooCostly, Unbounded, count_exif
 
 MOST_SCANS = 100  # progressive ones have about ten
 _SCAN_WORK = 5_000  # beside that for its samples
@@ -60,7 +60,7 @@ class JpegFrame:
         return 64 * units * sum(across * down for _, across, down in chosen)
 
 
-def _segments(data: bytes, budget: CostTally, place: int, end: int) -> Iterator[tuple[int, bytes]]:
+def _segments(data: bytes, budget: DecodingBudget, place: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, content) of each segment before the end marker, counted, and so is what lies between them."""
     junk, in_head = 0, True
     while (found := _MARKER.search(data, place, end)) and data[found.end() - 1] != _END:
@@ -76,10 +76,10 @@ def _segments(data: bytes, budget: CostTally, place: int, end: int) -> Iterator[
         yield kind, data[start + 2 : place]
 
 
-def count_jpeg(data: bytes, budget: CostTally, place: int = 2, end: int = sys.maxsize) -> JpegFrame | None:
+def count_jpeg(data: bytes, budget: DecodingBudget, place: int = 2, end: int = sys.maxsize) -> JpegFrame | None:
     """Count scans, segments and EXIF of a JPEG file, or of one that ends at `end` and is read from `place`; its frame.
 
-    Raises what `CostTally` does, Unbounded for what libjpeg decodes at no known cost, and ValueError for damage.
+    Raises what `DecodingBudget` does, Unbounded for what libjpeg decodes at no known cost, and ValueError for damage.
     """
     frame, scans, exif = None, 0, bytearray()
     for kind, part in _segments(data, budget, place, min(end, len(data))):

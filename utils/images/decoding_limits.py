@@ -29,7 +29,7 @@ class Unbounded(ValueError):
 
 
 @dataclass(slots=True)
-class CostTally:
+class DecodingBudget:
     """What decoding a file will take; raises TooCostly as soon as that is more than is allowed.
 
     most_work: pixel passes, one of which takes about a nanosecond. most_memory: bytes. check(width, height) raises
@@ -78,7 +78,7 @@ class TagReader:
     Raises ValueError for what is no TIFF structure.
     """
 
-    def __init__(self, data: bytes | memoryview, budget: CostTally) -> None:
+    def __init__(self, data: bytes | memoryview, budget: DecodingBudget) -> None:
         self.data, self.budget = data, budget
         self.order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
         if not self.order:
@@ -130,7 +130,7 @@ class TagReader:
             raise ValueError("its tags lie outside of the file") from None
 
 
-def count_exif(data: bytes, budget: CostTally) -> None:
+def count_exif(data: bytes, budget: DecodingBudget) -> None:
     """Count what reading EXIF data takes, in all the directories that Pillow reads to turn an image upright.
 
     Data that is no EXIF costs nothing: Pillow passes it over.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from utils.images.decoding_jpeg import count_jpeg
-from utils.images.decoding_limits import ROW_WORK, CostTally, Tag, TagReader, TooCostly, Unbounded, count_linked
+from utils.images.decoding_limits import ROW_WORK, DecodingBudget, Tag, TagReader, TooCostly, Unbounded, count_linked
 
 _STRIP_WORK = 20_000  # beside that for its pixels
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
@@ -52,10 +52,10 @@ def _layout(reader: TagReader, tags: dict[int, Tag], width: int, height: int) ->
     return _Layout(name, wide, tall, row_bytes, count, places, sizes)
 
 
-def count_tiff(data: bytes, budget: CostTally) -> None:
+def count_tiff(data: bytes, budget: DecodingBudget) -> None:
     """Count the first image of a TIFF file: what each strip or tile unpacks to, and the bytes that it reads.
 
-    Raises what `CostTally` does, Unbounded for a compression of no known cost, and ValueError for damage.
+    Raises what `DecodingBudget` does, Unbounded for a compression of no known cost, and ValueError for damage.
     """
     reader = TagReader(data, budget)
     tags = reader.tags(reader.first)
@@ -85,9 +85,9 @@ def count_tiff(data: bytes, budget: CostTally) -> None:
     count_linked(reader, tags)
 
 
-def _count_jpegs(data: bytes, layout: _Layout, budget: CostTally) -> None:
+def _count_jpegs(data: bytes, layout: _Layout, budget: DecodingBudget) -> None:
     """Count the scans of each strip or tile; ValueError for one that is larger than it may be."""
-    inner = CostTally(budget.most_work, budget.most_memory, work=budget.work)
+    inner = DecodingBudget(budget.most_work, budget.most_memory, work=budget.work)
     for place, size in zip(layout.places, layout.sizes or [len(data)], strict=False):
         frame = count_jpeg(data, inner, place + 2, place + size)
         if frame is not None and (frame.width > layout.width or frame.height > layout.rows):

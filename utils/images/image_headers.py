@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from utils.images.decoding_limits import CODES, CostTally, TagReader
+from utils.images.decoding_limits import CODES, DecodingBudget, TagReader
 
 MAX_JPEG_SIDE, MAX_PNG_SIDE = 65500, 1_000_000  # pixels that the decoders allow
 MAX_DEFLATE = 1032  # bytes that a byte of compressed data can become
@@ -263,7 +263,7 @@ def tiff_numbers(content: bytes | memoryview) -> tuple[dict[int, int], bool]:
     if kind_of(content) != "TIFF":
         return {}, False
     try:
-        reader = TagReader(content, CostTally(1 << 62, 1 << 62))
+        reader = TagReader(content, DecodingBudget(1 << 62, 1 << 62))
         tags = reader.tags(reader.first)
         further = reader.unpack(reader.pointer, reader.end) != (0,)
         whole = {tag: row for tag, row in tags.items() if row.kind in CODES and 0 < row.values <= _MAX_CHANNELS}

@@ -28,7 +28,7 @@ class Tracker:
             import supervision
             import trackers
         except ImportError:
-            raise ValueError("tracking needs two packages: pip install trackers supervision") from None
+            raise ValueError("tracking needs a package: pip install trackers") from None
         self.high, self.low, self.buffer, self.by_class = high, low, buffer, by_class
         self._new, self._detections = trackers.ByteTrackTracker, supervision.Detections
         self._frames = 0

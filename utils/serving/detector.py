@@ -39,7 +39,7 @@ class Detector:
     """Detections and routes of images by a `model`.
 
     `model` takes (B, 3, H, W) in 0..1 and gives (B, M, 5 + C); it has `names`, `stride`, `device`, `fp16`, `shape`
-    (height and width that every image must have, or None) and `picture_size(size)`. `decode` makes an RGB array of
+    (height and width that every image must have, or None) and `input_size(size)`. `decode` makes an RGB array of
     a file's content. `record(model.model)` collects routes while its block runs; None where the model has none.
     """
 
@@ -57,7 +57,7 @@ class Detector:
     def prepare(self, data: bytes, settings: Settings, name: str = "the image") -> Prepared:
         """Decode a file's content and letterbox it as detect.py does; raises Refusal for what is no image."""
         image, shape = self.decode(data, name), self.model.shape
-        target = shape or self.model.picture_size(settings.size)
+        target = shape or self.model.input_size(settings.size)
         return Prepared(*prepare_image(image, target, self.model.stride, auto=shape is None, bgr=False), settings)
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from utils.base.log import LOGGER
 from utils.images.decoding_cost import PLAIN_MEMORY, count_cost
-from utils.images.decoding_limits import CostTally, TooCostly, Unbounded, count_exif
+from utils.images.decoding_limits import DecodingBudget, TooCostly, Unbounded, count_exif
 
 MIB = 1024 * 1024
 Answer = TypeVar("Answer")
@@ -195,7 +195,7 @@ class Decoder:
         self.most_work = MOST_PASSES * pixels + SLACK_WORK
         self.most_memory = 2 * PLAIN_MEMORY * pixels + SLACK_MEMORY
 
-    def measure(self, data: bytes, name: str = "the image") -> CostTally:
+    def measure(self, data: bytes, name: str = "the image") -> DecodingBudget:
         """What decoding a file's content will take, from its headers; nothing is decoded.
 
         Raises Refusal: 400 for an empty or damaged file, 413 for more pixels, work or memory than are taken, 415 for
@@ -231,10 +231,10 @@ class Decoder:
             raise Refusal(413, f"{name} is {width} x {height} pixels; {taken}")
 
     @contextmanager
-    def _counting(self, name: str) -> Iterator[CostTally]:
+    def _counting(self, name: str) -> Iterator[DecodingBudget]:
         """Give what counts the costs of one image; whatever goes wrong with the file becomes a Refusal."""
         try:
-            yield CostTally(self.most_work, self.most_memory, partial(self.check_size, name))
+            yield DecodingBudget(self.most_work, self.most_memory, partial(self.check_size, name))
         except Refusal:
             raise
         except TooCostly as error:

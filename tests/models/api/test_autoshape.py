@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from models import common
-from models.api.autoshape import AutoShape, load_picture, to_rgb
+from models.api.autoshape import AutoShape, load_image, to_rgb
 from models.api.detections import Detections, describe_counts
 from models.backends import DetectMultiBackend
 from tests.known_detector import NAMES, by_rows, expected_boxes, known_model, write_weights
@@ -107,7 +107,7 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
         "tensor": tensor,
         "half": tensor.bfloat16() / 255,
     }
-    picture, name = load_picture(items[kind])
+    picture, name = load_image(items[kind])
     expected = np.full_like(rgb, 200) if kind == "grey" else rgb
     assert picture.dtype == np.uint8 and np.abs(picture.astype(int) - expected).max() <= 1
     assert picture.flags.writeable and picture is not items[kind]
@@ -122,13 +122,13 @@ def test_flat_and_narrow_images_are_not_taken_for_channels_first(shape, size):
 
 
 def test_tensors_have_their_channels_first():
-    assert load_picture(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
-    assert load_picture(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_picture(torch.zeros(5, 6))[0].shape[1] == 6
+    assert load_image(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
+    assert load_image(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_image(torch.zeros(5, 6))[0].shape[1] == 6
     shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
-    load_picture(shared)[0][:] = 9
+    load_image(shared)[0][:] = 9
     assert not shared.any()
     with pytest.raises(ValueError, match="is no image"):
-        load_picture(torch.zeros(1, 3, 4, 5))
+        load_image(torch.zeros(1, 3, 4, 5))
 
 
 PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
@@ -147,7 +147,7 @@ def test_every_mode_of_pillow(mode):
         for step in steps.get(mode, (mode,)):
             picture = picture.convert(step)
     assert picture.mode == mode
-    array, _ = load_picture(picture)
+    array, _ = load_image(picture)
     assert array.shape == (20, 30, 3) and array.dtype == np.uint8 and array.min() >= 250
 
 
@@ -164,7 +164,7 @@ def test_every_orientation(orientation, tmp_path):
         6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
     }  # fmt: skip
     for item in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
-        assert np.array_equal(load_picture(item)[0], turned[orientation])
+        assert np.array_equal(load_image(item)[0], turned[orientation])
 
 
 def png_that_claims(width, height):
@@ -224,7 +224,7 @@ def test_depths():
     assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[-5, 300]], np.int64))[0].tolist() == [[0] * 3, [255] * 3]
-    assert load_picture(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
+    assert load_image(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])

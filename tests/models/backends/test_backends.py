@@ -77,8 +77,8 @@ def test_weights_know_the_size_of_their_training(weights, tmp_path, given, size)
     content = load_checkpoint(weights)
     save_checkpoint(tmp_path / "moved.pt", content | given)
     model = DetectMultiBackend(tmp_path / "moved.pt")
-    assert model.trained == size and model.picture_size(0) == model.picture_size([]) == (size, size)
-    assert model.picture_size(64) == (64, 64) and AutoShape(model).trained == size
+    assert model.trained == size and model.input_size(0) == model.input_size([]) == (size, size)
+    assert model.input_size(64) == (64, 64) and AutoShape(model).trained == size
     assert AutoShape(model)(np.zeros((10, 20, 3), np.uint8)).s[-1] == size
     assert attempt_load([tmp_path / "moved.pt", weights]).imgsz == (size if size != 640 else 0)
 
@@ -314,7 +314,7 @@ def test_torchscript_of_v61(tmp_path):
         warnings.simplefilter("ignore")
         torch.jit.trace(model, torch.zeros(1, 3, 64, 64), strict=False).save(str(file), _extra_files=notes)
     backend = DetectMultiBackend(file, trust=True)
-    assert backend.names == NAMES and backend.shape == (64, 64) and backend.picture_size(640) == (64, 64)
+    assert backend.names == NAMES and backend.shape == (64, 64) and backend.input_size(640) == (64, 64)
     with torch.no_grad():
         assert torch.allclose(backend(torch.zeros(2, 3, 64, 64)), model(torch.zeros(2, 3, 64, 64))[0], atol=1e-3)
 

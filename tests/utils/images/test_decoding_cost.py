@@ -11,21 +11,21 @@ from PIL import Image
 
 from tests.hostile import bmp, file_of, in_gif, interlaced_rows, plain, png, shapes, webp
 from utils.images.decoding_cost import PLAIN_MEMORY, PLAIN_WORK, count_cost
-from utils.images.decoding_limits import CostTally
+from utils.images.decoding_limits import DecodingBudget
 from utils.images.image_headers import webp_size
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-def counted(data: bytes) -> CostTally:
-    budget = CostTally(10**12, 10**12)
+def counted(data: bytes) -> DecodingBudget:
+    budget = DecodingBudget(10**12, 10**12)
     assert count_cost(data, budget)
     return budget
 
 
 @pytest.mark.parametrize("data", [b"", b"text", bytes(99), b"\x00\x00\x00\x1cftypavif", b"\x00\x00\x01\x00"])
 def test_what_is_not_known(data: bytes) -> None:
-    assert count_cost(data, CostTally(0, 0)) is None
+    assert count_cost(data, DecodingBudget(0, 0)) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,7 +38,7 @@ def test_every_pixel_costs_something_and_the_size_is_checked(kind: str) -> None:
         raise KeyError((width, height))
 
     with pytest.raises(KeyError, match=r"\(65, 49\)"):
-        count_cost(data, CostTally(10**9, 10**9, refuse))
+        count_cost(data, DecodingBudget(10**9, 10**9, refuse))
     small, large = counted(file_of(plain(512, 512), kind)).work, counted(file_of(plain(1024, 1024), kind)).work
     assert 3 * small < large < 4.2 * small
 
@@ -85,7 +85,7 @@ def test_any_damage_is_counted_or_one_line(kind: str, place: int, length: int, j
     place %= len(whole)
     said = "fine"
     try:
-        count_cost((whole[:place] + junk + whole[place + len(junk) :])[: length or None], CostTally(10**10, 10**10))
+        count_cost((whole[:place] + junk + whole[place + len(junk) :])[: length or None], DecodingBudget(10**10, 10**10))
     except ValueError as error:
         said = str(error)
     assert re.fullmatch(".+", said)

@@ -8,21 +8,21 @@ import pytest
 
 from tests.hostile import file_of, greedy_exif, many_scans, plain, scans_of, shapes
 from utils.images.decoding_jpeg import JpegFrame, count_jpeg
-from utils.images.decoding_limits import CostTally, TooCostly, Unbounded
+from utils.images.decoding_limits import DecodingBudget, TooCostly, Unbounded
 
 USUAL = file_of(shapes(64, 48), "JPEG")
 FRAME = USUAL.index(b"\xff\xc0")
 
 
-def counted(data: bytes) -> CostTally:
-    budget = CostTally(10**12, 10**12)
+def counted(data: bytes) -> DecodingBudget:
+    budget = DecodingBudget(10**12, 10**12)
     count_jpeg(data, budget)
     return budget
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(100), b"\xff" * 1000])
 def test_nothing_is_there(data: bytes) -> None:
-    assert count_jpeg(data, CostTally(10**12, 10**12)) is None
+    assert count_jpeg(data, DecodingBudget(10**12, 10**12)) is None
 
 
 def frame(width: int, height: int, *factors: int, same_number: bool = False) -> JpegFrame:
@@ -110,4 +110,4 @@ def test_directories_of_several_images_in_one_are_counted() -> None:
     part = b"MPF\0" + greedy_exif()
     data = USUAL[:2] + b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part + USUAL[2:]
     with pytest.raises(TooCostly, match="tag"):
-        count_jpeg(data, CostTally(10**9, 10**9))
+        count_jpeg(data, DecodingBudget(10**9, 10**9))

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.hostile import greedy_exif, numbers, tags, tiff
-from utils.images.decoding_limits import MOST_PARTS, CostTally, TagReader, TooCostly, count_exif
+from utils.images.decoding_limits import MOST_PARTS, DecodingBudget, TagReader, TooCostly, count_exif
 
 
-def roomy() -> CostTally:
-    return CostTally(10**9, 10**9)
+def roomy() -> DecodingBudget:
+    return DecodingBudget(10**9, 10**9)
 
 
 def test_a_budget_says_what_was_too_much() -> None:
-    budget = CostTally(100, 50)
+    budget = DecodingBudget(100, 50)
     count_exif(b"", budget)
     assert (budget.work, budget.memory, budget.parts, budget.size) == (0, 0, 0, (0, 0))
     budget.spend("its size", 100, 50)
     with pytest.raises(TooCostly, match="its colour"):
         budget.spend("its colour", 1)
     with pytest.raises(TooCostly, match="its weight"):
-        CostTally(100, 50).spend("its weight", 0, 51)
-    budget = CostTally(1, 1, parts=MOST_PARTS)
+        DecodingBudget(100, 50).spend("its weight", 0, 51)
+    budget = DecodingBudget(1, 1, parts=MOST_PARTS)
     with pytest.raises(TooCostly, match="more than 200,000 crumbs"):
         budget.part(0, "crumbs")
 
@@ -107,6 +107,6 @@ def test_costly_tags_are_not_hidden(case: str) -> None:
 
 @given(st.binary(max_size=80), st.sampled_from([b"II*\0\x08\0\0\0", b"MM\0+\0\x08\0\0", b""]))
 def test_any_bytes_are_counted_or_passed_over(data: bytes, head: bytes) -> None:
-    budget = CostTally(10**30, 10**30)
+    budget = DecodingBudget(10**30, 10**30)
     count_exif(head + data, budget)
     assert budget.work >= budget.parts

@@ -5,12 +5,12 @@ import io
 import pytest
 
 from tests.hostile import file_of, layout, many_scans, numbers, shapes, tiff
-from utils.images.decoding_limits import CostTally, TooCostly, Unbounded
+from utils.images.decoding_limits import DecodingBudget, TooCostly, Unbounded
 from utils.images.decoding_tiff import count_tiff
 
 
-def counted(data: bytes, work: int = 10**12) -> CostTally:
-    budget = CostTally(work, 10**12)
+def counted(data: bytes, work: int = 10**12) -> DecodingBudget:
+    budget = DecodingBudget(work, 10**12)
     count_tiff(data, budget)
     return budget
 

@@ -8,7 +8,7 @@ import pytest
 
 from utils.predict.tracking import Tracker
 
-pytest.importorskip("trackers", reason="tracking is an extra: pip install trackers supervision")
+pytest.importorskip("trackers", reason="tracking is an extra: pip install trackers")
 NOTHING = np.zeros((0, 6))
 ROW = np.array([[10.0, 10, 50, 90, 0.9, 0]])
 
@@ -162,5 +162,5 @@ def test_other_shapes(shape):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
-    with pytest.raises(ValueError, match="^tracking needs two packages: pip install trackers supervision$"):
+    with pytest.raises(ValueError, match="^tracking needs a package: pip install trackers$"):
         Tracker()

@@ -27,7 +27,7 @@ pytest.importorskip("httpx", reason="the test client needs httpx: pip install ht
 from fastapi.testclient import TestClient  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from utils.images.decoding_limits import CostTally  # noqa: E402
+from utils.images.decoding_limits import DecodingBudget  # noqa: E402
 from utils.serving.app import POLICY, Endpoints, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
 from utils.serving.detector import Settings  # noqa: E402
@@ -52,10 +52,10 @@ class Lengths:
         self.decode = Decoder(np.asarray, pixels)
         self.decode.measure = self.measure
 
-    def measure(self, data: bytes, name: str) -> CostTally:
+    def measure(self, data: bytes, name: str) -> DecodingBudget:
         if data == b"costly":
             raise Refusal(413, f"{name} is costly")
-        return CostTally(0, 0, work=10**9 if data == b"heavy" else len(data), memory=len(data))
+        return DecodingBudget(0, 0, work=10**9 if data == b"heavy" else len(data), memory=len(data))
 
     def prepare(self, data: bytes, settings: Settings, name: str) -> Any:
         self.prepared.append(data)

@@ -26,7 +26,7 @@ def known(boxes: list[list[float]], shape: tuple[int, int] | None = None) -> Sim
         def __call__(self, batch: torch.Tensor) -> torch.Tensor:
             return look(batch)
 
-        def picture_size(self, size: int) -> tuple[int, int]:
+        def input_size(self, size: int) -> tuple[int, int]:
             return (-(-size // 32) * 32,) * 2
 
     model = Model()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.api.autoshape import load_picture
+from models.api.autoshape import load_image
 from tests.hostile import COSTLY, USUAL, file_of, many_scans
 from tests.served import EDGE, form, need_server
 
@@ -148,7 +148,7 @@ def test_the_gate_counts_requests_and_bytes() -> None:
 
 # ---- images
 DECODE = Decoder(lambda image: np.array(image.convert("RGB")), 10_000)
-SERVER = Decoder(lambda image: load_picture(image)[0], 50_000_000)  # as serve.py has it
+SERVER = Decoder(lambda image: load_image(image)[0], 50_000_000)  # as serve.py has it
 SAME = ("jpeg_with_exif_and_comment", "mpo_of_two", "tiff_lzw", "webp_lossless", "bmp_of_runs")
 
 
