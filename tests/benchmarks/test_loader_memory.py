@@ -15,7 +15,7 @@ from utils.data.datasets import DetectionDataset
 needs_smaps = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux gives memory this way")
 
 
-@pytest.mark.parametrize("words", [["--pictures", "-1"], ["--epochs", "0"], ["--cache", "--ranks", "0"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--images", "-1"], ["--epochs", "0"], ["--cache", "--ranks", "0"]], ids=" ".join)
 def test_mistakes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         loader_memory.main(words)
@@ -42,7 +42,7 @@ def test_memory_counts_what_a_process_takes() -> None:
 
 @needs_smaps
 def test_a_loader_that_keeps_everything_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    words = ["--pictures", "200", "--workers", "1", "--epochs", "2", "--batch", "50"]
+    words = ["--images", "200", "--workers", "1", "--epochs", "2", "--batch", "50"]
     assert loader_memory.main(words) == 0
     rows = re.findall(r"^ +(\d) .*([+-]\d+\.\d\d)%$", capsys.readouterr().out, re.MULTILINE)
     assert [epoch for epoch, _ in rows] == ["1", "2"] and float(rows[0][1]) == 0
@@ -58,14 +58,14 @@ def test_a_loader_that_keeps_everything_is_seen(monkeypatch: pytest.MonkeyPatch,
 
 @needs_smaps
 def test_images_are_cached_once(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cache", "--pictures", "60", "--workers", "1", "--imgsz", "448", "--batch", "4"]
+    words = ["--cache", "--images", "60", "--workers", "1", "--imgsz", "448", "--batch", "4"]
     assert loader_memory.main(words) == 0
     pixels, copies = map(float, re.findall(r"pixels: ([\d.]+) MiB; .* ([\d.]+) copies", capsys.readouterr().out)[0])
     assert pixels == pytest.approx(60 * 448 * 448 * 3 / 2**20, abs=0.1) and 0.8 < copies < 1.3
 
 
 def test_speed_is_told_of_every_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loader_speed.main(["--pictures", "6", "--imgsz", "64", "--count", "2", "--rounds", "1"])
+    loader_speed.main(["--images", "6", "--imgsz", "64", "--count", "2", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     names = ["files read", "shards read", "ram read", "files train", "shards train", "ram train"]
     assert [" ".join(line.split()[:2]) for line in lines[-6:]] == names

@@ -66,7 +66,7 @@ def test_the_command_line_draws_a_file(tmp_path, monkeypatch):
     words = [
         "--weights",
         "any.pt",
-        "--picture",
+        "--image",
         str(tmp_path / "a.png"),
         "--imgsz",
         "64",
@@ -80,5 +80,5 @@ def test_the_command_line_draws_a_file(tmp_path, monkeypatch):
 def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bra_method, "attempt_load", lambda weights: layer())
     with pytest.raises(SystemExit):
-        main(["--weights", "any.pt", "--picture", str(tmp_path / "none.png")])
+        main(["--weights", "any.pt", "--image", str(tmp_path / "none.png")])
     assert "none.png" in capsys.readouterr().err.splitlines()[-1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from utils.drawing import fonts as module
-from utils.drawing.annotator import Annotator
+from utils.drawing.annotator import Annotator, find_font
 from utils.drawing.batches import plot_images, plot_labels
 from utils.drawing.figures import new_figure, text_font
 from utils.drawing.fonts import drawable_names, font_runs, plain
@@ -201,3 +201,11 @@ def test_long_names_are_cut_and_numbered() -> None:
     long = "a bolt of the kind that nobody has in the house "
     names = [long + "A", long + "B", "b" * 40, "c" * 41]
     assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
+
+
+def test_one_font_for_a_whole_text(no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = made_font(tmp_path / "own.ttf", "\u0b95")
+    assert find_font("plain") == "" and find_font("\u0b95") is None
+    monkeypatch.setenv("YOLOV5_FONT", str(own))
+    module.font_runs.cache_clear()
+    assert find_font("\u0b95") == str(own) and find_font("a \u0b95") is None

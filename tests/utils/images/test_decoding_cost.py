@@ -85,7 +85,8 @@ def test_any_damage_is_counted_or_one_line(kind: str, place: int, length: int, j
     place %= len(whole)
     said = "fine"
     try:
-        count_cost((whole[:place] + junk + whole[place + len(junk) :])[: length or None], DecodingBudget(10**10, 10**10))
+        changed = whole[:place] + junk + whole[place + len(junk) :]
+        count_cost(changed[: length or None], DecodingBudget(10**10, 10**10))
     except ValueError as error:
         said = str(error)
     assert re.fullmatch(".+", said)
