@@ -213,7 +213,7 @@ DATA = {
 MODEL = {
     "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
     "unknown module": (replaced("C3, [128]", "nn.Convv, [1]"), ["tiny.yaml: layer 2", "did you mean 'nn.Conv"]),
-    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "needs the arguments [nc"]),
+    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "the first argument of Detect must be nc"]),
     "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
     "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple must be a number above 0, not 'deep'"]),
     "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace must be true or false"]),
@@ -449,10 +449,10 @@ def test_val_wants_the_classes_of_the_weights(trained: Path, place: Path, said: 
     "source, says",
     [
         ("none.jpg", "none.jpg does not exist (looked in"),
-        ("hollow", "nothing found in hollow: looked for pictures"),
-        ("hollow/*.jpg", "nothing found in hollow/*.jpg: looked for pictures"),
-        ("", "--source is empty; name a picture"),
-        ("letter.doc", "letter.doc is no file that can be looked at; known are pictures"),
+        ("hollow", "nothing found in hollow: looked for images"),
+        ("hollow/*.jpg", "nothing found in hollow/*.jpg: looked for images"),
+        ("", "--source is empty; name an image"),
+        ("letter.doc", "letter.doc is no file that can be looked at; known are images"),
         ("hollow.txt", "hollow.txt names nothing that can be looked at"),
         ("broken.jpg", "nothing in broken.jpg could be read; see the warnings above"),
         ("broken.mp4", "nothing in broken.mp4 could be read; see the warnings above"),

@@ -14,6 +14,8 @@ box that encloses both.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +58,7 @@ def _box(boxes: Tensor, xywh: bool, eps: float) -> _Box:
     return _Box(x, y, width, height + eps, x - half_w, y - half_h, x + half_w, y + half_h)
 
 
-def _measure(a: _Box, b: _Box, kind: str, eps: float) -> Tensor:
+def _measure(kind: str, a: _Box, b: _Box, eps: float) -> Tensor:
     """Compare boxes one to one by a measure of METRICS."""
     width = (torch.minimum(a.right, b.right) - torch.maximum(a.left, b.left)).clamp(min=0)
     height = (torch.minimum(a.bottom, b.bottom) - torch.maximum(a.top, b.top)).clamp(min=0)
@@ -101,7 +103,11 @@ def _enclosing(a: _Box, b: _Box) -> tuple[Tensor, Tensor]:
     return width, height
 
 
-METRICS = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")
+Measure = Callable[[_Box, _Box, float], Tensor]
+# How well boxes fit, one to one. Measures of your own go in here, losses by them into LOSSES (docs/extending.md).
+METRICS: dict[str, Measure] = {
+    name: partial(_measure, name) for name in ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")
+}
 
 
 def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
@@ -117,7 +123,7 @@ def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = Fa
     """
     if kind not in METRICS:
         raise ValueError(f"unknown IoU {kind!r}; there are: {', '.join(METRICS)}")
-    return _measure(_box(first, xywh, eps), _box(second, xywh, eps), kind, eps)
+    return METRICS[kind](_box(first, xywh, eps), _box(second, xywh, eps), eps)
 
 
 def pairwise_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
@@ -175,11 +181,11 @@ def iou_loss(
     """
     measure = LOSSES[check_loss_name(kind)]
     a, b = _box(predicted, xywh, eps), _box(target, xywh, eps)
-    metric = _measure(a, b, measure, eps)
+    metric = METRICS[measure](a, b, eps)
     loss = 1 - metric
     if kind == "Focal-EIoU":
         # boxes that already fit count more; a constant, or the loss would fall by moving boxes apart
-        loss = loss * _measure(a, b, "IoU", eps).detach() ** FOCAL_GAMMA
+        loss = loss * _measure("IoU", a, b, eps).detach() ** FOCAL_GAMMA
     elif kind.startswith("WIoU"):
         loss = loss * _wise_weight(kind, a, b, metric, state or RunningMean(), eps)
     return loss, metric.detach()
