@@ -213,7 +213,7 @@ DATA = {
 MODEL = {
     "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
     "unknown module": (replaced("C3, [128]", "nn.Convv, [1]"), ["tiny.yaml: layer 2", "did you mean 'nn.Conv"]),
-    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "the first argument of Detect must be nc"]),
+    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "of Detect must be nc"]),
     "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
     "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple must be a number above 0, not 'deep'"]),
     "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace must be true or false"]),
