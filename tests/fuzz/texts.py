@@ -60,15 +60,8 @@ head:
 MODEL_WORDS = (
     *("[-1,", "[3,", "[[-1,", "[[0,1],", "1,", "3,", "99999999,", "-1,", "1.5,", "0,"),
     *(f"{name}," for name in (*BLOCKS, "nn.Conv2d", "nn.ReLU", "nn.Linear", "nn.ZeroPad2d", "nn.Unfold", "nn.LSTM")),
-    *(
-        "[9999999]]",
-        "[1000000]]",
-        "[64, 999]]",
-        "[64, 3, 0]]",
-        "[64, 3, -1]]",
-        "[null, 1000, nearest]]",
-        "[64, [1, 3]]]",
-    ),
+    *("[9999999]]", "[1000000]]", "[64, 999]]", "[64, 3, 0]]", "[64, 3, -1]]", "[null, 1000, nearest]]"),
+    "[64, [1, 3]]]",
     *("[64, {g: 7}]]", "[{a: *x}]]", "['nn.ReLU()']]", "['(((((1']]", "[16, 3, 1, null, 16]]", "[]]"),
 )
 COCO: dict[str, Any] = {
@@ -123,14 +116,6 @@ def _use_list(path: Path) -> None:
         check_pair(str(image), "none.txt")
 
 
-def _use_coco(path: Path) -> None:
-    _converted(path, lambda labels: convert_coco(path, labels, polygons=True))
-
-
-def _use_voc(path: Path) -> None:
-    _converted(path, lambda labels: convert_voc(path.parent, labels, ["a", "b"]))
-
-
 def _use_dota(path: Path) -> None:
     (path.parent / "images").mkdir(exist_ok=True)
     images = _good_picture(path.parent / "images", f"{path.stem}.png").parent
@@ -154,10 +139,6 @@ def _use_sku(path: Path) -> None:
 def _use_visdrone(path: Path) -> None:
     with naming(path, "a VisDrone file"):
         visdrone_rows(read_annotations(path), (64, 48), DropCounts(), "a")
-
-
-def _use_results(path: Path) -> None:
-    read_results(path)
 
 
 def _text(text: str, words: tuple[str, ...] = ()) -> Callable[[Random], bytes]:
@@ -213,13 +194,23 @@ TEXTS = (
     Kind("hyp YAML", "input.yaml", _yaml(HYP), lambda path: Hyp.load(path).scaled(3, 80, 640)),
     Kind("opt.yaml", "opt.yaml", _yaml(OPT), lambda path: trained_size([path.parent / "weights/best.pt"])),
     Kind("model YAML", "input.yaml", _yaml(MODEL, MODEL_WORDS), lambda path: Model(str(path), verbose=False)),
-    Kind("COCO JSON", "input.json", _json(COCO), _use_coco),
+    Kind(
+        "COCO JSON",
+        "input.json",
+        _json(COCO),
+        lambda path: _converted(path, lambda labels: convert_coco(path, labels, polygons=True)),
+    ),
     Kind("Argoverse JSON", "input.json", _json(ARGOVERSE), lambda path: argoverse_rows(path, DropCounts())),
     Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)}, DropCounts())),
-    Kind("VOC XML", "input.xml", _text(VOC), _use_voc),
+    Kind(
+        "VOC XML",
+        "input.xml",
+        _text(VOC),
+        lambda path: _converted(path, lambda labels: convert_voc(path.parent, labels, ["a", "b"])),
+    ),
     Kind("DOTA", "input.txt", _text(DOTA), _use_dota),
     Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),
     Kind("SKU-110K", "input.csv", _text(SKU), _use_sku),
-    Kind("results.csv", "results.csv", _text(RESULTS), _use_results),
+    Kind("results.csv", "results.csv", _text(RESULTS), read_results),
     Kind("study table", "study.txt", _text(STUDY), read_study),
 )
