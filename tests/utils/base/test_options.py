@@ -16,7 +16,7 @@ from utils.base.options import SHARE, Range, check_bounds, class_numbers, flag, 
 @dataclass(slots=True)
 class Some:
     weights: list[str] = flag([], "files")
-    batch_size: int = flag(16, "pictures")
+    batch_size: int = flag(16, "images")
     imgsz: int = flag(640, "side", aliases=("--img", "--img-size"))
     save_txt: bool = flag(False, "write")
     cache: str | None = flag(None, "keep", nargs="?", const="ram")
@@ -40,67 +40,44 @@ def test_empty_command_line_gives_the_defaults() -> None:
     assert parse(Some, []) == Some()
 
 
-@pytest.mark.parametrize(
-    "words, name, value",
-    [
-        (["--batch", "4"], "batch_size", 4),
-        (["--img", "320"], "imgsz", 320),
-        (["--img-size=96"], "imgsz", 96),
-        (["--batch_size", "8"], "batch_size", 8),
-        (["--weights", "a.pt", "b.pt"], "weights", ["a.pt", "b.pt"]),
-        (["--save-txt"], "save_txt", True),
-        (["--cache"], "cache", "ram"),
-        (["--cache", "disk"], "cache", "disk"),
-    ],
-)
-def test_flags_as_people_type_them(words: list[str], name: str, value: object) -> None:
-    assert getattr(parse(Some, words), name) == value
+TYPED = {
+    "--batch 4": ("batch_size", 4), "--img 320": ("imgsz", 320), "--img-size=96": ("imgsz", 96),
+    "--batch_size 8": ("batch_size", 8), "--weights a.pt b.pt": ("weights", ["a.pt", "b.pt"]),
+    "--save-txt": ("save_txt", True), "--cache": ("cache", "ram"), "--cache disk": ("cache", "disk"),
+}  # fmt: skip
 
 
-def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", TYPED)
+def test_flags_as_people_type_them(words: str) -> None:
+    name, value = TYPED[words]
+    assert getattr(parse(Some, words.split()), name) == value
+
+
+def test_unknown_names_say_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(Some, ["--bathc-size", "4"])
     assert stop.value.code == 2 and "--batch-size" in capsys.readouterr().err
-
-
-def test_unknown_option_names_the_nearest() -> None:
-    assert options(Some, {"imgsz": 64}).imgsz == 64
     with pytest.raises(ValueError, match="did you mean 'batch_size'"):
         options(Some, {"batchsize": 1})
 
 
-def test_defaults_are_not_shared() -> None:
-    first = Some()
-    first.weights.append("x")
-    assert Some().weights == []
+HELP = {
+    "--batch-size": "images (default: 16)", "--freeze": "layers (default: none)", "--rank": "of the process",
+    "--sides": "height and width (default: 64 32)", "--seed": "of 100 % of the numbers (default: 0)",
+    "--weights": "files", "--save-txt": "write", "--cache": "keep", "--empty": "nothing",
+    "--project": "folder (default: runs)", "--no-plots": "draw (default: True)",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        ("--batch-size", "pictures (default: 16)"),
-        ("--freeze", "layers (default: none)"),
-        ("--rank", "of the process"),
-        ("--sides", "height and width (default: 64 32)"),
-        ("--seed", "of 100 % of the numbers (default: 0)"),
-        ("--weights", "files"),
-        ("--save-txt", "write"),
-        ("--cache", "keep"),
-        ("--empty", "nothing"),
-        ("--project", "folder (default: runs)"),
-        ("--no-plots", "draw (default: True)"),
-    ],
-)
-def test_help_shows_defaults_as_people_write_them(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_defaults_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(Some, ["--help"])
     text = " ".join(capsys.readouterr().out.rpartition("-h, --help")[2].split())
-    (found,) = (part for part in re.split(r" (?=--[a-z])", text) if part.split()[0] == words)
-    assert stop.value.code == 0 and found.endswith(f" {says}")
-
-
-def test_what_help_says_changes_no_value() -> None:
-    found = parse(Some, [])
+    parts = {part.split()[0]: part for part in re.split(r" (?=--[a-z])", text)}
+    assert stop.value.code == 0 and all(parts[flag].endswith(f" {says}") for flag, says in HELP.items()), parts
+    first, found = Some(), parse(Some, [])
+    first.weights.append("x")
+    assert Some().weights == [], "defaults are not shared"
     assert (found.freeze, found.rank, found.project) == ([0], -1, str(Path.cwd() / "runs"))
 
 
@@ -146,35 +123,19 @@ def test_what_python_gives_is_checked_and_the_error_says_what_is_wanted(given: d
     assert says in str(caught.value) and len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "given, value",
-    [
-        ({"imgsz": "320"}, 320),
-        ({"imgsz": 320.0}, 320),
-        ({"imgsz": np.int64(320)}, 320),
-        ({"imgsz": torch.tensor(320)}, 320),
-        ({"free": 3}, 3.0),
-        ({"free": np.float32(0.5)}, 0.5),
-        ({"save_txt": 1}, True),
-        ({"save_txt": np.bool_(True)}, True),
-        ({"weights": Path("a.pt")}, ["a.pt"]),
-        ({"weights": ("a.pt", Path("b.pt"))}, ["a.pt", "b.pt"]),
-        ({"weights": None}, []),
-        ({"freeze": 10}, [10]),
-        ({"freeze": range(2)}, [0, 1]),
-        ({"freeze": np.arange(2)}, [0, 1]),
-        ({"cache": True}, "ram"),
-        ({"cache": False}, None),
-        ({"project": Path("p")}, "p"),
-        ({"device": 0}, "0"),
-        ({"device": torch.device("cuda:1")}, "cuda:1"),
-        ({"device": None}, ""),
-        ({"epochs": -1}, -1),
-        ({"layers": None}, None),
-    ],
-)
-def test_what_python_gives_means_what_the_command_line_means(given: dict, value: object) -> None:
-    found = getattr(options(Some, given), next(iter(given)))
+MEANT = [
+    ("imgsz", "320", 320), ("imgsz", 320.0, 320), ("imgsz", np.int64(320), 320), ("imgsz", torch.tensor(320), 320),
+    ("free", 3, 3.0), ("free", np.float32(0.5), 0.5), ("save_txt", 1, True), ("save_txt", np.bool_(True), True),
+    ("weights", Path("a.pt"), ["a.pt"]), ("weights", ("a.pt", Path("b.pt")), ["a.pt", "b.pt"]), ("weights", None, []),
+    ("freeze", 10, [10]), ("freeze", range(2), [0, 1]), ("freeze", np.arange(2), [0, 1]), ("layers", None, None),
+    ("cache", True, "ram"), ("cache", False, None), ("project", Path("p"), "p"), ("device", 0, "0"),
+    ("device", torch.device("cuda:1"), "cuda:1"), ("device", None, ""), ("epochs", -1, -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, given, value", MEANT)
+def test_what_python_gives_means_what_the_command_line_means(name: str, given: object, value: object) -> None:
+    found = getattr(options(Some, {name: given}), name)
     assert found == value and type(found) is type(value)
 
 
