@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,29 +113,7 @@ def test_a_sound_data_set_has_no_report(squares: Path, tiny_cfg: Path, tmp_path:
     assert not (tmp_path / "runs/exp/dataset_report.csv").exists()
 
 
-# ---- what lies in a image folder and is no picture
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "endless device", "loop", "folder"])
-def test_nothing_is_opened_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    path, label = tmp_path / "a.jpg", tmp_path / "a.txt"
-    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((20, 20, 3), np.uint8))
-    monkeypatch.chdir(tmp_path)
-    for place in (path, label):
-        if kind == "pipe":
-            os.mkfifo(place)
-        elif kind == "socket":
-            with socket.socket(socket.AF_UNIX) as plug:
-                plug.bind(place.name)
-        elif kind == "folder":
-            place.mkdir()
-        else:
-            place.symlink_to({"device": "/dev/tty", "endless device": "/dev/zero", "loop": place.name}[kind])
-    picture = check_pair(str(path), str(tmp_path / "none.txt"))
-    labels = check_pair(str(tmp_path / "good.png"), str(label))
-    assert picture.size is None and labels.size is None
-    assert str(path) in picture.message and str(label) in labels.message and "left out" in labels.message
-
-
+# ---- single labels
 ODD = ["0 1e308 .5 .2 .2", "0 nan .5 .2 .2", "0 inf .5 .2 .2", "0 0x1 .5 .2 .2", "0 ١ .5 .2 .2", "0 1_0 .5 .2 .2"]
 ODD += ["1e30 .5 .5 .2 .2", "100000 .5 .5 .2 .2", "0 " + "5" * 10_000_000, "0 " + ".5 " * 2_000_001]
 

@@ -81,45 +81,29 @@ def test_help_shows_defaults_as_people_write_them(capsys: pytest.CaptureFixture[
     assert (found.freeze, found.rank, found.project) == ([0], -1, str(Path.cwd() / "runs"))
 
 
-ONE_VALUE = [
-    ({"imgsz": "abc"}, "--imgsz abc: must be a whole number"),
-    ({"imgsz": "a b\x1b"}, r"--imgsz 'a b\x1b': must be a whole number"),
-    ({"imgsz": ""}, "--imgsz '': must be a whole number"),
-    ({"imgsz": 1.5}, "--imgsz 1.5: must be a whole number"),
-    ({"imgsz": True}, "--imgsz True: must be a whole number"),
-    ({"imgsz": None}, "--imgsz None: must be a whole number"),
-    ({"imgsz": [64, 64]}, "--imgsz [64, 64]: must be a whole number"),
-    ({"imgsz": {}}, "--imgsz {}: must be a whole number"),
-    ({"imgsz": "9" * 5000}, "must be a whole number"),
-    ({"imgsz": 10**400}, "must be a whole number"),
-    ({"imgsz": float("nan")}, "--imgsz nan: must be a whole number"),
-    ({"imgsz": float("inf")}, "--imgsz inf: must be a whole number"),
-    ({"free": "x"}, "--free x: must be a number"),
-    ({"free": float("nan")}, "--free nan: must be finite"),
-    ({"free": "-inf"}, "--free -inf: must be finite"),
-    ({"free": 10**400}, "must be a number"),
-    ({"save_txt": "no"}, "--save-txt no: must be True or False"),
-    ({"save_txt": 2}, "--save-txt 2: must be True or False"),
-    ({"project": 3 + 2j}, "--project (3+2j): must be text"),
-    ({"project": b"runs"}, "--project b'runs': must be text"),
-    ({"project": ["a"]}, "--project ['a']: must be text"),
-    ({"kind": "sgd"}, "--kind sgd: choose one of auto, SGD, Adam"),
-    ({"kind": None}, "--kind None: must be text"),
-    ({"freeze": ["x"]}, "--freeze x: must be a whole number"),
-    ({"freeze": []}, "--freeze: is empty; give a whole number, or leave it out"),
-    ({"epochs": 0}, "--epochs 0: must be from 1 to 100, or -1"),
-    ({"epochs": 101}, "--epochs 101: must be from 1 to 100, or -1"),
-    ({"conf": 1.0001}, "--conf 1.0001: must be from 0 to 1"),
-    ({"conf": float("nan")}, "--conf nan: must be from 0 to 1"),
-    ({"gain": 0}, "--gain 0: must be above 0"),
-    ({"layers": [0, -1]}, "--layers -1: must be at least 0"),
-]
+WHOLE = {"abc": "abc", "a b\x1b": r"'a b\x1b'", "": "''", 1.5: "1.5", True: "True", None: "None"}
+WRONG = [
+    *(("imgsz", value, f"--imgsz {shown}: must be a whole number") for value, shown in WHOLE.items()),
+    ("imgsz", [64, 64], "--imgsz [64, 64]: must be a whole"), ("imgsz", {}, "--imgsz {}: must be a whole number"),
+    *(("imgsz", value, ": must be a whole number") for value in ("9" * 5000, 10**400, float("nan"), float("inf"))),
+    ("free", "x", "--free x: must be a number"), ("free", float("nan"), "--free nan: must be finite"),
+    ("free", "-inf", "--free -inf: must be finite"), ("free", 10**400, "must be a number"),
+    ("save_txt", "no", "--save-txt no: must be True or False"), ("save_txt", 2, "--save-txt 2: must be True or False"),
+    ("project", 3 + 2j, "--project (3+2j): must be text"), ("project", b"runs", "--project b'runs': must be text"),
+    ("project", ["a"], "--project ['a']: must be text"), ("kind", None, "--kind None: must be text"),
+    ("kind", "sgd", "--kind sgd: choose one of auto, SGD, Adam"),
+    ("freeze", ["x"], "--freeze x: must be a whole number"),
+    ("freeze", [], "--freeze: is empty; give a whole number, or leave it out"),
+    ("epochs", 0, "--epochs 0: must be from 1 to 100, or -1"), ("epochs", 101, "--epochs 101: must be from 1 to 100"),
+    ("conf", 1.0001, "--conf 1.0001: must be from 0 to 1"), ("conf", float("nan"), "--conf nan: must be from 0 to 1"),
+    ("gain", 0, "--gain 0: must be above 0"), ("layers", [0, -1], "--layers -1: must be at least 0"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("given, says", ONE_VALUE, ids=lambda value: str(value)[:40])
-def test_what_python_gives_is_checked_and_the_error_says_what_is_wanted(given: dict, says: str) -> None:
+@pytest.mark.parametrize("name, given, says", WRONG, ids=lambda value: str(value)[:40])
+def test_what_python_gives_is_checked_and_the_error_says_what_is_wanted(name: str, given: object, says: str) -> None:
     with pytest.raises(ValueError) as caught:
-        options(Some, given)
+        options(Some, {name: given})
     assert says in str(caught.value) and len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 

@@ -58,13 +58,9 @@ def test_the_holder_is_named_and_its_death_frees(tmp_path: Path, more: tuple[str
         RunLock(tmp_path).release()  # at once, the dead process not even waited for
 
 
-def _in_a_child(lock: RunLock) -> None:
-    lock.release()
-
-
 def test_a_forked_child_neither_holds_nor_frees_it(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
-    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(lock,))
+    child = multiprocessing.get_context("fork").Process(target=lock.release)
     child.start()
     child.join()
     with pytest.raises(Busy):
