@@ -163,7 +163,7 @@ DATA = {
 }
 MODEL = {
     "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
-    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "needs the arguments [nc"]),
+    "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "first argument of Detect must be nc"]),
     "no Detect": (replaced("  - [[4, 7], 1, Detect, [nc, anchors]]\n", ""), ["tiny.yaml: training needs", "Detect"]),
     "four channels": (replaced("nc: 2", "nc: 2\nch: 4"), ["tiny.yaml: training needs 3 input channels"]),
 }
@@ -363,10 +363,10 @@ def test_val_refuses_in_one_line(trained: Path, place: Path, said: Said) -> None
     "source, says",
     [
         ("none.jpg", "none.jpg does not exist (looked in"),
-        ("hollow", "nothing found in hollow: looked for pictures"),
-        ("hollow/*.jpg", "nothing found in hollow/*.jpg: looked for pictures"),
-        ("", "--source is empty; name a picture"),
-        ("letter.doc", "letter.doc is no file that can be looked at; known are pictures"),
+        ("hollow", "nothing found in hollow: looked for images"),
+        ("hollow/*.jpg", "nothing found in hollow/*.jpg: looked for images"),
+        ("", "--source is empty; name an image"),
+        ("letter.doc", "letter.doc is no file that can be looked at; known are images"),
         ("hollow.txt", "hollow.txt names nothing that can be looked at"),
         ("broken.jpg", "nothing in broken.jpg could be read; see the warnings above"),
         ("broken.mp4", "nothing in broken.mp4 could be read; see the warnings above"),

@@ -28,12 +28,6 @@ from utils.base.files import (
 )
 
 
-def test_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    assert printable("") == "" and is_one_line("") and read_bytes(tmp_path / "a", 0) == b""
-    assert list(walk_files(tmp_path / "none")) == []
-
-
 def test_names_stay_on_one_line() -> None:
     for name in ("a\nb", "a\x1b[31m", "\u2028", os.fsdecode(b"\xff"), "\x00"):
         assert printable(name) == printable(Path(name)) == ascii(name).strip("'") and not is_one_line(name)
@@ -100,6 +94,8 @@ def test_no_more_than_the_limit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its 5 bytes are more than the 4 that are read"):
         read_bytes(tmp_path / "a", 4)
     check_size(5, 5)
+    (tmp_path / "empty").touch()
+    assert read_bytes(tmp_path / "empty", 0) == b""
     tracemalloc.start()
     assert read_bytes(tmp_path / "a", 1 << 40) == b"12345" and tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
@@ -124,7 +120,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "a/once more").symlink_to(tmp_path / "far")
     (tmp_path / "a/loop").symlink_to("loop")
     found = sorted(os.path.relpath(name, tmp_path / "a") for name in walk_files(tmp_path / "a"))
-    assert found == ["b/y", "far/z", "loop", "once more/z", "x"]
+    assert found == ["b/y", "far/z", "loop", "once more/z", "x"] and list(walk_files(tmp_path / "none")) == []
 
 
 def test_folders_linked_to_each_other_do_not_multiply_without_end(tmp_path: Path) -> None:
@@ -141,7 +137,7 @@ def test_text_as_windows_writes_it_and_of_another_coding() -> None:
     for coding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be"):
         mark = "\ufeff" if coding == "utf-16-be" else ""
         assert decoded((mark + "螺栓 1\r\n").encode(coding)) == "螺栓 1\r\n"
-    assert decoded(b"") == ""
+    assert decoded(b"") == printable("") == "" and is_one_line("")
     with pytest.raises(UnicodeError, match="^it is not text in UTF-8; save it as UTF-8$"):
         decoded("螺栓".encode("gbk"))
 

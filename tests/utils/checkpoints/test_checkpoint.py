@@ -75,7 +75,7 @@ def test_what_is_written_is_tensors_and_builtins(tmp_path):
 
 def test_what_has_no_plain_form_is_named_and_leaves_the_file_alone(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {})
-    for value in (nn.Linear(1, 1), SimpleNamespace(a=1)):
+    for value in (nn.Linear(1, 1), SimpleNamespace()):
         with pytest.raises(ValueError, match=rf"checkpoint\.options\.model: {type(value).__name__} is neither"):
             save_checkpoint(tmp_path / "a.pt", {"options": {"model": value}})
     assert load_checkpoint(tmp_path / "a.pt") == {"format": FORMAT}
@@ -252,16 +252,6 @@ def good(tmp_path):
 def test_a_checkpoint_that_was_zipped_again_is_the_same_but_compressed_parts_could_be_bombs(good):
     assert load_checkpoint(rezipped(good))["weight"].shape == (1000,)
     assert "compressed" in error_of(rezipped(good, zipfile.ZIP_DEFLATED))
-
-
-def test_parts_of_one_name_could_be_read_one_way_and_another(good):
-    with zipfile.ZipFile(good, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        archive.writestr(archive.namelist()[0], b"N.")
-    assert "two parts have the same name" in error_of(good)
-    save_checkpoint(good, {"weight": torch.zeros(1000)})
-    with zipfile.ZipFile(good, "a") as archive:
-        archive.writestr(archive.namelist()[0].upper(), b"N.")
-    assert "two parts have the same name" in error_of(good), "PyTorch does not tell large letters from small ones"
 
 
 def test_numbers_that_are_not_there_and_a_huge_pickle(good, monkeypatch):

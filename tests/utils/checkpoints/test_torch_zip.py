@@ -105,44 +105,45 @@ def test_two_directories(tmp_path: Path) -> None:
 
 
 HEADER, ENTRY = 30, 46  # bytes before a name
+ROOM, OWN, NEXT, END_RECORD = "overlap, or leave room", "own header", "follow each other", "end record begins"
 
 
 @pytest.mark.parametrize(
     "change, match",
     [
-        (lambda b, d, n: joined(b"#!" + b, d, n, len(b)), "end record begins"),
-        (lambda b, d, n: joined(b"#!" + b, d, n), "follow each other"),
-        (lambda b, d, n: joined(b + b"room", d, n), "overlap, or leave room"),
+        (lambda b, d, n: joined(b"#!" + b, d, n, len(b)), END_RECORD),
+        (lambda b, d, n: joined(b"#!" + b, d, n), NEXT),
+        (lambda b, d, n: joined(b + b"room", d, n), ROOM),
         (lambda b, d, n: joined(b, d, n) + b"more", "cut off"),
         (lambda b, d, n: joined(b, d, n)[:-2] + b"\4\0note", "cut off"),
-        (lambda b, d, n: joined(b, d, n)[:-2] + b"\1\0", "end record begins"),
-        (lambda b, d, n: joined(b, d, n - 1), "overlap, or leave room"),
-        (lambda b, d, n: joined(b, d, n + 1), "follow each other"),
-        (lambda b, d, n: joined(b, d + d, 2 * n), "overlap, or leave room"),
-        (lambda b, d, n: joined(b, d + b"room", n), "overlap, or leave room"),
-        (lambda b, d, n: joined(b, d[:-20], n), "follow each other"),
-        (lambda b, d, n: joined(b, changed(d, len(d) - 55 + 32, b"\4\0"), n), "overlap, or leave room"),  # comment
-        (lambda b, d, n: joined(changed(b, 18, bytes(8)), d, n), "own header"),
-        (lambda b, d, n: joined(changed(b, 14, bytes(4)), d, n), "own header"),
+        (lambda b, d, n: joined(b, d, n)[:-2] + b"\1\0", END_RECORD),
+        (lambda b, d, n: joined(b, d, n - 1), ROOM),
+        (lambda b, d, n: joined(b, d, n + 1), NEXT),
+        (lambda b, d, n: joined(b, d + d, 2 * n), ROOM),
+        (lambda b, d, n: joined(b, d + b"room", n), ROOM),
+        (lambda b, d, n: joined(b, d[:-20], n), NEXT),
+        (lambda b, d, n: joined(b, changed(d, len(d) - 55 + 32, b"\4\0"), n), ROOM),  # comment
         (lambda b, d, n: bytes(12) + b"PK\5\6\0", "cut off"),
-        (lambda b, d, n: joined(b, changed(d, 8, b"\1\0"), n), "overlap, or leave room"),  # encrypted
-        (lambda b, d, n: joined(b, changed(d, 10, b"\x08\0"), n), "compressed"),
-        (lambda b, d, n: joined(b, changed(d, 20, b"\2\0"), n), "compressed"),  # sizes that differ
-        (lambda b, d, n: joined(b, changed(d, 20, b"\2\0\0\0\2\0\0\0"), n), "own header"),
-        (lambda b, d, n: joined(b, changed(d, 34, b"\1\0"), n), "overlap, or leave room"),  # on another disk
-        (lambda b, d, n: joined(b, changed(d, 42, b"\1"), n), "overlap, or leave room"),
-        (lambda b, d, n: joined(b, changed(d, 16, b"\1"), n), "own header"),  # checksum
-        (lambda b, d, n: joined(b, changed(d, ENTRY, b"b"), n), "own header"),  # name
-        (lambda b, d, n: joined(changed(b, HEADER, b"b"), d, n), "own header"),
-        (lambda b, d, n: joined(changed(b, 8, b"\x08"), d, n), "own header"),
-        (lambda b, d, n: joined(changed(b, 18, b"\1"), d, n), "own header"),
-        (lambda b, d, n: joined(changed(b, 0, b"PK\5\6"), d, n), "follow each other"),
-        (lambda b, d, n: joined(changed(b, 40, b"!"), d, n), "does not match its checksum"),
-        (lambda b, d, n: joined(b, d, n)[:-END] + b"PK\6\7" + bytes(16) + joined(b, d, n)[-END:], "follow each other"),
+        (lambda b, d, n: joined(b, d, n)[:-END] + b"PK\6\7" + bytes(16) + joined(b, d, n)[-END:], NEXT),
     ],
 )
 def test_every_byte_is_accounted_for(tmp_path: Path, change, match: str) -> None:
     refused(tmp_path, change(*split(zip_of(SMALL))), match)
+
+
+IN_PARTS = [(18, bytes(8), OWN), (14, bytes(4), OWN), (HEADER, b"b", OWN), (8, b"\x08", OWN), (18, b"\1", OWN)]
+IN_PARTS += [(0, b"PK\5\6", NEXT), (40, b"!", "does not match its checksum")]
+IN_DIRECTORY = [(8, b"\1\0", ROOM), (34, b"\1\0", ROOM), (42, b"\1", ROOM)]  # encrypted, on another disk, elsewhere
+IN_DIRECTORY += [(10, b"\x08\0", "compressed"), (20, b"\2\0", "compressed"), (20, b"\2\0\0\0\2\0\0\0", OWN)]
+IN_DIRECTORY += [(16, b"\1", OWN), (ENTRY, b"b", OWN)]  # checksum, name
+
+
+def test_every_field_is_compared(tmp_path: Path) -> None:
+    before, directory, count = split(zip_of(SMALL))
+    for place, new, match in IN_PARTS:
+        refused(tmp_path, joined(changed(before, place, new), directory, count), match)
+    for place, new, match in IN_DIRECTORY:
+        refused(tmp_path, joined(before, changed(directory, place, new), count), match)
 
 
 @pytest.mark.parametrize("field", ["count", "length", "start"])
