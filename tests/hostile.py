@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 
-def file_of(picture: Image.Image, kind: str, **options: object) -> bytes:
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
     """The image as a file of this format."""
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Inputs that are no text: pictures, archives, caches."""
+"""Inputs that are no text: images, archives, caches."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from utils.prepare.archives import extract
 SIDES = (0, 1, 9, 10, 64, 16383, 30000, 60000, 65535, 2**31 - 1, 2**32 - 1)
 
 
-# ---- pictures
+# ---- images
 @functools.cache
-def _pictures() -> tuple[tuple[str, bytes], ...]:
+def _images() -> tuple[tuple[str, bytes], ...]:
     """One of each format and of the odd ones: grey, palette, 16 bits, turned by EXIF, several pages."""
     noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
     colour, found = Image.fromarray(noise), []
@@ -50,9 +50,9 @@ def _pictures() -> tuple[tuple[str, bytes], ...]:
         content = io.BytesIO()
         colour.save(content, kind, **options)
         found.append((kind, content.getvalue()))
-    for picture in (colour.convert("P"), colour.convert("1"), Image.fromarray(noise[..., 0].astype(np.uint16) * 257)):
+    for image in (colour.convert("P"), colour.convert("1"), Image.fromarray(noise[..., 0].astype(np.uint16) * 257)):
         content = io.BytesIO()
-        picture.save(content, "png")
+        image.save(content, "png")
         found.append(("png", content.getvalue()))
     return tuple(found)
 
@@ -91,16 +91,16 @@ def _png_parts(rng: Random, content: bytes) -> bytes:
     return content[:8] + b"".join(packed)
 
 
-def _make_picture(rng: Random) -> bytes:
-    kind, content = rng.choice(_pictures())
+def _make_image(rng: Random) -> bytes:
+    kind, content = rng.choice(_images())
     change = rng.randrange(4)
     if change == 1 and kind == "png":
         return _png_parts(rng, content)
     return damaged(rng, content) if change else _resized(rng, kind, content)
 
 
-def _use_picture(path: Path) -> None:
-    """Both ways of looking at a picture must either work or say why not."""
+def _use_image(path: Path) -> None:
+    """Both ways of looking at an image must either work or say why not."""
     record = check_pair(str(path), "none.txt")
     try:
         image = read_image(path)
@@ -182,7 +182,7 @@ def _use_archive(path: Path) -> None:
 # ---- caches
 @functools.cache
 def _cache_seed() -> tuple[bytes, bytes]:
-    """A label cache of one picture, and one array."""
+    """A label cache of one image, and one array."""
     with tempfile.TemporaryDirectory() as name:
         folder, array = Path(name), io.BytesIO()
         Image.new("RGB", (24, 16)).save(folder / "a.png")
@@ -260,12 +260,12 @@ def _use_cache(path: Path) -> None:
 
 
 class _One:
-    """A data set of one picture, as far as a cache of pictures looks at it."""
+    """A data set of one image, as far as a cache of images looks at it."""
 
     sizes = np.array([[24, 16]])
 
 
-def _use_picture_cache(path: Path) -> None:
+def _use_image_cache(path: Path) -> None:
     cache = object.__new__(DiskCache)
     cache.index, cache.size = _One(), 24
     cache._file = lambda position: path
@@ -285,7 +285,7 @@ def _quiet(use: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 BINARIES = (
-    *(Kind(f"picture called .{end}", f"input.{end}", _make_picture, _use_picture) for end in ("jpg", "png", "tif")),
+    *(Kind(f"image called .{end}", f"input.{end}", _make_image, _use_image) for end in ("jpg", "png", "tif")),
     Kind("zip", "input.zip", _make_zip, _quiet(_use_archive)),
     Kind("tar", "input.tar", _make_tar, _quiet(_use_archive)),
     Kind("tar.gz", "input.tar.gz", lambda rng: gzip.compress(_make_tar(rng), 1), _quiet(_use_archive)),
@@ -294,5 +294,5 @@ BINARIES = (
 )
 CACHES = (
     Kind("label cache", "input.npz", _make_cache, _quiet(_use_cache)),
-    Kind("picture cache", "input.npy", _make_array, _use_picture_cache),
+    Kind("image cache", "input.npy", _make_array, _use_image_cache),
 )

@@ -96,14 +96,14 @@ STUDY = "0.1 0.2 0.3 0.4 0 0 0 1 2 3\n0.1 0.2 0.3 0.4 0 0 0 1 2 3"
 ODD_VALUES = (*NUMBERS, -1, 1.5, 1e308, float("nan"), float("inf"), None, True, [], {}, [[]], "9" * 300, *WORDS)
 
 
-def _good_picture(folder: Path, name: str = "good.png") -> Path:
+def _good_image(folder: Path, name: str = "good.png") -> Path:
     if not (folder / name).exists():
         (folder / name).write_bytes(cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
     return folder / name
 
 
 def _use_labels(path: Path) -> None:
-    record = check_pair(str(_good_picture(path.parent)), str(path))
+    record = check_pair(str(_good_image(path.parent)), str(path))
     if record.size is None:
         raise ValueError(record.message)
     boxes, classes = record.labels[:, 1:], record.labels[:, 0]
@@ -118,7 +118,7 @@ def _use_list(path: Path) -> None:
 
 def _use_dota(path: Path) -> None:
     (path.parent / "images").mkdir(exist_ok=True)
-    images = _good_picture(path.parent / "images", f"{path.stem}.png").parent
+    images = _good_image(path.parent / "images", f"{path.stem}.png").parent
     _converted(path, lambda labels: convert_dota(path.parent, images, labels, ["a", "b"], polygons=True))
 
 
@@ -127,7 +127,7 @@ def _converted(path: Path, convert: Callable[[Path], int]) -> None:
     labels = path.parent / "labels"
     convert(labels)
     for file in labels.rglob("*.txt"):
-        record = check_pair(str(_good_picture(path.parent)), str(file))
+        record = check_pair(str(_good_image(path.parent)), str(file))
         assert record.size is not None, f"what was written cannot be read: {record.message}"
 
 
@@ -189,7 +189,7 @@ def _json(content: dict[str, Any]) -> Callable[[Random], bytes]:
 
 TEXTS = (
     Kind("labels", "input.txt", _text(LABELS), _use_labels),
-    Kind("list of pictures", "input.txt", _text(LIST), _use_list),
+    Kind("list of images", "input.txt", _text(LIST), _use_list),
     Kind("data YAML", "input.yaml", _yaml(DATA, DATA_KEYS), DataConfig.load),
     Kind("hyp YAML", "input.yaml", _yaml(HYP), lambda path: Hyp.load(path).scaled(3, 80, 640)),
     Kind("opt.yaml", "opt.yaml", _yaml(OPT), lambda path: trained_size([path.parent / "weights/best.pt"])),

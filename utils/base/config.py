@@ -274,12 +274,8 @@ class Hyp:
     mosaic9: float = flag(0.0, "share of mosaics made of nine images instead of four", bounds=SHARE)
     pooled: int = flag(0, "1: every matched box counts alike, 0: every level's mean does", bounds=SHARE)
     close_mosaic: int = flag(0, "last epochs that see whole images only", bounds=Range(0, 1_000_000))
-    ema_tau: float = flag(
-        2000.0, "updates over which the weight average becomes slow", bounds=Range(0, 1e9, above=True)
-    )
-    warmup_floor: int = flag(
-        1000, "fewest warm-up iterations (never more than a third of the run)", bounds=Range(0, 1_000_000_000)
-    )
+    ema_tau: float = flag(2000.0, "updates over which the average becomes slow", bounds=Range(0, 1e9, above=True))
+    warmup_floor: int = flag(1000, "fewest warm-up steps (at most a third of a run)", bounds=Range(0, 1_000_000_000))
     clip_norm: float = flag(0.0, "longest gradient of one step, 0 for no limit", bounds=Range(0, 1e9))
     nominal_batch: int = flag(64, "gradients are gathered up to this many images a step", bounds=Range(1, 1_000_000))
 

@@ -54,8 +54,8 @@ def test_of_processes_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path:
 
 def test_of_threads_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: increment_path(tmp_path / "a/exp", mkdir=True), range(64)))
-    assert found == {tmp_path / "a/exp", *(tmp_path / f"a/exp{number}" for number in range(2, 65))}
+        found = set(pool.map(lambda _: increment_path(tmp_path / "exp", mkdir=True), range(64)))
+    assert found == {tmp_path / "exp", *(tmp_path / f"exp{number}" for number in range(2, 65))}
 
 
 def test_what_is_in_the_way_is_passed_by(tmp_path: Path) -> None:

@@ -51,14 +51,11 @@ def test_started_processes_write_into_the_same_memory(
     assert child.exitcode == 0 and shared["a"].tolist() == [0, 1, 2, 42, 4]
 
 
-def test_files_are_closed_with_their_arrays() -> None:
+def test_files_are_closed_with_their_arrays_and_too_short_ones_refused(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         kept = share({"a": np.arange(5)})["a"]
     assert len(os.listdir("/proc/self/fd")) <= before + 2 and kept.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"12")
     with pytest.raises(OSError, match="shorter"):
         SharedArrays(os.open(tmp_path / "short", os.O_RDWR), (("a", "|u1", (3,)),))
@@ -70,8 +67,8 @@ def test_without_any_memory_to_share_everybody_has_a_copy(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shared_memory, "_memory_file", refuse)
-    monkeypatch.setattr(shared_memory, "_temporary_file", refuse)
+    for way in ("_memory_file", "_temporary_file"):
+        monkeypatch.setattr(shared_memory, way, refuse)
     arrays = {"a": np.arange(5)}
     assert share(arrays) is arrays and "no shared memory" in caplog.text
     with pytest.raises(OSError, match="No space"):
@@ -113,12 +110,9 @@ print(json.dumps(said))
 """
 
 
-def test_processes_started_side_by_side(tmp_path: Path) -> None:
-    os.environ["TMPDIR"] = str(tmp_path)
-    try:
-        first, second = together(TEAM, {})
-    finally:
-        del os.environ["TMPDIR"]
+def test_processes_started_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    first, second = together(TEAM, {})
     assert first["team"] == [0, 2, [0, 2, 4, 6]] and second["team"] == [1, 2, [1, 3, 5]]
     for way in ("owner 0", "owner 1", "by file"):
         assert first[way] == second[way] == [[10, 11, 2], "SharedArrays"]

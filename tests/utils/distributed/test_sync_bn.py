@@ -47,7 +47,7 @@ def batch(step: int, cut: tuple[int, int], shift: float = 0.0, dtype: Any = torc
 
 
 def train(norm: nn.Module, case: dict[str, Any], part: slice) -> dict[str, Tensor]:
-    """Outputs and gradients of `part` of the batches of a few steps, of a loss that is a sum over pictures."""
+    """Outputs and gradients of `part` of the batches of a few steps, of a loss that is a sum over images."""
     found = {}
     for step in range(STEPS):
         x = batch(step, **case)[part].detach().requires_grad_()
