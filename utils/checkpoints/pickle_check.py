@@ -138,10 +138,10 @@ class _Machine:
             **dict.fromkeys(("PROTO", "STOP"), lambda _: None),
             "MARK": self.mark,
             "TUPLE": lambda _: stack("tuple", self.pop_mark()),
-            "APPEND": lambda _: self.extend(self.pop(1)),
-            "APPENDS": lambda _: self.extend(self.pop_mark()),
-            "SETITEM": lambda _: self.set_items(self.pop(2)),
-            "SETITEMS": lambda _: self.set_items(self.pop_mark()),
+            "APPEND": lambda _: self.fill(self.pop(1), is_list=True),
+            "APPENDS": lambda _: self.fill(self.pop_mark(), is_list=True),
+            "SETITEM": lambda _: self.fill(self.pop(2), is_list=False),
+            "SETITEMS": lambda _: self.fill(self.pop_mark(), is_list=False),
             "BUILD": lambda _: self.build(*self.pop(2)),
             "REDUCE": lambda _: self.call(*self.pop(2), new=False),
             "NEWOBJ": lambda _: self.call(*self.pop(2), new=True),
@@ -189,18 +189,13 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def extend(self, parts: list[_Value]) -> None:
-        """Put more into the uppermost value, a list."""
-        if self.stack[-1].kind != "list":
-            raise ValueError("something is appended to what is no list")
-        self.stack[-1].parts.extend(parts)
-
-    def set_items(self, items: list[_Value]) -> None:
-        """Put keys and values in turn into a mapping; PyTorch hashes a key as soon as it has it."""
+    def fill(self, items: list[_Value], is_list: bool) -> None:
+        """Put items into a list, or keys and values in turn into a mapping, where PyTorch hashes each key at once."""
         target = self.stack[-1]
-        if target.kind != "dict" and (target.kind, target.plain) != ("call", _ORDERED):
-            raise ValueError("items for what is no mapping")
-        for key in items[::2]:
+        is_mapping = target.kind == "dict" or (target.kind, target.plain) == ("call", _ORDERED)
+        if not (target.kind == "list" if is_list else is_mapping):
+            raise ValueError("items for what is no list or no mapping")
+        for key in () if is_list else items[::2]:
             self.check_key(key)
         target.parts.extend(items)
 
