@@ -18,6 +18,7 @@ import uuid
 import weakref
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,8 +71,7 @@ class RunLock:
                 raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         if hasattr(os, "register_at_fork"):
-            held = weakref.WeakSet([file])
-            os.register_at_fork(after_in_child=lambda: [file.close() for file in list(held)])
+            os.register_at_fork(after_in_child=partial(_close_all, weakref.WeakSet([file])))
         try:
             if sys.platform == "win32":
                 file.seek(_FAR)
@@ -110,6 +110,11 @@ class RunLock:
         if sys.platform == "win32":
             with contextlib.suppress(PermissionError):  # the next holder was faster
                 self.path.unlink(missing_ok=True)
+
+
+def _close_all(files: weakref.WeakSet[IO[str]]) -> None:
+    for file in list(files):
+        file.close()
 
 
 # ------------------------------------------------------------------------------------------------ who holds a lock
