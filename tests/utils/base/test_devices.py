@@ -40,27 +40,24 @@ def draw() -> tuple[float, float, float]:
     return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the one that others draw from
 
 
-def test_seeds_repeat_everything():
+def test_seeds_repeat_everything_and_alone_leave_the_algorithms():
     seed_everything(5)
     first = draw()
     seed_everything(5, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled() and draw() == first
     seed_everything(6)
     assert not torch.are_deterministic_algorithms_enabled() and draw() != first
-
-
-def test_seeds_alone_leave_the_algorithms():
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
     try:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, True
+        cudnn.benchmark, cudnn.deterministic = True, True
         torch.use_deterministic_algorithms(True, warn_only=False)
         seed_everything(2**64 - 1, deterministic=None)
         first = draw()
-        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, True)
-        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, True) and torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic = before
     seed_everything(2**64 - 1)
     assert draw() == first
