@@ -10,34 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-COSTLY: dict[str, tuple[str, Callable[[], bytes]]] = {}  # name -> format, maker
-USUAL: dict[str, tuple[tuple[int, int], Callable[[], bytes]]] = {}  # name -> size, maker
 
-
-def costly(kind: str) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
-    """Register a maker of files of this format that must be refused."""
-
-    def register(make: Callable[[], bytes]) -> Callable[[], bytes]:
-        COSTLY[make.__name__] = (kind, make)
-        return make
-
-    return register
-
-
-def usual(width: int, height: int) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
-    """Register a maker of files of this size that must be taken."""
-
-    def register(make: Callable[[], bytes]) -> Callable[[], bytes]:
-        USUAL[make.__name__] = ((width, height), make)
-        return make
-
-    return register
-
-
-def file_of(picture: Image.Image, kind: str, **options: object) -> bytes:
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
     """The image as a file of this format."""
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -78,45 +55,10 @@ def many_scans(side: int, count: int, which: int = 5, mode: str = "RGB", head: b
     return top + head + b"".join(scans) + scans[which] * (count - len(scans)) + b"\xff\xd9"
 
 
-@costly("JPEG")
-def jpeg_of_99_scans() -> bytes:
-    return many_scans(7000, 99)
-
-
-@costly("JPEG")
-def jpeg_of_99_scans_of_all_colours() -> bytes:
-    return many_scans(5000, 99, which=6)
-
-
-@costly("JPEG")
-def jpeg_with_scans_in_a_thumbnail_too() -> bytes:
-    return many_scans(7000, 60, head=b"\xff\xe1\x00\x08Exif\x00\x00")
-
-
-@costly("JPEG")
-def jpeg_of_1000_tiny_scans() -> bytes:
-    return many_scans(16, 1000)
-
-
 def in_jpeg(content: bytes) -> bytes:
     """A usual JPEG with this at its beginning."""
     usual = file_of(shapes(64, 48), "JPEG")
     return usual[:2] + content + usual[2:]
-
-
-@costly("JPEG")
-def jpeg_of_empty_segments() -> bytes:
-    return in_jpeg(b"\xff\xed\x00\x02" * 1_000_000)
-
-
-@costly("JPEG")
-def jpeg_of_padding() -> bytes:
-    return in_jpeg(b"\xff\xe5\x00\x02" + b"\xff" * 15_000_000)
-
-
-@costly("JPEG")
-def jpeg_with_arithmetic_coding() -> bytes:
-    return file_of(plain(64, 48), "JPEG").replace(b"\xff\xc0", b"\xff\xc9", 1)
 
 
 def tags(*rows: tuple[int, int, int, bytes | int], start: int = 8) -> bytes:
@@ -144,7 +86,6 @@ def greedy_exif(size: int = 60_000) -> bytes:
     return (b"II*\0" + struct.pack("<I", 8) + tags((0x0112, 3, 1, 6), *rows)).ljust(size, b"\1")
 
 
-@costly("JPEG")
 def jpeg_with_greedy_exif() -> bytes:
     exif = b"Exif\0\0" + greedy_exif()
     return in_jpeg(b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif)
@@ -168,33 +109,11 @@ def _check(data: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(data))
 
 
-@costly("PNG")
 def png_of_profiles() -> bytes:
     profile = b"x\0\0" + zlib.compress(bytes(1 << 20))[:-4] + b"fail"
     return png(8, 8, bytes(72), *[(b"iCCP", profile)] * 4000)
 
 
-@costly("PNG")
-def png_of_empty_chunks() -> bytes:
-    return png(8, 8, bytes(72), *[(b"abCd", b"")] * 1_200_000)
-
-
-@costly("PNG")
-def png_one_pixel_wide() -> bytes:
-    return png(1, 49_000_000, bytes(98_000_000), kind=(8, 0, 1))
-
-
-@costly("PNG")
-def png_with_two_headers() -> bytes:
-    return png(8, 8, bytes(72), (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)))
-
-
-@costly("PNG")
-def png_with_greedy_exif() -> bytes:
-    return png(64, 48, bytes(65 * 48), (b"eXIf", greedy_exif(1_000_000)))
-
-
-@costly("PNG")
 def png_with_greedy_exif_in_a_text() -> bytes:
     text = b"\nexif\n%d\n" % 400_000 + greedy_exif(400_000).hex().encode()
     return png(64, 48, bytes(65 * 48), (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))
@@ -217,22 +136,6 @@ def in_gif(content: bytes) -> bytes:
     return usual[:place] + content + usual[place:]
 
 
-@costly("GIF")
-def gif_of_tiny_blocks() -> bytes:
-    return in_gif(b"!\xfe" + b"\x01a" * 8_000_000 + b"\0")
-
-
-@costly("GIF")
-def gif_of_comments() -> bytes:
-    return in_gif(b"!\xfe" + (b"\xff" + b"c" * 255) * 62_000 + b"\0")
-
-
-@costly("GIF")
-def gif_of_nothing() -> bytes:
-    return in_gif(bytes(15_000_000))
-
-
-@costly("GIF")
 def gif_whose_frame_is_larger() -> bytes:
     file = bytearray(in_gif(b""))
     place = file.index(b",", 13)
@@ -252,41 +155,11 @@ def webp(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-@costly("WebP")
-def webp_with_greedy_exif() -> bytes:
-    return webp(64, 48, (b"EXIF", greedy_exif(1_000_000)))
-
-
-@costly("WebP")
-def webp_of_empty_chunks() -> bytes:
-    return webp(64, 48, *[(b"abcd", b"")] * 1_000_000)
-
-
-@costly("WebP")
-def webp_whose_canvas_is_larger() -> bytes:
-    return webp(64, 48).replace(struct.pack("<I", 63)[:3], struct.pack("<I", 16_000_000)[:3], 1)
-
-
 # ---- BMP
 def bmp(width: int, height: int, data: bytes, bits: int = 8, compression: int = 1) -> bytes:
     """A BMP with a palette; compression 1 and 2 are run lengths."""
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, 256, 256)
     return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + head + bytes(range(256)) * 4 + data
-
-
-@costly("BMP")
-def bmp_of_empty_rows() -> bytes:
-    return bmp(7000, 7000, b"\x01\x01\x00\x00" * 7000)
-
-
-@costly("BMP")
-def bmp_of_runs_of_one() -> bytes:
-    return bmp(3000, 2700, b"\x01\x01" * 8_000_000)
-
-
-@costly("BMP")
-def bmp_of_one_wide_row() -> bytes:
-    return bmp(49_000_000, 1, b"\x00\x02\x00\xff" + b"\x01\x01")
 
 
 # ---- TIFF
@@ -300,7 +173,6 @@ def numbers(values: list[int]) -> bytes:
     return struct.pack(f"<{len(values)}I", *values)
 
 
-@costly("TIFF")
 def tiff_of_strips_again_and_again() -> bytes:
     """Uncompressed, 4 megapixels of a bit each, in 100,000 strips of nearly all rows."""
     count, rows = 100_000, layout(2000, 2000, 1, 1)
@@ -318,75 +190,19 @@ def _tiles(width: int, height: int, tile: tuple[int, int], kind: int, content: b
     return tiff(*layout(width, height, 8, kind), *more, tail=content * (count if apart else 1))
 
 
-@costly("TIFF")
-def tiff_of_tall_tiles() -> bytes:
-    return _tiles(98_000, 500, (16, 32_000), 8, zlib.compress(bytes(16 * 32_000)))
-
-
-@costly("TIFF")
-def tiff_of_one_huge_tile() -> bytes:
-    return _tiles(64, 48, (32_000, 60_000), 8, zlib.compress(bytes(10_000)))
-
-
-@costly("TIFF")
-def tiff_of_jpegs_of_99_scans() -> bytes:
-    return _tiles(7056, 7056, (1008, 1008), 7, many_scans(1008, 99, which=1, mode="L"))
-
-
-@costly("TIFF")
-def tiff_of_tiles_that_are_one() -> bytes:
-    return _tiles(7056, 7056, (1008, 1008), 8, bytes(1_000_000), apart=False)
-
-
-@costly("TIFF")
-def tiff_of_unknown_cost() -> bytes:
-    return _tiles(64, 48, (64, 48), 34925, bytes(1000))
-
-
-@costly("TIFF")
-def tiff_of_old_jpeg() -> bytes:
-    return _tiles(64, 48, (64, 48), 6, bytes(1000))
-
-
-@costly("TIFF")
 def tiff_of_greedy_tags() -> bytes:
     rows = [*layout(64, 48, 8, 1), (273, 4, 1, 8), (278, 4, 1, 48), (279, 4, 1, 3072)]
     return tiff(*rows, *[(40_000 + i, 5, 1_900_000, 8) for i in range(5000)], tail=bytes(15_400_000))
 
 
 # ---- unusual, and fine
-@usual(8064, 6048)
-def phone_of_48_megapixels() -> bytes:
-    return file_of(plain(8064, 6048), "JPEG", progressive=True, subsampling=0)
 
 
-@usual(4000, 3000)
-def cmyk_progressive() -> bytes:
-    return file_of(plain(4000, 3000, "CMYK"), "JPEG", progressive=True)
-
-
-@usual(4000, 3000)
-def png_interlaced() -> bytes:
-    return png(4000, 3000, interlaced_rows(4000, 3000, 24), kind=(8, 2, 1))
-
-
-@usual(3000, 3000)
-def png_16_bits_interlaced() -> bytes:
-    return png(3000, 3000, interlaced_rows(3000, 3000, 64), kind=(16, 6, 1))
-
-
-@usual(64, 48)
 def png_with_profile_and_texts() -> bytes:
     text = (b"zTXt", b"Comment\0\0" + zlib.compress(b"words " * 1000))
     return png(64, 48, bytes(65 * 48), (b"iCCP", b"x\0\0" + zlib.compress(bytes(3000))), *[text] * 20)
 
 
-@usual(64, 48)
-def jpeg_with_a_large_profile() -> bytes:
-    return file_of(shapes(64, 48), "JPEG", icc_profile=bytes(1_000_000))
-
-
-@usual(64, 48)
 def jpeg_with_exif_and_comment() -> bytes:
     exif = Image.Exif()
     exif[0x010F], exif[0x011A] = "maker", 72.0
@@ -395,38 +211,11 @@ def jpeg_with_exif_and_comment() -> bytes:
     return file_of(shapes(64, 48), "JPEG", exif=exif, comment=b"words", progressive=True)
 
 
-@usual(64, 48)
-def mpo_of_two() -> bytes:
-    return file_of(shapes(64, 48), "MPO", save_all=True, append_images=[plain(64, 48)])
-
-
-@usual(64, 48)
 def gif_animated() -> bytes:
     frames = [plain(64, 48).quantize(4), *[shapes(64, 48).quantize(16 + i) for i in range(9)]]
     return file_of(frames[0], "GIF", save_all=True, append_images=frames[1:], comment=b"words" * 100)
 
 
-@usual(64, 48)
-def webp_animated() -> bytes:
-    return file_of(shapes(64, 48), "WEBP", save_all=True, append_images=[plain(64, 48)] * 20)
-
-
-@usual(2000, 1500)
-def webp_lossless() -> bytes:
-    return file_of(shapes(2000, 1500), "WEBP", lossless=True, method=0)
-
-
-@usual(64, 48)
-def apng() -> bytes:
-    return file_of(shapes(64, 48), "PNG", save_all=True, append_images=[plain(64, 48)] * 20)
-
-
-@usual(300, 200)
-def bmp_of_runs() -> bytes:
-    return bmp(300, 200, b"\xff\x07\x2d\x08\x00\x00" * 200 + b"\x00\x01")
-
-
-@usual(3000, 6000)
 def tiff_of_6000_strips() -> bytes:
     strips = numbers([0] * 6000)
     start = 8 + 2 + 12 * 8 + 4 + 2 * len(strips)
@@ -439,6 +228,76 @@ def _tiff(compression: str | None, mode: str = "RGB", **options: object) -> byte
     return file_of(shapes(640, 480).convert(mode), "TIFF", compression=compression, **options)
 
 
+# ---- name -> format, maker of files that must be refused
+COSTLY: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg_of_99_scans": ("JPEG", lambda: many_scans(7000, 99)),
+    "jpeg_of_99_scans_of_all_colours": ("JPEG", lambda: many_scans(5000, 99, which=6)),
+    "jpeg_with_scans_in_a_thumbnail_too": ("JPEG", lambda: many_scans(7000, 60, head=b"\xff\xe1\x00\x08Exif\x00\x00")),
+    "jpeg_of_1000_tiny_scans": ("JPEG", lambda: many_scans(16, 1000)),
+    "jpeg_of_empty_segments": ("JPEG", lambda: in_jpeg(b"\xff\xed\x00\x02" * 1_000_000)),
+    "jpeg_of_padding": ("JPEG", lambda: in_jpeg(b"\xff\xe5\x00\x02" + b"\xff" * 15_000_000)),
+    "jpeg_with_arithmetic_coding": (
+        "JPEG",
+        lambda: file_of(plain(64, 48), "JPEG").replace(b"\xff\xc0", b"\xff\xc9", 1),
+    ),
+    "jpeg_with_greedy_exif": ("JPEG", jpeg_with_greedy_exif),
+    "png_of_profiles": ("PNG", png_of_profiles),
+    "png_of_empty_chunks": ("PNG", lambda: png(8, 8, bytes(72), *[(b"abCd", b"")] * 1_200_000)),
+    "png_one_pixel_wide": ("PNG", lambda: png(1, 49_000_000, bytes(98_000_000), kind=(8, 0, 1))),
+    "png_with_two_headers": (
+        "PNG",
+        lambda: png(8, 8, bytes(72), (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0))),
+    ),
+    "png_with_greedy_exif": ("PNG", lambda: png(64, 48, bytes(65 * 48), (b"eXIf", greedy_exif(1_000_000)))),
+    "png_with_greedy_exif_in_a_text": ("PNG", png_with_greedy_exif_in_a_text),
+    "gif_of_tiny_blocks": ("GIF", lambda: in_gif(b"!\xfe" + b"\x01a" * 8_000_000 + b"\0")),
+    "gif_of_comments": ("GIF", lambda: in_gif(b"!\xfe" + (b"\xff" + b"c" * 255) * 62_000 + b"\0")),
+    "gif_of_nothing": ("GIF", lambda: in_gif(bytes(15_000_000))),
+    "gif_whose_frame_is_larger": ("GIF", gif_whose_frame_is_larger),
+    "webp_with_greedy_exif": ("WebP", lambda: webp(64, 48, (b"EXIF", greedy_exif(1_000_000)))),
+    "webp_of_empty_chunks": ("WebP", lambda: webp(64, 48, *[(b"abcd", b"")] * 1_000_000)),
+    "webp_whose_canvas_is_larger": (
+        "WebP",
+        lambda: webp(64, 48).replace(struct.pack("<I", 63)[:3], struct.pack("<I", 16_000_000)[:3], 1),
+    ),
+    "bmp_of_empty_rows": ("BMP", lambda: bmp(7000, 7000, b"\x01\x01\x00\x00" * 7000)),
+    "bmp_of_runs_of_one": ("BMP", lambda: bmp(3000, 2700, b"\x01\x01" * 8_000_000)),
+    "bmp_of_one_wide_row": ("BMP", lambda: bmp(49_000_000, 1, b"\x00\x02\x00\xff" + b"\x01\x01")),
+    "tiff_of_strips_again_and_again": ("TIFF", tiff_of_strips_again_and_again),
+    "tiff_of_tall_tiles": ("TIFF", lambda: _tiles(98_000, 500, (16, 32_000), 8, zlib.compress(bytes(16 * 32_000)))),
+    "tiff_of_one_huge_tile": ("TIFF", lambda: _tiles(64, 48, (32_000, 60_000), 8, zlib.compress(bytes(10_000)))),
+    "tiff_of_jpegs_of_99_scans": (
+        "TIFF",
+        lambda: _tiles(7056, 7056, (1008, 1008), 7, many_scans(1008, 99, which=1, mode="L")),
+    ),
+    "tiff_of_tiles_that_are_one": ("TIFF", lambda: _tiles(7056, 7056, (1008, 1008), 8, bytes(1_000_000), apart=False)),
+    "tiff_of_unknown_cost": ("TIFF", lambda: _tiles(64, 48, (64, 48), 34925, bytes(1000))),
+    "tiff_of_old_jpeg": ("TIFF", lambda: _tiles(64, 48, (64, 48), 6, bytes(1000))),
+    "tiff_of_greedy_tags": ("TIFF", tiff_of_greedy_tags),
+}
+# name -> size, maker of files that are unusual, and must be taken
+USUAL: dict[str, tuple[tuple[int, int], Callable[[], bytes]]] = {
+    "phone_of_48_megapixels": (
+        (8064, 6048),
+        lambda: file_of(plain(8064, 6048), "JPEG", progressive=True, subsampling=0),
+    ),
+    "cmyk_progressive": ((4000, 3000), lambda: file_of(plain(4000, 3000, "CMYK"), "JPEG", progressive=True)),
+    "png_interlaced": ((4000, 3000), lambda: png(4000, 3000, interlaced_rows(4000, 3000, 24), kind=(8, 2, 1))),
+    "png_16_bits_interlaced": ((3000, 3000), lambda: png(3000, 3000, interlaced_rows(3000, 3000, 64), kind=(16, 6, 1))),
+    "png_with_profile_and_texts": ((64, 48), png_with_profile_and_texts),
+    "jpeg_with_a_large_profile": ((64, 48), lambda: file_of(shapes(64, 48), "JPEG", icc_profile=bytes(1_000_000))),
+    "jpeg_with_exif_and_comment": ((64, 48), jpeg_with_exif_and_comment),
+    "mpo_of_two": ((64, 48), lambda: file_of(shapes(64, 48), "MPO", save_all=True, append_images=[plain(64, 48)])),
+    "gif_animated": ((64, 48), gif_animated),
+    "webp_animated": (
+        (64, 48),
+        lambda: file_of(shapes(64, 48), "WEBP", save_all=True, append_images=[plain(64, 48)] * 20),
+    ),
+    "webp_lossless": ((2000, 1500), lambda: file_of(shapes(2000, 1500), "WEBP", lossless=True, method=0)),
+    "apng": ((64, 48), lambda: file_of(shapes(64, 48), "PNG", save_all=True, append_images=[plain(64, 48)] * 20)),
+    "bmp_of_runs": ((300, 200), lambda: bmp(300, 200, b"\xff\x07\x2d\x08\x00\x00" * 200 + b"\x00\x01")),
+    "tiff_of_6000_strips": ((3000, 6000), tiff_of_6000_strips),
+}
 for _name, _compression, _mode in (
     ("lzw", "tiff_lzw", "RGB"),
     ("deflate", "tiff_adobe_deflate", "RGBA"),

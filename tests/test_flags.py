@@ -22,98 +22,56 @@ from utils.training.train_options import TrainOptions
 from val import ValOptions
 
 RUNS = ROOT / "runs"
-SWITCH = ((), False, True)  # no value; off; on
+SWITCH = ("", False, True)  # no value; off; on
+Flags = dict[str, tuple[str, Any, Any]]  # flag -> words after it, default, value that the words mean
 
-# flag -> (words after it, default, value that the words mean)
-TRAIN: dict[str, tuple[tuple[str, ...], Any, Any]] = {
-    "--weights": (("a.pt",), "", "a.pt"),  # v6.1: yolov5s.pt, a download
-    "--cfg": (("a.yaml",), "", "a.yaml"),
-    "--data": (("a.yaml",), "shapes.yaml", "a.yaml"),  # v6.1: coco128.yaml, a download
-    "--hyp": (("a.yaml",), "hyp.default.yaml", "a.yaml"),  # v6.1: hyp.scratch-low.yaml, too slow for small sets
-    "--epochs": (("7",), 300, 7),
-    "--batch-size": (("-1",), 16, -1),
-    "--imgsz": (("320",), 0, 320),  # v6.1: 640; ours: the data set's own, else 640
-    "--resume": (("a.pt",), False, "a.pt"),
-    "--evolve": (("5",), None, 5),
-    "--bucket": (("b",), "", "b"),
-    "--cache": (("disk",), None, "disk"),
-    "--device": (("0,1",), "", "0,1"),
-    "--optimizer": (("Adam",), "auto", "Adam"),  # v6.1: SGD; auto chooses by the length of the run
-    "--workers": (("0",), 8, 0),
-    "--project": (("p",), str(RUNS / "train"), "p"),
-    "--name": (("n",), "exp", "n"),
-    "--label-smoothing": ((".1",), 0.0, 0.1),
-    "--patience": (("0",), 100, 0),
-    "--freeze": (("0", "2"), [0], [0, 2]),
-    "--save-period": (("3",), -1, 3),
-    "--local_rank": (("1",), -1, 1),
-    "--entity": (("me",), None, "me"),
-    "--upload_dataset": (("val",), False, "val"),
-    "--bbox_interval": (("2",), -1, 2),
-    "--artifact_alias": (("v1",), "latest", "v1"),
-    **dict.fromkeys(
-        """
-        --rect --nosave --noval --noautoanchor --image-weights --multi-scale --single-cls --sync-bn --exist-ok
-        --quad --cos-lr
-        """.split(),
-        SWITCH,
-    ),
-}
-VAL: dict[str, tuple[tuple[str, ...], Any, Any]] = {
-    "--data": (("a.yaml",), "", "a.yaml"),  # v6.1: coco128.yaml; ours: what the weights were trained with
-    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),  # v6.1: yolov5s.pt; ours: the newest run's best.pt
-    "--batch-size": (("1",), 32, 1),
-    "--imgsz": (("320",), 0, 320),  # v6.1: 640; ours: what the weights were trained with
-    "--conf-thres": ((".2",), 0.001, 0.2),
-    "--iou-thres": ((".5",), 0.6, 0.5),
-    "--task": (("study",), "val", "study"),
-    "--device": (("cpu",), "", "cpu"),
-    "--workers": (("0",), 8, 0),
-    "--project": (("p",), str(RUNS / "val"), "p"),
-    "--name": (("n",), "exp", "n"),
-    **dict.fromkeys(
-        """
-        --single-cls --augment --verbose --save-txt --save-hybrid --save-conf --save-json --exist-ok --half
-        --dnn
-        """.split(),
-        SWITCH,
-    ),
-}
-DETECT: dict[str, tuple[tuple[str, ...], Any, Any]] = {
-    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),  # v6.1: yolov5s.pt; ours: the newest run's best.pt
-    "--source": (("0",), str(ROOT / "data/images"), "0"),
-    "--data": (("a.yaml",), "", "a.yaml"),  # v6.1: coco128.yaml; ours: the names are in the weights
-    "--imgsz": (("320", "640"), [], [320, 640]),  # v6.1: 640; ours: what the weights were trained with
-    "--conf-thres": ((".5",), 0.25, 0.5),
-    "--iou-thres": ((".5",), 0.45, 0.5),
-    "--max-det": (("10",), 1000, 10),
-    "--device": (("cpu",), "", "cpu"),
-    "--classes": (("0", "2"), None, ["0", "2"]),  # numbers as in v6.1, or names, so they are words at first
-    "--project": (("p",), str(RUNS / "detect"), "p"),
-    "--name": (("n",), "exp", "n"),
-    "--line-thickness": (("1",), 3, 1),
-    **dict.fromkeys(
-        """
-        --view-img --save-txt --save-conf --save-crop --nosave --agnostic-nms --augment --visualize --update
-        --exist-ok --hide-labels --hide-conf --half --dnn
-        """.split(),
-        SWITCH,
-    ),
-}
-SERVE: dict[str, tuple[tuple[str, ...], Any, Any]] = {  # v6.1's example server has --port only
-    "--weights": (("a.pt", "b.pt"), [], ["a.pt", "b.pt"]),
-    "--data": (("a.yaml",), "", "a.yaml"),
-    "--imgsz": (("320",), 0, 320),
-    "--conf-thres": ((".5",), 0.25, 0.5),
-    "--iou-thres": ((".5",), 0.45, 0.5),
-    "--max-det": (("10",), 1000, 10),
-    "--device": (("cpu",), "", "cpu"),
-    "--host": (("0.0.0.0",), "127.0.0.1", "0.0.0.0"),
-    "--port": (("80",), 5000, 80),
-    "--batch-size": (("1",), 16, 1),
-    "--timeout": (("1",), 30.0, 1.0),
-    **dict.fromkeys("--half".split(), SWITCH),
-}
+
+def switches(flags: str) -> Flags:
+    return dict.fromkeys(flags.split(), SWITCH)
+
+
+TRAIN: Flags = {
+    "--weights": ("a.pt", "", "a.pt"),  # v6.1: yolov5s.pt, a download
+    "--data": ("a.yaml", "shapes.yaml", "a.yaml"),  # v6.1: coco128.yaml, a download
+    "--hyp": ("a.yaml", "hyp.default.yaml", "a.yaml"),  # v6.1: hyp.scratch-low.yaml, too slow for small sets
+    "--imgsz": ("320", 0, 320),  # v6.1: 640; ours: the data set's own, else 640
+    "--optimizer": ("Adam", "auto", "Adam"),  # v6.1: SGD; auto chooses by the length of the run
+    "--cfg": ("a.yaml", "", "a.yaml"), "--epochs": ("7", 300, 7), "--batch-size": ("-1", 16, -1),
+    "--resume": ("a.pt", False, "a.pt"), "--evolve": ("5", None, 5), "--bucket": ("b", "", "b"),
+    "--cache": ("disk", None, "disk"), "--device": ("0,1", "", "0,1"), "--workers": ("0", 8, 0),
+    "--project": ("p", str(RUNS / "train"), "p"), "--name": ("n", "exp", "n"), "--label-smoothing": (".1", 0.0, 0.1),
+    "--patience": ("0", 100, 0), "--freeze": ("0 2", [0], [0, 2]), "--save-period": ("3", -1, 3),
+    "--local_rank": ("1", -1, 1), "--entity": ("me", None, "me"), "--upload_dataset": ("val", False, "val"),
+    "--bbox_interval": ("2", -1, 2), "--artifact_alias": ("v1", "latest", "v1"),
+    **switches("--rect --nosave --noval --noautoanchor --image-weights --multi-scale --single-cls --sync-bn"),
+    **switches("--exist-ok --quad --cos-lr"),
+}  # fmt: skip
+WEIGHTS = ("a.pt b.pt", [], ["a.pt", "b.pt"])  # v6.1: yolov5s.pt; ours: the newest run's best.pt
+VAL: Flags = {
+    "--data": ("a.yaml", "", "a.yaml"),  # v6.1: coco128.yaml; ours: what the weights were trained with
+    "--imgsz": ("320", 0, 320),  # v6.1: 640; ours: what the weights were trained with
+    "--weights": WEIGHTS, "--batch-size": ("1", 32, 1), "--conf-thres": (".2", 0.001, 0.2),
+    "--iou-thres": (".5", 0.6, 0.5), "--task": ("study", "val", "study"), "--device": ("cpu", "", "cpu"),
+    "--workers": ("0", 8, 0), "--project": ("p", str(RUNS / "val"), "p"), "--name": ("n", "exp", "n"),
+    **switches("--single-cls --augment --verbose --save-txt --save-hybrid --save-conf --save-json --exist-ok --half"),
+    **switches("--dnn"),
+}  # fmt: skip
+DETECT: Flags = {
+    "--data": ("a.yaml", "", "a.yaml"),  # v6.1: coco128.yaml; ours: the names are in the weights
+    "--imgsz": ("320 640", [], [320, 640]),  # v6.1: 640; ours: what the weights were trained with
+    "--classes": ("0 2", None, ["0", "2"]),  # numbers as in v6.1, or names, so they are words at first
+    "--weights": WEIGHTS, "--source": ("0", str(ROOT / "data/images"), "0"), "--conf-thres": (".5", 0.25, 0.5),
+    "--iou-thres": (".5", 0.45, 0.5), "--max-det": ("10", 1000, 10), "--device": ("cpu", "", "cpu"),
+    "--project": ("p", str(RUNS / "detect"), "p"), "--name": ("n", "exp", "n"), "--line-thickness": ("1", 3, 1),
+    **switches("--view-img --save-txt --save-conf --save-crop --nosave --agnostic-nms --augment --visualize --update"),
+    **switches("--exist-ok --hide-labels --hide-conf --half --dnn"),
+}  # fmt: skip
+SERVE: Flags = {  # v6.1's example server has --port only
+    "--weights": WEIGHTS, "--data": ("a.yaml", "", "a.yaml"), "--imgsz": ("320", 0, 320),
+    "--conf-thres": (".5", 0.25, 0.5), "--iou-thres": (".5", 0.45, 0.5), "--max-det": ("10", 1000, 10),
+    "--device": ("cpu", "", "cpu"), "--host": ("0.0.0.0", "127.0.0.1", "0.0.0.0"), "--port": ("80", 5000, 80),
+    "--batch-size": ("1", 16, 1), "--timeout": ("1", 30.0, 1.0), "--half": SWITCH,
+}  # fmt: skip
 SCRIPTS = {
     "train": (TrainOptions, TRAIN),
     "val": (ValOptions, VAL),
@@ -134,7 +92,7 @@ def test_flag(script: str, flag: str) -> None:
     name = name_of(flag)
     assert getattr(parse(kind, []), name) == default
     for spelling in {flag, "--" + name, "--" + name.replace("_", "-")}:  # v6.1 itself wrote some with underscores
-        opt = parse(kind, [spelling, *words])
+        opt = parse(kind, [spelling, *words.split()])
         assert getattr(opt, name) == meaning and type(getattr(opt, name)) is type(meaning)
         untouched = {other: getattr(opt, name_of(other)) for other in flags if other != flag}
         assert untouched == {other: flags[other][1] for other in flags if other != flag}
@@ -143,34 +101,27 @@ def test_flag(script: str, flag: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_all_at_once(script: str) -> None:
     kind, flags = SCRIPTS[script]
-    opt = parse(kind, [word for flag, (words, _, _) in flags.items() for word in (flag, *words)])
+    opt = parse(kind, [word for flag, (words, _, _) in flags.items() for word in (flag, *words.split())])
     assert {flag: getattr(opt, name_of(flag)) for flag in flags} == {flag: value[2] for flag, value in flags.items()}
 
 
-@pytest.mark.parametrize(
-    "script, words, name, meaning",
-    [
-        ("train", "--batch 8", "batch_size", 8),
-        ("train", "--img 320", "imgsz", 320),
-        ("train", "--img-size 320", "imgsz", 320),
-        ("train", "--img_size 320", "imgsz", 320),
-        ("train", "--batch=8", "batch_size", 8),
-        ("val", "--batch 8", "batch_size", 8),
-        ("val", "--img 320", "imgsz", 320),
-        ("val", "--img-size 320", "imgsz", 320),
-        ("val", "--conf 0.1", "conf_thres", 0.1),
-        ("val", "--iou 0.7", "iou_thres", 0.7),
-        ("detect", "--img 320", "imgsz", [320]),
-        ("detect", "--img-size 320 640", "imgsz", [320, 640]),
-        ("detect", "--conf 0.1", "conf_thres", 0.1),
-        ("detect", "--iou 0.7", "iou_thres", 0.7),
-        ("serve", "--img 320", "imgsz", 320),
-        ("serve", "--conf 0.1", "conf_thres", 0.1),
-    ],
-    ids=lambda value: str(value),
-)
-def test_short_and_other_spellings(script: str, words: str, name: str, meaning: Any) -> None:
-    assert getattr(parse(SCRIPTS[script][0], words.split()), name) == meaning
+SPELLINGS = {
+    ("train", "batch_size", 8): ("--batch 8", "--batch=8"),
+    ("train", "imgsz", 320): ("--img 320", "--img-size 320", "--img_size 320"),
+    ("val", "batch_size", 8): ("--batch 8",),
+    ("val", "imgsz", 320): ("--img 320", "--img-size 320"),
+    ("val", "iou_thres", 0.7): ("--iou 0.7",),
+    ("detect", "conf_thres", 0.1): ("--conf 0.1",),
+    ("serve", "conf_thres", 0.1): ("--conf 0.1",),
+    ("serve", "imgsz", 320): ("--img 320",),
+}
+
+
+def test_short_and_other_spellings() -> None:
+    for (script, name, meaning), spellings in SPELLINGS.items():
+        for words in spellings:
+            assert getattr(parse(SCRIPTS[script][0], words.split()), name) == meaning, words
+    assert parse(DetectOptions, ["--img-size", "320", "640"]).imgsz == [320, 640]
 
 
 @pytest.mark.parametrize(
@@ -195,18 +146,16 @@ def test_what_no_flag_allows_ends_in_one_line(words: str, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("script", [train, val, detect, export, serve])
-def test_every_script_helps_in_one_line(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_script_helps_in_one_line_and_checks_what_python_gives(
+    script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["--weihgts", "a.pt"])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.count("\n") == 1 and "did you mean '--weights'?" in error
-
-
-@pytest.mark.parametrize("script", [train, val, detect, export, serve])
-@pytest.mark.parametrize("value", ["abc", -5, 1.5, True, 10**9])
-def test_every_script_checks_what_python_gives(script: Any, value: Any) -> None:
-    with pytest.raises(ValueError, match="^--(imgsz|batch-size) .{,90}$"):
-        script.run(imgsz=value)
+    for value in ("abc", -5, 1.5, True, 10**9):
+        with pytest.raises(ValueError, match="^--(imgsz|batch-size) .{,90}$"):
+            script.run(imgsz=value)
     if script is not detect:
         with pytest.raises(ValueError, match="^--batch-size .{,90}$"):
             script.run(batch_size="many")

@@ -64,21 +64,14 @@ def test_two_hosts_learn_as_one_process(hosts: list[str], squares: Path, tiny_cf
 
     words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "pair"]
-    launchers = [
-        subprocess.Popen(
-            [
-                *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *meet),
-                *("--rdzv-endpoint", f"{NET}.1:29511", "--rdzv-conf", f"is_host={int(number == 1)}"),
-                *("--local-addr", f"{NET}.{number}", str(ROOT / "train.py"), *words),
-                *("--name", "two", "--sync-bn", "--loggers", "none"),
-            ],
-            env=os.environ | QUIET | {"GLOO_SOCKET_IFNAME": "cable0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number, host in enumerate(hosts, start=1)
-    ]
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    env, launchers = os.environ | QUIET | {"GLOO_SOCKET_IFNAME": "cable0"}, []
+    for number, host in enumerate(hosts, start=1):
+        run = ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *meet]
+        run += ["--rdzv-endpoint", f"{NET}.1:29511", "--rdzv-conf", f"is_host={int(number == 1)}"]
+        run += ["--local-addr", f"{NET}.{number}", str(ROOT / "train.py"), *words]
+        run += ["--name", "two", "--sync-bn", "--loggers", "none"]
+        launchers.append(subprocess.Popen(run, env=env, **out))
     try:
         texts = [launcher.communicate(timeout=240)[0] for launcher in launchers]
     finally:

@@ -1,5 +1,7 @@
 """Everything that knows no network: files, boxes, data, loss, metrics, plots of results."""
 
-from utils.former_paths import keep_former_paths
+import sys
 
-keep_former_paths()
+from utils.former_paths import FormerPaths
+
+sys.meta_path.append(FormerPaths())

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 FORMER = {
     "models.attention": "models.bra.attention",
@@ -40,17 +40,13 @@ FORMER = {
 }
 
 
-class _Former(MetaPathFinder, Loader):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+class FormerPaths(MetaPathFinder, Loader):
+    """Finds the modules of the former paths: in `sys.meta_path` the import system asks it last."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return what is needed to import a former path, None for any other."""
         return ModuleSpec(fullname, self) if fullname in FORMER else None
 
     def exec_module(self, module: ModuleType) -> None:
+        """Put the module of today in the place of the former one."""
         sys.modules[module.__name__] = importlib.import_module(FORMER[module.__name__])
-
-
-def keep_former_paths() -> None:
-    """Let the import system know the former paths, once."""
-    if not any(isinstance(finder, _Former) for finder in sys.meta_path):
-        sys.meta_path.append(_Former())

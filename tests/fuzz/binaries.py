@@ -1,4 +1,4 @@
-"""Inputs that are no text: pictures, archives, caches."""
+"""Inputs that are no text: images, archives, caches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import logging
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from PIL import Image
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged
 from utils.base.arrays import read_array, read_arrays
-from utils.base.log import LOGGER
 from utils.data.image_cache import DiskCache
 from utils.data.image_files import Problem
 from utils.data.label_arrays import LabelIndex
@@ -32,9 +32,9 @@ from utils.prepare.archives import extract
 SIDES = (0, 1, 9, 10, 64, 16383, 30000, 60000, 65535, 2**31 - 1, 2**32 - 1)
 
 
-# ---- pictures
+# ---- images
 @functools.cache
-def _pictures() -> tuple[tuple[str, bytes], ...]:
+def _images() -> tuple[tuple[str, bytes], ...]:
     """One of each format and of the odd ones: grey, palette, 16 bits, turned by EXIF, several pages."""
     noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
     colour, found = Image.fromarray(noise), []
@@ -50,9 +50,9 @@ def _pictures() -> tuple[tuple[str, bytes], ...]:
         content = io.BytesIO()
         colour.save(content, kind, **options)
         found.append((kind, content.getvalue()))
-    for picture in (colour.convert("P"), colour.convert("1"), Image.fromarray(noise[..., 0].astype(np.uint16) * 257)):
+    for image in (colour.convert("P"), colour.convert("1"), Image.fromarray(noise[..., 0].astype(np.uint16) * 257)):
         content = io.BytesIO()
-        picture.save(content, "png")
+        image.save(content, "png")
         found.append(("png", content.getvalue()))
     return tuple(found)
 
@@ -83,31 +83,24 @@ def _png_parts(rng: Random, content: bytes) -> bytes:
     number = rng.randrange(len(parts))
     name, body = parts[number]
     other = rng.choice((b"iCCP", b"zTXt", b"eXIf", b"tRNS", b"PLTE", b"acTL", b"iTXt"))
-    parts[number : number + 1] = rng.choice(
-        (
-            [(name, damaged(rng, body))],
-            [(other, damaged(rng, body)), (name, body)],
-            [(name, body)] * 3,
-            [(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22))), (name, body)],
-            [],
-        )
-    )  # fmt: skip
+    bomb = (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22)))
+    before = [(other, damaged(rng, body)), (name, body)]
+    choices = ([(name, damaged(rng, body))], before, [(name, body)] * 3, [bomb, (name, body)], [])
+    parts[number : number + 1] = rng.choice(choices)
     packed = (struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in parts)
     return content[:8] + b"".join(packed)
 
 
-def _make_picture(rng: Random) -> bytes:
-    kind, content = rng.choice(_pictures())
+def _make_image(rng: Random) -> bytes:
+    kind, content = rng.choice(_images())
     change = rng.randrange(4)
-    if change == 0:
-        return _resized(rng, kind, content)
     if change == 1 and kind == "png":
         return _png_parts(rng, content)
-    return damaged(rng, content)
+    return damaged(rng, content) if change else _resized(rng, kind, content)
 
 
-def _use_picture(path: Path) -> None:
-    """Both ways of looking at a picture must either work or say why not."""
+def _use_image(path: Path) -> None:
+    """Both ways of looking at an image must either work or say why not."""
     record = check_pair(str(path), "none.txt")
     try:
         image = read_image(path)
@@ -168,14 +161,11 @@ def _make_tar(rng: Random) -> bytes:
                 continue
     whole = bytearray(content.getvalue())
     if len(whole) >= 512 and rng.randrange(2) == 0:  # a field of the first header says something else, and is right
-        place, length = rng.choice(
-            ((0, 100), (100, 8), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155), (386, 12))
-        )
-        binary = (
-            b"\x80" + struct.pack(">Q", rng.choice(NUMBERS)),
-            b"\xff" * 4 + struct.pack(">q", -rng.choice(NUMBERS[:12])),
-        )
-        word = rng.choice((*binary, b"77777777777", b"-1", b"../x", b"S", b"\0" * 12, rng.randbytes(8)))
+        fields = ((0, 100), (100, 8), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155), (386, 12))
+        place, length = rng.choice(fields)
+        large, negative = b"\x80" + struct.pack(">Q", rng.choice(NUMBERS)), struct.pack(">q", -rng.choice(NUMBERS[:12]))
+        words = (large, b"\xff" * 4 + negative, b"77777777777", b"-1", b"../x", b"S", b"\0" * 12, rng.randbytes(8))
+        word = rng.choice(words)
         whole[place : place + length] = word[:length].ljust(length, b"\0")
         whole[148:156] = b" " * 8
         whole[148:156] = b"%06o\0 " % (sum(whole[:512]) & 0o777777)
@@ -190,25 +180,18 @@ def _use_archive(path: Path) -> None:
 
 
 # ---- caches
-def _index(folder: Path) -> LabelIndex:
-    picture = folder / "picture.png"
-    Image.new("RGB", (24, 16)).save(picture)
-    (folder / "picture.txt").write_text("0 .5 .5 .2 .2\n1 .1 .1 .4 .1 .4 .5 .1 .5 .2 .2\n")
-    return LabelIndex.pack([check_pair(str(picture), str(folder / "picture.txt"))])
-
-
 @functools.cache
 def _cache_seed() -> tuple[bytes, bytes]:
-    """A label cache of one picture, and one array."""
-    from tests.fuzz.guard import scratch
-
-    with scratch() as name:
-        index = _index(Path(name))
+    """A label cache of one image, and one array."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, array = Path(name), io.BytesIO()
+        Image.new("RGB", (24, 16)).save(folder / "a.png")
+        (folder / "a.txt").write_text("0 .5 .5 .2 .2\n1 .1 .1 .4 .1 .4 .5 .1 .5 .2 .2\n")
+        index = LabelIndex.pack([check_pair(str(folder / "a.png"), str(folder / "a.txt"))])
         index.problems = [Problem("a.png", 1, "x", "y")]
-        save_cache(Path(name) / "x.npz", index, "stamp")
-        array = io.BytesIO()
+        save_cache(folder / "x.npz", index, "stamp")
         np.save(array, np.zeros((16, 24, 3), np.uint8))
-        return (Path(name) / "x.npz").read_bytes(), array.getvalue()
+        return (folder / "x.npz").read_bytes(), array.getvalue()
 
 
 def _make_array(rng: Random) -> bytes:
@@ -220,9 +203,8 @@ def _make_array(rng: Random) -> bytes:
     if rng.randrange(3) == 0:
         return damaged(rng, _cache_seed()[1])
     text = f"{{'descr': {kind!r}, 'fortran_order': {rng.choice((True, False, 1))}, 'shape': {shape}, }}"
-    head = rng.choice(
-        (text, text, text[:-9], "(" * 90, "{" + text, text + "\n" * 9, "1", "__import__('os').system('true')")
-    )
+    other = (text[:-9], "(" * 90, "{" + text, text + "\n" * 9, "1", "__import__('os').system('true')")
+    head = rng.choice((text, text, *other))
     version = rng.choice((1, 1, 2, 3, 9))
     length = struct.pack("<H" if version == 1 else "<I", len(head) + rng.choice((0, 0, 1, 2**15)))
     return b"\x93NUMPY" + bytes([version, 0]) + length + head.encode() + body
@@ -257,9 +239,8 @@ def _other_values(array: np.ndarray) -> Callable[[Random], bytes]:
         elif changed.dtype == np.uint8:
             changed = np.frombuffer(damaged(rng, changed.tobytes()), np.uint8)
         else:
-            changed = changed.astype(rng.choice(("f4", "i8", "u1", "f8"))).reshape(
-                rng.choice(((-1, 1), (1, -1), (-1,)))
-            )
+            shape = rng.choice(((-1, 1), (1, -1), (-1,)))
+            changed = changed.astype(rng.choice(("f4", "i8", "u1", "f8"))).reshape(shape)
         content = io.BytesIO()
         np.save(content, changed)
         return content.getvalue()
@@ -279,12 +260,12 @@ def _use_cache(path: Path) -> None:
 
 
 class _One:
-    """A data set of one picture, as far as a cache of pictures looks at it."""
+    """A data set of one image, as far as a cache of images looks at it."""
 
     sizes = np.array([[24, 16]])
 
 
-def _use_picture_cache(path: Path) -> None:
+def _use_image_cache(path: Path) -> None:
     cache = object.__new__(DiskCache)
     cache.index, cache.size = _One(), 24
     cache._file = lambda position: path
@@ -294,18 +275,17 @@ def _use_picture_cache(path: Path) -> None:
 
 def _quiet(use: Callable[[Path], None]) -> Callable[[Path], None]:
     def run(path: Path) -> None:
-        level = LOGGER.level
-        LOGGER.setLevel(logging.CRITICAL)
+        logging.disable()
         try:
             use(path)
         finally:
-            LOGGER.setLevel(level)
+            logging.disable(logging.NOTSET)
 
     return run
 
 
 BINARIES = (
-    *(Kind(f"picture called .{end}", f"input.{end}", _make_picture, _use_picture) for end in ("jpg", "png", "tif")),
+    *(Kind(f"image called .{end}", f"input.{end}", _make_image, _use_image) for end in ("jpg", "png", "tif")),
     Kind("zip", "input.zip", _make_zip, _quiet(_use_archive)),
     Kind("tar", "input.tar", _make_tar, _quiet(_use_archive)),
     Kind("tar.gz", "input.tar.gz", lambda rng: gzip.compress(_make_tar(rng), 1), _quiet(_use_archive)),
@@ -314,5 +294,5 @@ BINARIES = (
 )
 CACHES = (
     Kind("label cache", "input.npz", _make_cache, _quiet(_use_cache)),
-    Kind("picture cache", "input.npy", _make_array, _use_picture_cache),
+    Kind("image cache", "input.npy", _make_array, _use_image_cache),
 )

@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 from random import Random
@@ -15,20 +16,14 @@ import torch
 from torch import nn
 
 from models.backends import DetectMultiBackend
-from tests.fuzz.guard import Kind, scratch
+from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import WORDS, damaged
 from tests.fuzz.pickles import evil_programs, zipped_program
 
 GRAPH = "models/model.json"
 TARGETS = (
     *("torch.os.system", "torch.hub.load", "torch.ops.aten.from_file.default", "torch.ops.aten.add.Tensor", "math.exp"),
-    *(
-        "_operator.attrgetter",
-        "_operator.mul",
-        "torch.ops.load_library",
-        "torch.ops.aten.add.__init__",
-        "torch.x",
-    ),
+    *("_operator.attrgetter", "_operator.mul", "torch.ops.load_library", "torch.ops.aten.add.__init__", "torch.x"),
     *("torch.ops.higher_order.cond", "torch.ops.higher_order.wrap_with_autocast", "torch.ops.aten.topk.default"),
 )
 
@@ -48,7 +43,7 @@ class _Small(nn.Module):
 @functools.cache
 def _seed() -> tuple[bytes, dict[str, bytes]]:
     """The file, and its parts by name."""
-    with scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.pt2"
         torch.export.save(torch.export.export(_Small(), (torch.rand(1, 3, 8, 8),)), file)
         with zipfile.ZipFile(file) as archive:

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,24 +50,17 @@ class Kind:
 class _Watch:
     """Python's audit hooks cannot be taken off again, so there is one, which looks only while a folder is set."""
 
-    def __init__(self) -> None:
-        self.folder: str | None = None
-        self.seen: list[str] = []
-        self.installed = False
+    folder: str | None = None
+    seen: list[str]
+    installed = False
 
     def __call__(self, event: str, given: tuple[Any, ...]) -> None:
         if self.folder is None:
             return
         if event in _RUNS or (event == "exec" and {"system", "__import__"} & {*getattr(given[0], "co_names", ())}):
             self.seen.append(f"{event} {given!r:.200}")
-        elif event == "open" and isinstance(given[2], int) and given[2] & _TO_WRITE:
-            self.note(event, given[:1])
-        elif event in _WRITES:
-            self.note(event, given[:2])
-
-    def note(self, event: str, paths: tuple[Any, ...]) -> None:
-        """Remember a path outside of the folder."""
-        for path in paths:
+        is_write = event == "open" and isinstance(given[2], int) and given[2] & _TO_WRITE
+        for path in given[:1] if is_write else given[:2] if event in _WRITES else ():
             if isinstance(path, (str, bytes, os.PathLike)):
                 full = os.path.abspath(os.fsdecode(path))
                 if not f"{full}/".startswith(f"{self.folder}/") and full != os.devnull:
@@ -137,8 +129,3 @@ def bounded_memory(room: int = 4 << 30) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     if (more := peak_memory() - warm) > MEMORY:
         raise Broken(f"took {more >> 20} MiB of memory")
-
-
-def scratch() -> tempfile.TemporaryDirectory:
-    """A folder for inputs and what comes of them."""
-    return tempfile.TemporaryDirectory(prefix="fuzz-")

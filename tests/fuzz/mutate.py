@@ -7,25 +7,8 @@ from collections.abc import Sequence
 from random import Random
 
 NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    7,
-    64,
-    127,
-    128,
-    255,
-    256,
-    4096,
-    65535,
-    65536,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**63 - 1,
-    2**64 - 1,
+    *(0, 1, 2, 3, 5, 7, 64, 127, 128, 255, 256, 4096, 65535, 65536),
+    *(2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1),
 )
 WORDS = (
     *("", "0", "-1", "-0", "1e308", "-1e999", "nan", "inf", "-inf", "0x1F", "0b1", "1_0", "٣", "½", "1e-320"),
@@ -48,10 +31,6 @@ def _place(rng: Random, content: bytes) -> int:
     return rng.randrange(len(content) + 1)
 
 
-def _cut(rng: Random, content: bytes) -> bytes:
-    return content[: _place(rng, content)]
-
-
 def _flipped(rng: Random, content: bytes) -> bytes:
     if not content:
         return content
@@ -64,11 +43,6 @@ def _without(rng: Random, content: bytes) -> bytes:
     return content[:start] + content[start + rng.randrange(1, 65) :]
 
 
-def _twice(rng: Random, content: bytes) -> bytes:
-    start = _place(rng, content)
-    return content[:start] + content[start : start + rng.randrange(1, 257)] * rng.choice((2, 3, 20)) + content[start:]
-
-
 def _number(rng: Random, content: bytes) -> bytes:
     """Some bytes replaced by a number at the edge of what they can hold."""
     form = rng.choice(("B", "<H", ">H", "<I", ">I", "<Q"))
@@ -78,11 +52,15 @@ def _number(rng: Random, content: bytes) -> bytes:
 
 
 def _inserted(rng: Random, content: bytes) -> bytes:
+    """A word, or some bytes of its own once more or very often."""
     start = _place(rng, content)
-    return content[:start] + rng.choice(WORDS).encode("utf-8", "surrogatepass") + content[start:]
+    word = rng.choice(WORDS).encode("utf-8", "surrogatepass")
+    again = content[start : start + rng.randrange(1, 257)] * rng.choice((1, 2, 19))
+    return content[:start] + rng.choice((word, again)) + content[start:]
 
 
-_DAMAGES = (_cut, _flipped, _flipped, _without, _twice, _number, _number, _inserted)
+_DAMAGES = (lambda rng, content: content[: _place(rng, content)], _flipped, _flipped, _without, _number, _number)
+_DAMAGES += (_inserted, _inserted)
 
 
 def odd_text(rng: Random, text: str, words: Sequence[str] = ()) -> bytes:

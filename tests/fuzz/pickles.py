@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import struct
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,15 +113,13 @@ def unzipped(content: bytes) -> tuple[bytes, dict[str, bytes]]:
 @functools.cache
 def _seeds(legacy: bool) -> tuple[bytes, ...]:
     """A checkpoint of ours, a pickled model as YOLOv5 6.1 writes them, and a bag of everything that is allowed."""
-    from tests.fuzz.guard import scratch
-
     described = describe_model(Model(TINY, verbose=False))
     pickled = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).half()
     pickled.yaml, pickled.nc, pickled.names, pickled.stride = TINY, 2, ["a", "b"], torch.tensor([8.0])
     bag = {1: torch.ones(2, 3), "b": (1, 2.5, None, True, b"x", {"c"}), "n": np.arange(3.0), "d": torch.float16}
     contents = ({"model": described, "epoch": 3}, {"model": pickled, "best_fitness": np.array([0.5])}, bag)
     found = []
-    with scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for number, content in enumerate(contents):
             file = Path(folder) / "a.pt"
             if number == 0 and not legacy:
@@ -169,18 +168,11 @@ _STEPS = (
 def _evil_instruction(rng: Random) -> bytes:
     """Something that has no place there, or a number that is too large."""
     number = rng.choice(NUMBERS)
-    return rng.choice(
-        (
-            *(b"c%s\n" % name.replace(" ", "\n").encode() for name in _NAMES),
-            *_STEPS,
-            b"J" + struct.pack("<I", number & 0xFFFFFFFF),
-            b"\x8a\x08" + struct.pack("<Q", number & (2**64 - 1)),
-            b"\x8a\xff" + b"\x7f" * 255,
-            b"X" + struct.pack("<I", number & 0xFFFFFFFF) + b"text",
-            b"X\x04\x00\x00\x00text",
-            rng.choice(WORDS).encode("utf-8", "surrogatepass"),
-        )
-    )
+    short, long = struct.pack("<I", number & 0xFFFFFFFF), struct.pack("<Q", number & (2**64 - 1))
+    numbers = (b"J" + short, b"\x8a\x08" + long, b"\x8a\xff" + b"\x7f" * 255, b"X" + short + b"text")
+    names = (b"c%s\n" % name.replace(" ", "\n").encode() for name in _NAMES)
+    word = rng.choice(WORDS).encode("utf-8", "surrogatepass")
+    return rng.choice((*names, *_STEPS, *numbers, b"X\x04\x00\x00\x00text", word))
 
 
 def _other_program(rng: Random, program: bytes) -> bytes:
@@ -226,10 +218,8 @@ def _make_checkpoint(rng: Random) -> bytes:
     """Some are damaged as a whole, some are odd archives, half are sound archives of other programs and numbers."""
     content = rng.choice(_seeds(False))
     change = rng.randrange(6)
-    if change == 0:
-        return damaged(rng, content)
-    if change == 5:
-        return _odd_archive(rng, content)
+    if change in (0, 5):
+        return _odd_archive(rng, content) if change else damaged(rng, content)
     program, storages = unzipped(content)
     if change == 1 and storages:
         key = rng.choice(sorted(storages))

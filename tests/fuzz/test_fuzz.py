@@ -21,7 +21,7 @@ from tests.fuzz.pickles import PICKLES, evil_programs, zipped_program
 from tests.fuzz.texts import TEXTS
 
 INPUTS = 1000
-ONE_WAY = ("malicious pickle", "label cache", "picture cache")  # never taken; never refused: a cache is made again
+ONE_WAY = ("malicious pickle", "label cache", "image cache")  # never taken; never refused: a cache is made again
 KINDS = (*TEXTS, *BINARIES, *PICKLES, *CACHES, *GRAPHS)
 
 

@@ -60,15 +60,8 @@ head:
 MODEL_WORDS = (
     *("[-1,", "[3,", "[[-1,", "[[0,1],", "1,", "3,", "99999999,", "-1,", "1.5,", "0,"),
     *(f"{name}," for name in (*BLOCKS, "nn.Conv2d", "nn.ReLU", "nn.Linear", "nn.ZeroPad2d", "nn.Unfold", "nn.LSTM")),
-    *(
-        "[9999999]]",
-        "[1000000]]",
-        "[64, 999]]",
-        "[64, 3, 0]]",
-        "[64, 3, -1]]",
-        "[null, 1000, nearest]]",
-        "[64, [1, 3]]]",
-    ),
+    *("[9999999]]", "[1000000]]", "[64, 999]]", "[64, 3, 0]]", "[64, 3, -1]]", "[null, 1000, nearest]]"),
+    "[64, [1, 3]]]",
     *("[64, {g: 7}]]", "[{a: *x}]]", "['nn.ReLU()']]", "['(((((1']]", "[16, 3, 1, null, 16]]", "[]]"),
 )
 COCO: dict[str, Any] = {
@@ -103,14 +96,14 @@ STUDY = "0.1 0.2 0.3 0.4 0 0 0 1 2 3\n0.1 0.2 0.3 0.4 0 0 0 1 2 3"
 ODD_VALUES = (*NUMBERS, -1, 1.5, 1e308, float("nan"), float("inf"), None, True, [], {}, [[]], "9" * 300, *WORDS)
 
 
-def _good_picture(folder: Path, name: str = "good.png") -> Path:
+def _good_image(folder: Path, name: str = "good.png") -> Path:
     if not (folder / name).exists():
         (folder / name).write_bytes(cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
     return folder / name
 
 
 def _use_labels(path: Path) -> None:
-    record = check_pair(str(_good_picture(path.parent)), str(path))
+    record = check_pair(str(_good_image(path.parent)), str(path))
     if record.size is None:
         raise ValueError(record.message)
     boxes, classes = record.labels[:, 1:], record.labels[:, 0]
@@ -123,17 +116,9 @@ def _use_list(path: Path) -> None:
         check_pair(str(image), "none.txt")
 
 
-def _use_coco(path: Path) -> None:
-    _converted(path, lambda labels: convert_coco(path, labels, polygons=True))
-
-
-def _use_voc(path: Path) -> None:
-    _converted(path, lambda labels: convert_voc(path.parent, labels, ["a", "b"]))
-
-
 def _use_dota(path: Path) -> None:
     (path.parent / "images").mkdir(exist_ok=True)
-    images = _good_picture(path.parent / "images", f"{path.stem}.png").parent
+    images = _good_image(path.parent / "images", f"{path.stem}.png").parent
     _converted(path, lambda labels: convert_dota(path.parent, images, labels, ["a", "b"], polygons=True))
 
 
@@ -142,7 +127,7 @@ def _converted(path: Path, convert: Callable[[Path], int]) -> None:
     labels = path.parent / "labels"
     convert(labels)
     for file in labels.rglob("*.txt"):
-        record = check_pair(str(_good_picture(path.parent)), str(file))
+        record = check_pair(str(_good_image(path.parent)), str(file))
         assert record.size is not None, f"what was written cannot be read: {record.message}"
 
 
@@ -154,10 +139,6 @@ def _use_sku(path: Path) -> None:
 def _use_visdrone(path: Path) -> None:
     with naming(path, "a VisDrone file"):
         visdrone_rows(read_annotations(path), (64, 48), DropCounts(), "a")
-
-
-def _use_results(path: Path) -> None:
-    read_results(path)
 
 
 def _text(text: str, words: tuple[str, ...] = ()) -> Callable[[Random], bytes]:
@@ -208,18 +189,28 @@ def _json(content: dict[str, Any]) -> Callable[[Random], bytes]:
 
 TEXTS = (
     Kind("labels", "input.txt", _text(LABELS), _use_labels),
-    Kind("list of pictures", "input.txt", _text(LIST), _use_list),
+    Kind("list of images", "input.txt", _text(LIST), _use_list),
     Kind("data YAML", "input.yaml", _yaml(DATA, DATA_KEYS), DataConfig.load),
     Kind("hyp YAML", "input.yaml", _yaml(HYP), lambda path: Hyp.load(path).scaled(3, 80, 640)),
     Kind("opt.yaml", "opt.yaml", _yaml(OPT), lambda path: trained_size([path.parent / "weights/best.pt"])),
     Kind("model YAML", "input.yaml", _yaml(MODEL, MODEL_WORDS), lambda path: Model(str(path), verbose=False)),
-    Kind("COCO JSON", "input.json", _json(COCO), _use_coco),
+    Kind(
+        "COCO JSON",
+        "input.json",
+        _json(COCO),
+        lambda path: _converted(path, lambda labels: convert_coco(path, labels, polygons=True)),
+    ),
     Kind("Argoverse JSON", "input.json", _json(ARGOVERSE), lambda path: argoverse_rows(path, DropCounts())),
     Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)}, DropCounts())),
-    Kind("VOC XML", "input.xml", _text(VOC), _use_voc),
+    Kind(
+        "VOC XML",
+        "input.xml",
+        _text(VOC),
+        lambda path: _converted(path, lambda labels: convert_voc(path.parent, labels, ["a", "b"])),
+    ),
     Kind("DOTA", "input.txt", _text(DOTA), _use_dota),
     Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),
     Kind("SKU-110K", "input.csv", _text(SKU), _use_sku),
-    Kind("results.csv", "results.csv", _text(RESULTS), _use_results),
+    Kind("results.csv", "results.csv", _text(RESULTS), read_results),
     Kind("study table", "study.txt", _text(STUDY), read_study),
 )

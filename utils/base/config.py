@@ -40,13 +40,11 @@ def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> i
     sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
     if not sides or any(side < 1 for side in sides):
         raise ValueError(f"--imgsz {imgsz}: the image size must be at least 1 pixel")
-    fitting = [max(make_divisible(side, stride), floor) for side in sides]
-    if fitting != sides:
-        LOGGER.warning(
-            f"--imgsz {imgsz} is not a multiple of the largest stride {stride}; "
-            f"using {fitting[0] if isinstance(imgsz, int) else fitting}"
-        )
-    return fitting[0] if isinstance(imgsz, int) else fitting
+    rounded = [max(make_divisible(side, stride), floor) for side in sides]
+    fitting = rounded[0] if isinstance(imgsz, int) else rounded
+    if rounded != sides:
+        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of the largest stride {stride}; using {fitting}")
+    return fitting
 
 
 # ---------------------------------------------------------------------------------------------------------- data set
@@ -112,19 +110,14 @@ def _names_of(file: Path, names: Any, count: Any) -> tuple[str, ...]:
     if not isinstance(names, (list, dict)):
         raise ValueError(f"{file}: names must be a list or a mapping from number to name, not {shortened(names)}")
     found = class_names(names, f"{file}: names")
-    if count is not None and len(found) != count:
+    if count not in (None, len(found)):
         raise ValueError(f"{file}: nc is {count} but there are {len(found)} names; make them agree or leave nc out")
-    _warn_of_repeated(file, found)
-    return found
-
-
-def _warn_of_repeated(file: Path, names: tuple[str, ...]) -> None:
-    """Log a warning of two classes with one name."""
-    first = {name: number for number, name in reversed(list(enumerate(names)))}
-    if again := [number for number, name in enumerate(names) if first[name] != number]:
-        name = names[again[0]]
-        both = f"{first[name]} and {again[0]}"
+    first: dict[str, int] = {}
+    if again := [(number, name) for number, name in enumerate(found) if first.setdefault(name, number) != number]:
+        number, name = again[0]
+        both = f"{first[name]} and {number}"
         LOGGER.warning(f"{file}: classes {both} have one name, {shortened(name)}; is that meant?")
+    return found
 
 
 def _data_root(file: Path, path: Any) -> Path:
@@ -143,24 +136,21 @@ def _data_root(file: Path, path: Any) -> Path:
 
 
 def _split_paths(file: Path, root: Path, split: str, value: Any) -> tuple[Path, ...]:
-    """Return the folders and lists of a split."""
-    entries = [] if value is None or value == "" else value if isinstance(value, list) else [value]
+    """Return the folders and lists of a split: as they are written, or, with `../`, below the root itself, as
+    Roboflow's files mean it.
+    """
+    entries = value if isinstance(value, list) else [value] if value else []
     if not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{file}: {split} must be a folder, a .txt list or a list of them, not {shortened(value)}")
     if not entries and split != "test":
         raise ValueError(
             f"{file}: has no {split!r}; add '{split}: images/{split}' (a folder, a .txt list or a list of them)"
         )
-    return tuple(_split_path(root, _expanded(file, split, entry)) for entry in entries)
-
-
-def _split_path(root: Path, entry: Path) -> Path:
-    """Return where a split is: as it is written, or, with `../`, below the root itself, as Roboflow's files mean it."""
-    path = root / entry
-    if entry.parts[:1] != ("..",) or os.path.exists(path):
-        return path
-    inside = root.joinpath(*[part for part in entry.parts if part != ".."])
-    return inside if os.path.exists(inside) else path
+    paths = []
+    for entry in (_expanded(file, split, entry) for entry in entries):
+        readings = [root / entry, root.joinpath(*[part for part in entry.parts if part != ".."])]
+        paths.append(next(filter(os.path.exists, readings), readings[0]))
+    return tuple(paths)
 
 
 def _expanded(file: Path, key: str, path: str) -> Path:
@@ -177,7 +167,14 @@ def _expanded(file: Path, key: str, path: str) -> Path:
 def class_names(names: Names, source: str = "names") -> tuple[str, ...]:
     """Return the names in class order. Raises ValueError where they are none, or their numbers have gaps."""
     if isinstance(names, (str, Path)):
-        return _names_in(Path(names))
+        file = Path(names)
+        if file.suffix.lower() in (".yaml", ".yml"):
+            return DataConfig.load(file).names
+        try:
+            names = list(filter(None, map(str.strip, decoded(read_bytes(file, MIB)).splitlines())))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"names: {printable(file)} is no list, data YAML or text file ({reason})") from None
     if isinstance(names, Mapping):
         names = _in_order(names, source)
     listed: list[Any] = list(names)
@@ -205,18 +202,6 @@ def _in_order(names: Mapping[Any, str], source: str) -> list[str]:
         found = shortened(list(numbered)[:5])
         raise ValueError(f"{source}: must be numbered 0 to {len(numbered) - 1} without gaps, not {found}")
     return [numbered[number] for number in range(len(numbered))]
-
-
-def _names_in(file: Path) -> tuple[str, ...]:
-    """Return the names of a data YAML, or the lines of any other file."""
-    if file.suffix.lower() in (".yaml", ".yml"):
-        return DataConfig.load(file).names
-    try:
-        text = decoded(read_bytes(file, MIB))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"names: {printable(file)} is no list, data YAML or text file ({reason})") from None
-    return class_names([line.strip() for line in text.splitlines() if line.strip()])
 
 
 class ClassNames:
@@ -289,12 +274,8 @@ class Hyp:
     mosaic9: float = flag(0.0, "share of mosaics made of nine images instead of four", bounds=SHARE)
     pooled: int = flag(0, "1: every matched box counts alike, 0: every level's mean does", bounds=SHARE)
     close_mosaic: int = flag(0, "last epochs that see whole images only", bounds=Range(0, 1_000_000))
-    ema_tau: float = flag(
-        2000.0, "updates over which the weight average becomes slow", bounds=Range(0, 1e9, above=True)
-    )
-    warmup_floor: int = flag(
-        1000, "fewest warm-up iterations (never more than a third of the run)", bounds=Range(0, 1_000_000_000)
-    )
+    ema_tau: float = flag(2000.0, "updates over which the average becomes slow", bounds=Range(0, 1e9, above=True))
+    warmup_floor: int = flag(1000, "fewest warm-up steps (at most a third of a run)", bounds=Range(0, 1_000_000_000))
     clip_norm: float = flag(0.0, "longest gradient of one step, 0 for no limit", bounds=Range(0, 1e9))
     nominal_batch: int = flag(64, "gradients are gathered up to this many images a step", bounds=Range(1, 1_000_000))
 

@@ -64,11 +64,9 @@ def one_line(error: BaseException) -> str:
 
 
 def set_up_logging(main_process: bool = True) -> None:
-    """Send INFO and above to stderr, from the main process only (the others send errors).
+    """Send INFO and above to stderr, from the main process only (the others send errors); calling it twice is harmless.
 
     The environment's YOLOv5_VERBOSE=false keeps warnings alone.
-
-    Calling it twice changes nothing, so scripts that call each other stay quiet about it.
     """
     quiet = os.environ.get("YOLOv5_VERBOSE", "true").lower() in ("false", "0", "no")  # noqa: SIM112 - v6.1's name
     LOGGER.setLevel(logging.ERROR if not main_process else logging.WARNING if quiet else logging.INFO)

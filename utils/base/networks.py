@@ -25,9 +25,7 @@ def is_parallel(model: nn.Module) -> bool:
 
 def de_parallel(model: nn.Module) -> nn.Module:
     """The model inside such a wrapper, or the model itself."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return cast(nn.Module, model.module)
-    return model
+    return cast(nn.Module, model.module) if is_parallel(model) else model
 
 
 def copy_attr(target: Any, source: Any, include: Collection[str] = (), exclude: Collection[str] = ()) -> None:

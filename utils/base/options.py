@@ -200,12 +200,16 @@ def _read(label: str, extra: Mapping[str, Any], inner: type[Any], value: Any) ->
     """Return a single value as the option has it. Raises ValueError for what it cannot be."""
     kind, choices = extra.get("type", inner), extra.get("choices")
     try:
-        found = _converted(kind, value.item() if hasattr(value, "item") else value)  # single numbers of arrays
+        value = _converted(kind, value.item() if hasattr(value, "item") else value)  # single numbers of arrays
     except (ValueError, OverflowError):
-        raise ValueError(f"{label} {_briefly(value)}: must be {WANTED[kind]}") from None
-    if choices and found not in choices:
-        raise ValueError(f"{label} {_briefly(found)}: choose one of {', '.join(choices)}{nearest(found, choices)}")
-    return found
+        problem = f"must be {WANTED[kind]}"
+    else:
+        if not choices or value in choices:
+            return value
+        problem = f"choose one of {', '.join(choices)}{nearest(value, choices)}"
+    is_word = not isinstance(value, str) or re.fullmatch(r"[\w.,/+-]+", value)  # anything else is shown in quotes
+    text = " ".join(str(value).split()) if is_word else repr(value)
+    raise ValueError(f"{label} {printable(text if len(text) <= MOST_SHOWN else f'{text[:MOST_SHOWN]}...')}: {problem}")
 
 
 def _converted(kind: type[Any], value: Any) -> Any:
@@ -214,17 +218,10 @@ def _converted(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, accepted.get(kind, (int, float, str))) or (isinstance(value, bool) and kind is not bool):
         raise ValueError
     found = kind(value)
-    is_whole = kind is int and (abs(found) > MOST_WHOLE or (not isinstance(value, str) and found != value))
-    if is_whole or (kind is bool and found != value):
+    is_changed = kind in (bool, int) and not isinstance(value, str) and found != value
+    if is_changed or (kind is int and abs(found) > MOST_WHOLE):
         raise ValueError
     return found
-
-
-def _briefly(value: Any) -> str:
-    """Return a wrong value for a message: on one line, not endless, and in quotes where it is not a plain word."""
-    is_word = not isinstance(value, str) or re.fullmatch(r"[\w.,/+-]+", value)
-    text = " ".join(str(value).split()) if is_word else repr(value)
-    return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}...")
 
 
 def inner_type(hint: Any) -> tuple[Any, bool]:

@@ -40,26 +40,19 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
     path = Path(file).expanduser()
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{file}: expected a file ending in {' or '.join(suffixes)}")
-    for place in (path, ROOT / path):
-        if place.is_file():
-            return place
+    if there := list(filter(Path.is_file, (path, ROOT / path))):
+        return there[0]
     if path.is_dir():
         raise ValueError(f"{file} is a folder; expected a file")
-    matches, names = _named_below(path, suffixes)
+    below = [file for folder in _SEARCHED for file in sorted((ROOT / folder).rglob("*")) if file.is_file()]
+    matches = [file for file in below if file.parts[-len(path.parts) :] == path.parts]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise ValueError(f"{file} is ambiguous: {', '.join(map(str, matches))}; give its full path")
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.75)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    near = difflib.get_close_matches(path.name, {file.name for file in below}, n=3, cutoff=0.75)
+    hint = f"; did you mean {' or '.join(near)}?" * bool(near)
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
-
-
-def _named_below(path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Return the files below data/ and models/ whose path ends in `path`, and the names of all it may have meant."""
-    below = [file for folder in _SEARCHED for file in sorted((ROOT / folder).rglob("*")) if file.is_file()]
-    matches = [file for file in below if file.parts[-len(path.parts) :] == path.parts]
-    return matches, sorted({file.name for file in below if not suffixes or file.suffix in suffixes})
 
 
 def find_weights(weights: str | Path) -> Path:

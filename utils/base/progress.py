@@ -32,8 +32,7 @@ class SparseLines(nullcontext[Any]):
         super().__init__(self)
         self.items, self.description, self.unit = items if items is not None else (), description, unit
         self.total = len(items) if total is None and isinstance(items, Sized) else total
-        self.done, self.began = 0, time.monotonic()
-        self.said = self.began
+        self.done, self.pace, self.said = 0, Pace(self.total or 0), time.monotonic()
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.items:
@@ -51,7 +50,7 @@ class SparseLines(nullcontext[Any]):
         left = ""
         if self.total:
             done += f" of {total}"
-            left = f", {duration((now - self.began) / self.done * (self.total - self.done))} left"
+            left = f", {self.pace.left(self.done)} left"
         LOGGER.info(f"{self.description}: {done} {self.unit.strip()}{left}")
 
 
@@ -95,31 +94,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def process_memory() -> int:
-    """Return the bytes that this process holds (its resident set), without its loader processes; 0 where unknown.
-
-    Where the system tells the present size of no process it is the largest so far.
-    """
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def memory_name(device: torch.device) -> str:
     """Return what `memory_in_use` counts: a GPU's memory, or the resident set of the process."""
     return "gpu_mem" if device.type == "cuda" else "RSS"
 
 
 def memory_in_use(device: torch.device) -> str:
-    """Return the gigabytes that training on this device holds at present."""
-    return f"{(torch.cuda.memory_reserved(device) if device.type == 'cuda' else process_memory()) / 1e9:.3g}G"
+    """Return the gigabytes that training on this device holds at present, on a CPU without the loader's processes.
+
+    Where the system tells the present size of no process it is the largest so far, 0 where not that either.
+    """
+    if device.type == "cuda":
+        return f"{torch.cuda.memory_reserved(device) / 1e9:.3g}G"
+    try:
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        try:
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            held = peak if sys.platform == "darwin" else peak * 1024
+        except ImportError:  # Windows
+            held = 0
+    return f"{held / 1e9:.3g}G"
 
 
 def epoch_line(epoch: str, losses: Sequence[float], scores: Sequence[float], rest: Sequence[str]) -> str:

@@ -73,14 +73,25 @@ class Pickled:
     def __setstate__(self, state: Any) -> None:
         self.fields: dict[str, Any] = state if isinstance(state, dict) else {}
 
+    def modules(self, name: str, depth: int) -> Iterator[tuple[str, Pickled]]:
+        """It and the modules in it, each after the name that it has in the whole."""
+        if depth > 32:
+            raise ValueError("modules nested without end")
+        yield name, self
+        for key, child in self.part("_modules").items():
+            if isinstance(child, Pickled):
+                yield from child.modules(f"{name}.{key}".lstrip("."), depth + 1)
+
     def part(self, name: str) -> dict[str, Any]:
         """A field that is a mapping (`_parameters`, `_buffers`, `_modules`), empty if it is not there."""
         found = getattr(self, "fields", {}).get(name)
         return dict(found) if isinstance(found, Mapping) else {}
 
 
-class PickledNumpy(Pickled):
+class PickledNumpy:
     """Stands in for numpy's functions: a call and the state given to its result are kept, and read by `value`."""
+
+    path = ""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -125,7 +136,10 @@ def load_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> dict[str, 
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, Mapping):
-            return {str(key): _readable(str(key), value) for key, value in content.items()}
+            return {
+                str(key): _describe_pickled(value) if isinstance(value, Pickled) else _plain(value, str(key))
+                for key, value in content.items()
+            }
     except _UNREADABLE as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
     raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint; expected a mapping with a model")
@@ -172,43 +186,24 @@ def _reason(error: BaseException) -> str:
     return f"is no checkpoint, or a damaged one ({cause}); expected a .pt file of this project or YOLOv5 6.1"
 
 
-def _readable(key: str, value: Any) -> Any:
-    """What a checkpoint holds under a key, as tensors and builtins."""
-    if isinstance(value, PickledNumpy) and key == "best_fitness":
-        return float(np.ravel(value.value())[0])  # YOLOv5 6.1 keeps an array of one number
-    if isinstance(value, Pickled) and not isinstance(value, PickledNumpy):
-        return _describe_pickled(value)
-    return _plain(value, key)
-
-
 def _describe_pickled(model: Pickled) -> dict[str, Any]:
     """`describe_model` for a pickled module; `classes` has besides the class of every module in it."""
     state: dict[str, Tensor] = {}
     classes: dict[str, str] = {}
-    for name, module in _walk(model, "", 0):
+    for name, module in model.modules("", 0):
         classes[name] = module.path
         skipped = module.fields.get("_non_persistent_buffers_set") or ()
         tensors = {**module.part("_parameters"), **module.part("_buffers")}
         tensors.pop("anchor_grid", None)  # older releases kept the anchors in pixels too
         for key, tensor in tensors.items():
             if isinstance(tensor, Tensor) and key not in skipped:
-                state[f"{name}.{key}" if name else str(key)] = _plain_leaf(tensor, str(key))
+                state[f"{name}.{key}".lstrip(".")] = _plain_tensor(tensor, str(key))
     fields = model.fields
     description = {key: _plain(fields.get(key), key) for key in ("yaml", "nc", "names", "hyp", "inplace")}
     stride = fields.get("stride", ())
     if len(stride) > MAX_STRIDES:
         raise ValueError(f"{len(stride)} strides")
-    stride = [float(value) for value in stride]
-    return {**description, "stride": stride, "state_dict": state, "classes": classes}
-
-
-def _walk(module: Pickled, name: str, depth: int) -> Iterator[tuple[str, Pickled]]:
-    if depth > 32:
-        raise ValueError("modules nested without end")
-    yield name, module
-    for key, child in module.part("_modules").items():
-        if isinstance(child, Pickled):
-            yield from _walk(child, f"{name}.{key}" if name else str(key), depth + 1)
+    return {**description, "stride": [float(value) for value in stride], "state_dict": state, "classes": classes}
 
 
 # -------------------------------------------------------------------------------------------------------- writing
@@ -255,23 +250,22 @@ def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
     model = content.get("ema") or content.get("model")
     if not isinstance(model, dict) or "state_dict" not in model:
         raise ValueError(f"{f}: holds no model to strip")
-    model["state_dict"] = {key: _halved(value) for key, value in model["state_dict"].items()}
+    for key, value in model["state_dict"].items():
+        half = value.half() if value.is_floating_point() else value
+        if torch.equal(half.isfinite(), value.isfinite()):  # else half precision cannot hold it
+            model["state_dict"][key] = half
     nothing = dict.fromkeys(("ema", "optimizer", "updates", "best_fitness", "scaler") & content.keys())
     target = Path(s or f)
     save_checkpoint(target, {**content, **nothing, "epoch": -1, "model": model})
     LOGGER.info(f"Optimizer stripped from {f},{f' saved as {s},' if s else ''} {target.stat().st_size / 1e6:.1f}MB")
 
 
-def _halved(value: Tensor) -> Tensor:
-    """In half precision, unless that cannot hold it."""
-    half = value.half() if value.is_floating_point() else value
-    return half if torch.equal(half.isfinite(), value.isfinite()) else value
-
-
 def _plain(value: Any, key: str) -> Any:
     """The value as tensors and builtins; raises ValueError naming the key for what has no such form."""
     if isinstance(value, PickledNumpy):
         value = value.value()
+        if key == "best_fitness":  # YOLOv5 6.1 keeps an array of one number
+            value = np.ravel(value)[0]
     if isinstance(value, Mapping):
         return {_plain(k, key): _plain(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -282,18 +276,18 @@ def _plain(value: Any, key: str) -> Any:
     return _plain_leaf(value, key)
 
 
-def _check_tensor(tensor: Tensor, key: str) -> Tensor:
-    """Raise ValueError for what is no plain tensor, or repeats a few numbers so often that a copy fills the memory."""
+def _plain_tensor(tensor: Tensor, key: str) -> Tensor:
+    """The tensor on the CPU; ValueError for what is no plain one, or repeats its numbers until a copy fills memory."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         raise ValueError(f"checkpoint entry {key}: a tensor without plain numbers; convert it first")
     if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), MAX_REPEATED):
         raise ValueError(f"checkpoint entry {key}: a tensor that repeats its numbers; make it contiguous first")
-    return tensor
+    return tensor.detach().cpu()
 
 
 def _plain_leaf(value: Any, key: str) -> Any:
     if isinstance(value, Tensor):
-        return _check_tensor(value, key).detach().cpu()
+        return _plain_tensor(value, key)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if isinstance(value, np.generic):

@@ -118,7 +118,7 @@ class _Machine:
     """The stack machine that a pickle is a program for, as far as PyTorch's checkpoints use it.
 
     `steps` has a function for each instruction, `checks` one for each function that PyTorch itself may call, which
-    takes its arguments and raises ValueError for what is too much.
+    takes its arguments and returns False, or raises ValueError, for what PyTorch does not write or what is too much.
     """
 
     def __init__(self, allowed: Collection[str], sizes: Mapping[str, int], room: int) -> None:
@@ -138,10 +138,10 @@ class _Machine:
             **dict.fromkeys(("PROTO", "STOP"), lambda _: None),
             "MARK": self.mark,
             "TUPLE": lambda _: stack("tuple", self.pop_mark()),
-            "APPEND": lambda _: self.extend(self.pop(1)),
-            "APPENDS": lambda _: self.extend(self.pop_mark()),
-            "SETITEM": lambda _: self.set_items(self.pop(2)),
-            "SETITEMS": lambda _: self.set_items(self.pop_mark()),
+            "APPEND": lambda _: self.fill(self.pop(1), is_list=True),
+            "APPENDS": lambda _: self.fill(self.pop_mark(), is_list=True),
+            "SETITEM": lambda _: self.fill(self.pop(2), is_list=False),
+            "SETITEMS": lambda _: self.fill(self.pop_mark(), is_list=False),
             "BUILD": lambda _: self.build(*self.pop(2)),
             "REDUCE": lambda _: self.call(*self.pop(2), new=False),
             "NEWOBJ": lambda _: self.call(*self.pop(2), new=True),
@@ -151,12 +151,20 @@ class _Machine:
         self.checks: dict[str, Callable[..., object]] = {
             _ORDERED: lambda: None,
             **dict.fromkeys(("builtins.set", "__builtin__.set"), self.check_set),
-            **dict.fromkeys(("builtins.complex", "__builtin__.complex"), self.check_complex),
+            **dict.fromkeys(
+                ("builtins.complex", "__builtin__.complex"),
+                lambda *parts: [part.is_leaf(float) for part in parts] == [True, True],
+            ),
             "_codecs.encode": self.check_encode,
             "torch.Size": lambda sides: sides.integers(),
-            "torch.device": self.check_device,
+            "torch.device": lambda name, *number: (
+                name.is_leaf(str) and len(name.plain) <= MAX_DEVICE and all(part.is_leaf(int) for part in number)
+            ),
             **dict.fromkeys((f"{rebuild}tensor", f"{rebuild}tensor_v2"), self.check_tensor),
-            **dict.fromkeys((f"{rebuild}parameter", f"{rebuild}parameter_with_state"), self.check_parameter),
+            **dict.fromkeys(  # a tensor, whether it wants a gradient, its hooks, and perhaps its attributes
+                (f"{rebuild}parameter", f"{rebuild}parameter_with_state"),
+                lambda tensor, wanted, *_: tensor.kind == "call" and wanted.is_leaf(bool),
+            ),
         }
 
     # ---- instructions
@@ -181,18 +189,13 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def extend(self, parts: list[_Value]) -> None:
-        """Put more into the uppermost value, a list."""
-        if self.stack[-1].kind != "list":
-            raise ValueError("something is appended to what is no list")
-        self.stack[-1].parts.extend(parts)
-
-    def set_items(self, items: list[_Value]) -> None:
-        """Put keys and values in turn into a mapping; PyTorch hashes a key as soon as it has it."""
+    def fill(self, items: list[_Value], is_list: bool) -> None:
+        """Put items into a list, or keys and values in turn into a mapping, where PyTorch hashes each key at once."""
         target = self.stack[-1]
-        if target.kind != "dict" and (target.kind, target.plain) != ("call", _ORDERED):
-            raise ValueError("items for what is no mapping")
-        for key in items[::2]:
+        is_mapping = target.kind == "dict" or (target.kind, target.plain) == ("call", _ORDERED)
+        if not (target.kind == "list" if is_list else is_mapping):
+            raise ValueError("items for what is no list or no mapping")
+        for key in () if is_list else items[::2]:
             self.check_key(key)
         target.parts.extend(items)
 
@@ -218,9 +221,11 @@ class _Machine:
             if new or function.plain not in self.checks:
                 raise ValueError(f"a call of {function.plain}")
             try:
-                self.checks[function.plain](*arguments.parts)
-            except TypeError as error:
-                raise ValueError(f"a call of {function.plain} with other arguments than PyTorch writes") from error
+                is_known = self.checks[function.plain](*arguments.parts) is not False
+            except TypeError:
+                is_known = False
+            if not is_known:
+                raise ValueError(f"a call of {function.plain} with other arguments than PyTorch writes")
         self.push("call", [function, arguments], function.plain)
 
     def load_storage(self, given: _Value) -> None:
@@ -259,11 +264,6 @@ class _Machine:
         for item in items.parts:
             self.check_key(item)
 
-    def check_complex(self, *parts: _Value) -> None:
-        """Two numbers."""
-        if len(parts) != 2 or not all(part.is_leaf(float) for part in parts):
-            raise ValueError("a complex number that is not two numbers")
-
     def check_encode(self, text: _Value, codec: _Value) -> None:
         """Bytes, as protocol 2 writes them; any other codec may take any time."""
         if not text.is_leaf(str) or codec.plain != "latin1":
@@ -272,29 +272,18 @@ class _Machine:
         if self.bytes > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
 
-    def check_device(self, name: _Value, *number: _Value) -> None:
-        """A kind, and perhaps which one."""
-        if not name.is_leaf(str) or len(name.plain) > MAX_DEVICE or not all(part.is_leaf(int) for part in number):
-            raise ValueError("a device without a name")
-
     def check_tensor(self, storage: _Value, offset: _Value, size: _Value, stride: _Value, *more: _Value) -> None:
         """A view that ends within its storage: PyTorch enlarges a storage that is too small.
 
         `more` are whether it wants a gradient, and its hooks, which are never written.
         """
-        if storage.kind != "storage" or not offset.is_leaf(int) or offset.plain < 0 or len(more) not in (0, 2):
+        if storage.kind != "storage" or not offset.is_leaf(int) or offset.plain < 0:
             raise ValueError("a tensor without numbers")
-        if offset.plain + _last_place(size.integers(), stride.integers()) >= storage.plain:
+        sides, steps = size.integers(), stride.integers()
+        last = sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1
+        if offset.plain + last >= storage.plain:
             raise ValueError("a tensor that is larger than its storage")
-        if more and (not more[0].is_leaf(bool) or more[1].plain != _ORDERED or more[1].parts[2:]):
+        if more and (
+            len(more) != 2 or not more[0].is_leaf(bool) or (more[1].plain, more[1].parts[2:]) != (_ORDERED, [])
+        ):
             raise ValueError("a tensor with hooks")
-
-    def check_parameter(self, tensor: _Value, *more: _Value) -> None:
-        """A tensor, whether it wants a gradient, its hooks, and perhaps its attributes."""
-        if tensor.kind != "call" or not more or not more[0].is_leaf(bool):
-            raise ValueError("a parameter that is no tensor")
-
-
-def _last_place(sides: list[int], steps: list[int]) -> int:
-    """Return the place of a tensor's last number, counted from its first; -1 where it has none."""
-    return sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if all(sides) else -1

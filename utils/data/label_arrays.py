@@ -114,7 +114,7 @@ class LabelIndex:
 
     def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
         """Raises ValueError when arrays are of the wrong kind or do not fit together, KeyError when one is missing."""
-        self.arrays = (
+        self.arrays: Mapping[str, Any] = (
             arrays
             if isinstance(arrays, SharedArrays)
             else dict(zip(COLUMNS, map(arrays.__getitem__, COLUMNS), strict=True))

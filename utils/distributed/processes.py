@@ -24,7 +24,7 @@ from utils.base.log import Fault
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=3)  # how long processes wait for each other: sets of millions are checked by one of them
-_groups: dict[str, Any] = {}
+_groups: dict[bool, Any] = {}  # False: all processes, True: those of this machine
 
 
 def rank() -> int:
@@ -61,14 +61,14 @@ def join(backend: str) -> None:
     store, number, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
     prefixed = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=prefixed, rank=number, world_size=size, timeout=PATIENCE)
-    _groups["everybody"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _groups[False] = dist.new_group(backend="gloo", timeout=PATIENCE)
     machines: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(machines, os.environ.get("GROUP_RANK", "0"), group=_groups["everybody"])
+    dist.all_gather_object(machines, os.environ.get("GROUP_RANK", "0"), group=_groups[False])
     for machine in sorted(set(machines)):  # everyone makes every group, in the same order
         ranks = [number for number, where in enumerate(machines) if where == machine]
         group = dist.new_group(ranks, backend="gloo", timeout=PATIENCE)
         if rank() in ranks:
-            _groups["machine"] = group
+            _groups[True] = group
 
 
 def leave() -> None:
@@ -78,16 +78,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _group(machine: bool) -> Any:
-    return _groups.get("machine" if machine else "everybody")
-
-
 def gather(value: T, machine: bool = False) -> list[T]:
     """Return every process's `value` (every one of this machine, if `machine`), by rank. Values are pickled."""
     if not is_joined():
         return [value]
-    gathered: list[Any] = [None] * dist.get_world_size(_group(machine))
-    dist.all_gather_object(gathered, value, group=_group(machine))
+    gathered: list[Any] = [None] * dist.get_world_size(_groups.get(machine))
+    dist.all_gather_object(gathered, value, group=_groups.get(machine))
     return gathered
 
 
@@ -96,7 +92,7 @@ def gather_to_main(value: T) -> list[T] | None:
     if not is_joined():
         return [value]
     gathered: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
-    dist.gather_object(value, gathered, dst=0, group=_group(False))
+    dist.gather_object(value, gathered, dst=0, group=_groups.get(False))
     return gathered
 
 
@@ -104,7 +100,7 @@ def broadcast(value: Any, machine: bool = False) -> Any:
     """Return the main process's `value` (that of the machine's first, if `machine`) in every process. It is pickled."""
     if not is_joined():
         return value
-    group, values = _group(machine), [value]
+    group, values = _groups.get(machine), [value]
     dist.broadcast_object_list(values, src=dist.get_global_rank(group, 0) if group else 0, group=group)
     return values[0]
 
@@ -126,7 +122,7 @@ def agreed(machine: bool = False) -> Iterator[None]:
     errors = gather(None if own is None else _portable(own), machine)
     first = next((number for number, error in enumerate(errors) if error is not None), None)
     if first is not None:
-        raise (own if first == dist.get_rank(_group(machine)) else errors[first]) or RuntimeError
+        raise (own if first == dist.get_rank(_groups.get(machine)) else errors[first]) or RuntimeError
 
 
 def _portable(error: Exception) -> Exception:
@@ -230,7 +226,7 @@ class Vote:
             return stop
         result = self.finish()
         self._count = torch.tensor([int(stop)], dtype=torch.int32)
-        self._pending = dist.all_reduce(self._count, group=_group(False), async_op=True)
+        self._pending = dist.all_reduce(self._count, group=_groups.get(False), async_op=True)
         return result
 
     def finish(self) -> bool:

@@ -13,7 +13,7 @@ import os
 import secrets
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from typing import Any
@@ -42,7 +42,7 @@ def _places(layout: Layout) -> tuple[list[int], int]:
     return starts, max(end, 1)
 
 
-class SharedArrays(Mapping[str, np.ndarray]):
+class SharedArrays(dict[str, np.ndarray]):
     """Arrays by name in one open file that is mapped into memory: a write is seen by every process that maps it.
 
     A process that is spawned with one gets the same memory; any other copy is one of the values, as a dict.
@@ -50,25 +50,15 @@ class SharedArrays(Mapping[str, np.ndarray]):
 
     def __init__(self, file: int, layout: Layout) -> None:
         """Take over the descriptor `file`. Raises OSError where it is too short or cannot be mapped."""
+        super().__init__()
         self.file, self.layout = file, layout
         weakref.finalize(self, os.close, file)
         starts, size = _places(layout)
         if os.fstat(file).st_size < size:  # a page beyond the end would kill the process that touches it
             raise OSError("the shared file is shorter than its arrays")
         memory = mmap.mmap(file, size)
-        self._views = {
-            name: np.ndarray(shape, kind, buffer=memory, offset=start)
-            for start, (name, kind, shape) in zip(starts, layout, strict=True)
-        }
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._views[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
+        for start, (name, kind, shape) in zip(starts, layout, strict=True):
+            self[name] = np.ndarray(shape, kind, buffer=memory, offset=start)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
         if get_spawning_popen() is None or not hasattr(reduction, "DupFd"):

@@ -16,29 +16,15 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "card")
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [("", "cuda:0"), ("cuda", "cuda:0"), ("1", "cuda:1"), ("cuda:1", "cuda:1"), ("10,11", "cuda:10"),
-     (" 2, 3", "cuda:2"), ("CPU", "cpu")],
-)  # fmt: skip
-def test_select_device_with_gpus(gpus, name, expected):
-    assert str(select_device(name)) == expected
-
-
-def test_all_gpus_of_a_name(gpus):
-    assert gpu_indices("cuda:10,11") == [10, 11]
-
-
-def test_a_batch_must_be_shared_evenly(gpus):
-    assert select_device("0,1", batch_size=4).index == 0
+def test_select_device_with_gpus(gpus):
+    names = {"": 0, "cuda": 0, "1": 1, "cuda:1": 1, "10,11": 10, " 2, 3": 2}
+    assert {name: select_device(name).index for name in names} == names and select_device("CPU").type == "cpu"
+    assert gpu_indices("cuda:10,11") == [10, 11] and select_device("0,1", batch_size=4).index == 0
     with pytest.raises(ValueError, match="multiple of the 2 GPUs"):
         select_device("0,1", batch_size=5)
-
-
-@pytest.mark.parametrize("name", ["gpu", "0;1", "-1", "0,", "cuda:x"])
-def test_names_that_mean_nothing(gpus, name):
-    with pytest.raises(ValueError, match="expected cpu"):
-        select_device(name)
+    for name in ("gpu", "0;1", "-1", "0,", "cuda:x"):
+        with pytest.raises(ValueError, match="expected cpu"):
+            select_device(name)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):
@@ -54,27 +40,24 @@ def draw() -> tuple[float, float, float]:
     return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the one that others draw from
 
 
-def test_seeds_repeat_everything():
+def test_seeds_repeat_everything_and_alone_leave_the_algorithms():
     seed_everything(5)
     first = draw()
     seed_everything(5, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled() and draw() == first
     seed_everything(6)
     assert not torch.are_deterministic_algorithms_enabled() and draw() != first
-
-
-def test_seeds_alone_leave_the_algorithms():
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
     try:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, True
+        cudnn.benchmark, cudnn.deterministic = True, True
         torch.use_deterministic_algorithms(True, warn_only=False)
         seed_everything(2**64 - 1, deterministic=None)
         first = draw()
-        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, True)
-        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, True) and torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic = before
     seed_everything(2**64 - 1)
     assert draw() == first

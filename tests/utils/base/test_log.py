@@ -19,27 +19,20 @@ def _as_it_was():
     LOGGER.setLevel(level)
 
 
-def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_up_twice_logs_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     set_up_logging()
     set_up_logging()
     LOGGER.info("hello %s", "there")
     LOGGER.warning(colorstr("red", "careful"))
-    assert capsys.readouterr().err == "hello there\nWARNING careful\n"
-
-
-def test_quiet_on_wish(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    LOGGER.info("a\udcff.jpg")
+    assert capsys.readouterr().err == "hello there\nWARNING careful\na\\udcff.jpg\n"
     set_up_logging(main_process=False)
     assert LOGGER.level == logging.ERROR
     monkeypatch.setenv("YOLOv5_VERBOSE", "false")
     set_up_logging()
     LOGGER.info("not said")
     assert capsys.readouterr().err == ""
-
-
-def test_names_that_are_no_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging()
-    LOGGER.info("a\udcff.jpg")
-    assert capsys.readouterr().err == "a\\udcff.jpg\n"
+    assert (colorstr("x"), colorstr("red", "x")) == ("\033[34m\033[1mx\033[0m", "\033[31mx\033[0m")
 
 
 def test_nothing_but_our_own_colours_reaches_a_terminal(
@@ -65,11 +58,6 @@ def test_nothing_but_our_own_colours_reaches_a_terminal(
     assert "\x1b[2J" not in capsys.readouterr().err
 
 
-def test_colours() -> None:
-    assert colorstr("x") == "\033[34m\033[1mx\033[0m"
-    assert colorstr("red", "x") == "\033[31mx\033[0m"
-
-
 @pytest.mark.parametrize(
     "error, line",
     [
@@ -82,5 +70,5 @@ def test_colours() -> None:
         (PermissionError(errno.EACCES, "denied", "a.pt"), "a.pt: denied; check the path, and who may write there"),
     ],
 )
-def test_an_error_is_told_in_one_line(error: Exception, line: str) -> None:
+def test_an_error_is_one_line(error: Exception, line: str) -> None:
     assert one_line(error).startswith(line) and "\n" not in one_line(error)

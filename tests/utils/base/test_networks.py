@@ -23,22 +23,16 @@ from utils.base.networks import (
 )
 
 
-def test_parallel_wrappers():
+def test_wrappers_attributes_and_settings():
     model = nn.Linear(1, 1)
     wrapped = nn.DataParallel(model)
     assert is_parallel(wrapped) and not is_parallel(model)
     assert de_parallel(wrapped) is model and de_parallel(model) is model
-
-
-def test_copy_attr():
     source, target = SimpleNamespace(a=1, b=2, _private=3), SimpleNamespace()
     copy_attr(target, source, exclude=["b"])
     assert vars(target) == {"a": 1}
     copy_attr(target, source, include=["b"])
     assert vars(target) == {"a": 1, "b": 2}
-
-
-def test_initialize_weights():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.SiLU(), nn.ReLU(), nn.Sigmoid())
     initialize_weights(model)
     assert (model[0].eps, model[0].momentum, model[1].inplace, model[2].inplace) == (1e-3, 0.03, True, True)
@@ -84,18 +78,16 @@ def test_running_on_meta_changes_nothing():
     assert run_on_meta(model.double(), 1, 3, 8, 8).dtype == torch.float64
 
 
+class Attention(nn.Module):
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)[:, None]  # (B, 1, H*W, 3)
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
 def test_flops_of_worked_examples():
     assert count_flops(nn.Identity(), 8) == 0
     assert count_flops(nn.Conv2d(3, 4, 3, padding=1), (8, 6)) == 2 * 3 * 9 * 4 * 8 * 6
     assert count_flops(nn.Conv2d(1, 4, 1, groups=1), 4, channels=1) == 2 * 4 * 16
-
-
-def test_flops_see_products_of_attention():
-    class Attention(nn.Module):
-        def forward(self, x):
-            tokens = x.flatten(2).transpose(1, 2)[:, None]  # (B, 1, H*W, 3)
-            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
     assert count_flops(Attention(), 4) == 2 * 2 * 16 * 16 * 3
 
 
@@ -114,9 +106,6 @@ def test_profile_reports_each_op_on_each_input(caplog):
     assert second is None and fourth is None and "Conv2d on (1, 3, 4, 4)" in caplog.text
     assert (first.parameters, first.output_shape, third.input_shape) == (16, (1, 4, 4, 4), (1, 3, 8, 8))
     assert third.gflops == 4 * first.gflops > 0 and first.forward_ms > 0 and first.backward_ms > 0
-
-
-def test_cost_without_gradients_has_no_backward():
     with torch.no_grad():
         assert math.isnan(cost_of(nn.Conv2d(3, 1, 1), torch.rand(1, 3, 4, 4), n=1).backward_ms)
     assert cost_of(lambda maps: torch.cat(maps), [torch.rand(1), torch.rand(1)], n=1).input_shape is None

@@ -16,7 +16,7 @@ from utils.base.options import SHARE, Range, check_bounds, class_numbers, flag, 
 @dataclass(slots=True)
 class Some:
     weights: list[str] = flag([], "files")
-    batch_size: int = flag(16, "pictures")
+    batch_size: int = flag(16, "images")
     imgsz: int = flag(640, "side", aliases=("--img", "--img-size"))
     save_txt: bool = flag(False, "write")
     cache: str | None = flag(None, "keep", nargs="?", const="ram")
@@ -40,141 +40,86 @@ def test_empty_command_line_gives_the_defaults() -> None:
     assert parse(Some, []) == Some()
 
 
-@pytest.mark.parametrize(
-    "words, name, value",
-    [
-        (["--batch", "4"], "batch_size", 4),
-        (["--img", "320"], "imgsz", 320),
-        (["--img-size=96"], "imgsz", 96),
-        (["--batch_size", "8"], "batch_size", 8),
-        (["--weights", "a.pt", "b.pt"], "weights", ["a.pt", "b.pt"]),
-        (["--save-txt"], "save_txt", True),
-        (["--cache"], "cache", "ram"),
-        (["--cache", "disk"], "cache", "disk"),
-    ],
-)
-def test_flags_as_people_type_them(words: list[str], name: str, value: object) -> None:
-    assert getattr(parse(Some, words), name) == value
+TYPED = {
+    "--batch 4": ("batch_size", 4), "--img 320": ("imgsz", 320), "--img-size=96": ("imgsz", 96),
+    "--batch_size 8": ("batch_size", 8), "--weights a.pt b.pt": ("weights", ["a.pt", "b.pt"]),
+    "--save-txt": ("save_txt", True), "--cache": ("cache", "ram"), "--cache disk": ("cache", "disk"),
+}  # fmt: skip
 
 
-def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", TYPED)
+def test_flags_as_people_type_them(words: str) -> None:
+    name, value = TYPED[words]
+    assert getattr(parse(Some, words.split()), name) == value
+
+
+def test_unknown_names_say_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(Some, ["--bathc-size", "4"])
     assert stop.value.code == 2 and "--batch-size" in capsys.readouterr().err
-
-
-def test_unknown_option_names_the_nearest() -> None:
-    assert options(Some, {"imgsz": 64}).imgsz == 64
     with pytest.raises(ValueError, match="did you mean 'batch_size'"):
         options(Some, {"batchsize": 1})
 
 
-def test_defaults_are_not_shared() -> None:
-    first = Some()
-    first.weights.append("x")
-    assert Some().weights == []
+HELP = {
+    "--batch-size": "images (default: 16)", "--freeze": "layers (default: none)", "--rank": "of the process",
+    "--sides": "height and width (default: 64 32)", "--seed": "of 100 % of the numbers (default: 0)",
+    "--weights": "files", "--save-txt": "write", "--cache": "keep", "--empty": "nothing",
+    "--project": "folder (default: runs)", "--no-plots": "draw (default: True)",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        ("--batch-size", "pictures (default: 16)"),
-        ("--freeze", "layers (default: none)"),
-        ("--rank", "of the process"),
-        ("--sides", "height and width (default: 64 32)"),
-        ("--seed", "of 100 % of the numbers (default: 0)"),
-        ("--weights", "files"),
-        ("--save-txt", "write"),
-        ("--cache", "keep"),
-        ("--empty", "nothing"),
-        ("--project", "folder (default: runs)"),
-        ("--no-plots", "draw (default: True)"),
-    ],
-)
-def test_help_shows_defaults_as_people_write_them(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_defaults_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(Some, ["--help"])
     text = " ".join(capsys.readouterr().out.rpartition("-h, --help")[2].split())
-    (found,) = (part for part in re.split(r" (?=--[a-z])", text) if part.split()[0] == words)
-    assert stop.value.code == 0 and found.endswith(f" {says}")
-
-
-def test_what_help_says_changes_no_value() -> None:
-    found = parse(Some, [])
+    parts = {part.split()[0]: part for part in re.split(r" (?=--[a-z])", text)}
+    assert stop.value.code == 0 and all(parts[flag].endswith(f" {says}") for flag, says in HELP.items()), parts
+    first, found = Some(), parse(Some, [])
+    first.weights.append("x")
+    assert Some().weights == [], "defaults are not shared"
     assert (found.freeze, found.rank, found.project) == ([0], -1, str(Path.cwd() / "runs"))
 
 
-ONE_VALUE = [
-    ({"imgsz": "abc"}, "--imgsz abc: must be a whole number"),
-    ({"imgsz": "a b\x1b"}, r"--imgsz 'a b\x1b': must be a whole number"),
-    ({"imgsz": ""}, "--imgsz '': must be a whole number"),
-    ({"imgsz": 1.5}, "--imgsz 1.5: must be a whole number"),
-    ({"imgsz": True}, "--imgsz True: must be a whole number"),
-    ({"imgsz": None}, "--imgsz None: must be a whole number"),
-    ({"imgsz": [64, 64]}, "--imgsz [64, 64]: must be a whole number"),
-    ({"imgsz": {}}, "--imgsz {}: must be a whole number"),
-    ({"imgsz": "9" * 5000}, "must be a whole number"),
-    ({"imgsz": 10**400}, "must be a whole number"),
-    ({"imgsz": float("nan")}, "--imgsz nan: must be a whole number"),
-    ({"imgsz": float("inf")}, "--imgsz inf: must be a whole number"),
-    ({"free": "x"}, "--free x: must be a number"),
-    ({"free": float("nan")}, "--free nan: must be finite"),
-    ({"free": "-inf"}, "--free -inf: must be finite"),
-    ({"free": 10**400}, "must be a number"),
-    ({"save_txt": "no"}, "--save-txt no: must be True or False"),
-    ({"save_txt": 2}, "--save-txt 2: must be True or False"),
-    ({"project": 3 + 2j}, "--project (3+2j): must be text"),
-    ({"project": b"runs"}, "--project b'runs': must be text"),
-    ({"project": ["a"]}, "--project ['a']: must be text"),
-    ({"kind": "sgd"}, "--kind sgd: choose one of auto, SGD, Adam"),
-    ({"kind": None}, "--kind None: must be text"),
-    ({"freeze": ["x"]}, "--freeze x: must be a whole number"),
-    ({"freeze": []}, "--freeze: is empty; give a whole number, or leave it out"),
-    ({"epochs": 0}, "--epochs 0: must be from 1 to 100, or -1"),
-    ({"epochs": 101}, "--epochs 101: must be from 1 to 100, or -1"),
-    ({"conf": 1.0001}, "--conf 1.0001: must be from 0 to 1"),
-    ({"conf": float("nan")}, "--conf nan: must be from 0 to 1"),
-    ({"gain": 0}, "--gain 0: must be above 0"),
-    ({"layers": [0, -1]}, "--layers -1: must be at least 0"),
-]
+WHOLE = {"abc": "abc", "a b\x1b": r"'a b\x1b'", "": "''", 1.5: "1.5", True: "True", None: "None"}
+WRONG = [
+    *(("imgsz", value, f"--imgsz {shown}: must be a whole number") for value, shown in WHOLE.items()),
+    ("imgsz", [64, 64], "--imgsz [64, 64]: must be a whole"), ("imgsz", {}, "--imgsz {}: must be a whole number"),
+    *(("imgsz", value, ": must be a whole number") for value in ("9" * 5000, 10**400, float("nan"), float("inf"))),
+    ("free", "x", "--free x: must be a number"), ("free", float("nan"), "--free nan: must be finite"),
+    ("free", "-inf", "--free -inf: must be finite"), ("free", 10**400, "must be a number"),
+    ("save_txt", "no", "--save-txt no: must be True or False"), ("save_txt", 2, "--save-txt 2: must be True or False"),
+    ("project", 3 + 2j, "--project (3+2j): must be text"), ("project", b"runs", "--project b'runs': must be text"),
+    ("project", ["a"], "--project ['a']: must be text"), ("kind", None, "--kind None: must be text"),
+    ("kind", "sgd", "--kind sgd: choose one of auto, SGD, Adam"),
+    ("freeze", ["x"], "--freeze x: must be a whole number"),
+    ("freeze", [], "--freeze: is empty; give a whole number, or leave it out"),
+    ("epochs", 0, "--epochs 0: must be from 1 to 100, or -1"), ("epochs", 101, "--epochs 101: must be from 1 to 100"),
+    ("conf", 1.0001, "--conf 1.0001: must be from 0 to 1"), ("conf", float("nan"), "--conf nan: must be from 0 to 1"),
+    ("gain", 0, "--gain 0: must be above 0"), ("layers", [0, -1], "--layers -1: must be at least 0"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("given, says", ONE_VALUE, ids=lambda value: str(value)[:40])
-def test_what_python_gives_is_checked_and_the_error_says_what_is_wanted(given: dict, says: str) -> None:
+@pytest.mark.parametrize("name, given, says", WRONG, ids=lambda value: str(value)[:40])
+def test_what_python_gives_is_checked_and_the_error_says_what_is_wanted(name: str, given: object, says: str) -> None:
     with pytest.raises(ValueError) as caught:
-        options(Some, given)
+        options(Some, {name: given})
     assert says in str(caught.value) and len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "given, value",
-    [
-        ({"imgsz": "320"}, 320),
-        ({"imgsz": 320.0}, 320),
-        ({"imgsz": np.int64(320)}, 320),
-        ({"imgsz": torch.tensor(320)}, 320),
-        ({"free": 3}, 3.0),
-        ({"free": np.float32(0.5)}, 0.5),
-        ({"save_txt": 1}, True),
-        ({"save_txt": np.bool_(True)}, True),
-        ({"weights": Path("a.pt")}, ["a.pt"]),
-        ({"weights": ("a.pt", Path("b.pt"))}, ["a.pt", "b.pt"]),
-        ({"weights": None}, []),
-        ({"freeze": 10}, [10]),
-        ({"freeze": range(2)}, [0, 1]),
-        ({"freeze": np.arange(2)}, [0, 1]),
-        ({"cache": True}, "ram"),
-        ({"cache": False}, None),
-        ({"project": Path("p")}, "p"),
-        ({"device": 0}, "0"),
-        ({"device": torch.device("cuda:1")}, "cuda:1"),
-        ({"device": None}, ""),
-        ({"epochs": -1}, -1),
-        ({"layers": None}, None),
-    ],
-)
-def test_what_python_gives_means_what_the_command_line_means(given: dict, value: object) -> None:
-    found = getattr(options(Some, given), next(iter(given)))
+MEANT = [
+    ("imgsz", "320", 320), ("imgsz", 320.0, 320), ("imgsz", np.int64(320), 320), ("imgsz", torch.tensor(320), 320),
+    ("free", 3, 3.0), ("free", np.float32(0.5), 0.5), ("save_txt", 1, True), ("save_txt", np.bool_(True), True),
+    ("weights", Path("a.pt"), ["a.pt"]), ("weights", ("a.pt", Path("b.pt")), ["a.pt", "b.pt"]), ("weights", None, []),
+    ("freeze", 10, [10]), ("freeze", range(2), [0, 1]), ("freeze", np.arange(2), [0, 1]), ("layers", None, None),
+    ("cache", True, "ram"), ("cache", False, None), ("project", Path("p"), "p"), ("device", 0, "0"),
+    ("device", torch.device("cuda:1"), "cuda:1"), ("device", None, ""), ("epochs", -1, -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, given, value", MEANT)
+def test_what_python_gives_means_what_the_command_line_means(name: str, given: object, value: object) -> None:
+    found = getattr(options(Some, {name: given}), name)
     assert found == value and type(found) is type(value)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,25 +28,15 @@ from utils.base.paths import (
 )
 
 
-def test_nothing_there_yet(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "none") is None
-    assert increment_path(tmp_path / "exp") == tmp_path / "exp"
-
-
-@pytest.mark.parametrize(
-    "present, then", [([""], "exp2"), (["", "2"], "exp3"), (["", "2", "5"], "exp6"), (["", "x"], "exp2")]
-)
+@pytest.mark.parametrize("present, then", [([], "exp"), ([""], "exp2"), (["", "2", "5"], "exp6"), (["", "x"], "exp2")])
 def test_runs_are_numbered(tmp_path: Path, present: list[str], then: str) -> None:
     for end in present:
         (tmp_path / f"exp{end}").mkdir()
     assert increment_path(tmp_path / "exp").name == then
     assert increment_path(tmp_path / "exp", exist_ok=True).name == "exp"
     assert increment_path(tmp_path / "exp", mkdir=True).is_dir()
-
-
-def test_files_keep_their_suffix_and_odd_names_work(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").touch()
-    assert increment_path(tmp_path / "a[1].txt").name == "a[1]2.txt"
+    assert increment_path(tmp_path / "a[1].txt").name == "a[1]2.txt", "files keep their suffix"
 
 
 def claim_some(path: str, start: float) -> list[str]:
@@ -65,8 +54,8 @@ def test_of_processes_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path:
 
 def test_of_threads_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: increment_path(tmp_path / "a/exp", mkdir=True), range(64)))
-    assert found == {tmp_path / "a/exp", *(tmp_path / f"a/exp{number}" for number in range(2, 65))}
+        found = set(pool.map(lambda _: increment_path(tmp_path / "exp", mkdir=True), range(64)))
+    assert found == {tmp_path / "exp", *(tmp_path / f"exp{number}" for number in range(2, 65))}
 
 
 def test_what_is_in_the_way_is_passed_by(tmp_path: Path) -> None:
@@ -80,27 +69,18 @@ def test_what_is_in_the_way_is_passed_by(tmp_path: Path) -> None:
         increment_path(tmp_path / "file/exp", mkdir=True)
 
 
-def nothing(folder: Path) -> None: ...
-
-
-@pytest.mark.parametrize("write, stays", [(nothing, False), (lambda folder: (folder / "a.txt").touch(), True)])
-def test_a_claimed_folder_goes_when_nothing_came_of_it(
-    tmp_path: Path, write: Callable[[Path], None], stays: bool
-) -> None:
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_claimed_folder_goes_when_nothing_came_of_it(tmp_path: Path, is_written: bool) -> None:
     with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "runs/train/exp") as folder:
-        raise KeyboardInterrupt(write(folder))
-    assert folder.exists() == stays == (tmp_path / "runs").exists()
+        raise KeyboardInterrupt((folder / "a.txt").touch() if is_written else "")
+    assert folder.exists() == is_written == (tmp_path / "runs").exists()
     with claimed(tmp_path / "runs/train/new") as folder:
         pass
     assert folder.is_dir()
-
-
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), claimed(tmp_path, exist_ok=True):
-        raise ValueError
-    with pytest.raises(ValueError), claimed(tmp_path / "new", exist_ok=True):
-        raise ValueError
-    assert tmp_path.is_dir() and not (tmp_path / "new").exists()
+    for place in (tmp_path, tmp_path / "new"):
+        with pytest.raises(ValueError), claimed(place, exist_ok=True):
+            raise ValueError
+    assert tmp_path.is_dir() and not (tmp_path / "new").exists(), "a folder that was there stays"
 
 
 def test_check_file_finds_by_name_and_says_what_is_near(tmp_path: Path) -> None:
@@ -151,6 +131,7 @@ def test_missing_weights_say_where_they_were_looked_for_and_what_is_near(
 
 
 def test_latest_is_by_time(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "none") is None
     for i, name in enumerate(["exp2", "exp"]):
         (tmp_path / name / "weights").mkdir(parents=True)
         (file := tmp_path / name / "weights/best.pt").touch()
@@ -158,33 +139,19 @@ def test_latest_is_by_time(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == tmp_path / "exp/weights/best.pt"
 
 
-def test_datasets_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_root_and_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path))
     assert datasets_root() == tmp_path
     monkeypatch.delenv("YOLOV5_DATASETS_DIR")
     assert datasets_root().name == "datasets"
-
-
-def test_shown_is_relative_below_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shown(tmp_path / "runs/exp") == os.path.join("runs", "exp")
-    assert shown("/") == "/"
+    assert shown(tmp_path / "runs/exp") == os.path.join("runs", "exp") and shown("/") == "/"
 
 
-def test_weights_without_a_run() -> None:
+def test_the_runs_own_size(tmp_path: Path) -> None:
     assert trained_with([]) == {} and trained_with(["nowhere/best.pt"]) == {} and trained_size([]) == 640
-
-
-@pytest.mark.parametrize(
-    "written, size", [("imgsz: 320", 320), ("imgsz: 0", 640), ("imgsz: big", 640), ("data: x", 640)]
-)
-def test_the_runs_own_size(written: str, size: int, tmp_path: Path) -> None:
-    (tmp_path / "opt.yaml").write_text(written)
-    assert trained_size([tmp_path / "weights/best.pt"]) == size
-
-
-@pytest.mark.parametrize(
-    "stated, size", [(None, 0), (0, 0), (-32, 0), (320, 320), (8192, 8192), (10**9, 0), (True, 0), ("320", 0), (3.0, 0)]
-)
-def test_only_a_size_that_can_be_one_is_taken_from_a_file(stated: object, size: int) -> None:
-    assert usable_size(stated) == size
+    for written, size in (("imgsz: 320", 320), ("imgsz: 0", 640), ("imgsz: big", 640), ("data: x", 640)):
+        (tmp_path / "opt.yaml").write_text(written)
+        assert trained_size([tmp_path / "weights/best.pt"]) == size
+    assert [usable_size(size) for size in (320, 8192)] == [320, 8192]
+    assert not any(usable_size(size) for size in (None, 0, -32, 10**9, True, "320", 3.0))

@@ -38,32 +38,24 @@ def test_it_loads_wherever_a_checkpoint_does(file: Path) -> None:
     assert file.read_bytes() == before and len(list(file.parent.glob("*.safetensors"))) == 1
 
 
-def header(text: str, tensors: bytes = b"") -> bytes:
-    return struct.pack("<Q", len(text.encode())) + text.encode() + tensors
+def header(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"PK\3\4",
-        header("{}"),
-        header('{"__metadata__": {"checkpoint": "{"}}'),
-        header('{"__metadata__": {"checkpoint": "[1]"}}'),
-        header(json.dumps({"__metadata__": {"checkpoint": "[" * 100_000}})),
-        header(json.dumps({"__metadata__": {"checkpoint": '{"model": 3}'}})),
-        header('{"w": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}'),
-        struct.pack("<Q", 1 << 60),
-    ],
-    ids=lambda content: repr(content[:40]),
-)
+def described(checkpoint: str) -> bytes:
+    return header(json.dumps({"__metadata__": {"checkpoint": checkpoint}}))
+
+
+LARGE = '{"w": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}'
+NONE = [b"", b"PK\3\4", header("{}"), header(LARGE), struct.pack("<Q", 1 << 60)]
+
+
+@pytest.mark.parametrize("content", [*NONE, *map(described, ("{", "[1]", "[" * 100_000, '{"model": 3}'))], ids=len)
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"a\.safetensors: is no checkpoint of this project, or a damaged one"
-    ) as caught:
+    says = r"a\.safetensors: is no checkpoint of this project, or a damaged one [^\n]*$"
+    with pytest.raises(ValueError, match=says):
         load_safetensors(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_every_cut_is_noticed(file: Path) -> None:

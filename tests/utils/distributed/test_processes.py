@@ -53,21 +53,16 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
+    copy_from_main(model := nn.BatchNorm2d(2))  # of a launcher that has left its variables behind: nobody has joined
     assert rank() == 3 and world_size() == 8 and not is_main()
-    model = nn.BatchNorm2d(2)  # of a launcher that has left its variables behind: nobody has joined
-    copy_from_main(model)
     assert my_share() == (0, 1) and model.weight.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "cores, wanted, given", [(1, 8, 0), (2, 8, 0), (4, 8, 2), (16, 8, 8), (16, 0, 0), (None, 8, 0)]
-)
-def test_loaders_leave_the_network_its_cores(
-    cores: int, wanted: int, given: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert loader_workers(wanted, torch.device("cpu")) == given
-    assert loader_workers(wanted, torch.device("cuda")) == wanted
+def test_loaders_leave_the_network_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, wanted, number in ((1, 8, 0), (2, 8, 0), (4, 8, 2), (16, 8, 8), (16, 0, 0), (None, 8, 0)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert loader_workers(wanted, torch.device("cpu")) == number
+        assert loader_workers(wanted, torch.device("cuda")) == wanted
 
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 7))
@@ -88,6 +83,8 @@ def exchanged() -> dict[str, Tensor]:
     with pytest.raises(FileNotFoundError) as caught, agreed():
         there.stat()
     assert caught.value.filename == "there"
+    with pytest.raises(ValueError, match="invalid literal"), agreed():
+        int("one" if rank() == 1 else "1")
     with pytest.raises(KeyError if rank() == 0 else RuntimeError, match="of 0"), agreed():
         raise KeyError(f"of {rank()}")
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)

@@ -31,12 +31,20 @@ time.sleep(60)
 """
 
 
-def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_lock_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = RunLock(tmp_path)
     written = json.loads((tmp_path / NAME).read_text())
     assert written["pid"] == os.getpid() and written["since"] and written["host"]
     with pytest.raises(Busy, match=rf"process {os.getpid()} on .*, since \d+.* trains in this folder"):
         RunLock(tmp_path)  # another run of the same process
+    child = multiprocessing.get_context("fork").Process(target=lock.release)  # neither holds nor frees it
+    child.start()
+    child.join()
+    monkeypatch.setattr(run_lock, "SHORT_PATIENCE", 0.1)
+    for text in ("", "[]", "{", '{"pid": 3}', "\0\0"):  # what a holder wrote may be anything
+        (tmp_path / NAME).write_text(text)
+        with pytest.raises(Busy, match="another process trains"):
+            RunLock(tmp_path)
     lock.release()
     lock.release()
     assert not list(tmp_path.iterdir())
@@ -58,20 +66,6 @@ def test_the_holder_is_named_and_its_death_frees(tmp_path: Path, more: tuple[str
         RunLock(tmp_path).release()  # at once, the dead process not even waited for
 
 
-def _in_a_child(lock: RunLock) -> None:
-    lock.release()
-
-
-def test_a_forked_child_neither_holds_nor_frees_it(tmp_path: Path) -> None:
-    lock = RunLock(tmp_path)
-    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(lock,))
-    child.start()
-    child.join()
-    with pytest.raises(Busy):
-        RunLock(tmp_path)
-    lock.release()
-
-
 def test_of_many_at_once_one_at_a_time_has_it(tmp_path: Path) -> None:
     inside, most, got = [], [], []
 
@@ -90,16 +84,6 @@ def test_of_many_at_once_one_at_a_time_has_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(enter, range(8)))
     assert got and max(most) == 1
-
-
-def test_what_a_holder_wrote_may_be_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "SHORT_PATIENCE", 0.1)
-    lock = RunLock(tmp_path)
-    for text in ("", "[]", "{", '{"pid": 3}', "\0\0"):
-        (tmp_path / NAME).write_text(text)
-        with pytest.raises(Busy, match="another process trains"):
-            RunLock(tmp_path)
-    lock.release()
 
 
 def test_without_locks_the_run_goes_on_and_says_so(

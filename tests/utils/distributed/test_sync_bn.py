@@ -31,9 +31,7 @@ CASES = {
 }
 
 
-def build(
-    affine: bool = True, momentum: float | None = 0.03, track_running_stats: bool = True, **case: Any
-) -> nn.Module:
+def build(affine: bool = True, momentum: float | None = 0.03, track_running_stats: bool = True, **case: Any) -> Any:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(CHANNELS, 1e-3, momentum, affine, track_running_stats)
     if affine:
@@ -42,16 +40,14 @@ def build(
     return norm.train().to(torch.float64 if case.get("dtype") is torch.float64 else torch.float32)
 
 
-def batch(
-    step: int, cut: tuple[int, int], shift: float = 0.0, dtype: torch.dtype = torch.float32, **case: Any
-) -> Tensor:
+def batch(step: int, cut: tuple[int, int], shift: float = 0.0, dtype: Any = torch.float32, **case: Any) -> Tensor:
     values = torch.randn(sum(cut), CHANNELS, 5, 4, generator=torch.Generator().manual_seed(step)) * 3 + 1 + shift
     values = values.to(dtype)
     return values.contiguous(memory_format=torch.channels_last) if case.get("channels_last") else values
 
 
 def train(norm: nn.Module, case: dict[str, Any], part: slice) -> dict[str, Tensor]:
-    """Outputs and gradients of `part` of the batches of a few steps, of a loss that is a sum over pictures."""
+    """Outputs and gradients of `part` of the batches of a few steps, of a loss that is a sum over images."""
     found = {}
     for step in range(STEPS):
         x = batch(step, **case)[part].detach().requires_grad_()
@@ -95,9 +91,7 @@ def test_two_processes_normalise_as_one(name: str, halves: list[dict[str, dict[s
         else:
             found = first[key] + second[key]
         scale = max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(
-            found, expected, atol=absolute * scale, rtol=relative, msg=f"{key}: {found} {expected}"
-        )
+        torch.testing.assert_close(found, expected, atol=absolute * scale, rtol=relative)
 
 
 def test_alone_and_in_evaluation_it_is_plain_batch_norm() -> None:
