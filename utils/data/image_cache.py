@@ -66,10 +66,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
         return True
 
     done = 0
-    with (
-        ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        progress(None, description, len(positions), " images") as bar,
-    ):
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool, progress(None, description, len(positions), " images") as bar:
         for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work it is handed
             for result in pool.map(_keep, positions[start : start + CHUNK]):
                 done += result

@@ -39,9 +39,6 @@ CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
 CHUNK = 4096  # pairs whose records are Python objects at one time
 
 
-# ---- cache file ------------------------------------------------------------------------------------------------------
-
-
 def cache_path(sources: Sequence[Path], first: str) -> Path:
     """Return the cache beside a text list or the `first` shard, else beside the folder of the first label.
 
@@ -100,9 +97,6 @@ def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
         LOGGER.warning(f"labels are checked again next time: {shown(path)} cannot be written ({error.strerror})")
 
 
-# ---- checking --------------------------------------------------------------------------------------------------------
-
-
 def _check(names: Sequence[str], prefix: str) -> LabelIndex:
     """Check images, and shards, called `names`."""
     parts, start = [], 0
@@ -142,9 +136,6 @@ def _check_together(units: Sequence[str], prefix: str, team: Team) -> LabelIndex
             parts.append(LabelIndex(arrays, counts, problems))
     with team.agreed():
         return LabelIndex.join(parts) if team.is_first else None
-
-
-# ---- a whole data set ------------------------------------------------------------------------------------------------
 
 
 def _label_notes(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:

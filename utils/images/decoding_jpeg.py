@@ -6,7 +6,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from utils.images.decoding_limits import EXIF_HEAD, PART_WORK, DecodingBudget, TooCostly, Unbounded, count_exif
 
@@ -21,8 +21,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
 
 
-@dataclass(frozen=True, slots=True)
-class JpegFrame:
+class JpegFrame(NamedTuple):
     """A JPEG's size in pixels, and its components: number, and sampling factors across and down."""
 
     width: int

@@ -187,9 +187,6 @@ def plain_header(file: BinaryIO, length: int) -> Inspection | None:
         return None
 
 
-# ---- sizes, more than 8 bits, several images -------------------------------------------------------------------------
-
-
 def webp_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """Return (width, height) that a WebP file's header claims, None for what is no WebP file.
 

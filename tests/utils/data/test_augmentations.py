@@ -95,7 +95,6 @@ def check_labels_on_pixels(sample: Sample, slack: float) -> None:
         assert kind in labelled or is_cut or min(x2 - x1, y2 - y1) <= 2, f"object {kind} lost its label"
 
 
-# ------------------------------------------------------------------------------------------------------- colour
 def test_hsv_against_its_formula():
     image, gains = noise(3), (0.1, 0.7, 0.4)
     before = image.copy()
@@ -116,7 +115,6 @@ def test_equalising_spreads_the_levels(clahe: bool):
     assert out.shape == dull.shape and out.std() > 1.5 * dull.std()
 
 
-# -------------------------------------------------------------------------------------------------------- flips
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("kinds", [[], [1, 4, 6]])
 def test_flipping_twice_is_nothing(axis: int, kinds: list[int]):
@@ -136,7 +134,6 @@ def test_flips_carry_labels_along(axis: int):
     assert not np.array_equal(flipped.labels, sample.labels)
 
 
-# ------------------------------------------------------------------------------------------------- perspective
 def test_perspective_of_an_image_without_labels():
     out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
     assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
@@ -166,7 +163,6 @@ def test_half_the_size_is_the_mean_of_four_pixels():
     assert abs(half - expected).max() <= 1
 
 
-# ------------------------------------------------------------------------------------------------------ mosaics
 def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[Sample]:
     """Images with `size` as long side; the first is empty, the next eight objects are spread over the others."""
     rng = np.random.default_rng(seed)
@@ -241,7 +237,6 @@ def test_transforms_leave_their_input_alone():
         np.testing.assert_array_equal(sample.labels, labels)
 
 
-# ------------------------------------------------------------------------------------------------ mixed images
 def test_mixup_blends_about_half_and_half():
     sample, empty = painted([1, 2], (48, 64), np.random.default_rng(0)), Sample(noise(1), NO_LABELS)
     np.testing.assert_array_equal(mixup(empty, sample, np.random.default_rng(0)).labels, sample.labels)
@@ -301,7 +296,6 @@ def test_cutout_hides_and_drops():
     assert 0 < np.mean(counts) < 3
 
 
-# ------------------------------------------------------------------------------------------- after the geometry
 def test_train_transforms_of_an_image_without_labels():
     out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0))
     assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)

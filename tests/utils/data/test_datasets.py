@@ -58,18 +58,12 @@ def label_box(targets: torch.Tensor, image: torch.Tensor) -> np.ndarray:
     return np.array([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
 
 
-# ---- nothing there ---------------------------------------------------------------------------------------------------
-
-
 def test_images_without_labels_make_empty_targets(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     for augment in (False, True):
         loader, _ = create_dataloader(tmp_path, 64, 8, 32, augment=augment, hyp=ALL_ON, workers=0)
         (batch,) = loader
         assert batch.images.shape == (1, 3, 64, 64) and batch.targets.shape == (0, 6)
-
-
-# ---- items -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_lie_on_their_objects_after_letterbox(folder: Path) -> None:
@@ -144,9 +138,6 @@ def test_old_names(folder: Path) -> None:
     assert dataset.indices.tolist() == list(range(10)) and not dataset.rect and dataset.batch_shapes is None
 
 
-# ---- rectangular batches ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "sizes, pad, expected",
     [
@@ -178,9 +169,6 @@ def test_rectangular_training_shuffles_whole_batches(folder: Path) -> None:
         loader.sampler.set_epoch(epoch)
         orders.append(tuple(path for batch in loader for path in batch.paths))
     assert len(set(orders)) > 1 and all(sorted(order) == sorted(dataset.img_files) for order in orders)
-
-
-# ---- samplers --------------------------------------------------------------------------------------------------------
 
 
 def keys(sampler: EpochSampler) -> list[int]:
@@ -229,9 +217,6 @@ def test_weights_choose_images_and_partners() -> None:
     for wrong in (np.ones(3), np.full(400, -1.0), np.full(400, np.nan)):
         with pytest.raises(ValueError, match="image weights must be 400 numbers"):
             sampler.set_weights(wrong)
-
-
-# ---- loaders ---------------------------------------------------------------------------------------------------------
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,9 +283,6 @@ def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
     np.testing.assert_allclose(tiled.targets[1], expected, atol=1e-6)
 
 
-# ---- image caches --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 @pytest.mark.parametrize("augment", [False, True])
 def test_caches_change_nothing_but_the_speed(
@@ -365,9 +347,6 @@ def test_pixel_effects_of_the_hyp_file_reach_the_images(folder: Path) -> None:
     assert not torch.equal(plain[0].image, grey[0].image)
     assert torch.equal(grey[0].image, grey[0].image), "the item's own generator decides"
     assert torch.equal(plain[0].targets, grey[0].targets)
-
-
-# ---- images that cannot be read any more -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -68,9 +68,9 @@ from utils.data.datasets import DetectionDataset, create_dataloader
 from utils.distributed.processes import Team
 team, images, said, seen = Team.of_this_machine(), arguments["images"], {}, []
 read_image = label_arrays.read_image
-def counted(path, content=None):
+def counted(path):
     seen.append(Path(path).stem)
-    return read_image(path, content)
+    return read_image(path)
 label_arrays.read_image = counted
 
 def cached(kind, size):
@@ -88,7 +88,7 @@ said["written"] = dataset._cache.pixels[:2].tolist()
 _, said["disk"] = cached("disk", 32)
 _, said["disk again"] = cached("disk", 32)
 
-def refuse(path, content=None):
+def refuse(path):
     raise OSError(5, "Input/output error", path) if team.number == 1 else ValueError("not cached")
 label_arrays.read_image = refuse
 said["one fails"] = [DetectionDataset(images, 48, cache=kind, team=team)._cache is None for kind in ("ram", "disk")]

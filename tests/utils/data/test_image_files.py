@@ -32,9 +32,6 @@ def test_problems_are_one_line() -> None:
     assert str(Problem("a.jpg", None, "odd", "look", False, 2)) == "2 images, the first a.jpg: odd; look"
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
-
-
 def test_no_images_at_all(tmp_path: Path) -> None:
     for sources, reason in (
         (tmp_path, "no images in"),
@@ -95,9 +92,6 @@ def test_every_known_ending_is_an_image_in_any_case(ending: str) -> None:
     assert is_image(f"a.{ending}") and is_image(f"A.{ending.upper()}") and not is_image(f"a.{ending}x")
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("content", [b"a\0b.png", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "l.txt").write_bytes(content)
@@ -155,9 +149,6 @@ def test_where_listed_images_are_looked_for(tmp_path: Path) -> None:
     _, (problem,) = search_images(listing)
     assert problem.line == 2
     assert problem.reason.startswith("lines passed over: 1 .heic, 1 without an ending, the first b.heic")
-
-
-# ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,6 @@ def digest(index: LabelIndex) -> str:
     return hashlib.sha256(b"|".join([*parts, repr((index.counts, index.problems)).encode()])).hexdigest()
 
 
-# ---- one process -----------------------------------------------------------------------------------------------------
-
-
 def test_nothing_joins_to_nothing() -> None:
     for index in (LabelIndex.pack([]), LabelIndex.join([]), LabelIndex.join([LabelIndex.pack([])] * 3)):
         assert len(index) == len(index.all_labels) == 0 and index.counts == Counts()
@@ -173,8 +170,6 @@ def test_another_decoder_checks_again(tmp_path: Path, monkeypatch: pytest.Monkey
         load_index(images)
         assert len(checked) == count
 
-
-# ---- two processes ---------------------------------------------------------------------------------------------------
 
 TOGETHER = """
 from tests.utils.data.test_label_index import digest

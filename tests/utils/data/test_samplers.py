@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from utils.data.samplers import (
-    EpochSampler,
-    SampleKey,
-    epoch_weights,
-    labels_to_class_weights,
-    labels_to_image_weights,
-)
+from utils.data.samplers import EpochSampler, SampleKey, epoch_weights, labels_to_class_weights, labels_to_image_weights
 
 
 def test_no_images_no_keys() -> None:
@@ -53,9 +47,6 @@ class Keys:
 
     def __getitem__(self, key: SampleKey) -> SampleKey:
         return key
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
 
 
 def rows(*classes: int) -> np.ndarray:

@@ -74,9 +74,6 @@ def content(source: object) -> list[tuple]:
     )
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "pattern, names",
     [
@@ -125,9 +122,6 @@ def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_index(tmp_path / "a-{0..2}.tar")
     odd = tar(tmp_path / "b{1,2}.tar", {"x.png": png()})
     assert find_shards([odd, odd]) == [str(odd)], "a file of that very name comes first"
-
-
-# ---- the same data set -----------------------------------------------------------------------------------------------
 
 
 def test_shards_hold_what_the_folder_held(folder: Path, tmp_path: Path) -> None:
@@ -203,9 +197,6 @@ def test_a_class_too_high_is_named_with_shard_member_and_line(tmp_path: Path) ->
         DetectionDataset(tar(tmp_path / "s.tar", members), nc=2)
 
 
-# ---- webdataset ------------------------------------------------------------------------------------------------------
-
-
 def test_webdataset_reads_what_we_write(folder: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
@@ -227,9 +218,6 @@ def test_we_read_what_webdataset_writes(folder: Path, tmp_path: Path) -> None:
             sample = {"__key__": f"deep/{file.stem.replace('.', '_')}", file.suffix[1:].lower(): file.read_bytes()}
             writer.write(sample | ({"txt": label.read_text()} if label.exists() else {}) | {"json": {"any": 1}})
     assert content(tmp_path / "w-{000..002}.tar") == content(folder)
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def test_names_without_dots_each_once(tmp_path: Path) -> None:
@@ -281,8 +269,6 @@ def test_an_interrupted_writer_leaves_no_half_shard(
         write_shards.write_shards(folder, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
-
-# ---- broken and hostile ----------------------------------------------------------------------------------------------
 
 GOOD = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(50), "b.txt": b"1 .5 .5 .1 .1", "c.png": png(70)}
 
@@ -442,9 +428,6 @@ def test_a_shard_shortened_after_the_check(tmp_path: Path, caplog: pytest.LogCap
     (tmp_path / "b.tar").unlink()
     with pytest.raises(ValueError, match=r"c\.png: cannot be read \(No such file"):
         index.image(2)
-
-
-# ---- the reader ------------------------------------------------------------------------------------------------------
 
 
 def test_many_shards_and_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
+from utils.images.decoding_tiff import count_tiff
 
 from tests.hostile import file_of, layout, many_scans, numbers, shapes, tiff
 from utils.images.decoding_limits import DecodingBudget, TooCostly, Unbounded
-from utils.images.decoding_tiff import count_tiff
 
 
 def counted(data: bytes, work: int = 10**12) -> DecodingBudget:

@@ -19,7 +19,6 @@ from utils.images.reading import (
     IMG_FORMATS,
     decode_image,
     inspect_image,
-    picture_size,
     read_image,
     to_eight_bits,
     turned_avif,
@@ -88,7 +87,7 @@ def test_large_images_of_little_are_kept(tmp_path: Path) -> None:
     """A drawing of 12,000 x 10,000 pixels, black on white: more than 100 million of them, in a small file."""
     content = saved("1", (12000, 10000), "png")
     (tmp_path / "a.png").write_bytes(content)
-    assert len(content) < 20_000 and picture_size(tmp_path / "a.png") == (12000, 10000)
+    assert len(content) < 20_000 and inspect_image(tmp_path / "a.png").size == (12000, 10000)
 
 
 def test_content_may_be_given(tmp_path: Path) -> None:
@@ -96,11 +95,11 @@ def test_content_may_be_given(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(noise).save(content, "png")
     whole = content.getvalue()
-    given = read_image("anything.png", np.frombuffer(whole, np.uint8))
+    given = decode_image(np.frombuffer(whole, np.uint8), "anything.png")
     (tmp_path / "a.png").write_bytes(whole)
     np.testing.assert_array_equal(given[..., ::-1], noise)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), given)
-    assert picture_size(io.BytesIO(whole)) == picture_size(tmp_path / "a.png") == (30, 20)
+    assert inspect_image(io.BytesIO(whole)).size == inspect_image(tmp_path / "a.png").size == (30, 20)
     record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), b"0 .5 .5 .1 .1"))
     assert record.size == (30, 20) and record.labels.shape == (1, 5) and record.has_label_file
     record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), None))
@@ -113,9 +112,6 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be read, .*; name an image file instead") as caught:
         read_image(f"{tmp_path}/{name}")
     assert "\0" not in str(caught.value)
-
-
-# ---- more than 8 bits ------------------------------------------------------------------------------------------------
 
 
 def test_no_pixels_have_no_range() -> None:
@@ -199,7 +195,7 @@ def test_avif_is_turned_as_its_file_says(tmp_path: Path, orientation: int) -> No
     found = read_image(tmp_path / "a.avif")
     assert found.shape == wanted.shape and found.flags["C_CONTIGUOUS"]
     assert np.abs(found.astype(int) - wanted).mean() < 5
-    assert picture_size(tmp_path / "a.avif") == found.shape[1::-1]
+    assert inspect_image(tmp_path / "a.avif").size == found.shape[1::-1]
 
 
 def test_boxes_that_are_none_turn_nothing() -> None:
