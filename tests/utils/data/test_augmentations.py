@@ -117,26 +117,16 @@ def test_equalising_spreads_the_levels(clahe: bool):
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("kinds", [[], [1, 4, 6]])
-def test_flipping_twice_is_nothing(axis: int, kinds: list[int]):
-    sample = painted(kinds, (60, 120), np.random.default_rng(0), polygon=True)
-    twice = flip(flip(sample, axis), axis)
-    np.testing.assert_array_equal(twice.image, sample.image)
-    np.testing.assert_array_equal(twice.labels, sample.labels)
-    for now, before in zip(twice.segments, sample.segments, strict=True):
-        np.testing.assert_array_equal(now, before)
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_flips_carry_labels_along(axis: int):
-    sample = painted([1, 4, 6], (60, 121), np.random.default_rng(1))
+def test_flips_carry_labels_along_and_back(axis: int, kinds: list[int]):
+    sample = painted(kinds, (60, 121), np.random.default_rng(1), polygon=True)
     flipped = flip(sample, axis)
     check_labels_on_pixels(flipped, 0)
-    assert not np.array_equal(flipped.labels, sample.labels)
-
-
-def test_perspective_of_an_image_without_labels():
-    out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
-    assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
+    assert not kinds or not np.array_equal(flipped.labels, sample.labels)
+    twice = flip(flipped, axis)
+    for now, before in zip(
+        (twice.image, twice.labels, *twice.segments), (sample.image, sample.labels, *sample.segments), strict=True
+    ):
+        np.testing.assert_array_equal(now, before)
 
 
 def test_border_cuts_the_edges_off():
@@ -171,10 +161,14 @@ def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[
     return [painted(kind, tuple(map(int, shape)), rng, polygon) for kind, shape in zip(kinds, shapes, strict=True)]
 
 
-@pytest.mark.parametrize("mosaic, count", [(mosaic4, 4), (mosaic9, 9)])
-def test_mosaic_of_empty_images(mosaic, count: int):
-    out = mosaic([Sample(noise(i, 32, 20), NO_LABELS) for i in range(count)], 32, ZOOM, np.random.default_rng(0))
-    assert out.image.shape == (32, 32, 3) and out.labels.shape == (0, 5) and out.segments == ()
+def test_images_without_labels():
+    """What is left of them has no labels and no polygons, and the size asked for."""
+    empty, rng = Sample(noise(5), NO_LABELS), np.random.default_rng(0)
+    small = [Sample(noise(i, 32, 20), NO_LABELS) for i in range(9)]
+    results = [mosaic4(small[:4], 32, ZOOM, rng), mosaic9(small, 32, ZOOM, rng), random_perspective(empty, TILT, rng)]
+    results += [train_transforms(empty, Hyp(), rng), copy_paste(empty, 1.0, rng), cutout(empty, 1.0, rng)]
+    for out, shape in zip(results, [(32, 32)] * 2 + [(48, 64)] * 4, strict=True):
+        assert out.image.shape == (*shape, 3) and out.labels.shape == (0, 5) and out.segments == ()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -201,10 +195,8 @@ def test_mosaic_of_boxes_and_polygons_together():
 
 def test_mosaic_shows_every_tile_in_turn():
     samples = tiles(4, 0)
-    seen = set()
-    for seed in range(40):
-        seen |= set(mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0].astype(int))
-    assert seen == set(range(7))
+    views = [mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0] for seed in range(40)]
+    assert set(np.concatenate(views)) == set(range(7))
 
 
 @pytest.mark.parametrize("hyp", [STILL, ZOOM, TURN, replace(ZOOM, translate=0.9)])
@@ -214,14 +206,6 @@ def test_drawing_only_what_is_seen_changes_nothing(hyp: Hyp, monkeypatch: pytest
     monkeypatch.setattr(augmentations, "_window", lambda warp, side: (0, 0, side, side))
     whole = [mosaic4(samples, 64, hyp, np.random.default_rng(seed)).image for seed in range(15)]
     assert np.abs(np.stack(partly).astype(int) - np.stack(whole)).max() <= 2  # sub-pixel steps are rounded
-
-
-def test_mosaic_pastes_copies():
-    samples = tiles(4, 5, polygon=True)
-    plain = mosaic4(samples, 96, STILL, np.random.default_rng(1))
-    pasted = mosaic4(samples, 96, replace(STILL, copy_paste=1.0), np.random.default_rng(1))
-    assert len(pasted.labels) > len(plain.labels)
-    assert len(pasted.segments) == len(pasted.labels)
 
 
 def test_transforms_leave_their_input_alone():
@@ -251,11 +235,6 @@ def test_mixup_blends_about_half_and_half():
         mixup(Sample(noise(0), NO_LABELS), Sample(noise(0, 50, 50), NO_LABELS), np.random.default_rng(0))
 
 
-def test_copy_paste_without_polygons_does_nothing():
-    sample = painted([1, 2], (60, 120), np.random.default_rng(0))
-    assert copy_paste(sample, 1.0, np.random.default_rng(0)) is sample
-
-
 @pytest.mark.parametrize("kind", [0, 5])  # 0 is black, which v6.1 did not copy
 def test_copy_paste_pastes_the_mirror_image(kind: int):
     sample = painted([kind], (60, 64), np.random.default_rng(0), polygon=True)
@@ -269,17 +248,21 @@ def test_copy_paste_pastes_the_mirror_image(kind: int):
     np.testing.assert_allclose(pasted.segments[1], mirrored.segments[0])
 
 
-def test_copy_paste_spares_what_it_would_hide():
+def test_copy_paste_takes_its_share_and_spares_what_it_would_hide():
+    boxes = painted([1, 2], (60, 120), np.random.default_rng(0))
+    assert copy_paste(boxes, 1.0, np.random.default_rng(0)) is boxes, "no polygons"
     centred = np.array(((30, 10), (70, 10), (70, 50), (30, 50)), np.float32)
     sample = Sample(noise(0, 60, 100), np.array([(0, 30, 10, 70, 50)], np.float32), (centred,))
     assert len(copy_paste(sample, 1.0, np.random.default_rng(0)).labels) == 1
-
-
-def test_copy_paste_takes_its_share():
     many = [np.array(((x, 2), (x + 3, 2), (x + 3, 9), (x, 9)), np.float32) for x in range(0, 40, 4)]
     labels = np.array([(0, *points.min(0), *points.max(0)) for points in many], np.float32)
     out = copy_paste(Sample(noise(0, 12, 100), labels, tuple(many)), 0.3, np.random.default_rng(0))
     assert len(out.labels) == 13
+    plain, pasted = (
+        mosaic4(tiles(4, 5, polygon=True), 96, replace(STILL, copy_paste=p), np.random.default_rng(1))
+        for p in (0.0, 1.0)
+    )
+    assert len(pasted.segments) == len(pasted.labels) > len(plain.labels), "and so do mosaics"
 
 
 def test_cutout_hides_and_drops():
@@ -294,11 +277,6 @@ def test_cutout_hides_and_drops():
             assert (out.image[y1:y2, x1:x2] == COLOURS[kind]).all(-1).mean() >= 0.4 - 1e-6
         counts.append(len(out.labels))
     assert 0 < np.mean(counts) < 3
-
-
-def test_train_transforms_of_an_image_without_labels():
-    out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0))
-    assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("flipud, fliplr", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])

@@ -331,10 +331,10 @@ def test_no_room_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog:
 
 def test_a_cached_image_is_never_written_to(folder: Path) -> None:
     dataset = DetectionDataset(folder, 64, 4, True, ALL_ON, cache="ram")
-    before = dataset._cache.pixels.copy()
+    before = dataset._cache.arrays["pixels"].copy()
     for position in range(10):
         dataset[SampleKey(position, 1)]
-    np.testing.assert_array_equal(before, dataset._cache.pixels)
+    np.testing.assert_array_equal(before, dataset._cache.arrays["pixels"])
     expected = fit_longest(read_image(dataset.img_files[4]), 64)
     np.testing.assert_array_equal(dataset.load_image(4)[0], expected)
 

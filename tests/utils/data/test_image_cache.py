@@ -55,7 +55,7 @@ def test_workers_hold_no_copy(tmp_path: Path, method: str) -> None:
     )
     before = next(iter(loader))
     assert before.targets[:, 1].tolist() == [0, 1, 2, 3] and before.images[2, 0, 16, 16] == 20
-    dataset._cache.pixels[:] = 77
+    dataset._cache.arrays["pixels"][:] = 77
     dataset.index.all_labels[:, 0] = 9
     after = next(iter(loader))
     assert (after.images[:, :, 16, 16] == 77).all() and (after.targets[:, 1] == 9).all(), "the worker sees our memory"
@@ -82,9 +82,9 @@ def cached(kind, size):
 
 dataset, said["ram"] = cached("ram", 32)
 team.gather(None)
-dataset._cache.pixels[team.number] = 200 + team.number
+dataset._cache.arrays["pixels"][team.number] = 200 + team.number
 team.gather(None)
-said["written"] = dataset._cache.pixels[:2].tolist()
+said["written"] = dataset._cache.arrays["pixels"][:2].tolist()
 _, said["disk"] = cached("disk", 32)
 _, said["disk again"] = cached("disk", 32)
 
