@@ -1,4 +1,4 @@
-"""What decoding costs, of every format; JPEG and TIFF have files of their own."""
+"""What decoding costs, of every format; JPEG has a file of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.hostile import bmp, file_of, in_gif, interlaced_rows, plain, png, shapes, webp
+from tests.hostile import (
+    bmp,
+    file_of,
+    in_gif,
+    interlaced_rows,
+    layout,
+    many_scans,
+    numbers,
+    plain,
+    png,
+    shapes,
+    tiff,
+    webp,
+)
 from utils.images.decoding_cost import PLAIN_MEMORY, PLAIN_WORK, count_cost
-from utils.images.decoding_limits import DecodingBudget
+from utils.images.decoding_limits import DecodingBudget, TooCostly, Unbounded
 from utils.images.image_headers import webp_size
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -43,16 +56,13 @@ def test_every_pixel_costs_something_and_the_size_is_checked(kind: str) -> None:
     assert 3 * small < large < 4.2 * small
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_webp_has_its_size_in_the_header(mode: str, lossless: bool) -> None:
-    assert webp_size(file_of(Image.new(mode, (37, 91), 99), "WEBP", lossless=lossless)) == (37, 91)
+def test_webp_has_its_size_in_the_header_and_may_have_many_tables() -> None:
+    """A group of codes for each 4 x 4 pixels at most, and one for each 20 bits of the file; none is refused for it."""
+    for mode in ("RGB", "RGBA"):
+        lossy, lossless = (file_of(shapes(800, 400).convert(mode), "WEBP", lossless=kind) for kind in (False, True))
+        assert webp_size(lossy) == webp_size(lossless) == (800, 400)
     assert webp_size(webp(64, 48)) == (64, 48)
     assert webp_size(b"") is None and webp_size(file_of(Image.new("L", (50, 50)), "PNG")) is None
-
-
-def test_lossless_webp_may_have_many_tables() -> None:
-    """A group of codes for each 4 x 4 pixels at most, and one for each 20 bits of the file; none is refused for it."""
     lossy, lossless = (counted(file_of(shapes(800, 400), "WEBP", lossless=kind)) for kind in (False, True))
     assert lossless.memory - lossy.memory == 200 * 100 * 8192 == lossless.most_memory - 10**12
 
@@ -87,6 +97,67 @@ def test_any_damage_is_counted_or_one_line(kind: str, place: int, length: int, j
     try:
         changed = whole[:place] + junk + whole[place + len(junk) :]
         count_cost(changed[: length or None], DecodingBudget(10**10, 10**10))
-    except ValueError as error:
+    except (ValueError, TooCostly) as error:
         said = str(error)
     assert re.fullmatch(".+", said)
+
+
+# ---- TIFF
+
+
+def strips(count: int, rows: int, *more: tuple[int, int, int, bytes | int], kind: int = 1, tail: bytes = b"") -> bytes:
+    """A grey TIFF of 100 x 60 pixels in strips of 10 bytes each, all at place 0."""
+    table = [(273, 4, count, numbers([0] * count)), (278, 4, 1, rows), (279, 4, count, numbers([10] * count))]
+    return tiff(*layout(100, 60, 8, kind), *table, *more, tail=tail)
+
+
+def strip_of(content: bytes) -> bytes:
+    """A grey TIFF of 16 x 16 pixels whose only strip is this JPEG."""
+    rows = [(273, 4, 1, 8 + 2 + 12 * 9 + 4), (277, 3, 1, 1), (278, 4, 1, 16), (279, 4, 1, len(content))]
+    return tiff(*layout(16, 16, 8, 7), *rows, tail=content)
+
+
+def test_every_strip_of_a_tiff_counts() -> None:
+    """60 strips of a row cost as much for their pixels as one of 60 rows, and more for being many."""
+    assert counted(strips(60, 1)).work > counted(strips(1, 60)).work + 59 * 20_000
+    assert counted(strips(600, 59)).work > 600 * 59 * 100 * 2, "more strips than rows"
+    assert counted(strips(1, 2**31)).work == counted(strips(1, 60)).work, "rows beyond the image are none"
+    assert counted(strips(1, 60, kind=50000)).memory > 100_000_000, "Zstandard may look far back"
+    many, few = (counted(strip_of(many_scans(16, scans, which=1, mode="L"))).work for scans in (90, 10))
+    assert many - few >= 80 * 2 * 16 * 16, "scans inside of strips"
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_sizes_of_tiffs_are_what_pillow_wrote(compression: str | None) -> None:
+    further = {"save_all": True, "append_images": [shapes(80, 80)] * 5}
+    assert counted(file_of(shapes(65, 49), "TIFF", compression=compression, **further)).size == (65, 49)
+
+
+@pytest.mark.parametrize("kind", [6, 34925, 50001, 34712, 32809, 34676, 65000])
+def test_compressions_of_unknown_cost(kind: int) -> None:
+    with pytest.raises(Unbounded, match=f"compression {kind}: save it with LZW or Deflate"):
+        counted(strips(1, 60, kind=kind))
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"II*\0\x08\0\0\0", "outside of the file"),
+        (tiff((273, 4, 1, 8), (279, 4, 1, 8)), "have no size"),
+        (strips(1, 60, (322, 4, 1, 16)), "both strips and tiles"),
+        (strips(1, 60, (256, 4, 1, 5)), "tag 256 is there twice"),
+        (strips(1, 0), "have no size"),
+        (tiff(*layout(100, 60, 8, 5), (273, 4, 9, numbers([0] * 9)), (278, 4, 1, 8)), "how long its strips are"),
+        (tiff(*layout(100, 60, 8, 1), (324, 4, 1, 8)), "have no size"),
+        (strip_of(file_of(shapes(64, 64), "JPEG")), "one of its strips is larger"),
+    ],
+)
+def test_layouts_that_cannot_be(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        counted(data)
+
+
+def test_strips_over_each_other() -> None:
+    file = strips(60, 1, kind=8, tail=bytes(100))
+    with pytest.raises(TooCostly, match="strips that lie over each other"):
+        counted(file.replace(numbers([10] * 60), numbers([len(file)] * 60)))
