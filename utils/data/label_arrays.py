@@ -225,7 +225,13 @@ class LabelIndex:
     def image(self, index: int) -> np.ndarray:
         """Return an image, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
         path, span = self.path(index), self._span(index)
-        return read_image(path) if span is None else decode_image(self._shards.image(path, span), path)
+        if span is None:
+            return read_image(path)
+        try:
+            content = self._shards.read(self.file(index), int(span[0]), int(span[1]))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check the shard") from error
+        return decode_image(content, path)
 
     def check_labelled(self) -> None:
         """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""

@@ -183,17 +183,6 @@ class ShardReader:
             raise OSError("shorter than when it was checked")
         return content
 
-    def image(self, name: str, span: np.ndarray) -> np.ndarray:
-        """Return the (uint8) content of an image called `name`, with its `span` as `check_shard` gives it.
-
-        Raises ValueError naming the image when it cannot be read.
-        """
-        offset, size, length = map(int, span)
-        try:
-            return np.frombuffer(self.read(os.fsdecode(os.fsencode(name)[:length]), offset, size), dtype=np.uint8)
-        except OSError as error:
-            raise ValueError(f"{name}: cannot be read ({error.strerror or error}); check the shard") from error
-
 
 class _Window(io.RawIOBase):
     """One member as a file, read piece by piece: to check an image, its beginning and end are mostly enough."""

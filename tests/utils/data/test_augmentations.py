@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from utils.base.config import Hyp
 from utils.data import augmentations
 from utils.data.augmentations import (
+    Sample,
+    Warp,
     augment_hsv,
     copy_paste,
     cutout,
@@ -24,7 +26,6 @@ from utils.data.augmentations import (
     train_transforms,
     warp_image,
 )
-from utils.data.warp import Sample, Warp
 
 STILL = replace(Hyp(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0, perspective=0.0, mosaic9=0.0)
 ZOOM = replace(STILL, scale=0.5, translate=0.1)

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.base.config import Hyp
-from utils.data.warp import (
+from utils.data.augmentations import (
     NO_POLYGON,
     Sample,
     Warp,
     box_candidates,
     clip_polygon,
     random_warp,
+    shift,
     warp_labels,
     warp_points,
 )
@@ -62,7 +63,7 @@ def test_still_settings_give_the_identity_and_shifts_move_points():
     assert still.scale == 1
     warp = random_warp((100, 80), (60, 50), WILD, np.random.default_rng(3))
     point, expected = np.array((31.0, 17.0)), warp_points(np.array((51.0, 22.0)), warp.matrix)
-    np.testing.assert_allclose(warp_points(point, warp.after_shift(20, 5).matrix), expected)
+    np.testing.assert_allclose(warp_points(point, warp.matrix @ shift(20, 5)), expected)
 
 
 @pytest.mark.parametrize("key", ["degrees", "translate", "scale", "shear", "perspective"])
