@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class SampleKey(NamedTuple):
     repeat: int = 0  # how often the image came up before in this epoch (image weights draw some twice)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[SampleKey]):
     """Keys of one epoch in this process's share of the data.
 
@@ -28,23 +30,15 @@ class EpochSampler(Sampler[SampleKey]):
     `grouped` (rectangular batches). Every rank gets the same number of keys (of batches, when grouped).
     """
 
-    def __init__(
-        self,
-        partners: np.ndarray,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        batch_size: int = 1,
-        grouped: bool = False,
-    ) -> None:
-        """`partners` (n,) is the data set's own array of mosaic partners; a weighted draw is written into it too."""
-        self.partners, self.shuffle, self.seed = partners, shuffle, seed
-        self.rank, self.world_size = rank, world_size
-        self.batch_size, self.grouped = batch_size, grouped
-        self.epoch, self.plain, self.done = 0, False, 0
-        self.weights: np.ndarray | None = None
+    partners: np.ndarray  # (n,) the data set's own array of mosaic partners; a weighted draw is written into it too
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    batch_size: int = 1
+    grouped: bool = False
+    weights: np.ndarray | None = field(default=None, init=False)
+    epoch, plain, done = 0, False, 0
 
     def set_epoch(self, epoch: int, plain: bool = False, done: int = 0) -> None:
         """From the next pass over the loader on: another order, other random choices, perhaps plain images.

@@ -183,19 +183,17 @@ def _refuse_bombs(content: bytes | memoryview) -> None:
 
 def _stored_size(content: bytes | memoryview) -> tuple[int, int]:
     """Return (width, height) in a file's header; where there is none, it raises whatever the reader raises."""
-    kind = kind_of(content)
+    kind, file = kind_of(content), io.BytesIO(content)
     if kind == "PNG":
         return struct.unpack_from(">II", content, 16)
     if kind == "TIFF":
         tags = tiff_numbers(content)[0]
         return tags[WIDTH], tags[HEIGHT]
-    file = io.BytesIO(content)
+    if (size := webp_size(content)) is not None:
+        return size
     if kind == "JPEG":
         with contextlib.suppress(Exception):  # unusual ones are for Pillow
             return read_jpeg(file).size
-    if (size := webp_size(content)) is not None:
-        return size
-    file.seek(0)
     with _pillow_limit:  # Pillow's guess that a large image is an attack is lifted for that moment
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
