@@ -245,15 +245,8 @@ def create_dataloader(
     batch_size = min(batch_size, len(dataset))
     processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
     workers = min(processors, batch_size if batch_size > 1 else 0, workers)
-    sampler = EpochSampler(
-        dataset.indices,
-        shuffle=shuffle,
-        seed=seed,
-        rank=max(rank, 0),
-        world_size=world_size() if rank >= 0 else 1,
-        batch_size=batch_size,
-        grouped=dataset.rect,
-    )
+    world = world_size() if rank >= 0 else 1
+    sampler = EpochSampler(dataset.indices, shuffle, seed, max(rank, 0), world, batch_size, grouped=dataset.rect)
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

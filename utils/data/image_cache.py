@@ -52,7 +52,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
     An image that cannot be kept is read each time.
     """
 
-    def keep(position: int) -> bool:
+    def _keep(position: int) -> bool:
         if cache.get(position) is not None:
             return True
         try:
@@ -68,7 +68,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
     done = 0
     with ThreadPoolExecutor(CHECKING_THREADS) as pool, progress(None, description, len(positions), " images") as bar:
         for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work it is handed
-            for result in pool.map(keep, positions[start : start + CHUNK]):
+            for result in pool.map(_keep, positions[start : start + CHUNK]):
                 done += result
                 bar.update()
     return done

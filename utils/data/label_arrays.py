@@ -42,6 +42,14 @@ class Counts(NamedTuple):
     corrupt: int = 0
     total: int = 0
 
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Counts:
+        """Count checked pairs."""
+        found = sum(record.has_label_file for record in records)
+        usable = [record for record in records if record.size is not None]
+        empty = sum(record.has_label_file and not len(record.labels) for record in usable)
+        return cls(found, len(records) - found, empty, len(records) - len(usable), len(records))
+
     def __str__(self) -> str:
         return f"{self.found} found, {self.missing} missing, {self.empty} empty, {self.corrupt} corrupt"
 
@@ -106,7 +114,7 @@ class LabelIndex:
 
     def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
         """Raises ValueError when arrays are of the wrong kind or do not fit together, KeyError when one is missing."""
-        self.arrays = arrays if isinstance(arrays, SharedArrays) else {name: arrays[name] for name in COLUMNS}
+        self.arrays = arrays
         self.counts, self.problems = counts, gathered(problems)
         self._shards = shards.ShardReader()
         for name, (columns, kind) in COLUMNS.items():
@@ -139,11 +147,8 @@ class LabelIndex:
             "points": np.concatenate([np.zeros((0, 2), np.float32), *segments]),
             "point_ends": _ends(map(len, segments)),
         }
-        found = sum(record.has_label_file for record in records)
-        empty = sum(record.has_label_file and not len(record.labels) for record in kept)
-        counts = Counts(found, len(records) - found, empty, len(records) - len(kept), len(records))
-        problems = ((*([record.problem] if record.problem else ()), *record.notes) for record in records)
-        return cls(arrays, counts, chain.from_iterable(problems))
+        problems = chain.from_iterable((record.problem, *record.notes) for record in records)
+        return cls(arrays, Counts.of(records), filter(None, problems))
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from utils.images.decoding_limits import (
@@ -229,83 +229,62 @@ _KINDS = {_RAW: 2, 2: 16, 3: 16, 4: 16, 5: 4, _TIFF_JPEG: 6, 8: 4, 32946: 4, 327
 _WINDOW = 1 << 27  # bytes that Zstandard may look back
 
 
-class _Layout(NamedTuple):
-    """How an image lies in a TIFF: strips or tiles of so many rows of so many bytes, where they are, how long."""
+def _pieces(reader: TagReader, tags: dict[int, Tag], width: int, height: int) -> tuple[str, int, int, int, int]:
+    """Return "strips" or "tiles", their width and height, and the tags of their places and lengths.
 
-    name: str
-    width: int
-    rows: int
-    row_bytes: int
-    number: int
-    places: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-def _layout(reader: TagReader, tags: dict[int, Tag], width: int, height: int) -> _Layout:
-    """Return the layout of an image of this size; ValueError for one that cannot be."""
-
-    def number(tag: int, missing: int) -> int:
-        return reader.numbers(tags, tag, (missing,))[0]
-
+    Raises ValueError for a layout that cannot be.
+    """
     if tags.keys().isdisjoint((_TILE_WIDTH, _TILE_HEIGHT, _TILES)):
-        name, wide, tall = "strips", width, min(number(_ROWS, height), height)
-        places, sizes = reader.numbers(tags, _STRIPS), reader.numbers(tags, _STRIP_BYTES)
+        name, wide, tall = "strips", width, min(reader.numbers(tags, _ROWS, (height,))[0], height)
     elif _STRIPS in tags:
         raise ValueError("it has both strips and tiles")
     else:
-        name, wide, tall = "tiles", number(_TILE_WIDTH, 0), number(_TILE_HEIGHT, 0)
-        places, sizes = reader.numbers(tags, _TILES), reader.numbers(tags, _TILE_BYTES)
+        name, (wide, tall) = "tiles", (reader.numbers(tags, tag, (0,))[0] for tag in (_TILE_WIDTH, _TILE_HEIGHT))
     if wide < 1 or tall < 1:
         raise ValueError("its strips or tiles have no size")
-    samples, planes = number(_SAMPLES, 1), 1
-    if number(_PLANES, 1) == 2:
-        samples, planes = 1, samples
-    row_bytes = -(-wide * samples * max((1, *reader.numbers(tags, _BITS))) // 8)
-    count = max(len(places), -(-width // wide) * -(-height // tall) * planes)
-    return _Layout(name, wide, tall, row_bytes, count, places, sizes)
+    return name, wide, tall, *((_STRIPS, _STRIP_BYTES) if name == "strips" else (_TILES, _TILE_BYTES))
 
 
 def _count_tiff(data: bytes, budget: DecodingBudget) -> None:
-    """Count the first image of a TIFF file: what each strip or tile unpacks to, and the bytes that it reads.
-
-    Raises what `DecodingBudget` does, Unbounded for a compression of no known cost, and ValueError for damage.
-    """
+    """Count the first image of a TIFF file: what each strip or tile unpacks to, and the bytes that it reads."""
     reader = TagReader(data, budget)
     tags = reader.tags(reader.first)
     if repeated := reader.repeated & _LAYOUT:
         raise ValueError(f"tag {min(repeated)} is there twice")
-    width, height, kind = (
-        reader.numbers(tags, tag, (missing,))[0] for tag, missing in ((_WIDTH, 0), (_HEIGHT, 0), (_COMPRESSION, _RAW))
-    )
+    (width, *_), (height, *_) = reader.numbers(tags, _WIDTH, (0,)), reader.numbers(tags, _HEIGHT, (0,))
+    kind, samples = reader.numbers(tags, _COMPRESSION, (_RAW,))[0], reader.numbers(tags, _SAMPLES, (1,))[0]
     budget.image(width, height)
     if kind not in _KINDS:
         raise Unbounded(f"is a TIFF of compression {kind}: save it with LZW or Deflate")
     if kind == _ZSTANDARD:  # it may need that whatever the image, which is no reason to refuse it
         budget.memory, budget.most_memory = budget.memory + _WINDOW, budget.most_memory + _WINDOW
-    layout = _layout(reader, tags, width, height)
-    unpacking = layout.rows * (ROW_WORK + layout.row_bytes * _KINDS[kind])
-    what = f"{layout.number:,} {layout.name} of {layout.width:,} x {layout.rows:,} pixels"
-    memory = layout.row_bytes * layout.rows if kind != _RAW else 0
-    budget.spend(what, layout.number * (_STRIP_WORK + unpacking), memory)
-    if kind != _RAW and len(layout.places) > max(len(layout.sizes), 1):
-        raise ValueError(f"it does not say how long its {layout.name} are")
-    total = sum(min(size, len(data)) for size in layout.sizes)
+    name, wide, tall, at, lengths = _pieces(reader, tags, width, height)
+    places, sizes = reader.numbers(tags, at), reader.numbers(tags, lengths)
+    samples, planes = (1, samples) if reader.numbers(tags, _PLANES, (1,))[0] == 2 else (samples, 1)
+    row_bytes = -(-wide * samples * max((1, *reader.numbers(tags, _BITS))) // 8)
+    count = max(len(places), -(-width // wide) * -(-height // tall) * planes)
+    work = _STRIP_WORK + tall * (ROW_WORK + row_bytes * _KINDS[kind])
+    what = f"{count:,} {name} of {wide:,} x {tall:,} pixels"
+    budget.spend(what, count * work, row_bytes * tall * (kind != _RAW))
+    if kind != _RAW and len(places) > max(len(sizes), 1):
+        raise ValueError(f"it does not say how long its {name} are")
+    total = sum(min(size, len(data)) for size in sizes)
     if total > 2 * len(data):
-        raise TooCostly(f"{layout.name} that lie over each other")
-    budget.spend(f"its {layout.name}", 16 * total)
+        raise TooCostly(f"{name} that lie over each other")
+    budget.spend(f"its {name}", 16 * total)
     if kind == _TIFF_JPEG:
-        _count_jpegs(data, layout, budget)
+        _count_jpegs(data, zip(places, sizes or [len(data)], strict=False), (wide, tall), budget)
     count_linked(reader, tags)
 
 
-def _count_jpegs(data: bytes, layout: _Layout, budget: DecodingBudget) -> None:
-    """Count the scans of each strip or tile; ValueError for one that is larger than it may be."""
+def _count_jpegs(data: bytes, pieces: Iterable[tuple[int, int]], size: tuple[int, int], budget: DecodingBudget) -> None:
+    """Count the scans of strips or tiles at these places, of so many bytes; ValueError for one larger than `size`."""
     inner = DecodingBudget(budget.most_work, budget.most_memory, work=budget.work)
-    for place, size in zip(layout.places, layout.sizes or [len(data)], strict=False):
-        frame = count_jpeg(data, inner, place + 2, place + size)
-        if frame is not None and (frame.width > layout.width or frame.height > layout.rows):
-            raise ValueError(f"one of its {layout.name} is larger than it should be")
-    budget.spend(f"its {layout.name}", inner.work - budget.work)
+    for place, length in pieces:
+        frame = count_jpeg(data, inner, place + 2, place + length)
+        if frame is not None and (frame.width > size[0] or frame.height > size[1]):
+            raise ValueError("one of its strips or tiles is larger than it should be")
+    budget.spend("its scans", inner.work - budget.work)
 
 
 # ---- all of them

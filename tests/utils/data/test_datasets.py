@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -152,10 +153,6 @@ def test_rectangular_batches_share_their_shape_and_stay_together(folder: Path) -
     assert len(set(orders)) > 2 and all(sorted(order) == sorted(dataset.img_files) for order in orders)
 
 
-def keys(sampler: EpochSampler) -> list[int]:
-    return [key.position for key in sampler]
-
-
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -164,7 +161,7 @@ def test_ranks_share_the_work_evenly(world: int, grouped: bool, shuffle: bool) -
         EpochSampler(np.arange(11), shuffle=shuffle, rank=rank, world_size=world, batch_size=2, grouped=grouped)
         for rank in range(world)
     ]
-    shares = [keys(sampler) for sampler in samplers]
+    shares = [[key.position for key in sampler] for sampler in samplers]
     assert set().union(*shares) == set(range(11))
     assert [len(sampler) for sampler in samplers] == list(map(len, shares))
     assert len({-(-len(share) // 2) for share in shares}) == 1, "the same number of batches everywhere"
@@ -177,13 +174,13 @@ def test_weights_choose_images_and_partners() -> None:
     partners = np.arange(400)
     sampler = EpochSampler(partners, shuffle=True, seed=3)
     sampler.set_weights(np.where(np.arange(400) < 200, 3.0, 1.0))
-    drawn = keys(sampler)
+    drawn = [key.position for key in sampler]
     assert 0.65 < np.mean(np.array(drawn) < 200) < 0.85
     assert sorted(drawn) == sorted(partners.tolist())
     repeats = Counter(key.position for key in sampler)
     assert max(key.repeat for key in sampler) == max(repeats.values()) - 1, "a repeated image is augmented anew"
     sampler.set_weights(np.zeros(400))
-    assert sorted(keys(sampler)) == list(range(400)) == partners.tolist()
+    assert sorted(key.position for key in sampler) == list(range(400)) == partners.tolist()
     for wrong in (np.ones(3), np.full(400, -1.0), np.full(400, np.nan)):
         with pytest.raises(ValueError, match="image weights must be 400 numbers"):
             sampler.set_weights(wrong)
@@ -271,16 +268,11 @@ def test_disk_cache_tells_images_sizes_and_versions_apart(tmp_path: Path) -> Non
     assert int(dataset.load_image(1)[0].mean()) == 100, "a damaged cache file is passed over"
 
 
-def test_no_room_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("utils.data.image_cache._free_memory", lambda: 1000)
-    assert DetectionDataset(folder, 64, cache="ram")._cache is None and "not cached" in caplog.text
-    caplog.clear()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert DetectionDataset(folder, 64, cache="disk")._cache is None and "Permission denied" in caplog.text
+def test_no_room_no_cache(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with patch("utils.data.image_cache._free_memory", return_value=1000):
+        assert DetectionDataset(folder, 64, cache="ram")._cache is None and "not cached" in caplog.text
+    with patch.object(Path, "mkdir", side_effect=PermissionError(13, "Permission denied")):
+        assert DetectionDataset(folder, 64, cache="disk")._cache is None and "Permission denied" in caplog.text
     with pytest.raises(ValueError, match="unknown cache 'tape'"):
         DetectionDataset(folder, 64, cache="tape")
 

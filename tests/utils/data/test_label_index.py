@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from utils.data import label_index
 from utils.data.image_files import Problem
 from utils.data.label_arrays import COLUMNS, Counts, LabelIndex, Pieces, gathered
 from utils.data.label_index import load_index
-from utils.data.labels import Record
 from utils.distributed.shared_memory import SharedArrays
 
 POLYGON = "1 .1 .1 .6 .1 .6 .6 .1 .6"
@@ -146,18 +146,13 @@ def test_no_label_at_all_says_where_was_looked(tmp_path: Path, caplog: pytest.Lo
         index.check_labelled()
 
 
-def test_another_decoder_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, checked, check_pair = draw(tmp_path, 4), [], label_index.check_pair
-
-    def counted(*given: str) -> Record:
-        checked.append(given[0])
-        return check_pair(*given)
-
-    monkeypatch.setattr(label_index, "check_pair", counted)
-    for decoder, count in (("one", 4), ("one", 4), ("another", 8)):
-        monkeypatch.setattr(label_index, "DECODER", decoder)
-        load_index(images)
-        assert len(checked) == count
+def test_another_decoder_checks_again(tmp_path: Path) -> None:
+    images = draw(tmp_path, 4)
+    with patch.object(label_index, "check_pair", side_effect=label_index.check_pair) as checked:
+        for decoder, count in (("one", 4), ("one", 4), ("another", 8)):
+            with patch.object(label_index, "DECODER", decoder):
+                load_index(images)
+            assert checked.call_count == count
 
 
 TOGETHER = """

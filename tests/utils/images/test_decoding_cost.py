@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import struct
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests.hostile import (
@@ -91,20 +88,6 @@ def test_run_lengths_of_bmp_cost_more() -> None:
     assert runs > usual + 150 * 300 * 200
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(0, 2000), st.integers(0, 2000), st.binary(max_size=40))
-def test_any_damage_is_counted_or_one_line(kind: str, place: int, length: int, junk: bytes) -> None:
-    whole = file_of(Image.radial_gradient("L").resize((24, 20)), kind)
-    place %= len(whole)
-    said = "fine"
-    try:
-        changed = whole[:place] + junk + whole[place + len(junk) :]
-        count_cost(changed[: length or None], DecodingBudget(10**10, 10**10))
-    except (ValueError, TooCostly) as error:
-        said = str(error)
-    assert re.fullmatch(".+", said)
-
-
 # ---- TIFF
 
 
@@ -152,7 +135,7 @@ def test_compressions_of_unknown_cost(kind: int) -> None:
         (strips(1, 0), "have no size"),
         (tiff(*layout(100, 60, 8, 5), (273, 4, 9, numbers([0] * 9)), (278, 4, 1, 8)), "how long its strips are"),
         (tiff(*layout(100, 60, 8, 1), (324, 4, 1, 8)), "have no size"),
-        (strip_of(file_of(shapes(64, 64), "JPEG")), "one of its strips is larger"),
+        (strip_of(file_of(shapes(64, 64), "JPEG")), "one of its strips or tiles is larger"),
     ],
 )
 def test_layouts_that_cannot_be(data: bytes, reason: str) -> None:

