@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from utils.base.files import is_hidden, is_one_line, printable, walk_files
 from utils.base.log import LOGGER
 from utils.data.image_files import img2label_paths, is_image, label_places
-from utils.images.reading import inspect_image
+from utils.images.reading import picture_size
 
 MAX_NAME = 200  # characters of an image's name, folders included
 _OTHER_ENDINGS = frozenset("avif gif heic heif jfif jpe jp2 jxl pgm pnm ppm svg tga".split())  # to be converted first
@@ -147,7 +147,7 @@ class LabelPlaces:
         """Return width and height in pixels of the image on disk, None where it is not found or is no sound image."""
         path = self.image(name)
         try:
-            return inspect_image(path).size if path else None
+            return picture_size(path) if path else None
         except Exception:
             return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.base.config import ClassNames, Names
 from utils.base.files import is_hidden, printable, walk_files
 from utils.data.image_files import find_images
-from utils.images.reading import inspect_image
+from utils.images.reading import picture_size
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces
 from utils.prepare.label_formats import DropCounts, dota_rows, naming, read_annotations, write_rows
@@ -126,7 +126,7 @@ def convert_dota(
 def image_size(image: Path) -> tuple[int, int]:
     """Return (w, h) of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
     try:
-        return inspect_image(image).size
+        return picture_size(image)
     except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
         reason = printable(str(error)) or type(error).__name__
         raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error

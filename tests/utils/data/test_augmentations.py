@@ -112,8 +112,7 @@ def test_hsv_against_its_formula():
 @pytest.mark.parametrize("clahe", [True, False])
 def test_equalising_spreads_the_levels(clahe: bool):
     dull = (noise(4) // 8 + 100).astype(np.uint8)
-    out = hist_equalize(dull, clahe=clahe, bgr=True)
-    assert out.shape == dull.shape and out.std() > 1.5 * dull.std()
+    assert hist_equalize(dull, clahe=clahe, bgr=True).std() > 1.5 * dull.std()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -280,18 +279,13 @@ def test_cutout_hides_and_drops():
     assert 0 < np.mean(counts) < 3
 
 
-@pytest.mark.parametrize("flipud, fliplr", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_flips_by_probability(flipud: float, fliplr: float):
-    image = noise(6)
-    hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=flipud, fliplr=fliplr)
-    out = train_transforms(Sample(image, NO_LABELS), hyp, np.random.default_rng(0)).image
-    expected = image[:: -1 if flipud else 1, :: -1 if fliplr else 1]
-    np.testing.assert_array_equal(out, expected)
-
-
-def test_rare_effects_come_one_by_one_from_the_generator():
+def test_effects_and_flips_come_by_their_probability_from_the_generator():
     image = noise(0)
     first, second = ([rare_effects(image, 0.5, np.random.default_rng(seed)) for seed in range(12)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert len({image.tobytes() for image in first}) > 6, "not all or none"
     assert rare_effects(image, 0.0, np.random.default_rng(0)) is image
+    for up, left in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=up, fliplr=left)
+        out = train_transforms(Sample(image, NO_LABELS), hyp, np.random.default_rng(0)).image
+        np.testing.assert_array_equal(out, image[:: -1 if up else 1, :: -1 if left else 1])

@@ -157,35 +157,28 @@ def test_a_loader_of_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         DetectionDataset(tar(tmp_path / "s.tar", members), nc=2)
 
 
-def test_the_cache_file_lies_beside_and_notices_changes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=4)
-    first = load_index(pattern)
-    (cache,) = (tmp_path / "out").glob("*.cache.npz")
-    load_index(tmp_path / "out/shard-000001.tar")
-    load_index(tmp_path / "out/shard-00000{1,0}.tar")
-    assert len(list((tmp_path / "out").glob("*.cache.npz"))) == 3, "every set has a cache of its own"
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.data.label_index.check_shard", lambda *_: pytest.fail("checked again"))
-        again = load_index(pattern)
+def test_the_cache_file_lies_beside_and_notices_changes(folder: Path, tmp_path: Path) -> None:
+    out, pattern = tmp_path / "out", write_shards.write_shards(folder, tmp_path / "out", per_shard=4)
+    for count, source in enumerate((pattern, out / "shard-000001.tar", out / "shard-00000{1,0}.tar"), start=1):
+        first = load_index(source)
+        assert len(list(out.glob("*.cache.npz"))) == count, "every set has a cache of its own"
+    with patch("utils.data.label_index.check_shard", side_effect=AssertionError("checked again")):
+        again = load_index(source)
     assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
-    shard = tmp_path / "out/shard-000001.tar"
-    tar(shard, {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
+    tar(out / "shard-000001.tar", {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
     assert any(path.endswith("/new.png") for path in map(load_index(pattern).path, range(5)))
-    assert cache.exists()
 
 
 def test_webdataset_reads_what_we_write(folder: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
     samples = list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False))
-    assert len(samples) == 7
     files = {file.stem.replace(".", "_"): file for file in folder.iterdir()}
+    assert len(samples) == len(files) == 7
     for sample in samples:
         file = files[sample["__key__"]]
-        assert sample[file.suffix[1:].lower()] == file.read_bytes()
         label = folder.parent / f"labels/{file.stem}.txt"
+        assert sample[file.suffix[1:].lower()] == file.read_bytes()
         assert sample.get("txt") == (label.read_bytes() if label.exists() else None)
 
 
