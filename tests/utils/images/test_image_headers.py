@@ -134,16 +134,8 @@ def test_the_check_and_the_decoder_agree_on_every_file() -> None:
 
 
 TURNED = ("JPEG, EXIF 6", "PNG, EXIF 5")
-UPRIGHT = (
-    "JPEG, EXIF 3",
-    "JPEG, XMP",
-    "JPEG, both",
-    "PNG, XMP as text",
-    "progressive",
-    "own tables",
-    "4:1:1, restarts",
-)
-UPRIGHT += ("MPO, a larger second", "PNG, palette with transparency", ".png, 16 x 4")
+UPRIGHT = ("JPEG, EXIF 3", "JPEG, XMP", "JPEG, both", "PNG, XMP as text", "progressive", "own tables")
+UPRIGHT += ("4:1:1, restarts", "MPO, a larger second", "PNG, palette with transparency", ".png, 16 x 4")
 
 
 @pytest.mark.parametrize("name", TURNED + UPRIGHT)
