@@ -157,13 +157,13 @@ def _rank(number: int, options: argparse.Namespace, answer: processes.Queue) -> 
     for cache in (None, None, "ram"):  # the first time everything that loaders need for ever is taken
         loader, dataset = build(index, options, cache=cache, rank=rank())
         if cache:
-            dataset._cache.pixels.max()  # every rank has touched every page
+            dataset._cache.arrays["pixels"].max()  # every rank has touched every page
         walk(loader, 0)
         gc.collect()
         gather(None, machine=True)
         taken[cache] = sum(memory(pid).data for pid in [os.getpid(), *children(os.getpid())])
         gather(None, machine=True)  # nobody goes on while another counts
-        pixels = dataset._cache.pixels.nbytes / MIB if cache else 0
+        pixels = dataset._cache.arrays["pixels"].nbytes / MIB if cache else 0
         del loader, dataset
         gc.collect()
         gather(None, machine=True)

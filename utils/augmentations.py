@@ -2,13 +2,13 @@
 
 from utils.data.augmentations import (
     augment_hsv,
+    box_candidates,
     copy_paste,
     cutout,
     hist_equalize,
     mixup,
     random_perspective,
 )  # fmt: skip
-from utils.data.warp import box_candidates
 from utils.images.letterbox import letterbox
 
 __all__ = [

@@ -268,7 +268,7 @@ class _One:
 def _use_image_cache(path: Path) -> None:
     cache = object.__new__(DiskCache)
     cache.index, cache.size = _One(), 24
-    cache._file = lambda position: path
+    cache.file = lambda position: path
     image = cache.get(0)
     assert image is None or (image.shape == (16, 24, 3) and image.dtype == np.uint8)
 

@@ -1,12 +1,14 @@
 """Images and their labels on the way to the network: colour, geometry, mosaics and other mixtures.
 
-A transform takes a `Sample` and returns a new one; chance comes from a generator that is handed in.
+A transform takes a `Sample` and returns a new one; chance comes from a generator that is handed in. Coordinates are
+continuous pixels: the left edge of the first pixel is 0, its centre 0.5, the right edge of the last one the width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -14,12 +16,125 @@ import numpy as np
 from numpy.random import Generator
 
 from utils.base.config import Hyp
-from utils.data.warp import Sample, Warp, random_warp, shift, warp_labels, warp_points
 from utils.images.letterbox import GREY
 
+NO_POLYGON = np.zeros((0, 2), np.float32)
+BOX_AREA_LEFT, POLYGON_AREA_LEFT = 0.1, 0.01  # the least part of a label that must survive a cut
 MAX_HIDDEN = 0.3  # copy-paste: the most a pasted object may cover of any other box
 MAX_CUTOUT = 0.6  # the most of a box that holes may take before its label goes
 CUTOUT_HOLES = ((0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8), (0.03125, 16))  # part of the image's side, how many
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An image with its labels.
+
+    `image` (H, W, 3) uint8 BGR; `labels` (n, 5) float32 class, x1, y1, x2, y2 in pixels; `segments` one (k, 2) float32
+    pixel polygon a label, in the same order, with k = 0 where a label is a box only. Leaving `segments` out makes all
+    of them boxes; any other difference in number is a ValueError.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    segments: tuple[np.ndarray, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            object.__setattr__(self, "segments", (NO_POLYGON,) * len(self.labels))
+        elif len(self.segments) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels but {len(self.segments)} polygons: give one (k, 2) array each")
+
+
+class Warp(NamedTuple):
+    """A map of the plane into an image: 3x3 `matrix` on column vectors, its `scale` of lengths, (width, height)."""
+
+    matrix: np.ndarray
+    scale: float
+    size: tuple[int, int]
+
+
+def shift(x: float, y: float) -> np.ndarray:
+    """Return the 3x3 matrix that moves points by (x, y)."""
+    return np.array(((1, 0, x), (0, 1, y), (0, 0, 1)), float)
+
+
+def random_warp(size_in: tuple[int, int], size_out: tuple[int, int], hyp: Hyp, rng: Generator) -> Warp:
+    """Draw perspective, rotation, scale, shear and translation, in this order, about the centre of the image."""
+    tilt_x, tilt_y = rng.uniform(-hyp.perspective, hyp.perspective, 2)
+    angle = math.radians(rng.uniform(-hyp.degrees, hyp.degrees))
+    scale = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
+    shear_x, shear_y = np.tan(np.radians(rng.uniform(-hyp.shear, hyp.shear, 2)))
+    to_x, to_y = rng.uniform(0.5 - hyp.translate, 0.5 + hyp.translate, 2) * size_out
+    tilt = np.array(((1, 0, 0), (0, 1, 0), (tilt_x, tilt_y, 1)))
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    turn = np.array(((cos, sin, 0), (-sin, cos, 0), (0, 0, 1)))
+    skew = np.array(((1, shear_x, 0), (shear_y, 1, 0), (0, 0, 1)))
+    matrix = shift(to_x, to_y) @ skew @ turn @ tilt @ shift(-size_in[0] / 2, -size_in[1] / 2)
+    return Warp(matrix, scale, size_out)
+
+
+def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Move (..., 2) points through a 3x3 map; NaN for points behind the viewer."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    depth = moved[..., 2:]
+    return moved[..., :2] / np.where(depth > 0, depth, np.nan)
+
+
+def warp_labels(
+    labels: np.ndarray, segments: Sequence[np.ndarray], warp: Warp, min_side: float = 2.0
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Carry labels through a map, cut them to the new image and drop those of which too little is left.
+
+    A polygon gives the tightest box; a plain box becomes the box around its four mapped corners.
+    """
+    corners = warp_points(labels[:, [[1, 2], [3, 2], [3, 4], [1, 4]]], warp.matrix)  # (n, 4, 2)
+    boxes = np.clip(np.concatenate((corners.min(1), corners.max(1)), 1), 0, (*warp.size, *warp.size))
+    moved = list(segments)
+    area_left = np.full(len(labels), BOX_AREA_LEFT)
+    for i, points in enumerate(segments):
+        if len(points):
+            points = clip_polygon(warp_points(points, warp.matrix), warp.size)
+            boxes[i] = (*points.min(0), *points.max(0)) if len(points) else 0
+            moved[i], area_left[i] = points.astype(np.float32), POLYGON_AREA_LEFT
+    keep = box_candidates(labels[:, 1:].T * warp.scale, boxes.T, min_side, area_thr=area_left)
+    labels = np.concatenate((labels[:, :1], boxes), 1)[keep].astype(np.float32)
+    # by way of a list: tuples grown from generators fill CPython's free lists, some MB in each loader process
+    return labels, tuple([moved[i] for i in np.flatnonzero(keep)])
+
+
+def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the part of a (k, 2) polygon inside (0, 0)-(width, height), by Sutherland and Hodgman; (0, 2) if none."""
+    for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        depth = points[:, axis] if sign == 1 else size[axis] - points[:, axis]  # (k,) from the cutting line inwards
+        inside = depth >= 0
+        if inside.all():
+            continue
+        crosses = inside != np.roll(inside, -1)  # on the way from this corner to the next
+        step = np.divide(depth, depth - np.roll(depth, -1), out=np.zeros_like(depth), where=crosses)
+        crossings = points + step[:, None] * (np.roll(points, -1, 0) - points)
+        both = np.stack((points, crossings), 1).reshape(-1, 2)
+        points = both[np.stack((inside, crosses), 1).ravel()]
+    return points
+
+
+def box_candidates(
+    box1: np.ndarray,
+    box2: np.ndarray,
+    wh_thr: float = 2,
+    ar_thr: float = 100,
+    area_thr: float | np.ndarray = BOX_AREA_LEFT,
+    eps: float = 1e-16,
+) -> np.ndarray:
+    """Return which boxes are still worth learning: (4, n) xyxy before and after a transform -> (n,) bool.
+
+    Both sides must exceed `wh_thr` pixels, the longer side must be less than `ar_thr` times the shorter, and more than
+    `area_thr` (a number, or one a box) of the area must be left.
+    """
+    old_w, old_h = box1[2] - box1[0], box1[3] - box1[1]
+    width, height = box2[2] - box2[0], box2[3] - box2[1]
+    aspect = np.maximum(width / (height + eps), height / (width + eps))
+    left = width * height / (old_w * old_h + eps)
+    return (width > wh_thr) & (height > wh_thr) & (left > area_thr) & (aspect < ar_thr)
 
 
 def augment_hsv(im: np.ndarray, hgain: float, sgain: float, vgain: float, rng: Generator) -> np.ndarray:
@@ -62,7 +177,7 @@ def warp_image(image: np.ndarray, warp: Warp) -> np.ndarray:
     # OpenCV counts from the centre of the first pixel, labels from its edge
     matrix = shift(-0.5, -0.5) @ warp.matrix @ shift(0.5, 0.5)
     move: Callable[..., np.ndarray] = cv2.warpPerspective
-    if warp.is_affine:
+    if not warp.matrix[2, :2].any():  # parallel lines stay parallel
         move, matrix = cv2.warpAffine, matrix[:2]
     return move(image, matrix, warp.size, borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,) * 3)
 
@@ -144,7 +259,6 @@ def mosaic4(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
 
     The images' long side should be `size` already; which of them goes where is drawn.
     """
-    assert len(samples) == 4
     cross_x, cross_y = np.rint(rng.uniform(0.5 * size, 1.5 * size, 2)).astype(int)
     tiles = []
     for slot, which in enumerate(rng.permutation(4)):
@@ -159,7 +273,6 @@ def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
 
     The first image is the middle one; the others are pushed against it from their side, without overlap.
     """
-    assert len(samples) == 9
     order = np.insert(1 + rng.permutation(8), 4, 0)
     grid = [[samples[i] for i in row] for row in order.reshape(3, 3)]
     left, top = size - rng.integers(0, size + 1, 2)  # where the middle image lies in the window
@@ -177,10 +290,9 @@ def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
 def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
     """Lay tiles on a canvas of twice `size`, copy and paste among them, and take a warped view of its middle."""
     side = 2 * size
-    everywhere = Warp(np.eye(3), 1.0, (side, side))
     rows, segments = [np.zeros((0, 5), np.float32)], list[np.ndarray]()
     for sample, x, y in tiles:  # cut to the canvas; sizes are judged later, when they are final
-        kept, polygons = warp_labels(sample.labels, sample.segments, everywhere.after_shift(x, y), min_side=0.0)
+        kept, polygons = warp_labels(sample.labels, sample.segments, Warp(shift(x, y), 1.0, (side, side)), min_side=0.0)
         rows.append(kept)
         segments.extend(polygons)
     labels = np.concatenate(rows)
@@ -189,13 +301,13 @@ def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
         canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, tuple(segments)), hyp.copy_paste, rng)
         return Sample(warp_image(canvas.image, warp), *warp_labels(canvas.labels, canvas.segments, warp))
     window = _window(warp, side)
-    image = warp_image(_draw(tiles, window), warp.after_shift(*window[:2]))
-    return Sample(image, *warp_labels(labels, segments, warp))
+    seen = warp._replace(matrix=warp.matrix @ shift(*window[:2]))
+    return Sample(warp_image(_draw(tiles, window), seen), *warp_labels(labels, segments, warp))
 
 
 def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
     """Return x1, y1, x2, y2 of the part of the canvas that the warped view shows, at least one pixel wide."""
-    if not warp.is_affine:
+    if warp.matrix[2, :2].any():
         return 0, 0, side, side  # under perspective the view may reach the horizon
     width, height = warp.size
     view = np.array(((0, 0), (width, 0), (width, height), (0, height)), float)

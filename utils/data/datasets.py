@@ -23,27 +23,11 @@ from utils.base.config import Hyp
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.boxes.convert import xywhn2xyxy, xyxy2xywhn
-from utils.data.augmentations import (
-    mixup,
-    mosaic4,
-    mosaic9,
-    random_perspective,
-    train_transforms,
-)
+from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, random_perspective, train_transforms
 from utils.data.image_cache import open_cache
 from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
-from utils.data.samplers import (
-    MOSAIC_SHAPES,
-    EpochSampler,
-    Item,
-    SampleKey,
-    Shapes,
-    collate,
-    collate_quad,
-    rect_shapes,
-)
-from utils.data.warp import Sample
+from utils.data.samplers import EpochSampler, Item, SampleKey, Shapes, collate, collate_quad, rect_shapes
 from utils.distributed.processes import Team, world_size
 from utils.distributed.shared_memory import ALONE, share
 from utils.images.letterbox import GREY, fit_longest, letterbox
@@ -194,7 +178,7 @@ class DetectionDataset(Dataset):
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
         rng = np.random.default_rng([self.seed, key.epoch, key.position, key.repeat])
         if self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic:
-            sample, shapes = self._mosaic(key.position, rng), MOSAIC_SHAPES
+            sample, shapes = self._mosaic(key.position, rng), None  # no image to scale results back to
             if rng.random() < self.hyp.mixup:
                 partner = int(self.indices[rng.integers(self.n)])
                 sample = mixup(sample, self._mosaic(partner, rng), rng)
@@ -214,7 +198,8 @@ class DetectionDataset(Dataset):
 def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: bool) -> LabelIndex:
     """Return the index with its classes made one or checked, and wide images before tall ones where asked."""
     if single_cls:
-        index = index.with_one_class()
+        labels = index.all_labels * np.array((0, 1, 1, 1, 1), np.float32)
+        index = LabelIndex({**index.arrays, "labels": labels}, index.counts, index.problems)
     elif nc is not None:
         index.check_classes(nc)
     return index.take(np.argsort(index.sizes[:, 1] / index.sizes[:, 0], kind="stable")) if by_shape else index
@@ -260,15 +245,8 @@ def create_dataloader(
     batch_size = min(batch_size, len(dataset))
     processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
     workers = min(processors, batch_size if batch_size > 1 else 0, workers)
-    sampler = EpochSampler(
-        dataset.indices,
-        shuffle=shuffle,
-        seed=seed,
-        rank=max(rank, 0),
-        world_size=world_size() if rank >= 0 else 1,
-        batch_size=batch_size,
-        grouped=dataset.rect,
-    )
+    world = world_size() if rank >= 0 else 1
+    sampler = EpochSampler(dataset.indices, shuffle, seed, max(rank, 0), world, batch_size, grouped=dataset.rect)
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

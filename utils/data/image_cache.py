@@ -66,10 +66,7 @@ def _fill(cache: MemoryCache | DiskCache, positions: Sequence[int], description:
         return True
 
     done = 0
-    with (
-        ThreadPoolExecutor(CHECKING_THREADS) as pool,
-        progress(None, description, len(positions), " images") as bar,
-    ):
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool, progress(None, description, len(positions), " images") as bar:
         for start in range(0, len(positions), CHUNK):  # a pool makes an object of each piece of work it is handed
             for result in pool.map(_keep, positions[start : start + CHUNK]):
                 done += result
@@ -95,34 +92,28 @@ class MemoryCache:
             if free is not None and needed > HEADROOM * free:
                 raise MemoryError(f"{needed / GIB:.1f} GiB of images, {free / GIB:.1f} GiB of memory free")
         layout = layout_of({"shapes": shapes, "starts": starts})
-        arrays = reserve((*layout, ("filled", "|b1", (len(index),)), ("pixels", "|u1", (needed,))), team)
+        self.arrays = reserve((*layout, ("filled", "|b1", (len(index),)), ("pixels", "|u1", (needed,))), team)
         if team.is_first:
-            arrays["shapes"][...], arrays["starts"][...] = shapes, starts
-        self._arrays = arrays
+            self.arrays["shapes"][...], self.arrays["starts"][...] = shapes, starts
         team.broadcast(None)  # nobody fills before the places are known
         with team.agreed():
             _fill(self, team.mine(range(len(index))), f"{prefix}caching images in memory")
-        count = np.count_nonzero(arrays["filled"])
+        count = np.count_nonzero(self.arrays["filled"])
         LOGGER.info(f"{prefix}{count} images cached in {needed / GIB:.2f} GiB of memory")
 
-    @property
-    def pixels(self) -> np.ndarray:
-        """(bytes,) all images, one after the other."""
-        return self._arrays["pixels"]
-
     def _place(self, position: int) -> np.ndarray:
-        start, end = self._arrays["starts"][position : position + 2]
-        width, height = self._arrays["shapes"][position]
-        return self.pixels[start:end].reshape(height, width, 3)
+        start, end = self.arrays["starts"][position : position + 2]
+        width, height = self.arrays["shapes"][position]
+        return self.arrays["pixels"][start:end].reshape(height, width, 3)
 
     def keep(self, position: int, image: np.ndarray) -> None:
         """Keep a fitted image."""
         self._place(position)[:] = image
-        self._arrays["filled"][position] = True
+        self.arrays["filled"][position] = True
 
     def get(self, position: int) -> np.ndarray | None:
         """Return the fitted image (h, w, 3) uint8 BGR, not to be written to; None if it is not here."""
-        return self._place(position) if self._arrays["filled"][position] else None
+        return self._place(position) if self.arrays["filled"][position] else None
 
 
 class DiskCache:
@@ -151,7 +142,8 @@ class DiskCache:
             count = _fill(self, team.mine(range(len(index))), f"{prefix}caching images on disk")
         LOGGER.info(f"{prefix}{sum(team.gather(count))} images cached in {shown(self.folder)}")
 
-    def _file(self, position: int) -> Path:
+    def file(self, position: int) -> Path:
+        """Return the file of an image as it is now."""
         path = os.path.abspath(self.index.path(position))
         status = os.stat(self.index.file(position))
         key = os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns} {DECODER}".encode()
@@ -159,17 +151,17 @@ class DiskCache:
 
     def keep(self, position: int, image: np.ndarray) -> None:
         """Keep a fitted image."""
-        with replacing(self._file(position)) as beside, beside.open("wb") as file:
+        with replacing(self.file(position)) as beside, beside.open("wb") as file:
             np.save(file, image)
 
     def get(self, position: int) -> np.ndarray | None:
         """Return the fitted image (h, w, 3) uint8 BGR; None if it is not here, or not whole."""
-        expected = tuple(fitted_sizes(self.index.sizes[position], self.size)[::-1].tolist())
+        expected = (*fitted_sizes(self.index.sizes[position], self.size)[::-1].tolist(), 3)
         try:
-            image = read_array(self._file(position), 1024 + 3 * self.size**2)
+            image = read_array(self.file(position), 1024 + 3 * self.size**2)
         except (OSError, ValueError):
             return None  # absent or damaged: the image itself is read instead
-        return image if image.shape == (*expected, 3) and image.dtype == np.uint8 else None
+        return image if image.shape == expected and image.dtype == np.uint8 else None
 
 
 def open_cache(
@@ -179,10 +171,10 @@ def open_cache(
 
     If one process cannot have it, none has. Raises ValueError for another kind.
     """
-    if not kind:
-        return None
     if kind not in ("ram", "disk", True):
-        raise ValueError(f"unknown cache {kind!r}; there are: ram, disk")
+        if kind:
+            raise ValueError(f"unknown cache {kind!r}; there are: ram, disk")
+        return None
     try:
         return (DiskCache if kind == "disk" else MemoryCache)(index, size, smooth, prefix, team)
     except (MemoryError, OSError) as error:

@@ -51,9 +51,6 @@ def is_image(name: str | Path) -> bool:
     return str(name).rpartition(".")[2].lower() in IMG_FORMATS
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
 def may_be_image(name: str) -> bool:
     """Return whether a file that is not read may be meant as an image: labels, notes and hidden files are not."""
     name = os.path.basename(name)
@@ -184,9 +181,6 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     for problem in problems:
         LOGGER.warning(f"{problem}")
     return found
-
-
-# ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 def label_places(image: str | Path) -> tuple[str, ...]:

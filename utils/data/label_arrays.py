@@ -16,10 +16,10 @@ import numpy as np
 
 from utils.data import shards
 from utils.data.image_files import Problem, img2label_paths, label_places, misplaced_labels
-from utils.data.labels import Record, first_class_above, label_text
+from utils.data.labels import Record, label_text, parse_label_text
 from utils.distributed.processes import Team
 from utils.distributed.shared_memory import ALONE, SharedArrays, share
-from utils.images.reading import read_image
+from utils.images.reading import decode_image, read_image
 
 COLUMNS: dict[str, tuple[tuple[int, ...], type]] = {  # what a row of each array looks like
     "names": ((), np.uint8),
@@ -114,11 +114,7 @@ class LabelIndex:
 
     def __init__(self, arrays: Mapping[str, np.ndarray], counts: Counts, problems: Iterable[Problem] = ()) -> None:
         """Raises ValueError when arrays are of the wrong kind or do not fit together, KeyError when one is missing."""
-        self.arrays: Mapping[str, Any] = (
-            arrays
-            if isinstance(arrays, SharedArrays)
-            else dict(zip(COLUMNS, map(arrays.__getitem__, COLUMNS), strict=True))
-        )
+        self.arrays = arrays
         self.counts, self.problems = counts, gathered(problems)
         self._shards = shards.ShardReader()
         for name, (columns, kind) in COLUMNS.items():
@@ -134,8 +130,6 @@ class LabelIndex:
                 raise ValueError(f"the array {ends} is not of offsets")
             if offsets.shape != (pieces + 1,) or offsets[-1] != len(arrays[flat]) or (np.diff(offsets) < 0).any():
                 raise ValueError(f"the arrays {flat} and {ends} do not fit together")
-
-    # ---- making one --------------------------------------------------------------------------------------------------
 
     @classmethod
     def pack(cls, records: Sequence[Record], spans: np.ndarray | None = None) -> LabelIndex:
@@ -153,7 +147,8 @@ class LabelIndex:
             "points": np.concatenate([np.zeros((0, 2), np.float32), *segments]),
             "point_ends": _ends(map(len, segments)),
         }
-        return cls(arrays, Counts.of(records), chain.from_iterable(record.problems for record in records))
+        problems = chain.from_iterable((record.problem, *record.notes) for record in records)
+        return cls(arrays, Counts.of(records), filter(None, problems))
 
     @classmethod
     def join(cls, parts: Sequence[LabelIndex]) -> LabelIndex:
@@ -182,12 +177,6 @@ class LabelIndex:
         new["spans"] = new["spans"][order] if len(new["spans"]) else new["spans"]
         return LabelIndex(new, self.counts, self.problems)
 
-    def with_one_class(self) -> LabelIndex:
-        """Return the same with every label in class 0."""
-        labels = self.all_labels.copy()
-        labels[:, 0] = 0
-        return LabelIndex({**self.arrays, "labels": labels}, self.counts, self.problems)
-
     @staticmethod
     def shared(index: LabelIndex | None, team: Team = ALONE) -> LabelIndex:
         """Return the index of the team's first process (the others give None), its arrays held once by all of them."""
@@ -196,8 +185,6 @@ class LabelIndex:
         arrays = share(None if index is None else index.arrays, team)
         counts, problems = team.broadcast(None if index is None else (index.counts, index.problems)) or (Counts(), [])
         return LabelIndex(arrays, counts, problems)
-
-    # ---- what is in it -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.arrays["sizes"])
@@ -226,8 +213,6 @@ class LabelIndex:
         points = self.arrays["points"]
         return tuple([points[low:high] for low, high in pairwise(ends)])
 
-    # ---- files -------------------------------------------------------------------------------------------------------
-
     def path(self, index: int) -> str:
         """Return the path of an image; in a shard, the shard's path, a slash and the image's name there."""
         return unpack_name(self.arrays["names"], self.arrays["name_ends"], index)
@@ -245,7 +230,13 @@ class LabelIndex:
     def image(self, index: int) -> np.ndarray:
         """Return an image, (H, W, 3) uint8 BGR. Raises ValueError, naming it, when it cannot be read."""
         path, span = self.path(index), self._span(index)
-        return read_image(path, None if span is None else self._shards.image(path, span))
+        if span is None:
+            return read_image(path)
+        try:
+            content = self._shards.read(self.file(index), int(span[0]), int(span[1]))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check the shard") from error
+        return decode_image(content, path)
 
     def check_labelled(self) -> None:
         """Raise ValueError, saying where was looked, when no image has a single label: there is nothing to learn."""
@@ -271,7 +262,9 @@ class LabelIndex:
             text = label_text(label_path)
         else:
             label_path, text = os.path.splitext(path)[0] + ".txt", shards.label_text_of(path, int(span[2]))
-        line, number = first_class_above(text, nc) or (0, int(self.all_labels[high[0], 0]))
+        rows, number, line = parse_label_text(text), int(self.all_labels[high[0], 0]), 0
+        if len(found := np.flatnonzero(rows.labels[:, 0] >= nc)):
+            line, number = rows.lines[found[0]], int(rows.labels[found[0], 0])
         raise ValueError(
             f"{label_path}:{line}: class {number}, but the data set has {nc} classes, 0 to {nc - 1}; "
             "correct the label or the names in the data YAML"

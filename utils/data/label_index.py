@@ -24,7 +24,7 @@ from utils.base.log import LOGGER
 from utils.base.paths import shown
 from utils.base.progress import progress
 from utils.data.image_files import Problem, img2label_paths, label_places, misplaced_labels, search_images
-from utils.data.label_arrays import Counts, LabelIndex, pack_names, unpack_name
+from utils.data.label_arrays import COLUMNS, Counts, LabelIndex, pack_names, unpack_name
 from utils.data.labels import check_pair
 from utils.data.shards import check_shard, find_shards, is_shard
 from utils.distributed.processes import Team
@@ -37,9 +37,6 @@ SHOWN_PROBLEMS = 10
 HINTS = 20  # images without labels for which one is looked for elsewhere
 CHECKING_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
 CHUNK = 4096  # pairs whose records are Python objects at one time
-
-
-# ---- cache file ------------------------------------------------------------------------------------------------------
 
 
 def cache_path(sources: Sequence[Path], first: str) -> Path:
@@ -76,7 +73,7 @@ def load_cache(path: Path, expected: str) -> LabelIndex | None:
         if header["version"] != [CACHE_VERSION, DECODER] or header["fingerprint"] != expected:
             return None
         problems = [Problem(**problem) for problem in header["problems"]]
-        return LabelIndex(content, Counts(**header["counts"]), problems)
+        return LabelIndex({name: content[name] for name in COLUMNS}, Counts(**header["counts"]), problems)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         LOGGER.warning(f"{shown(path)}: not a usable label cache ({error}); checking the labels again")
         return None
@@ -92,15 +89,12 @@ def save_cache(path: Path, index: LabelIndex, stamp: str) -> None:
         "counts": index.counts._asdict(),
         "problems": [asdict(problem) for problem in index.problems],
     }
-    encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    content: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **index.arrays}
     try:
         with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, header=encoded, **index.arrays)
+            np.savez(file, **content)
     except OSError as error:
         LOGGER.warning(f"labels are checked again next time: {shown(path)} cannot be written ({error.strerror})")
-
-
-# ---- checking --------------------------------------------------------------------------------------------------------
 
 
 def _check(names: Sequence[str], prefix: str) -> LabelIndex:
@@ -142,9 +136,6 @@ def _check_together(units: Sequence[str], prefix: str, team: Team) -> LabelIndex
             parts.append(LabelIndex(arrays, counts, problems))
     with team.agreed():
         return LabelIndex.join(parts) if team.is_first else None
-
-
-# ---- a whole data set ------------------------------------------------------------------------------------------------
 
 
 def _label_notes(images: Sequence[str], labels: Sequence[str], place: str) -> list[Problem]:

@@ -22,7 +22,7 @@ from utils.images.reading import LARGE_PIXELS, inspect_image
 
 MAX_LABEL_BYTES = 16 * MIB  # some 300,000 boxes
 ROUNDING = 1e-4  # of a coordinate: what four digits and single precision leave, a tenth of a pixel in 1000
-NO_POINTS = np.zeros((0, 2), dtype=np.float32)
+NO_POINTS, NO_LABELS = np.zeros((0, 2), dtype=np.float32), np.zeros((0, 5), dtype=np.float32)
 
 _ODD_NUMBER = re.compile(r"\S*[^\x00-\x7f]\S*|\S*_\S*")
 _ROW_FORM = "write `class x-centre y-centre width height` on each line, or a class and at least 4 polygon points"
@@ -41,14 +41,23 @@ class LabelError(ValueError):
         self.line, self.reason, self.remedy = line, reason, remedy
 
 
+class LabelRows(NamedTuple):
+    """The rows of a label file."""
+
+    labels: np.ndarray  # (n, 5) float32: class, cx, cy, w, h in 0..1
+    segments: list[np.ndarray]  # n polygons (k, 2) in 0..1; (0, 2) where a label is only a box
+    lines: list[int]  # n line numbers from 1
+    is_rounded: bool  # some coordinates were clipped
+
+
 class Record(NamedTuple):
     """One image and its labels as found on disk; `size` is None when the pair cannot be used."""
 
     path: str
     label_path: str
     size: tuple[int, int] | None  # width, height as decoded, EXIF orientation applied
-    labels: np.ndarray  # (n, 5) float32: class, cx, cy, w, h in 0..1
-    segments: tuple[np.ndarray, ...]  # n polygons (k, 2) in 0..1; (0, 2) where a label is only a box
+    labels: np.ndarray  # as in `LabelRows`, and so are the segments
+    segments: tuple[np.ndarray, ...]
     has_label_file: bool
     problem: Problem | None = None
     notes: tuple[Problem, ...] = ()  # what is so with many images, and counted
@@ -57,14 +66,6 @@ class Record(NamedTuple):
     def message(self) -> str:
         """The problem in one line, or nothing."""
         return "" if self.problem is None else str(self.problem)
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """The problem, if any, and the notes."""
-        return self.notes if self.problem is None else (self.problem, *self.notes)
-
-
-# ---- label files -----------------------------------------------------------------------------------------------------
 
 
 def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.ndarray]:
@@ -86,29 +87,34 @@ def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.
 
 def _check_values(labels: np.ndarray, lines: Sequence[int]) -> None:
     """Raise LabelError for the first row that is not finite, of no class, or outside the image."""
-    boxes = labels[:, 1:]
-    finite = np.logical_and.reduce(np.isfinite(labels), axis=1)
-    whole = (labels[:, 0] >= 0) & (labels[:, 0] == np.floor(labels[:, 0]))
-    positive, inside = boxes.min(axis=1) >= 0, boxes.max(axis=1) <= 1
-    bad = ~(finite & whole & positive & inside) | (labels[:, 0] >= MAX_CLASSES)
+    kinds, boxes = labels[:, 0], labels[:, 1:]
+    wrong = (
+        ~np.logical_and.reduce(np.isfinite(labels), axis=1),
+        (kinds < 0) | (kinds != np.floor(kinds)),
+        kinds >= MAX_CLASSES,
+        boxes.min(axis=1) < 0,
+        boxes.max(axis=1) > 1,
+    )
+    bad = np.logical_or.reduce(wrong)
     if not bad.any():
         return
     first = int(bad.argmax())
-    line, label = lines[first], labels[first]
-    shown = " ".join(str(value).removesuffix(".0") for value in label)
-    if not finite[first]:
-        raise LabelError(line, f"a value is not finite: {shown}", "remove the row or write its numbers")
-    if not whole[first]:
-        raise LabelError(line, f"class {label[0]:g} is not a whole number from 0", "number the classes 0, 1, 2 ...")
-    if label[0] >= MAX_CLASSES:
-        raise LabelError(line, f"class {label[0]:g} is too high", f"number the classes 0, 1, 2 ... below {MAX_CLASSES}")
-    if not positive[first]:
-        raise LabelError(line, f"negative value: {shown}", _FRACTIONS)
-    raise LabelError(line, f"value above 1: {shown}", _FRACTIONS + "; divide pixels by the image's size")
+    kind, row = f"class {kinds[first]:g}", " ".join(str(value).removesuffix(".0") for value in labels[first])
+    reason, remedy = (
+        (f"a value is not finite: {row}", "remove the row or write its numbers"),
+        (f"{kind} is not a whole number from 0", "number the classes 0, 1, 2 ..."),
+        (f"{kind} is too high", f"number the classes 0, 1, 2 ... below {MAX_CLASSES}"),
+        (f"negative value: {row}", _FRACTIONS),
+        (f"value above 1: {row}", f"{_FRACTIONS}; divide pixels by the image's size"),
+    )[[rows[first] for rows in wrong].index(True)]
+    raise LabelError(lines[first], reason, remedy)
 
 
-def _parsed(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int], bool]:
-    """`parse_label_text`, and whether coordinates were rounded off."""
+def parse_label_text(text: str) -> LabelRows:
+    """Return the rows of a label file's text, coordinates outside of 0 to 1 by no more than `ROUNDING` clipped.
+
+    Raises LabelError for the first row that cannot be used.
+    """
     rows = [(line, tokens) for line, tokens in enumerate(map(str.split, text.splitlines()), start=1) if tokens]
     polygons = any(len(tokens) > 8 for _, tokens in rows)
     if not text.isascii() or "_" in text:  # digits of other scripts and underscores are numbers to Python
@@ -123,16 +129,7 @@ def _parsed(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int], bool]:
     boxes[near] = boxes[near].clip(0, 1)
     lines = [line for line, _ in rows]
     _check_values(labels, lines)
-    return labels, [points for _, points in parsed], lines, bool(near.any())
-
-
-def parse_label_text(text: str) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """Label text -> (n, 5) float32 class cx cy w h; n polygons, empty for plain boxes; n line numbers from 1.
-
-    Coordinates outside of 0 to 1 by no more than `ROUNDING` are clipped. Raises LabelError for the first row that
-    cannot be used.
-    """
-    return _parsed(text)[:3]
+    return LabelRows(labels, [points for _, points in parsed], lines, bool(near.any()))
 
 
 def label_text(label_path: str | Path, content: bytes | None = None) -> str:
@@ -142,29 +139,15 @@ def label_text(label_path: str | Path, content: bytes | None = None) -> str:
     return decoded(content)
 
 
-def _read_labels(label_path: str, content: bytes | None) -> tuple[np.ndarray, list[np.ndarray], Problem | None, bool]:
-    """Return a label file's rows without repetitions, its polygons, a problem where there were some; and `_parsed`'s.
-
-    Raises what `label_text` and `parse_label_text` do.
-    """
-    labels, segments, lines, rounded = _parsed(label_text(label_path, content))
-    _, first = np.unique(labels, axis=0, return_index=True)
-    if len(first) == len(labels):
-        return labels, segments, None, rounded
-    repeated = sorted(set(range(len(labels))) - set(first.tolist()))
+def _without_repetitions(label_path: str, rows: LabelRows) -> tuple[LabelRows, Problem | None]:
+    """Return every row of a label file once, and a problem where some were there twice."""
+    _, first = np.unique(rows.labels, axis=0, return_index=True)
+    if len(first) == len(rows.labels):
+        return rows, None
+    repeated = np.setdiff1d(np.arange(len(rows.labels)), first)
     reason = f"{len(repeated)} duplicate labels ignored"
-    problem = Problem(label_path, lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
-    return labels[first], [segments[index] for index in first], problem, rounded
-
-
-def first_class_above(text: str, limit: int) -> tuple[int, int] | None:
-    """Return (line, class) of the first row of a label file's text whose class is `limit` or more."""
-    labels, _, lines = parse_label_text(text)
-    high = np.flatnonzero(labels[:, 0] >= limit)
-    return (lines[high[0]], int(labels[high[0], 0])) if len(high) else None
-
-
-# ---- one pair --------------------------------------------------------------------------------------------------------
+    problem = Problem(label_path, rows.lines[repeated[0]], reason, "remove the repeated rows", dropped=False)
+    return rows._replace(labels=rows.labels[first], segments=[rows.segments[index] for index in first]), problem
 
 
 def _image_problem(path: str, error: Exception) -> Problem:
@@ -193,7 +176,7 @@ def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None
     """
     image, text = content or (path, None)
     has_file = os.path.isfile(label_path) if content is None else text is not None
-    record = Record(path, label_path, None, np.zeros((0, 5), dtype=np.float32), (), has_file)
+    record = Record(path, label_path, None, NO_LABELS, (), has_file)
     try:
         found = inspect_image(image)
     except Exception as error:  # a damaged file can make a decoder raise anything; it is reported with its name
@@ -204,11 +187,11 @@ def check_pair(path: str, label_path: str, content: tuple[BinaryIO, bytes | None
         problem = Problem(path, None, f"{width} x {height} pixels are slow to read", "cut it into tiles", False)
     if has_file or (content is None and os.path.lexists(label_path)):
         try:
-            labels, segments, remark, rounded = _read_labels(label_path, text)
+            rows, repeated = _without_repetitions(label_path, parse_label_text(label_text(label_path, text)))
         except (OSError, ValueError) as error:
             return record._replace(problem=_label_problem(label_path, error))
-        problem = remark or problem
-        notes += [(label_path, _ROUNDED)] * rounded + [(label_path, _FLAT)] * (not labels[:, 3:].all())
-        record = record._replace(labels=labels, segments=tuple(segments), has_label_file=True)
+        problem = repeated or problem
+        notes += [(label_path, _ROUNDED)] * rows.is_rounded + [(label_path, _FLAT)] * (not rows.labels[:, 3:].all())
+        record = record._replace(labels=rows.labels, segments=tuple(rows.segments), has_label_file=True)
     counted = tuple([Problem(file, None, *said, dropped=False, count=1) for file, said in notes])
     return record._replace(size=found.size, problem=problem, notes=counted)

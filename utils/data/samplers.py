@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Sampler
-
-# ---- order -----------------------------------------------------------------------------------------------------------
 
 
 class SampleKey(NamedTuple):
@@ -23,6 +22,7 @@ class SampleKey(NamedTuple):
     repeat: int = 0  # how often the image came up before in this epoch (image weights draw some twice)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[SampleKey]):
     """Keys of one epoch in this process's share of the data.
 
@@ -30,23 +30,15 @@ class EpochSampler(Sampler[SampleKey]):
     `grouped` (rectangular batches). Every rank gets the same number of keys (of batches, when grouped).
     """
 
-    def __init__(
-        self,
-        partners: np.ndarray,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        batch_size: int = 1,
-        grouped: bool = False,
-    ) -> None:
-        """`partners` (n,) is the data set's own array of mosaic partners; a weighted draw is written into it too."""
-        self.partners, self.shuffle, self.seed = partners, shuffle, seed
-        self.rank, self.world_size = rank, world_size
-        self.batch_size, self.grouped = batch_size, grouped
-        self.epoch, self.plain, self.done = 0, False, 0
-        self.weights: np.ndarray | None = None
+    partners: np.ndarray  # (n,) the data set's own array of mosaic partners; a weighted draw is written into it too
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    batch_size: int = 1
+    grouped: bool = False
+    weights: np.ndarray | None = field(default=None, init=False)
+    epoch, plain, done = 0, False, 0
 
     def set_epoch(self, epoch: int, plain: bool = False, done: int = 0) -> None:
         """From the next pass over the loader on: another order, other random choices, perhaps plain images.
@@ -107,9 +99,6 @@ class EpochSampler(Sampler[SampleKey]):
         return -(-count // self.world_size)
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
-
-
 def labels_to_class_weights(labels: Sequence[np.ndarray], nc: int = 80) -> Tensor:
     """Return the inverse label frequency per class (nc,), summing to 1; a class without labels counts as having one.
 
@@ -139,9 +128,6 @@ def epoch_weights(labels: Sequence[np.ndarray], class_weights: Tensor, maps: np.
     return weights if weights.any() else np.ones(len(weights))
 
 
-# ---- items and batches -----------------------------------------------------------------------------------------------
-
-MOSAIC_SHAPES = None  # a mosaic has no image to scale results back to
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
 
 
@@ -182,13 +168,11 @@ def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad
 
 def collate(items: Sequence[Item]) -> Batch:
     """Put items of one shape together as a batch."""
-    targets = []
-    for number, item in enumerate(items):
-        rows = item.targets.clone()
-        rows[:, 0] = number
-        targets.append(rows)
+    targets = torch.cat([item.targets for item in items])
+    numbers = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
+    targets[:, 0] = numbers
     images = torch.stack([item.image for item in items])
-    return Batch(images, torch.cat(targets), tuple(i.path for i in items), tuple(i.shapes for i in items))
+    return Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
 
 
 def collate_quad(items: Sequence[Item], seed: int) -> Batch:
@@ -198,23 +182,17 @@ def collate_quad(items: Sequence[Item], seed: int) -> Batch:
     enlarged, so that no short batch is lost.
     """
     joined: list[Item] = []
-    start = 0
-    while start < len(items):
-        four = items[start : start + 4]
+    whole = len(items) // 4 * 4
+    for four in (*(items[start : start + 4] for start in range(0, whole, 4)), *([one] for one in items[whole:])):
+        image, targets = four[0].image, four[0].targets
         if len(four) < 4 or np.random.default_rng([seed, *four[0].key, 4]).random() < 0.5:
-            image = four[0].image[None].float()
-            image = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)[0]
-            joined.append(four[0]._replace(image=image.round().to(torch.uint8)))
-            start += 4 if len(four) == 4 else 1
-            continue
-        columns = [torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)]
-        targets = []
-        for number, item in enumerate(four):
-            rows = item.targets.clone()
-            rows[:, 2] += number // 2
-            rows[:, 3] += number % 2
-            rows[:, 2:] *= 0.5
-            targets.append(rows)
-        joined.append(four[0]._replace(image=torch.cat(columns, 2), targets=torch.cat(targets)))
-        start += 4
+            large = F.interpolate(image[None].float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+            image = large[0].round().to(torch.uint8)
+        else:
+            image = torch.cat([torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)], 2)
+            targets = torch.cat([item.targets for item in four])
+            number = torch.arange(4).repeat_interleave(torch.tensor([len(item.targets) for item in four]))
+            targets[:, 2:4] += torch.stack((number // 2, number % 2), 1)
+            targets[:, 2:] *= 0.5
+        joined.append(four[0]._replace(image=image, targets=targets))
     return collate(joined)

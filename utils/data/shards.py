@@ -15,15 +15,14 @@ import re
 import tarfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from utils.data.image_files import Problem, may_be_image, passed_over
-from utils.data.labels import Record, check_pair
+from utils.data.labels import NO_LABELS, Record, check_pair
 from utils.images.reading import IMG_FORMATS
 
 MAX_SHARDS = 100_000  # that braces may stand for
@@ -35,9 +34,6 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*|-?\d+\.\.-?\d+)\}")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _FIELDS = {"txt": "label", **dict.fromkeys(IMG_FORMATS, "image")}  # of a pair, by ending
 _REWRITE = "write the shard again"
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def is_shard(path: str | Path) -> bool:
@@ -63,18 +59,16 @@ def expand_braces(pattern: str) -> list[str]:
 
     Raises ValueError for more than a hundred thousand names.
     """
-    names, groups = [pattern], True
-    while groups:
-        expanded, groups = [], False
-        for name in names:
-            if (match := _BRACES.search(name)) is None:
-                expanded.append(name)
-                continue
-            groups = True
-            expanded += [name[: match.start()] + choice + name[match.end() :] for choice in _choices(match[1])]
-            if len(expanded) > MAX_SHARDS:
-                raise ValueError(f"{pattern}: stands for more than {MAX_SHARDS:,} names; correct the range")
-        names = expanded
+    names, waiting = [], [pattern]
+    while waiting:
+        name = waiting.pop()
+        if (match := _BRACES.search(name)) is None:
+            names.append(name)
+        else:
+            choices = reversed(_choices(match[1]))
+            waiting += [name[: match.start()] + choice + name[match.end() :] for choice in choices]
+        if len(names) + len(waiting) > MAX_SHARDS:
+            raise ValueError(f"{pattern}: stands for more than {MAX_SHARDS:,} names; correct the range")
     return list(dict.fromkeys(names))
 
 
@@ -93,9 +87,6 @@ def find_shards(sources: Iterable[str | Path]) -> list[str]:
     return list(found)
 
 
-# ---- what is in one --------------------------------------------------------------------------------------------------
-
-
 class _Headers(io.FileIO):
     """A tar file of which only headers are read, and no header larger than any data set needs."""
 
@@ -105,8 +96,7 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-@dataclass(slots=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     offset: int
     size: int
@@ -134,8 +124,7 @@ def _members(path: str) -> Iterator[_Member]:
             raise tarfile.ReadError(f"{'no header' if end else 'it breaks off'} at byte {archive.offset}")
 
 
-@dataclass(slots=True)
-class _Pair:
+class _Pair(NamedTuple):
     image: _Member
     label: _Member | None
     repeated: str  # name of a member that the pair has already
@@ -169,9 +158,6 @@ def _pairs(path: str) -> tuple[list[_Pair], list[str], str]:
     return pairs, others, reason
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
 class _Open:
     """A descriptor that is closed when nobody uses it any more."""
 
@@ -197,29 +183,12 @@ class ShardReader:
             raise OSError("shorter than when it was checked")
         return content
 
-    def image(self, name: str, span: np.ndarray) -> np.ndarray:
-        """Return the (uint8) content of an image called `name`, with its `span` as `check_shard` gives it.
-
-        Raises ValueError naming the image when it cannot be read.
-        """
-        offset, size, length = map(int, span)
-        try:
-            return np.frombuffer(self.read(os.fsdecode(os.fsencode(name)[:length]), offset, size), dtype=np.uint8)
-        except OSError as error:
-            raise ValueError(f"{name}: cannot be read ({error.strerror or error}); check the shard") from error
-
 
 class _Window(io.RawIOBase):
     """One member as a file, read piece by piece: to check an image, its beginning and end are mostly enough."""
 
     def __init__(self, read: Callable[[int, int], bytes], member: _Member) -> None:
         self._read, self._member, self._at = read, member, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
@@ -235,36 +204,34 @@ class _Window(io.RawIOBase):
 
 def _unusable(path: str, pair: _Pair) -> Problem | None:
     """Return the problem of a pair of this shard that is left out before its content is looked at."""
-    member = pair.image
     for one, most in ((pair.image, MAX_IMAGE), (pair.label, MAX_LABELS)):
         if one is not None and one.problem:
             return Problem(f"{path}/{one.name}", None, one.problem, "put the file itself into the shard")
         if one is not None and one.size > most:
             reason = f"{one.size >> 20} MiB in one file, {most >> 20} are allowed"
             return Problem(f"{path}/{one.name}", None, reason, _REWRITE)
-    if not member.size:
-        return Problem(f"{path}/{member.name}", None, "unusable image: empty file", "re-save or remove it")
+    name = f"{path}/{pair.image.name}"
+    if not pair.image.size:
+        return Problem(name, None, "unusable image: empty file", "re-save or remove it")
     if pair.repeated:
         reason, remedy = f"{pair.repeated} is in it too: one name, two files", "give every image a name of its own"
-        return Problem(f"{path}/{member.name}", None, reason, f"{remedy}, up to the first dot")
+        return Problem(name, None, reason, f"{remedy}, up to the first dot")
     return None
-
-
-def _without_image(name: str, problem: Problem, label: str, has_label: bool = False) -> Record:
-    return Record(name, label, None, np.zeros((0, 5), dtype=np.float32), (), has_label, problem)
 
 
 def _check(reader: ShardReader, path: str, pair: _Pair) -> Record:
     name = f"{path}/{pair.image.name}"
     label = f"{path}/{pair.label.name}" if pair.label else os.path.splitext(name)[0] + ".txt"
-    if (problem := _unusable(path, pair)) is not None:
-        return _without_image(name, problem, label, pair.label is not None)
-    try:
-        text = reader.read(path, pair.label.offset, pair.label.size) if pair.label else None
-    except OSError as error:
-        return _without_image(name, Problem(label, None, f"not readable ({error})", _REWRITE), label, True)
-    with io.BufferedReader(_Window(partial(reader.read, path), pair.image), 4096) as image:
-        return check_pair(name, label, (image, text))
+    text, problem = None, _unusable(path, pair)
+    if problem is None and pair.label:
+        try:
+            text = reader.read(path, pair.label.offset, pair.label.size)
+        except OSError as error:
+            problem = Problem(label, None, f"not readable ({error})", _REWRITE)
+    if problem is not None:
+        return Record(name, label, None, NO_LABELS, (), pair.label is not None, problem)
+    image = cast(BinaryIO, _Window(partial(reader.read, path), pair.image))  # as much of one as is needed
+    return check_pair(name, label, (image, text))
 
 
 def check_shard(path: str, each: Callable[..., Iterable[Record]] = map) -> tuple[list[Record], np.ndarray]:
@@ -285,7 +252,7 @@ def check_shard(path: str, each: Callable[..., Iterable[Record]] = map) -> tuple
     if reason:
         kept = f"; {len(pairs)} images with labels are kept" if pairs else ""
         problem = Problem(path, None, f"unusable shard: {reason}{kept}", _REWRITE, dropped=False)
-        records.append(_without_image(path, problem, path))
+        records.append(Record(path, path, None, NO_LABELS, (), False, problem))
         spans.append((0, 0, length))
     return records, np.array(spans, dtype=np.int64).reshape(-1, 3)
 

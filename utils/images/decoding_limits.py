@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ _LINKS = (0x8769, 0x8825, 0xA005)  # tags that name another directory: EXIF's ow
 _TAG_WORK, _NUMBER_WORK, _FRACTION_WORK = 5_000, 100, 2_000
 
 
-class TooCostly(ValueError):
+class TooCostly(Exception):
     """Decoding would take more time or memory than is allowed; the message says what of the file does."""
 
 
@@ -46,8 +47,7 @@ class DecodingBudget:
 
     def spend(self, reason: str, work: int, memory: int = 0) -> None:
         """Add work to come and bytes that will be held; `reason` is what a refusal names."""
-        self.work += work
-        self.memory += memory
+        self.work, self.memory = self.work + work, self.memory + memory
         if self.work > self.most_work or self.memory > self.most_memory:
             raise TooCostly(reason)
 
@@ -137,13 +137,9 @@ def count_exif(data: bytes, budget: DecodingBudget) -> None:
     """
     while data.startswith(EXIF_HEAD):
         data = data[len(EXIF_HEAD) :]
-    try:
+    with suppress(ValueError):
         reader = TagReader(data, budget)
         count_linked(reader, reader.tags(reader.first))
-    except TooCostly:
-        raise
-    except ValueError:
-        return
 
 
 def count_linked(reader: TagReader, tags: dict[int, Tag]) -> None:
@@ -153,12 +149,8 @@ def count_linked(reader: TagReader, tags: dict[int, Tag]) -> None:
     while waiting:
         here = waiting.pop()
         for place in [here[tag].place for tag in _LINKS if tag in here]:
-            try:
+            with suppress(ValueError):
                 (target,) = reader.unpack(reader.pointer, place)
                 if target not in seen:
                     seen.add(target)
                     waiting.append(reader.tags(target))
-            except TooCostly:
-                raise
-            except ValueError:
-                continue

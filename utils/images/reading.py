@@ -21,13 +21,13 @@ from PIL import Image
 from utils.base.files import MIB, file_size, printable, read_bytes
 from utils.images.image_headers import (
     HEIGHT,
-    PNG,
     WIDTH,
     Depth,
     Inspection,
     depth_of,
     kind_of,
     plain_header,
+    png_chunks,
     read_jpeg,
     tiff_numbers,
     webp_size,
@@ -140,21 +140,19 @@ def to_eight_bits(image: np.ndarray, bits: int = 0) -> np.ndarray:
     return scaled.round().astype(np.uint8)
 
 
-def read_image(path: str | Path, content: np.ndarray | None = None) -> np.ndarray:
-    """Return what `decode_image` makes of a file, or of its `content` (uint8) where that is known; ValueError names it.
+def read_image(path: str | Path) -> np.ndarray:
+    """Return what `decode_image` makes of a file; ValueError names it.
 
     The bytes are read here, not by OpenCV, which cannot open every non-ASCII path.
     """
-    if content is not None:
-        return decode_image(content, path)
     try:
-        whole = read_bytes(path, MAX_BYTES)
+        content = read_bytes(path, MAX_BYTES)
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error}); check that the file exists"
         raise ValueError(f"{printable(path)}: {reason}") from error
     except ValueError as error:
         raise ValueError(f"{printable(path)}: cannot be read, {error}; name an image file instead") from error
-    return decode_image(whole, path)
+    return decode_image(content, path)
 
 
 def _check_growth(width: int, height: int, length: int) -> None:
@@ -178,30 +176,24 @@ def _refuse_bombs(content: bytes | memoryview) -> None:
     except Exception:  # readers of damaged headers raise nearly anything, and OpenCV will judge the file
         size = (0, 0)
     _check_growth(*size, len(content))
-    place = len(PNG)
-    while place + 8 <= len(content) and bytes(content[: len(PNG)]) == PNG:
-        (length,) = struct.unpack_from(">I", content, place)
+    for _, _, length in png_chunks(content) if kind_of(content) == "PNG" else ():
         if length > len(content) + MAX_MISSING:
             raise ValueError(f"a part of {length:,} bytes in a file of {len(content):,}; re-save or remove it")
-        place += 12 + length
 
 
 def _stored_size(content: bytes | memoryview) -> tuple[int, int]:
     """Return (width, height) in a file's header; where there is none, it raises whatever the reader raises."""
-    kind = kind_of(content)
+    kind, file = kind_of(content), io.BytesIO(content)
     if kind == "PNG":
-        width, height = struct.unpack_from(">II", content, 16)
-        return width, height
+        return struct.unpack_from(">II", content, 16)
     if kind == "TIFF":
         tags = tiff_numbers(content)[0]
         return tags[WIDTH], tags[HEIGHT]
-    file = io.BytesIO(content)
+    if (size := webp_size(content)) is not None:
+        return size
     if kind == "JPEG":
         with contextlib.suppress(Exception):  # unusual ones are for Pillow
             return read_jpeg(file).size
-    if (size := webp_size(content)) is not None:
-        return size
-    file.seek(0)
     with _pillow_limit:  # Pillow's guess that a large image is an attack is lifted for that moment
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

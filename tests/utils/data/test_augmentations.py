@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from utils.base.config import Hyp
 from utils.data import augmentations
 from utils.data.augmentations import (
+    Sample,
+    Warp,
     augment_hsv,
     copy_paste,
     cutout,
@@ -24,7 +26,6 @@ from utils.data.augmentations import (
     train_transforms,
     warp_image,
 )
-from utils.data.warp import Sample, Warp
 
 STILL = replace(Hyp(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0, perspective=0.0, mosaic9=0.0)
 ZOOM = replace(STILL, scale=0.5, translate=0.1)
@@ -95,7 +96,6 @@ def check_labels_on_pixels(sample: Sample, slack: float) -> None:
         assert kind in labelled or is_cut or min(x2 - x1, y2 - y1) <= 2, f"object {kind} lost its label"
 
 
-# ------------------------------------------------------------------------------------------------------- colour
 def test_hsv_against_its_formula():
     image, gains = noise(3), (0.1, 0.7, 0.4)
     before = image.copy()
@@ -112,34 +112,21 @@ def test_hsv_against_its_formula():
 @pytest.mark.parametrize("clahe", [True, False])
 def test_equalising_spreads_the_levels(clahe: bool):
     dull = (noise(4) // 8 + 100).astype(np.uint8)
-    out = hist_equalize(dull, clahe=clahe, bgr=True)
-    assert out.shape == dull.shape and out.std() > 1.5 * dull.std()
+    assert hist_equalize(dull, clahe=clahe, bgr=True).std() > 1.5 * dull.std()
 
 
-# -------------------------------------------------------------------------------------------------------- flips
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("kinds", [[], [1, 4, 6]])
-def test_flipping_twice_is_nothing(axis: int, kinds: list[int]):
-    sample = painted(kinds, (60, 120), np.random.default_rng(0), polygon=True)
-    twice = flip(flip(sample, axis), axis)
-    np.testing.assert_array_equal(twice.image, sample.image)
-    np.testing.assert_array_equal(twice.labels, sample.labels)
-    for now, before in zip(twice.segments, sample.segments, strict=True):
-        np.testing.assert_array_equal(now, before)
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_flips_carry_labels_along(axis: int):
-    sample = painted([1, 4, 6], (60, 121), np.random.default_rng(1))
+def test_flips_carry_labels_along_and_back(axis: int, kinds: list[int]):
+    sample = painted(kinds, (60, 121), np.random.default_rng(1), polygon=True)
     flipped = flip(sample, axis)
     check_labels_on_pixels(flipped, 0)
-    assert not np.array_equal(flipped.labels, sample.labels)
-
-
-# ------------------------------------------------------------------------------------------------- perspective
-def test_perspective_of_an_image_without_labels():
-    out = random_perspective(Sample(noise(5), NO_LABELS), TILT, np.random.default_rng(0))
-    assert out.image.shape == (48, 64, 3) and out.labels.shape == (0, 5) and out.segments == ()
+    assert not kinds or not np.array_equal(flipped.labels, sample.labels)
+    twice = flip(flipped, axis)
+    for now, before in zip(
+        (twice.image, twice.labels, *twice.segments), (sample.image, sample.labels, *sample.segments), strict=True
+    ):
+        np.testing.assert_array_equal(now, before)
 
 
 def test_border_cuts_the_edges_off():
@@ -166,7 +153,6 @@ def test_half_the_size_is_the_mean_of_four_pixels():
     assert abs(half - expected).max() <= 1
 
 
-# ------------------------------------------------------------------------------------------------------ mosaics
 def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[Sample]:
     """Images with `size` as long side; the first is empty, the next eight objects are spread over the others."""
     rng = np.random.default_rng(seed)
@@ -175,10 +161,14 @@ def tiles(count: int, seed: int, polygon: bool = False, size: int = 96) -> list[
     return [painted(kind, tuple(map(int, shape)), rng, polygon) for kind, shape in zip(kinds, shapes, strict=True)]
 
 
-@pytest.mark.parametrize("mosaic, count", [(mosaic4, 4), (mosaic9, 9)])
-def test_mosaic_of_empty_images(mosaic, count: int):
-    out = mosaic([Sample(noise(i, 32, 20), NO_LABELS) for i in range(count)], 32, ZOOM, np.random.default_rng(0))
-    assert out.image.shape == (32, 32, 3) and out.labels.shape == (0, 5) and out.segments == ()
+def test_images_without_labels():
+    """What is left of them has no labels and no polygons, and the size asked for."""
+    empty, rng = Sample(noise(5), NO_LABELS), np.random.default_rng(0)
+    small = [Sample(noise(i, 32, 20), NO_LABELS) for i in range(9)]
+    results = [mosaic4(small[:4], 32, ZOOM, rng), mosaic9(small, 32, ZOOM, rng), random_perspective(empty, TILT, rng)]
+    results += [train_transforms(empty, Hyp(), rng), copy_paste(empty, 1.0, rng), cutout(empty, 1.0, rng)]
+    for out, shape in zip(results, [(32, 32)] * 2 + [(48, 64)] * 4, strict=True):
+        assert out.image.shape == (*shape, 3) and out.labels.shape == (0, 5) and out.segments == ()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -205,10 +195,8 @@ def test_mosaic_of_boxes_and_polygons_together():
 
 def test_mosaic_shows_every_tile_in_turn():
     samples = tiles(4, 0)
-    seen = set()
-    for seed in range(40):
-        seen |= set(mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0].astype(int))
-    assert seen == set(range(7))
+    views = [mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0] for seed in range(40)]
+    assert set(np.concatenate(views)) == set(range(7))
 
 
 @pytest.mark.parametrize("hyp", [STILL, ZOOM, TURN, replace(ZOOM, translate=0.9)])
@@ -218,14 +206,6 @@ def test_drawing_only_what_is_seen_changes_nothing(hyp: Hyp, monkeypatch: pytest
     monkeypatch.setattr(augmentations, "_window", lambda warp, side: (0, 0, side, side))
     whole = [mosaic4(samples, 64, hyp, np.random.default_rng(seed)).image for seed in range(15)]
     assert np.abs(np.stack(partly).astype(int) - np.stack(whole)).max() <= 2  # sub-pixel steps are rounded
-
-
-def test_mosaic_pastes_copies():
-    samples = tiles(4, 5, polygon=True)
-    plain = mosaic4(samples, 96, STILL, np.random.default_rng(1))
-    pasted = mosaic4(samples, 96, replace(STILL, copy_paste=1.0), np.random.default_rng(1))
-    assert len(pasted.labels) > len(plain.labels)
-    assert len(pasted.segments) == len(pasted.labels)
 
 
 def test_transforms_leave_their_input_alone():
@@ -241,7 +221,6 @@ def test_transforms_leave_their_input_alone():
         np.testing.assert_array_equal(sample.labels, labels)
 
 
-# ------------------------------------------------------------------------------------------------ mixed images
 def test_mixup_blends_about_half_and_half():
     sample, empty = painted([1, 2], (48, 64), np.random.default_rng(0)), Sample(noise(1), NO_LABELS)
     np.testing.assert_array_equal(mixup(empty, sample, np.random.default_rng(0)).labels, sample.labels)
@@ -254,11 +233,6 @@ def test_mixup_blends_about_half_and_half():
     assert mixed.labels[:, 0].tolist() == [0, 1, 6] and len(mixed.segments) == 3
     with pytest.raises(ValueError, match="one size"):
         mixup(Sample(noise(0), NO_LABELS), Sample(noise(0, 50, 50), NO_LABELS), np.random.default_rng(0))
-
-
-def test_copy_paste_without_polygons_does_nothing():
-    sample = painted([1, 2], (60, 120), np.random.default_rng(0))
-    assert copy_paste(sample, 1.0, np.random.default_rng(0)) is sample
 
 
 @pytest.mark.parametrize("kind", [0, 5])  # 0 is black, which v6.1 did not copy
@@ -274,17 +248,21 @@ def test_copy_paste_pastes_the_mirror_image(kind: int):
     np.testing.assert_allclose(pasted.segments[1], mirrored.segments[0])
 
 
-def test_copy_paste_spares_what_it_would_hide():
+def test_copy_paste_takes_its_share_and_spares_what_it_would_hide():
+    boxes = painted([1, 2], (60, 120), np.random.default_rng(0))
+    assert copy_paste(boxes, 1.0, np.random.default_rng(0)) is boxes, "no polygons"
     centred = np.array(((30, 10), (70, 10), (70, 50), (30, 50)), np.float32)
     sample = Sample(noise(0, 60, 100), np.array([(0, 30, 10, 70, 50)], np.float32), (centred,))
     assert len(copy_paste(sample, 1.0, np.random.default_rng(0)).labels) == 1
-
-
-def test_copy_paste_takes_its_share():
     many = [np.array(((x, 2), (x + 3, 2), (x + 3, 9), (x, 9)), np.float32) for x in range(0, 40, 4)]
     labels = np.array([(0, *points.min(0), *points.max(0)) for points in many], np.float32)
     out = copy_paste(Sample(noise(0, 12, 100), labels, tuple(many)), 0.3, np.random.default_rng(0))
     assert len(out.labels) == 13
+    plain, pasted = (
+        mosaic4(tiles(4, 5, polygon=True), 96, replace(STILL, copy_paste=p), np.random.default_rng(1))
+        for p in (0.0, 1.0)
+    )
+    assert len(pasted.segments) == len(pasted.labels) > len(plain.labels), "and so do mosaics"
 
 
 def test_cutout_hides_and_drops():
@@ -301,24 +279,13 @@ def test_cutout_hides_and_drops():
     assert 0 < np.mean(counts) < 3
 
 
-# ------------------------------------------------------------------------------------------- after the geometry
-def test_train_transforms_of_an_image_without_labels():
-    out = train_transforms(Sample(noise(0), NO_LABELS), Hyp(), np.random.default_rng(0))
-    assert out.labels.shape == (0, 5) and out.image.shape == (48, 64, 3)
-
-
-@pytest.mark.parametrize("flipud, fliplr", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_flips_by_probability(flipud: float, fliplr: float):
-    image = noise(6)
-    hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=flipud, fliplr=fliplr)
-    out = train_transforms(Sample(image, NO_LABELS), hyp, np.random.default_rng(0)).image
-    expected = image[:: -1 if flipud else 1, :: -1 if fliplr else 1]
-    np.testing.assert_array_equal(out, expected)
-
-
-def test_rare_effects_come_one_by_one_from_the_generator():
+def test_effects_and_flips_come_by_their_probability_from_the_generator():
     image = noise(0)
     first, second = ([rare_effects(image, 0.5, np.random.default_rng(seed)) for seed in range(12)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert len({image.tobytes() for image in first}) > 6, "not all or none"
     assert rare_effects(image, 0.0, np.random.default_rng(0)) is image
+    for up, left in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        hyp = replace(Hyp(), hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=up, fliplr=left)
+        out = train_transforms(Sample(image, NO_LABELS), hyp, np.random.default_rng(0)).image
+        np.testing.assert_array_equal(out, image[:: -1 if up else 1, :: -1 if left else 1])

@@ -27,35 +27,26 @@ def draw(root: Path, count: int) -> Path:
 def test_free_memory_ends_at_the_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_cache, "Path", lambda path: tmp_path / path.removeprefix("/"))
     assert image_cache._free_memory() is None
-    for name, text in (
-        ("proc/meminfo", "MemTotal: 9 kB\nMemAvailable: 4096 kB\n"),
-        ("sys/fs/cgroup/memory.max", "1000000\n"),
-        ("sys/fs/cgroup/memory.current", "700000\n"),
-        ("sys/fs/cgroup/memory.stat", "anon 5\ninactive_file 50000\n"),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("max"):
-            assert image_cache._free_memory() == 4096 * 1024
-        (tmp_path / name).write_text(text)
-    assert image_cache._free_memory() == 350_000
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4096 kB\n")
     assert image_cache._free_memory() == 4096 * 1024
+    limits = tmp_path / "sys/fs/cgroup"
+    limits.mkdir(parents=True)
+    (limits / "memory.current").write_text("700000\n")
+    (limits / "memory.stat").write_text("anon 5\ninactive_file 50000\n")
+    for most, free in (("1000000\n", 350_000), ("max\n", 4096 * 1024)):
+        (limits / "memory.max").write_text(most)
+        assert image_cache._free_memory() == free
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_hold_no_copy(tmp_path: Path, method: str) -> None:
     dataset = DetectionDataset(draw(tmp_path, 4), 32, cache="ram", image_weights=True)
-    loader = DataLoader(
-        dataset,
-        batch_size=4,
-        num_workers=1,
-        persistent_workers=True,
-        collate_fn=collate,
-        multiprocessing_context=method,
-    )
+    alone = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": method}
+    loader = DataLoader(dataset, batch_size=4, collate_fn=collate, **alone)
     before = next(iter(loader))
     assert before.targets[:, 1].tolist() == [0, 1, 2, 3] and before.images[2, 0, 16, 16] == 20
-    dataset._cache.pixels[:] = 77
+    dataset._cache.arrays["pixels"][:] = 77
     dataset.index.all_labels[:, 0] = 9
     after = next(iter(loader))
     assert (after.images[:, :, 16, 16] == 77).all() and (after.targets[:, 1] == 9).all(), "the worker sees our memory"
@@ -68,9 +59,9 @@ from utils.data.datasets import DetectionDataset, create_dataloader
 from utils.distributed.processes import Team
 team, images, said, seen = Team.of_this_machine(), arguments["images"], {}, []
 read_image = label_arrays.read_image
-def counted(path, content=None):
+def counted(path):
     seen.append(Path(path).stem)
-    return read_image(path, content)
+    return read_image(path)
 label_arrays.read_image = counted
 
 def cached(kind, size):
@@ -82,13 +73,13 @@ def cached(kind, size):
 
 dataset, said["ram"] = cached("ram", 32)
 team.gather(None)
-dataset._cache.pixels[team.number] = 200 + team.number
+dataset._cache.arrays["pixels"][team.number] = 200 + team.number
 team.gather(None)
-said["written"] = dataset._cache.pixels[:2].tolist()
+said["written"] = dataset._cache.arrays["pixels"][:2].tolist()
 _, said["disk"] = cached("disk", 32)
 _, said["disk again"] = cached("disk", 32)
 
-def refuse(path, content=None):
+def refuse(path):
     raise OSError(5, "Input/output error", path) if team.number == 1 else ValueError("not cached")
 label_arrays.read_image = refuse
 said["one fails"] = [DetectionDataset(images, 48, cache=kind, team=team)._cache is None for kind in ("ram", "disk")]

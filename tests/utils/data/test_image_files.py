@@ -32,21 +32,23 @@ def test_problems_are_one_line() -> None:
     assert str(Problem("a.jpg", None, "odd", "look", False, 2)) == "2 images, the first a.jpg: odd; look"
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_images_at_all(tmp_path: Path) -> None:
-    for sources, reason in (
-        (tmp_path, "no images in"),
-        ([], "an empty list of sources"),
-        (tmp_path / "nowhere", "nowhere.*no such folder"),
-        (tmp_path / ("x" * 5000), "no such folder or list of images"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            find_images(sources)
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("", "no images in .*; files passed over: 2 .heic.*known: "),
+        ("empty", "no images in .*empty"),
+        ("nowhere", "nowhere.*no such folder"),
+        ("x" * 5000, "no such folder or list of images"),
+        ("l.txt", "l.txt: no list of images .it is no text.; write one path on each line"),
+        (None, "an empty list of sources"),
+    ],
+)
+def test_no_images_at_all(tmp_path: Path, source: str | None, reason: str) -> None:
     make(tmp_path, "a.heic", "b.heic")
-    with pytest.raises(ValueError, match="no images in .*; files passed over: 2 .heic.*known: "):
-        find_images(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "l.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    with pytest.raises(ValueError, match=reason):
+        find_images([] if source is None else tmp_path / source)
 
 
 def test_images_of_folders_and_lists_are_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,33 +78,17 @@ def test_other_files_are_counted_by_ending_and_named(tmp_path: Path, caplog: pyt
     assert caplog.text.count("passed over") == 1
 
 
-def test_copies_that_programs_hide_are_passed_over_and_said(tmp_path: Path) -> None:
-    make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
-    found, (problem,) = search_images(tmp_path / ".set")
-    assert found == [tmp_path / ".set/a.jpg"]
-    assert f"hidden images passed over: 3, the first {tmp_path}/.set/._a.jpg; rename them" in str(problem)
-
-
-def test_odd_names_stay_on_one_line(tmp_path: Path) -> None:
+def test_odd_names_stay_on_one_line_and_hidden_copies_are_said(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.x\ny", "c\x1b[31m.z")
     assert "1 .x\\ny, 1 .z, the first" in search_images(tmp_path)[1][0].reason
     (tmp_path / "l.txt").write_bytes(b"a.jpg\nb.\xff\x0c\x1b!\n")
     assert search_images(tmp_path / "l.txt")[1][0].reason.isprintable()
-
-
-@pytest.mark.parametrize("ending", IMG_FORMATS)
-def test_every_known_ending_is_an_image_in_any_case(ending: str) -> None:
-    assert is_image(f"a.{ending}") and is_image(f"A.{ending.upper()}") and not is_image(f"a.{ending}x")
-
-
-# ---- lists -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("content", [b"a\0b.png", b"\x89PNG\r\n\x1a\n\0\0"])
-def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "l.txt").write_bytes(content)
-    with pytest.raises(ValueError, match="l.txt: no list of images .it is no text.; write one path on each line"):
-        find_images(tmp_path / "l.txt")
+    make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
+    found, (problem,) = search_images(tmp_path / ".set")
+    assert found == [tmp_path / ".set/a.jpg"]
+    assert f"hidden images passed over: 3, the first {tmp_path}/.set/._a.jpg; rename them" in str(problem)
+    for ending in IMG_FORMATS:
+        assert is_image(f"a.{ending}") and is_image(f"A.{ending.upper()}") and not is_image(f"a.{ending}x")
 
 
 def test_a_list_may_have_any_names(tmp_path: Path) -> None:
@@ -157,29 +143,20 @@ def test_where_listed_images_are_looked_for(tmp_path: Path) -> None:
     assert problem.reason.startswith("lines passed over: 1 .heic, 1 without an ending, the first b.heic")
 
 
-# ---- labels ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "image, label",
-    [
+def test_label_paths(tmp_path: Path) -> None:
+    """In the last folder called `images`, by its name alone; where there is none there, beside the image."""
+    for image, label in (
         ("/d/images/train/a.jpg", "/d/labels/train/a.txt"),
         ("/images/images/a.b.png", "/images/labels/a.b.txt"),
         ("/images/x/images/a.png", "/images/x/labels/a.txt"),
         ("images/a.png", "labels/a.txt"),
         ("/d/my_images/a.png", "/d/my_images/a.txt"),
         ("a.png", "a.txt"),
-    ],
-)
-def test_label_paths(image: str, label: str) -> None:
-    assert img2label_paths([image]) == [label] == [label_places(image)[0]]
-
-
-def test_labels_folder_first_then_beside(tmp_path: Path) -> None:
-    images = [tmp_path / f"images/{name}.jpg" for name in "abcd"]
+    ):
+        assert img2label_paths([image]) == [label] == [label_places(image)[0]]
     make(tmp_path, "labels/a.txt", "images/b.txt", "labels/c.txt", "images/c.txt", "images/README.txt")
-    found = [os.path.relpath(path, tmp_path) for path in img2label_paths(images)]
-    assert found == ["labels/a.txt", "images/b.txt", "labels/c.txt", "labels/d.txt"]
+    found = img2label_paths(tmp_path / f"images/{name}.jpg" for name in "abcd")
+    assert found == [f"{tmp_path}/{name}.txt" for name in ("labels/a", "images/b", "labels/c", "labels/d")]
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from utils.data.samplers import (
-    EpochSampler,
-    SampleKey,
-    epoch_weights,
-    labels_to_class_weights,
-    labels_to_image_weights,
-)
-
-
-def test_no_images_no_keys() -> None:
-    assert list(EpochSampler(np.arange(0))) == [] and len(EpochSampler(np.arange(0))) == 0
+from utils.data.samplers import EpochSampler, SampleKey, epoch_weights, labels_to_class_weights, labels_to_image_weights
 
 
 @settings(max_examples=100, deadline=None)
@@ -34,7 +24,7 @@ def test_no_images_no_keys() -> None:
 def test_after_an_interruption_come_the_batches_that_are_left(
     count: int, batch: int, world: int, kind: str, epoch: int, data: st.DataObject
 ) -> None:
-    """As a loader deals them out, in every process; and the length stays that of the whole epoch."""
+    """As a loader deals them out, in every process; the length stays that of the whole epoch, the order its own."""
     rank = data.draw(st.integers(0, world - 1))
     groups = {"grouped": "group" in kind, "shuffle": kind.startswith("shuffled"), "batch_size": batch}
     sampler = EpochSampler(np.arange(count), seed=3, rank=rank, world_size=world, **groups)
@@ -46,6 +36,10 @@ def test_after_an_interruption_come_the_batches_that_are_left(
     done = data.draw(st.integers(0, len(whole)))
     sampler.set_epoch(epoch, done=done)
     assert list(loader) == whole[done:] and len(loader) == len(whole)
+    sampler.set_epoch(epoch + 1, plain=True)
+    assert all(key.plain and key.epoch == epoch + 1 for keys in loader for key in keys)
+    sampler.set_epoch(epoch)
+    assert list(loader) == whole
 
 
 class Keys:
@@ -55,17 +49,15 @@ class Keys:
         return key
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
-
-
 def rows(*classes: int) -> np.ndarray:
     return np.array([[c, 0.5, 0.5, 0.1, 0.1] for c in classes], dtype=np.float32).reshape(-1, 5)
 
 
-def test_no_labels() -> None:
-    assert labels_to_class_weights([], nc=4).tolist() == [0.25] * 4
+def test_no_images_and_no_labels() -> None:
+    assert list(EpochSampler(np.arange(0))) == [] and len(EpochSampler(np.arange(0))) == 0
+    assert [key.position for key in EpochSampler(np.arange(5))] == [0, 1, 2, 3, 4]
+    assert labels_to_class_weights([], nc=4).tolist() == [0.25] * 4 == labels_to_class_weights([rows()], nc=4).tolist()
     assert labels_to_image_weights([], 3).shape == (0,)
-    assert labels_to_class_weights([rows()], nc=4).tolist() == [0.25] * 4
     assert labels_to_image_weights([rows(), rows()], 3).tolist() == [0, 0]
 
 

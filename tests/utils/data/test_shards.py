@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -74,9 +75,6 @@ def content(source: object) -> list[tuple]:
     )
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "pattern, names",
     [
@@ -94,9 +92,7 @@ def content(source: object) -> list[tuple]:
     ],
 )
 def test_braces(pattern: str, names: list[str]) -> None:
-    assert sorted(expand_braces(pattern)) == sorted(names)
-    if "{a," not in pattern or "1..2" not in pattern:
-        assert expand_braces(pattern) == names
+    assert expand_braces(pattern) == names
 
 
 def test_braces_that_stand_for_too_much() -> None:
@@ -110,13 +106,6 @@ def test_braces_that_stand_for_too_much() -> None:
 def test_braces_end_with_any_text(text: str) -> None:
     names = expand_braces(text)
     assert names and len(set(names)) == len(names)
-    braceexpand = pytest.importorskip("braceexpand")
-    if not set(text) & set("-{}") or (text.count("{") == 1 == text.count("}") and "-" not in text):
-        try:
-            expected = list(dict.fromkeys(braceexpand.braceexpand(text, escape=False)))
-        except (braceexpand.UnbalancedBracesError, ValueError):
-            return
-        assert names == expected
 
 
 def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -127,29 +116,18 @@ def test_shards_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert find_shards([odd, odd]) == [str(odd)], "a file of that very name comes first"
 
 
-# ---- the same data set -----------------------------------------------------------------------------------------------
-
-
 def test_shards_hold_what_the_folder_held(folder: Path, tmp_path: Path) -> None:
-    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
-    assert pattern == str(tmp_path / "out/shard-{000000..000002}.tar")
+    pattern, out = write_shards.write_shards(folder, tmp_path / "out", per_shard=3), tmp_path / "out"
+    assert pattern == f"{out}/shard-{{000000..000002}}.tar"
     assert content(pattern) == content(folder) and len(content(folder)) == 7
-    assert content([tmp_path / "out/shard-000000.tar", tmp_path / "out/shard-00000{1,2}.tar"]) == content(folder)
-    index = load_index(pattern, cache=False)
-    assert index.counts.missing == 1 and index.counts.total == 7
-    assert len(set(map(index.path, range(7)))) == 7
-    for position in range(7):
-        assert index.file(position) in map(str, (tmp_path / "out").glob("*.tar"))
-        assert index.path(position).startswith(index.file(position) + "/")
-
-
-def test_folders_and_shards_together(folder: Path, tmp_path: Path) -> None:
-    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=4, seed=None)
+    assert content([out / "shard-000000.tar", out / "shard-00000{1,2}.tar"]) == content(folder)
     both = load_index([folder, pattern], cache=False)
-    assert len(both) == 14 and content([folder, pattern]) == sorted(content(folder) * 2)
+    assert both.counts.missing == 2 and both.counts.total == 14 and len(set(map(both.path, range(14)))) == 14
+    assert content([folder, pattern]) == sorted(content(folder) * 2)
     turned = both.take(np.arange(14)[::-1])
     assert [turned.image(i).tobytes() for i in range(14)] == [both.image(i).tobytes() for i in reversed(range(14))]
     assert [both.file(i) == both.path(i) for i in range(14)] == [True] * 7 + [False] * 7
+    assert all(both.path(i).startswith(f"{both.file(i)}/") and Path(both.file(i)).exists() for i in range(7, 14))
 
 
 @pytest.mark.parametrize("cache", [None, "ram", "disk"])
@@ -157,7 +135,6 @@ def test_items_are_those_of_the_folder(folder: Path, tmp_path: Path, cache: str 
     hyp = {"mosaic": 0.8, "mixup": 0.5, "copy_paste": 0.5}
     pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3, seed=None)
     sets = [DetectionDataset(source, 64, 2, True, hyp, cache=cache) for source in (folder, pattern)]
-    assert sorted(map(Path, sets[1].img_files)) == sorted(map(Path, sets[1].img_files))
     for position in range(7):
         for epoch in range(3):
             one, other = (dataset[SampleKey(position, epoch)] for dataset in sets)
@@ -167,55 +144,41 @@ def test_items_are_those_of_the_folder(folder: Path, tmp_path: Path, cache: str 
 def test_a_loader_of_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
-    (tmp_path / "set.yaml").write_text(
-        "train: out/shard-{000000..000002}.tar\nval: [out/shard-000000.tar, out/shard-000001.tar]\nnames: [a, b, c]\n"
-    )
+    both = "[out/shard-000000.tar, out/shard-000001.tar]"
+    (tmp_path / "set.yaml").write_text(f"train: out/shard-{{000000..000002}}.tar\nval: {both}\nnames: [a, b, c]\n")
     data = DataConfig.load(tmp_path / "set.yaml")
     for workers in (0, 2):
         loader, _ = create_dataloader(data.train, 64, 2, 32, augment=True, shuffle=True, workers=workers, nc=3)
-        paths = [path for batch in loader for path in batch.paths]
-        assert len(set(paths)) == 7 and all(".tar/" in path for path in paths)
+        paths = {path for batch in loader for path in batch.paths}
+        assert len(paths) == 7 and all(".tar/" in path for path in paths)
     assert len(create_dataloader(data.val, 64, 2, 32, rect=True, workers=0, nc=3)[1]) == 6
-
-
-def test_the_cache_file_lies_beside_and_notices_changes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=4)
-    first = load_index(pattern)
-    (cache,) = (tmp_path / "out").glob("*.cache.npz")
-    load_index(tmp_path / "out/shard-000001.tar")
-    load_index(tmp_path / "out/shard-00000{1,0}.tar")
-    assert len(list((tmp_path / "out").glob("*.cache.npz"))) == 3, "every set has a cache of its own"
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.data.label_index.check_shard", lambda *_: pytest.fail("checked again"))
-        again = load_index(pattern)
-    assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
-    shard = tmp_path / "out/shard-000001.tar"
-    tar(shard, {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
-    assert any(path.endswith("/new.png") for path in map(load_index(pattern).path, range(5)))
-    assert cache.exists()
-
-
-def test_a_class_too_high_is_named_with_shard_member_and_line(tmp_path: Path) -> None:
     members = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(), "b.txt": b"\n1 .5 .5 .1 .1\n7 .5 .5 .1 .1\n"}
     with pytest.raises(ValueError, match=r"s\.tar/b\.txt:3: class 7, but the data set has 2 classes"):
         DetectionDataset(tar(tmp_path / "s.tar", members), nc=2)
 
 
-# ---- webdataset ------------------------------------------------------------------------------------------------------
+def test_the_cache_file_lies_beside_and_notices_changes(folder: Path, tmp_path: Path) -> None:
+    out, pattern = tmp_path / "out", write_shards.write_shards(folder, tmp_path / "out", per_shard=4)
+    for count, source in enumerate((pattern, out / "shard-000001.tar", out / "shard-00000{1,0}.tar"), start=1):
+        first = load_index(source)
+        assert len(list(out.glob("*.cache.npz"))) == count, "every set has a cache of its own"
+    with patch("utils.data.label_index.check_shard", side_effect=AssertionError("checked again")):
+        again = load_index(source)
+    assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
+    tar(out / "shard-000001.tar", {"new.png": png(), "new.txt": b"0 .5 .5 .5 .5"})
+    assert any(path.endswith("/new.png") for path in map(load_index(pattern).path, range(5)))
 
 
 def test_webdataset_reads_what_we_write(folder: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     pattern = write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
     samples = list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False))
-    assert len(samples) == 7
     files = {file.stem.replace(".", "_"): file for file in folder.iterdir()}
+    assert len(samples) == len(files) == 7
     for sample in samples:
         file = files[sample["__key__"]]
-        assert sample[file.suffix[1:].lower()] == file.read_bytes()
         label = folder.parent / f"labels/{file.stem}.txt"
+        assert sample[file.suffix[1:].lower()] == file.read_bytes()
         assert sample.get("txt") == (label.read_bytes() if label.exists() else None)
 
 
@@ -229,28 +192,21 @@ def test_we_read_what_webdataset_writes(folder: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "w-{000..002}.tar") == content(folder)
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-def test_names_without_dots_each_once(tmp_path: Path) -> None:
-    for name in ("a.png", "b/a.png", "c/a.png", "d/a-2.png", "e/a.b.png", "f/a_b.png", "g/a-2.png"):
-        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(b"")
-    write_shards.write_shards(tmp_path / "set", tmp_path / "out", seed=None)
-    with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
-        keys = [name.removesuffix(".png") for name in archive.getnames()]
-    assert keys == ["a", "a-2", "a-3", "a-2-2", "a_b", "a_b-2", "a-2-3"]
-
-
-def test_the_order_is_shuffled_and_repeats(folder: Path, tmp_path: Path) -> None:
-    contents = []
+def test_the_order_is_shuffled_and_repeats_and_names_are_there_once(folder: Path, tmp_path: Path) -> None:
     for number, seed in enumerate((0, 0, 1, None)):
         write_shards.write_shards(folder, tmp_path / str(number), per_shard=99, seed=seed)
-        contents.append((tmp_path / f"{number}/shard-000000.tar").read_bytes())
+    contents = [(tmp_path / f"{number}/shard-000000.tar").read_bytes() for number in range(4)]
     assert contents[0] == contents[1] and len(set(contents)) == 3
-    with tarfile.open(tmp_path / "3/shard-000000.tar") as archive:
-        names = archive.getnames()
-    assert names == sorted(names, key=lambda name: (name[:-3], name.endswith("txt")))
+    for name in ("a.png", "b/a.png", "c/a.png", "d/a-2.png", "e/a.b.png", "f/a_b.png", "g/a-2.png"):
+        (tmp_path / "same" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "same" / name).write_bytes(b"")
+    write_shards.write_shards(tmp_path / "same", tmp_path / "out", seed=None)
+    names = []
+    for out in ("3", "out"):
+        with tarfile.open(tmp_path / out / "shard-000000.tar") as archive:
+            names.append(archive.getnames())
+    assert names[0] == sorted(names[0], key=lambda name: (name[:-3], name.endswith("txt")))
+    assert names[1] == [f"{key}.png" for key in ("a", "a-2", "a-3", "a-2-2", "a_b", "a_b-2", "a-2-3")], "without dots"
 
 
 def test_the_command_and_its_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,19 +226,12 @@ def test_the_command_and_its_mistakes(folder: Path, tmp_path: Path, capsys: pyte
         assert said in message and message.count("\n") == 1
 
 
-def test_an_interrupted_writer_leaves_no_half_shard(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
-    with pytest.raises(OSError, match="No space left"):
+def test_an_interrupted_writer_leaves_no_half_shard(folder: Path, tmp_path: Path) -> None:
+    full = patch.object(tarfile.TarFile, "addfile", side_effect=OSError(28, "No space left on device"))
+    with full, pytest.raises(OSError, match="No space left"):
         write_shards.write_shards(folder, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
-
-# ---- broken and hostile ----------------------------------------------------------------------------------------------
 
 GOOD = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(50), "b.txt": b"1 .5 .5 .1 .1", "c.png": png(70)}
 
@@ -297,12 +246,12 @@ def reasons(file: Path) -> tuple[list[str], list[str]]:
 
 
 def test_nothing_in_it(tmp_path: Path) -> None:
-    assert reasons(tar(tmp_path / "a.tar", {}))[0] == [] and "no images in it" in reasons(tmp_path / "a.tar")[1][0]
-    (tmp_path / "b.tar").write_bytes(b"")
-    (tmp_path / "c.tar").write_bytes(b"no tar at all" * 100)
-    for name in "bc":
-        names, said = reasons(tmp_path / f"{name}.tar")
-        assert names == [] and "unusable shard" in said[0]
+    tar(tmp_path / "a.tar", {})
+    for name, content, said in (("a", None, "no images"), ("b", b"", "unusable"), ("c", b"no" * 900, "unusable")):
+        if content is not None:
+            (tmp_path / f"{name}.tar").write_bytes(content)
+        names, messages = reasons(tmp_path / f"{name}.tar")
+        assert names == [] and said in messages[0]
     with pytest.raises(ValueError, match="none of the 1 images.*a.tar: unusable shard"):
         load_index(tmp_path / "a.tar")
 
@@ -319,7 +268,9 @@ def test_members_that_are_no_images_are_passed_over_and_said(tmp_path: Path) -> 
         load_index(tar(tmp_path / "b.tar", others), cache=False)
 
 
-def test_every_bad_pair_has_its_line(tmp_path: Path) -> None:
+def test_every_bad_pair_has_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_IMAGE", 1 << 20)
+    monkeypatch.setattr(shards, "MAX_LABELS", 1 << 20)
     bad = {
         "cut.png": (png()[:-20], "/cut.png: unusable image"),
         "empty.png": (b"", "/empty.png: unusable image: empty file"),
@@ -330,12 +281,14 @@ def test_every_bad_pair_has_its_line(tmp_path: Path) -> None:
         "two.jpg": (png(), "two.jpg is in it too"),
         "latin.png": (png(), ""),
         "latin.txt": ("0 .5 .5 .1 .1 é".encode("latin-1"), "/latin.txt: not UTF-8"),
+        "large.png": (bytes(2 << 20), "/large.png: 2 MiB in one file, 1 are allowed"),
+        "long.png": (png(), ""),
+        "long.txt": (bytes(2 << 20), "/long.txt: 2 MiB in one file, 1 are allowed"),
     }
     names, said = reasons(tar(tmp_path / "a.tar", GOOD | {name: content for name, (content, _) in bad.items()}))
-    assert names == ["a.png", "b.png", "c.png"]
+    assert names == ["a.png", "b.png", "c.png"] and len(said) == 8
     for words in (words for _, words in bad.values() if words):
         assert sum(words in message for message in said) == 1, words
-    assert len(said) == 6
 
 
 def test_links_devices_and_sparse_files_are_refused(tmp_path: Path) -> None:
@@ -354,14 +307,10 @@ def test_links_devices_and_sparse_files_are_refused(tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(png()))
     names, said = reasons(tmp_path / "a.tar")
     assert names == [] and len(said) == 7 and all("a link or device, not a file" in message for message in said)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "secret.png"], "nothing is unpacked"
-
-
-def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
-    shard = tar(tmp_path / "a.tar", {"../../x.png": png(10), "/etc/y.png": png(20), "a" * 300 + ".png": png(30)})
-    index = load_index(shard, cache=False)
+    elsewhere = {"../../x.png": png(10), "/etc/y.png": png(20), "a" * 300 + ".png": png(30)}
+    index = load_index(tar(tmp_path / "b.tar", elsewhere), cache=False)
     assert [int(index.image(i).max()) for i in range(3)] == [10, 20, 30]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar", "secret.png"], "nothing is unpacked"
 
 
 @pytest.mark.parametrize("cut", [*range(0, 6000, 311), 2048, 4096, 5120, 5632])
@@ -421,46 +370,25 @@ def test_any_damage_is_told_not_raised(tmp_path_factory: pytest.TempPathFactory,
     assert len(names) <= 3
 
 
-def test_too_large_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MAX_IMAGE", 1 << 20)
-    monkeypatch.setattr(shards, "MAX_LABELS", 1 << 20)
-    large = bytes(2 << 20)
-    names, said = reasons(tar(tmp_path / "a.tar", GOOD | {"x.png": large, "y.png": png(), "y.txt": large}))
-    assert names == ["a.png", "b.png", "c.png"] and len(said) == 2
-    assert all("2 MiB in one file, 1 are allowed" in line for line in said)
-
-
-def test_a_shard_shortened_after_the_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_shortened_or_lost_after_the_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard = tar(tmp_path / "a.tar", GOOD)
-    dataset = DetectionDataset(shard, 32)
+    dataset, index = DetectionDataset(shard, 32), load_index(tar(tmp_path / "b.tar", GOOD), cache=False)
     os.truncate(shard, 700)
-    item = dataset[2]
-    assert (item.image == 114).all() and "c.png: cannot be read (shorter than when it was checked)" in caplog.text
-    shard.unlink()
-    assert "cannot be read (No such file" not in caplog.text
-    index = load_index(tar(tmp_path / "b.tar", GOOD), cache=False)
+    assert (dataset[2].image == 114).all() and "c.png: cannot be read (shorter than when it was checked)" in caplog.text
     (tmp_path / "b.tar").unlink()
     with pytest.raises(ValueError, match=r"c\.png: cannot be read \(No such file"):
         index.image(2)
-
-
-# ---- the reader ------------------------------------------------------------------------------------------------------
 
 
 def test_many_shards_and_threads_share_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
     for number in range(8):
         (tmp_path / str(number)).write_bytes(bytes([number]) * 100)
-    reader, wrong = ShardReader(), []
+    reader, before = ShardReader(), len(os.listdir("/proc/self/fd"))
 
-    def read(seed: int) -> None:
-        numbers = np.random.default_rng(seed).integers(0, 8, 200).tolist()
-        wrong.extend(n for n in numbers if reader.read(str(tmp_path / str(n)), 10, 5) != bytes([n]) * 5)
+    def is_right(number: int) -> bool:
+        return reader.read(str(tmp_path / str(number)), 10, 5) == bytes([number]) * 5
 
-    before = len(os.listdir("/proc/self/fd"))
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(os.listdir("/proc/self/fd")) <= before + 3
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(is_right, np.random.default_rng(0).integers(0, 8, 800).tolist()))
+    assert len(os.listdir("/proc/self/fd")) <= before + 3

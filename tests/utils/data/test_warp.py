@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.base.config import Hyp
-from utils.data.warp import Sample, Warp, box_candidates, clip_polygon, random_warp, shift, warp_labels, warp_points
+from utils.data.augmentations import (
+    NO_POLYGON,
+    Sample,
+    Warp,
+    box_candidates,
+    clip_polygon,
+    random_warp,
+    shift,
+    warp_labels,
+    warp_points,
+)
 
 STILL = replace(Hyp(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0, perspective=0.0)
 WILD = replace(STILL, degrees=40.0, translate=0.3, scale=0.5, shear=12.0, perspective=0.0008)
@@ -47,16 +57,13 @@ def test_a_sample_has_a_polygon_for_each_label():
     assert labels.shape == (0, 5) and segments == (), "no labels stay no labels"
 
 
-def test_still_settings_give_the_identity():
-    warp = random_warp((100, 80), (100, 80), STILL, np.random.default_rng(0))
-    np.testing.assert_allclose(warp.matrix, np.eye(3), atol=1e-12)
-    assert warp.scale == 1
-
-
-def test_warp_of_a_shifted_image():
+def test_still_settings_give_the_identity_and_shifts_move_points():
+    still = random_warp((100, 80), (100, 80), STILL, np.random.default_rng(0))
+    np.testing.assert_allclose(still.matrix, np.eye(3), atol=1e-12)
+    assert still.scale == 1
     warp = random_warp((100, 80), (60, 50), WILD, np.random.default_rng(3))
     point, expected = np.array((31.0, 17.0)), warp_points(np.array((51.0, 22.0)), warp.matrix)
-    np.testing.assert_allclose(warp_points(point, warp.after_shift(20, 5).matrix), expected)
+    np.testing.assert_allclose(warp_points(point, warp.matrix @ shift(20, 5)), expected)
 
 
 @pytest.mark.parametrize("key", ["degrees", "translate", "scale", "shear", "perspective"])
@@ -130,24 +137,14 @@ def test_a_label_and_its_polygon_leave_together():
     """v6.1 paired the polygons that were left with labels by position: the wrong box, and a label too few."""
     far = np.array(((500, 500), (540, 500), (540, 540)), np.float32)
     near = np.array(((10, 10), (40, 12), (30, 40)), np.float32)
-    none = np.zeros((0, 2), np.float32)
-    labels = np.array(((0, 500, 500, 540, 540), (1, 50, 50, 70, 60), (2, 10, 10, 40, 40)), np.float32)
-    kept, segments = warp_labels(labels, (far, none, near), WHOLE)
-    np.testing.assert_array_equal(kept, labels[1:])
-    assert [len(points) for points in segments] == [0, 3]
-
-
-@pytest.mark.parametrize("left, kept", [(0.15, 1), (0.05, 0)])
-def test_what_is_left_of_a_box_is_judged_at_the_new_scale(left: float, kept: int):
-    box = np.array([(0, 40 * left - 40, 10, 40 * left, 30)], np.float32)
-    labels, _ = warp_labels(box, (np.zeros((0, 2), np.float32),), Warp(np.diag((0.5, 0.5, 1.0)), 0.5, (100, 80)))
-    assert len(labels) == kept
-
-
-def test_a_polygon_around_the_whole_image_fills_it():
     around = np.array(((-50, -50), (150, -50), (150, 130), (-50, 130)), np.float32)
-    kept, _ = warp_labels(np.array([(3, -50, -50, 150, 130)], np.float32), (around,), WHOLE)
-    np.testing.assert_array_equal(kept, [(3, 0, 0, 100, 80)])
+    rows = ((0, 500, 500, 540, 540), (1, 50, 50, 70, 60), (2, 10, 10, 40, 40), (3, -50, -50, 150, 130))
+    kept, segments = warp_labels(np.array(rows, np.float32), (far, NO_POLYGON, near, around), WHOLE)
+    np.testing.assert_array_equal(kept, [*rows[1:3], (3, 0, 0, 100, 80)])
+    assert [len(points) for points in segments] == [0, 3, 4]
+    for left, count in ((0.15, 1), (0.05, 0)):  # what is left of a box is judged at the new scale
+        box = np.array([(0, 40 * left - 40, 10, 40 * left, 30)], np.float32)
+        assert len(warp_labels(box, (NO_POLYGON,), Warp(np.diag((0.5, 0.5, 1.0)), 0.5, (100, 80)))[0]) == count
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,3 @@ def test_box_candidates_of_each_kind():
     #                 whole            thin           enough         9 % left      longer than 100 : 1
     assert box_candidates(before.T, after.T).tolist() == [True, False, True, False, False]
     assert box_candidates(before.T, after.T, area_thr=np.full(5, 0.01)).tolist() == [True, False, True, True, False]
-
-
-def test_shift_moves_points():
-    np.testing.assert_array_equal(warp_points(np.array(((1.0, 2.0),)), shift(3, -1)), ((4.0, 1.0),))

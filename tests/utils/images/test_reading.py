@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import resource
 import struct
 import zlib
@@ -15,11 +14,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from utils.data.labels import check_pair
+from utils.images.letterbox import fit_longest
 from utils.images.reading import (
     IMG_FORMATS,
     decode_image,
     inspect_image,
-    picture_size,
     read_image,
     to_eight_bits,
     turned_avif,
@@ -61,6 +60,7 @@ BOMBS = {
     "a line without end": png(2**31 - 1, 1),
     "a BMP": bmp(30000, 30000),
     "a BMP upside down": bmp(20000, -20000),
+    "a part that ends beyond the file": png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1)),  # memory for all of it
     "a fax of nothing": saved("1", (30000, 30000), "tiff", compression="group4"),
 }
 
@@ -69,59 +69,39 @@ BOMBS = {
 def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, case: str) -> None:
     (tmp_path / "a.png").write_bytes(BOMBS[case])
     before = peak()
-    with pytest.raises(ValueError, match=r"a\.png: .*(pixels|cannot be decoded|empty file; re-save or remove it)"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png: .*(pixels|a part of 2,147,483,647|cannot be decoded|empty file; re-save)",
+    ):
         read_image(tmp_path / "a.png")
     record = check_pair(str(tmp_path / "a.png"), "none.txt")
-    assert record.size is None and ("pixels" in record.message or not BOMBS[case]) and peak() - before < 64 << 20
+    assert record.size is None and ("pixels" in record.message or len(BOMBS[case]) < 100) and peak() - before < 64 << 20
 
 
-def test_a_part_that_ends_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
-    """OpenCV fills as much memory as such a part says that it has."""
-    before = peak()
-    content = png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1))
-    with pytest.raises(ValueError, match="a part of 2,147,483,647 bytes in a file of"):
-        decode_image(content, "a.png")
-    assert peak() - before < 64 << 20
-
-
-def test_large_images_of_little_are_kept(tmp_path: Path) -> None:
+def test_large_images_of_little_are_kept_and_thin_ones(tmp_path: Path) -> None:
     """A drawing of 12,000 x 10,000 pixels, black on white: more than 100 million of them, in a small file."""
-    content = saved("1", (12000, 10000), "png")
-    (tmp_path / "a.png").write_bytes(content)
-    assert len(content) < 20_000 and picture_size(tmp_path / "a.png") == (12000, 10000)
+    limit, said = Image.MAX_IMAGE_PIXELS, []
+    for size in ((12000, 10000), (20000, 10)):
+        (tmp_path / "a.png").write_bytes(saved("1", size, "png"))
+        record = check_pair(str(tmp_path / "a.png"), "none.txt")
+        assert record.size == size == inspect_image(tmp_path / "a.png").size and "left out" not in record.message
+        said.append("tiles" in record.message)
+    assert said == [True, False] and limit == Image.MAX_IMAGE_PIXELS
+    assert fit_longest(read_image(tmp_path / "a.png"), 320).shape == (1, 320, 3)
 
 
 def test_content_may_be_given(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(noise).save(content, "png")
-    whole = content.getvalue()
-    given = read_image("anything.png", np.frombuffer(whole, np.uint8))
-    (tmp_path / "a.png").write_bytes(whole)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    given = decode_image(np.frombuffer(whole, np.uint8), "anything.png")
     np.testing.assert_array_equal(given[..., ::-1], noise)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), given)
-    assert picture_size(io.BytesIO(whole)) == picture_size(tmp_path / "a.png") == (30, 20)
-    record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), b"0 .5 .5 .1 .1"))
-    assert record.size == (30, 20) and record.labels.shape == (1, 5) and record.has_label_file
-    record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), None))
-    assert record.size == (30, 20) and not record.has_label_file and record.message == ""
-
-
-@pytest.mark.parametrize("name", ["a\0b.png", "pipe.png", "."])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ValueError, match="cannot be read, .*; name an image file instead") as caught:
-        read_image(f"{tmp_path}/{name}")
-    assert "\0" not in str(caught.value)
-
-
-# ---- more than 8 bits ------------------------------------------------------------------------------------------------
-
-
-def test_no_pixels_have_no_range() -> None:
-    for kind in (np.uint16, np.float32, np.int32):
-        assert to_eight_bits(np.zeros((0, 4), kind)).shape == (0, 4)
-        assert not to_eight_bits(np.zeros((3, 4), kind)).any()
+    for text, labels in ((b"0 .5 .5 .1 .1", 1), (None, 0)):
+        record = check_pair("shard.tar/a.png", "shard.tar/a.txt", (io.BytesIO(whole), text))
+        assert record.size == (30, 20) and len(record.labels) == labels == record.has_label_file
+    (tmp_path / "b.jpg").write_bytes(saved("RGB", (64, 48), "jpeg") + b"\0\0\0")
+    assert check_pair(str(tmp_path / "b.jpg"), "none.txt").size == (64, 48), "bytes after the end do no harm"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +118,7 @@ def test_the_bits_that_matter_are_taken(brightest: int, declared: int, bits: int
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.int32, np.uint32])
 def test_other_numbers_are_scaled_from_their_own_range(kind: type) -> None:
+    assert to_eight_bits(np.zeros((0, 4), kind)).shape == (0, 4) and not to_eight_bits(np.zeros((3, 4), kind)).any()
     assert to_eight_bits(np.array([100, 140, 300], kind)).tolist() == [0, 51, 255]
     if np.issubdtype(kind, np.floating):
         assert to_eight_bits(np.array([np.nan, np.inf, -1, 1], kind)).tolist() == [0, 0, 0, 255]
@@ -199,7 +180,7 @@ def test_avif_is_turned_as_its_file_says(tmp_path: Path, orientation: int) -> No
     found = read_image(tmp_path / "a.avif")
     assert found.shape == wanted.shape and found.flags["C_CONTIGUOUS"]
     assert np.abs(found.astype(int) - wanted).mean() < 5
-    assert picture_size(tmp_path / "a.avif") == found.shape[1::-1]
+    assert inspect_image(tmp_path / "a.avif").size == found.shape[1::-1]
 
 
 def test_boxes_that_are_none_turn_nothing() -> None:

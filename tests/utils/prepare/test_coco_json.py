@@ -204,7 +204,7 @@ def test_outlines_of_one_piece_are_written_where_they_are_wanted(tmp_path: Path)
     reader = CocoReader(ClassNames(["car", "dog"]), polygons=True)
     notes = [{**BOX, "segmentation": outline} for outline in outlines]
     rows = reader.rows(coco(tmp_path / "a.json", notes))["train/a.jpg"]
-    labels, segments, _ = parse_label_text("\n".join(rows))
+    labels, segments, *_ = parse_label_text("\n".join(rows))
     np.testing.assert_allclose(labels, [ROW] * 4, atol=1e-6)
     assert [len(points) for points in segments] == [4, 0, 0, 0]
     ((remark, (count, _)),) = reader.counts.remarks.items()

@@ -154,7 +154,7 @@ def test_dota_boxes_and_corners() -> None:
     assert values(rows) == [[1, 0.2, 0.3, 0.2, 0.2], [0, 0.25, 0.5, 0.5, 1]]
     assert counts.remarks == {"objects are marked difficult; they are kept": (1, "P1.txt:4")}
     rows = dota_rows(DOTA, SIZE, SHIPS, counts, "P1.txt", polygons=True)
-    _, segments, _ = parse_label_text("\n".join(rows))
+    segments = parse_label_text("\n".join(rows)).segments
     assert [len(points) for points in segments] == [4, 4]
 
 
