@@ -103,7 +103,7 @@ def _entries(path: Path, limits: ArchiveLimits, room: int) -> Iterator[tuple[str
         unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
         with tarfile.open(fileobj=_BoundedTar(unpacked, room), mode="r:") as tar:
             for member in tar:
-                if not (member.isfile() or member.isdir()) or member.issparse():
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.issparse():
                     raise ValueError(f"{member.name!r} is a link, a device or has holes")
                 if member.size < 0:
                     raise ValueError(f"{member.name!r} has a negative size")

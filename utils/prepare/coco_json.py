@@ -28,7 +28,6 @@ from utils.prepare.label_formats import (
 )
 
 Box = tuple[float, float, float, float]
-_TRUE = ("1", "1.0", "true")
 
 
 @dataclass
@@ -66,11 +65,7 @@ class CocoReader:
                     reason = "of an image_id that is not among its images"
                     self.counts.drop(reason, f"image_id {note.get('image_id')!r:.40}")
                     continue
-                category = note.get("category_id")
-                missing = f"of category_id {category!r:.40}, which is not among its categories"
-                kind = classes.get(_id(category), missing)
-                if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in _TRUE:
-                    kind = "marked iscrowd; convert with crowds=True to keep them"
+                kind = self._class(note, classes)
                 if isinstance(kind, int) and name not in sizes:
                     sizes[name] = self.size_of(name)
                 rows[name] += self._rows(note, kind, sizes.get(name), f"annotation {where} of {name}")
@@ -89,38 +84,42 @@ class CocoReader:
             if name in sizes:
                 self.counts.remark("images are listed twice; their annotations were put together", name)
             size = _numbers((image.get("width"), image.get("height")))
-            if size and is_size(size) and sizes.setdefault(name, size) is size:
+            if is_size(size) and sizes.setdefault(name, size) is size:
                 self.counts.check_size(size, self.size_of(name), name)
         return names, sizes
 
     def _classes(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
-        """Return category id -> class, or why the category has none.
-
-        A category that only gathers others, as Roboflow writes one for the whole project, is no class.
-        """
+        """Return category id -> class, or why the category has none."""
         names: dict[str, str] = {}
         for category in categories:
             key, name = _id(category["id"]), str(category.get("name", ""))
             if not key or names.setdefault(key, name) != name:
                 raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
         if (classes := self.classes) is not None:
-            found = {key: classes.find(name) for key, name in names.items()}
-            return {key: classes.unlisted(names[key]) if kind is None else kind for key, kind in found.items()}
-        parents = {category.get("supercategory") or None for category in categories} - {None}
-        tops = [category for category in categories if category.get("supercategory") in (None, "", "none")]
-        groups = {_id(category["id"]) for category in tops if category.get("name") in parents}
-        for key in groups - {_id(note.get("category_id")) for note in notes}:
+            return {
+                key: classes.unlisted(name) if (kind := classes.find(name)) is None else kind
+                for key, name in names.items()
+            }
+        for key in _groups(categories) - {_id(note.get("category_id")) for note in notes}:
             LOGGER.warning(f"category {key} ({printable(names.pop(key))}) is a group of others without boxes: no class")
         whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
         ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
         LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")
-        return {key: kind for kind, key in enumerate(ordered)}
+        return dict(zip(ordered, range(len(ordered)), strict=True))
+
+    def _class(self, note: Mapping[str, Any], classes: Mapping[str, int | str]) -> int | str:
+        """Return an annotation's class, or why it has none."""
+        category = note.get("category_id")
+        kind = classes.get(_id(category), f"of category_id {category!r:.40}, which is not among its categories")
+        if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
+            return "marked iscrowd; convert with crowds=True to keep them"
+        return kind
 
     def _rows(self, note: Mapping[str, Any], kind: int | str, size: Size | None, where: str) -> list[str]:
         """Return the row of an annotation of this class (or without one, for this reason), or count it."""
         if isinstance(kind, str):
             self.counts.drop(kind, where)
-        elif size is None or not is_size(size):
+        elif not is_size(size):
             reason = "of an image whose width and height are not known; write them into the file, or put"
             self.counts.drop(f"{reason} the image where train.py looks for it", where)
         else:
@@ -135,6 +134,13 @@ class CocoReader:
                 return rows
             self.counts.drop("without a bbox or an outline that can be read", where)
         return []
+
+
+def _groups(categories: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return ids of categories that only gather others, as Roboflow writes one for the whole project."""
+    parents = {category.get("supercategory") or None for category in categories} - {None}
+    tops = [category for category in categories if category.get("supercategory") in (None, "", "none")]
+    return {_id(category["id"]) for category in tops if category.get("name") in parents}
 
 
 def _id(value: Any) -> str:
@@ -164,10 +170,15 @@ def box_of(note: Mapping[str, Any]) -> Box | None:
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     if box and box[2] and box[3] and math.isfinite(sum(box)):
         return box
-    if isinstance(outline := note.get("segmentation"), Mapping):
-        return _mask_box(outline) or box
+    return _outline_box(note.get("segmentation")) or box
+
+
+def _outline_box(outline: Any) -> Box | None:
+    """Return (x, y, width, height) around polygons or a run-length mask; None where there is neither."""
+    if isinstance(outline, Mapping):
+        return _mask_box(outline)
     if not (pieces := [piece for piece in _polygons(outline) if len(piece)]):
-        return box
+        return None
     (x1, y1), (x2, y2) = np.concatenate(pieces).min(0).tolist(), np.concatenate(pieces).max(0).tolist()
     return x1, y1, x2 - x1, y2 - y1
 

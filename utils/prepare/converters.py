@@ -6,6 +6,7 @@ bring code of its own. The folder-level converters for anybody's COCO, VOC and D
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
@@ -234,7 +235,7 @@ def prepare(config: DataConfig) -> None:
     Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
     """
     with main_first():
-        if not (absent := _absent(config)):
+        if not (absent := [path for path in (*config.train, *config.val) if not path.exists()]):
             return
         wanted = config.download or ""
         if not wanted:
@@ -253,12 +254,8 @@ def prepare(config: DataConfig) -> None:
                 f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
                 "commands and code in a data YAML are not run"
             )
-        if absent := _absent(config):
-            raise ValueError(f"{config.file}: still missing after `download: {config.download}`: {absent[0]}")
-
-
-def _absent(config: DataConfig) -> list[Path]:
-    return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
+        for path in itertools.filterfalse(Path.exists, absent):
+            raise ValueError(f"{config.file}: still missing after `download: {wanted}`: {path}")
 
 
 def _hint(config: DataConfig, absent: list[Path]) -> str:
@@ -273,29 +270,24 @@ def _hint(config: DataConfig, absent: list[Path]) -> str:
 
 
 def _fetch_archive(config: DataConfig, url: str, absent: list[Path]) -> None:
-    folder = _new_folder(config)
-    for path in absent:
-        if config.root not in path.parents or ".." in path.parts:
-            raise ValueError(f"{config.file}: {printable(path)} is not in the folder that `download:` fetches")
-    LOGGER.info(f"fetching {printable(url)} to {folder}")
-    fetch_folder(url, folder, [path.relative_to(config.root) for path in absent])
-
-
-def _new_folder(config: DataConfig) -> Path:
-    """Return the folder that anybody's archive may become: `path` of its YAML, below that or the data sets' root.
+    """Fetch anybody's archive, which becomes a new folder: `path` of its YAML, below that or the data sets' root.
 
     Raises ValueError for a path that leads elsewhere by itself or over links; `../datasets/`, with which v6.1's YAMLs
     begin theirs, stands for the data sets' root.
     """
-    path = str(read_yaml(config.file).get("path") or "") if config.file else str(config.root)
-    parts = PureWindowsPath(path.removeprefix("../datasets/"))
-    folder, places = config.root.resolve(), [datasets_root().resolve()]
+    path = str(config.root)
+    folder, places = config.root.resolve(), {datasets_root().resolve()}
     if config.file:
-        places.append(config.file.resolve().parent)
-    leads_out = parts.drive or parts.root or ".." in parts.parts or path.startswith("~")
-    if leads_out or not any(place in folder.parents for place in places):
+        path = str(read_yaml(config.file).get("path") or "")
+        places |= {config.file.resolve().parent}
+    parts = PureWindowsPath(path.removeprefix("../datasets/"))
+    if parts.anchor or ".." in parts.parts or path.startswith("~") or places.isdisjoint(folder.parents):
         raise ValueError(
             f"{config.file}: path {printable(path)[:200]!r} cannot be fetched into: with the address of an archive, "
-            f"`path` names a new folder below {places[0]} or beside the YAML, as in `path: flowers`"
+            f"`path` names a new folder below {datasets_root()} or beside the YAML, as in `path: flowers`"
         )
-    return folder
+    for place in absent:
+        if config.root not in place.parents or ".." in place.parts:
+            raise ValueError(f"{config.file}: {printable(place)} is not in the folder that `download:` fetches")
+    LOGGER.info(f"fetching {printable(url)} to {folder}")
+    fetch_folder(url, folder, [place.relative_to(config.root) for place in absent])

@@ -95,28 +95,28 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
     request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
-    if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
+    if part.exists() and note.exists():
         request.add_header("Range", f"bytes={part.stat().st_size}-")
-        request.add_header("If-Range", known)
+        request.add_header("If-Range", note.read_text(encoding="utf-8"))
     with open_url(request, TIMEOUT, PATIENCE) as answer:
-        resumed = getattr(answer, "status", None) == 206
-        size = part.stat().st_size if resumed else 0
-        length = answer.headers.get("Content-Length") or ""
-        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else None
-        if (total or size) > room:
+        size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
+        length, tag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
+        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else 0
+        if max(total, size) > room:
             raise ValueError(too_large)
-        tag = answer.headers.get("ETag", "")
-        version = answer.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-        note.write_text(version if version.isascii() and version.isprintable() else "", encoding="utf-8")
-        bar = progress(None, printable(url2file(url)), total, "B", initial=size)
-        with bar, open(part, "ab" if resumed else "wb") as file:
+        note.unlink(missing_ok=True)
+        if re.fullmatch('"[!-~]*"', tag):  # no weak one, which other bytes may have, too
+            note.write_text(tag, encoding="utf-8")
+        bar = progress(None, printable(url2file(url)), total or None, "B", initial=size)
+        with bar, open(part, "ab") as file:
+            file.truncate(size)
             while chunk := answer.read1(CHUNK):
                 size += len(chunk)
                 if size > room:
                     raise ValueError(too_large)
                 file.write(chunk)
                 bar.update(len(chunk))
-        if size != (total or size):
+        if total not in (0, size):
             raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
@@ -226,27 +226,31 @@ def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
                 LOGGER.info(f"{error}; waiting for it")
             waiting = True
             time.sleep(WAIT)
-    staging = folder.with_name(f".{folder.name}.download")
     try:
-        if all((folder / path).exists() for path in wanted):
-            return
-        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
-        if staging.is_symlink():
-            raise ValueError(f"{printable(staging)} is a link to another folder; remove it")
-        try:
-            archive = download_file(url, _target(staging, url))
-            with tempfile.TemporaryDirectory(dir=staging) as place:
-                source = _wanted_part(_unpack(archive, Path(place) / "all"), wanted, url)
-                if folder.is_dir():
-                    folder.rmdir()
-                source.rename(folder)
-        except ValueError:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        shutil.rmtree(staging)
+        if not all((folder / path).exists() for path in wanted):
+            _fetch_new(url, folder, wanted)
     finally:
         lock.release()
+
+
+def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
+    """Do what `fetch_folder` says, while nobody else does."""
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{printable(folder)} is there already, without {wanted[0]}; move it away and start again")
+    staging = folder.with_name(f".{folder.name}.download")
+    if staging.is_symlink():
+        raise ValueError(f"{printable(staging)} is a link to another folder; remove it")
+    try:
+        archive = download_file(url, _target(staging, url))
+        with tempfile.TemporaryDirectory(dir=staging) as place:
+            source = _wanted_part(_unpack(archive, Path(place) / "all"), wanted, url)
+            if folder.is_dir():
+                folder.rmdir()
+            source.rename(folder)
+    except ValueError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging)
 
 
 def _wanted_part(unpacked: Path, wanted: Sequence[Path], url: str) -> Path:

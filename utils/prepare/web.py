@@ -63,10 +63,10 @@ class _Web(
     def do_open(self, http_class: Any, req: Any, **given: Any) -> HTTPResponse:
         """Connect as the base class does, for answers of our own kind."""
 
-        class Connection(http_class):
+        class _Connection(http_class):
             response_class = self.answer
 
-        return super().do_open(Connection, req, **given)
+        return super().do_open(_Connection, req, **given)
 
     def open_local_file(self, req: urllib.request.Request) -> Any:
         """Open a file; a pipe or device, which could be read for ever, raises ValueError."""

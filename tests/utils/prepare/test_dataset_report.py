@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from utils.data.image_files import Problem
-from utils.prepare.dataset_report import COLUMNS, NAME, write_report
+from utils.prepare.dataset_tools import COLUMNS, NAME, write_report
 
 
 def rows_of(path: Path) -> list[list[str]]:
