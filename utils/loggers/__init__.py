@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from utils.base.callbacks import Callbacks
 from utils.base.options import nearest
-from utils.loggers.clearml import ClearMl
-from utils.loggers.comet import Comet
-from utils.loggers.mlflow import Mlflow
+from utils.loggers.experiments import ClearMl, Comet, Mlflow
 from utils.loggers.run import CsvLogger, ImageLogger, RunInfo
 from utils.loggers.service import Service, ServiceLogger
 from utils.loggers.tensorboard import TensorBoard

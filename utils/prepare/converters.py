@@ -34,9 +34,17 @@ from utils.prepare.label_formats import (
     write_rows,
     xview_rows,
 )
-from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, image_size, write_labels
+from utils.prepare.own_data import (
+    convert_coco,
+    convert_dota,
+    convert_voc,
+    image_size,
+    read_voc,
+    voc_rows,
+    voc_size,
+    write_labels,
+)
 from utils.prepare.synthetic import draw_dataset
-from utils.prepare.voc_xml import read_voc, voc_rows, voc_size
 
 __all__ = ["CONVERTERS", "FILES", "convert_coco", "convert_dota", "convert_voc", "prepare"]
 
@@ -67,21 +75,13 @@ FILES: dict[str, tuple[Remote, ...]] = {
         Remote(f"{OBJECTS365_SITE}/val/zhiyuan_objv2_val.json"),
     ),
     "objects365-train": tuple(Remote(f"{OBJECTS365_SITE}/train/patch{i}.tar.gz") for i in range(51)),
-    "objects365-val": tuple(
-        Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
-    ),
+    "objects365-val": tuple(Remote(f"{OBJECTS365_SITE}/val/images/v{1 + (i > 15)}/patch{i}.tar.gz") for i in range(44)),
 }
 LARGEST = 64.0  # GiB of one of these files, all of which are known
 SIZES = {
-    "coco128": "7 MB",
-    "coco": "27 GB",
-    "voc": "2.8 GB",
-    "visdrone": "2.3 GB",
-    "sku110k": "13.6 GB",
-    "argoverse": "31 GB",
-    "globalwheat": "7 GB",
-    "objects365": "about 700 GB",
-}
+    "coco128": "7 MB", "coco": "27 GB", "voc": "2.8 GB", "visdrone": "2.3 GB", "sku110k": "13.6 GB",
+    "argoverse": "31 GB", "globalwheat": "7 GB", "objects365": "about 700 GB",
+}  # fmt: skip
 WHEAT_FOLDERS = (
     *("arvalis_1", "arvalis_2", "arvalis_3", "ethz_1", "inrae_1", "nau_1"),
     *("rres_1", "uq_1", "usask_1", "utokyo_1", "utokyo_2"),

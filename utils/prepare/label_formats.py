@@ -2,7 +2,7 @@
 
 A reader takes the annotations of one image or data set and gives rows; it opens no image and writes nothing. Boxes are
 turned the right way round and cut at the image's edges; what is nothing after that, or cannot be read, is counted in
-`DropCounts`. COCO and VOC are in `coco_json` and `voc_xml`.
+`DropCounts`. COCO's are in `coco_json`, VOC's in `own_data`.
 """
 
 from __future__ import annotations

@@ -1,23 +1,45 @@
 """Anybody's annotations as label files: a COCO file, a folder of Pascal VOC's XML, a folder of DOTA's text files.
 
-Everything is read before the first label file is written, and what is dropped is counted and logged. All of them return
-how many boxes they kept, and raise ValueError, with nothing written, where there are none.
+VOC's XML is read as people write it: any declared encoding, sizes of 0, corners in any order. Everything is read before
+the first label file is written, and what is dropped is counted and logged. All of them return how many boxes they kept,
+and raise ValueError, with nothing written, where there are none.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
 from utils.base.config import ClassNames, Names
-from utils.base.files import is_hidden, printable, walk_files
+from utils.base.files import is_hidden, printable, read_bytes, walk_files
 from utils.data.image_files import find_images
 from utils.images.reading import picture_size
 from utils.prepare.coco_json import CocoReader
-from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces
-from utils.prepare.label_formats import DropCounts, dota_rows, naming, read_annotations, write_rows
-from utils.prepare.voc_xml import read_voc, voc_image, voc_rows, voc_size
+from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces, has_ending
+from utils.prepare.label_formats import (
+    MAX_TEXT_BYTES,
+    NONSENSE,
+    DropCounts,
+    Size,
+    box_rows,
+    dota_rows,
+    is_size,
+    naming,
+    read_annotations,
+    write_rows,
+)
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")  # of a box in VOC's XML
+# encodings of text that XML may declare, by Python's names: others cost too much, or are none
+_ENCODINGS = re.compile(
+    r"utf-8(-sig)?|ascii|iso8859-\d+|cp\d+|gb2312|gbk|gb18030|big5(hkscs)?|shift_jis|euc_(jp|kr)|koi8-[ru]|mac-\w+"
+)
+_DECLARED = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{1,40})[\"']")
 
 
 def convert_coco(
@@ -83,6 +105,96 @@ def convert_voc(
         else:
             _put(rows, image, [], file)
     return write_labels(rows, places, counts, folder, overwrite)
+
+
+def read_voc(path: str | Path) -> ElementTree.Element:
+    """Return the root of one annotation. Raises ValueError, naming the file, for anything else."""
+    with naming(path, "a VOC annotation"):
+        content = read_bytes(path, MAX_TEXT_BYTES)
+        encoding = _encoding(content)
+        try:
+            text = content.decode(encoding).lstrip("\ufeff")
+        except UnicodeError as error:
+            remedy = "save it as UTF-8, or declare its encoding in its first line"
+            raise ValueError(f"its text is not {encoding}; {remedy}") from error
+        if "<!ENTITY" in text:
+            raise ValueError("annotation with XML entities, which VOC has not")
+        try:
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise ValueError(str(error)) from error
+        if root.tag.lower() != "annotation":
+            raise ValueError(f"its root is {root.tag[:40]!r}, not 'annotation'; export as Pascal VOC")
+        return root
+
+
+def _encoding(content: bytes) -> str:
+    """Return the encoding of an XML file, by its mark or its declaration."""
+    marked, declared = json.detect_encoding(content), _DECLARED.match(content)
+    if marked != "utf-8" or not declared:
+        return marked
+    try:
+        name = codecs.lookup(declared[1].decode()).name
+    except LookupError:
+        name = ""
+    if name.startswith(("utf-16", "utf-32")):  # the declaration itself was read as bytes, so this is not true
+        return "utf-8"
+    if not _ENCODINGS.fullmatch(name):
+        raise ValueError(f"it declares the encoding {declared[1].decode()!r}, which is not read; save it as UTF-8")
+    return "gb18030" if name in ("gb2312", "gbk") else name  # which contains them
+
+
+def voc_image(root: ElementTree.Element, place: Path, places: LabelPlaces) -> ImageName:
+    """Return the image of an annotation, whose path below the annotations' folder is `place`.
+
+    It has the annotation's own name without `.xml`, with the ending that `filename` gives where the two agree; the
+    image that `filename` names counts where only that is there.
+    """
+    written = re.split(r"[\\/]", (root.findtext("filename") or "").strip())[-1]
+    written = written if has_ending(written) else ""
+    if written and place.stem in (written, os.path.splitext(written)[0]):
+        return ImageName.read((place.parent / written).as_posix())
+    image = ImageName.read((place.parent / place.stem).as_posix(), whole=False)
+    if written and not places.image(image):
+        other = ImageName.read((place.parent / written).as_posix())
+        return other if places.image(other) else image
+    return image
+
+
+def voc_size(root: ElementTree.Element) -> Size | None:
+    """Return (w, h) in pixels, None where the annotation does not say, or says 0."""
+    try:
+        size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+    except ValueError:
+        return None
+    return size if is_size(size) else None
+
+
+def voc_rows(
+    root: ElementTree.Element, size: Size, classes: ClassNames, counts: DropCounts, where: str, difficult: bool = False
+) -> list[str]:
+    """Return the rows of one annotation of an image of `size` (w, h); what cannot be kept is counted.
+
+    VOC counts pixels from 1, so corners move by one. Objects marked difficult are left out unless `difficult` is set.
+    `where` names the annotation in what is counted.
+    """
+    rows = []
+    for number, item in enumerate(root.iter("object"), start=1):
+        place, name, box = f"{where}, object {number}", item.findtext("name") or "", item.find("bndbox")
+        if (kind := classes.find(name)) is None:
+            counts.drop(classes.unlisted(name), place)
+        elif not difficult and (item.findtext("difficult") or "").strip().lower() in ("1", "true", "yes"):
+            counts.drop("marked difficult; convert with difficult=True to keep them", place)
+        elif box is None:
+            counts.drop("without a bndbox; export upright boxes", place)
+        else:
+            try:
+                corners = [float(box.findtext(side) or "") - 1 for side in CORNERS]
+            except NONSENSE:
+                counts.drop(f"whose {', '.join(CORNERS)} are not all numbers", place)
+            else:
+                rows += box_rows(counts, kind, corners, size, place)
+    return rows
 
 
 def convert_dota(

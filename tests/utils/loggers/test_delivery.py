@@ -39,7 +39,7 @@ def stuck() -> Iterator[Callable[[], None]]:
 
 
 def end(delivery: Delivery, seconds: float = 5) -> None:
-    delivery.close(nothing)
+    delivery.put(nothing, last=True)
     delivery.wait(time.monotonic() + seconds, status=0)
 
 
@@ -141,7 +141,7 @@ delivery.leave_in_time.__defaults__ = (0.5,)
 hung = delivery.Delivery("stuck", lambda: time.sleep(600))
 atexit.register(time.sleep, 600)
 threading.Thread(target=time.sleep, args=(600,)).start()
-hung.close(lambda: None)
+hung.put(lambda: None, last=True)
 hung.wait(time.monotonic() + 0.1, status=0)
 print("trained")
 {last}

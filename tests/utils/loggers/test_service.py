@@ -17,7 +17,7 @@ from tests.utils.loggers.conftest import BEST, row_of, train
 from utils.base.callbacks import Callbacks
 from utils.loggers import service as module
 from utils.loggers.run import COLUMNS, RunInfo
-from utils.loggers.service import Kind, Service, ServiceLogger, copy_to_cpu
+from utils.loggers.service import Kind, Service, ServiceLogger
 
 Info = Callable[..., RunInfo]
 Warnings = Callable[[], list[str]]
@@ -225,16 +225,14 @@ def test_new_runs_are_new_and_interrupted_ones_go_on(info: Info) -> None:
     assert second.of("connect") == ["run1"] and second.epochs == [0]
 
 
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
-
-
-def test_a_copy_shares_nothing_with_the_network(model: nn.Module) -> None:
+def test_a_copy_shares_nothing_with_the_network(info: Info) -> None:
+    callbacks, recorder = subscribed(info())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     model(torch.rand(2, 3, 8, 8)).sum().backward()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = copy_to_cpu(model)
+    whole_epoch(callbacks, model, 0)
+    callbacks.run("teardown")
+    ((twin, _),) = recorder.of("network")
     assert not any(part.training for part in twin.modules()) and all(part.training for part in model.modules())
     for (name, mine), theirs in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr(), name

@@ -11,7 +11,7 @@ import pytest
 from utils.base.config import ClassNames
 from utils.prepare.image_places import LabelPlaces
 from utils.prepare.label_formats import DropCounts
-from utils.prepare.voc_xml import CORNERS, read_voc, voc_image, voc_rows, voc_size
+from utils.prepare.own_data import CORNERS, read_voc, voc_image, voc_rows, voc_size
 
 SIZE = "<size><width>100</width><height>50</height><depth>3</depth></size>"
 ROW = "0 0.200000 0.400000 0.200000 0.400000"  # corners 11 11 31 31, counted from 1
