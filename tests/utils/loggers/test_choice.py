@@ -42,21 +42,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     "log, packages, services",
     [
-        ([], ALL, []),
-        (["none"], ALL, []),
-        (["auto"], (), []),
-        (["auto"], ALL, ["tensorboard"]),
-        (["wandb"], ALL, ["wandb"]),
-        (["wandb", "tensorboard", "wandb"], ALL, ["wandb", "tensorboard"]),
-        (["wandb", "auto"], ALL, ["tensorboard", "wandb"]),
-        (["auto", "tensorboard"], ALL, ["tensorboard"]),
-        (["mlflow", "auto"], ("mlflow",), ["mlflow"]),
-        ("comet", ("comet_ml",), ["comet"]),
+        ([], ALL, []), (["none"], ALL, []), (["auto"], (), []), (["auto"], ALL, ["tensorboard"]),
+        (["wandb"], ALL, ["wandb"]), (["wandb", "tensorboard", "wandb"], ALL, ["wandb", "tensorboard"]),
+        (["wandb", "auto"], ALL, ["tensorboard", "wandb"]), (["auto", "tensorboard"], ALL, ["tensorboard"]),
+        (["mlflow", "auto"], ("mlflow",), ["mlflow"]), ("comet", ("comet_ml",), ["comet"]),
     ],
-)
-def test_which_services_are_meant(
-    installed: Callable[..., None], log: Any, packages: tuple[str, ...], services: list[str]
-) -> None:
+)  # fmt: skip
+def test_which_services_are_meant(installed, log, packages, services):
     installed(*packages)
     assert check_loggers(log) == services
 

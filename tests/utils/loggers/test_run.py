@@ -77,9 +77,7 @@ def test_a_resumed_run_ends_with_the_same_file(tmp_path: Path, epochs: int, cras
     assert file.read_bytes() == expected and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_full_disk_costs_a_warning_and_later_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
-) -> None:
+def test_a_full_disk_costs_a_warning_and_later_nothing(tmp_path, monkeypatch, warnings):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -96,9 +94,7 @@ def test_a_full_disk_costs_a_warning_and_later_nothing(
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_images_are_drawn_and_failures_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]], broken: bool
-) -> None:
+def test_images_are_drawn_and_failures_survived(tmp_path, monkeypatch, warnings, broken):
     def fail(*_: object) -> None:
         raise MemoryError("no room for a mosaic")
 

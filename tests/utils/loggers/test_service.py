@@ -125,9 +125,7 @@ def test_a_whole_run(info: Info, warnings: Warnings) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_one_that_raises_costs_its_own_entries(
-    info: Info, call: str, trouble: dict[str, Any], warnings: Warnings
-) -> None:
+def test_one_that_raises_costs_its_own_entries(info, call, trouble, warnings):
     def broken() -> None:
         raise ConnectionError(f"{call} is down")
 
@@ -142,15 +140,7 @@ def test_one_that_raises_costs_its_own_entries(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_one_that_hangs_is_left_behind(
-    info: Info,
-    call: str,
-    trouble: dict[str, Any],
-    warnings: Warnings,
-    given_up: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    gate: threading.Event,
-) -> None:
+def test_one_that_hangs_is_left_behind(info, call, trouble, warnings, given_up, monkeypatch, gate):
     monkeypatch.setattr(module, "PATIENCE", 0.3)
     trouble[call] = lambda: gate.wait(60)
     run, began = info(bbox_interval=1), time.monotonic()
@@ -173,9 +163,7 @@ def test_an_outage_loses_no_epoch(info: Info, trouble: dict[str, Any], warnings:
     assert recorder.epochs == [0, 1, 2, 3] and len(warnings()) == 2  # the error, and that entries were missed
 
 
-def test_services_share_one_wait(
-    info: Info, trouble: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate: threading.Event
-) -> None:
+def test_services_share_one_wait(info, trouble, monkeypatch, gate):
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     trouble["connect"] = lambda: gate.wait(60)
     logger, began = ServiceLogger(info(), [Recorder(info()) for _ in range(20)]), time.monotonic()

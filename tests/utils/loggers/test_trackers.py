@@ -129,9 +129,7 @@ def test_a_broken_clearml_task_is_stopped_and_goes_on(clearml: Any, info: Info) 
 
 
 @pytest.mark.parametrize("key, online", [(None, False), ("secret", None)])
-def test_a_comet_experiment_watches_nothing_and_is_resumed(
-    comet: Any, info: Info, warnings: Warnings, key: str | None, online: bool | None
-) -> None:
+def test_a_comet_experiment_watches_nothing_and_is_resumed(comet, info, warnings, key, online):
     comet.config.get_config.return_value = {"comet.api_key": key}
     logged(info(loggers=["comet"]), range(2))
     given = comet.start.call_args.kwargs

@@ -52,29 +52,18 @@ def test_nothing_gives_nothing(read) -> None:
 @pytest.mark.parametrize(
     "note, changes",
     [
-        ({}, {}),
-        ({"category_id": "18"}, {}),
-        ({"image_id": "7"}, {}),
-        ({"image_id": 7.0, "category_id": " 18 "}, {}),
-        ({"category_id": "18.0"}, {}),
-        ({"bbox": ["10", "5", "20.0", "10"]}, {}),
-        ({"bbox": "10, 5, 20, 10"}, {}),
-        ({"bbox": "[10 5 20 10]"}, {}),
-        ({"bbox": [30, 15, -20, -10]}, {}),
-        ({"bbox": [30, 5, -20, 10]}, {}),
-        ({"bbox": None, "segmentation": [OUTLINE]}, {}),
-        ({"bbox": [], "segmentation": [OUTLINE]}, {}),
-        ({"bbox": [0, 0, 0, 0], "segmentation": [OUTLINE]}, {}),
-        ({"bbox": [NAN] * 4, "segmentation": OUTLINE}, {}),
+        ({}, {}), ({"category_id": "18"}, {}), ({"image_id": "7"}, {}), ({"image_id": 7.0, "category_id": " 18 "}, {}),
+        ({"category_id": "18.0"}, {}), ({"bbox": ["10", "5", "20.0", "10"]}, {}), ({"bbox": "10, 5, 20, 10"}, {}),
+        ({"bbox": "[10 5 20 10]"}, {}), ({"bbox": [30, 15, -20, -10]}, {}), ({"bbox": [30, 5, -20, 10]}, {}),
+        ({"bbox": None, "segmentation": [OUTLINE]}, {}), ({"bbox": [], "segmentation": [OUTLINE]}, {}),
+        ({"bbox": [0, 0, 0, 0], "segmentation": [OUTLINE]}, {}), ({"bbox": [NAN] * 4, "segmentation": OUTLINE}, {}),
         ({"bbox": ["a", 1, 2, 3], "segmentation": [[*OUTLINE[:4], 30, 6], [20, 10, 21, 15]]}, {}),
-        ({"iscrowd": "0"}, {}),
-        ({"iscrowd": None}, {}),
-        ({}, {"images": [{**IMAGE, "id": "7"}]}),
+        ({"iscrowd": "0"}, {}), ({"iscrowd": None}, {}), ({}, {"images": [{**IMAGE, "id": "7"}]}),
         ({}, {"images": [{**IMAGE, "width": "100", "height": "50.0"}]}),
         ({}, {"categories": [{"id": "18", "name": "DOG"}, {"id": 3, "name": "car"}]}),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_what_everybody_writes_is_read(read, note: dict[str, Any], changes: dict[str, Any]) -> None:
     rows, reader = read({**BOX, **note}, changes=changes)
     assert rows == [pytest.approx(ROW)] and not reader.counts.dropped
@@ -156,15 +145,13 @@ def test_one_image_listed_twice_is_one_image(read) -> None:
         ({"images": [IMAGE, {**OTHER, "id": "7"}]}, "id 7 belongs to two images, 'train/a.jpg' and 'b.c.jpg'"),
         ({"categories": [*CATEGORIES, {"id": 3, "name": "cat"}]}, "category id 3 is no id, or belongs to two names"),
         ({"images": {}}, "no list of images; export as COCO with images, categories and annotations"),
-        ({"annotations": None}, "no list of annotations"),
-        ({"categories": [5]}, "AttributeError|TypeError"),
+        ({"annotations": None}, "no list of annotations"), ({"categories": [5]}, "AttributeError|TypeError"),
         ({"images": [{**IMAGE, "file_name": 5}]}, "file_name 5"),
         ({"images": [{"id": 1, "width": 5, "height": 5}]}, "the file_name None; add it"),
-        ({"images": [{**IMAGE, "id": {}}]}, "the id {}"),
-        ({"annotations": [3]}, "AttributeError"),
+        ({"images": [{**IMAGE, "id": {}}]}, "the id {}"), ({"annotations": [3]}, "AttributeError"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_files_that_contradict_themselves_are_refused(read, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=rf"a\.json: not a COCO detection file \(.*({what})") as caught:
         read(BOX, changes=changes)

@@ -76,9 +76,7 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         prepare(DataConfig.load(yaml))
 
 
-def test_a_set_of_other_letters_or_below_another_folder_is_pointed_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_other_letters_or_below_another_folder_is_pointed_at(tmp_path, monkeypatch):
     for name in ("set/images/Train", "set/images/val", "work/data/a"):
         (tmp_path / name).mkdir(parents=True)
     (file := tmp_path / "set.yaml").write_text("path: set\ntrain: images/train\nval: images/val\nnames: [a]\n")
@@ -142,9 +140,7 @@ def test_data_that_is_there_may_lie_anywhere(yaml, tmp_path: Path) -> None:
     [("x", "sets/x"), ("../datasets/x", "sets/x"), ("a/x", "sets/a/x"), ("datasets/x", "sets/x"), ("./x", "sets/x")],
 )
 @pytest.mark.parametrize("top", ["", "top/"])
-def test_an_archive_ends_where_train_and_val_point(
-    yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, place: str, top: str
-) -> None:
+def test_an_archive_ends_where_train_and_val_point(yaml, tmp_path, monkeypatch, path, place, top):
     source = zipped(tmp_path / "x.zip", {f"{top}images/{part}/a.png": b"1" for part in ("train", "val")}).as_uri()
     monkeypatch.setattr(converters, "fetch_folder", lambda url, *given: downloads.fetch_folder(source, *given))
     prepare(yaml(path))
@@ -222,9 +218,7 @@ SETS: dict[str, tuple[dict[str, list[Files]], dict[str, list[int]]]] = {  # arch
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_data_set_is_fetched_and_converted(
-    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_data_set_is_fetched_and_converted(config, tmp_path, monkeypatch, name):
     archives, classes = SETS[name]
     here: dict[str, Any] = {}
     for key, contents in archives.items():

@@ -44,27 +44,18 @@ def test_every_problem_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, shown",
     [
-        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
-        ("+1.png", "'+1.png"),
-        ("-1.png", "'-1.png"),
-        ("@SUM(A1)", "'@SUM(A1)"),
-        (" =1", "' =1"),
-        ("＝1", "'＝1"),
-        ('a\nb,"c"\';\r.png', 'a\\nb,"c"\';\\r.png'),
-        ("\t=1", "\\t=1"),
-        (os.fsdecode(b"\xff.png"), "\\udcff.png"),
-        ("😀.png", "😀.png"),
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("+1.png", "'+1.png"), ("-1.png", "'-1.png"),
+        ("@SUM(A1)", "'@SUM(A1)"), (" =1", "' =1"), ("＝1", "'＝1"), ('a\nb,"c"\';\r.png', 'a\\nb,"c"\';\\r.png'),
+        ("\t=1", "\\t=1"), (os.fsdecode(b"\xff.png"), "\\udcff.png"), ("😀.png", "😀.png"),
     ],
-)
+)  # fmt: skip
 def test_names_are_shown_and_never_calculated(tmp_path: Path, name: str, shown: str) -> None:
     path = write_report(tmp_path, {"train": [Problem(name, 1, name, name)]})
     assert rows_of(path)[1] == ["train", shown, "1", shown, shown, "yes"]
     assert path.read_bytes().count(b"\r\n") == 2 and path.read_bytes().count(b"\n") == 2
 
 
-def test_an_old_report_stays_when_the_new_one_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_report_stays_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

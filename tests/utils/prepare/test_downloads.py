@@ -271,16 +271,13 @@ def test_what_is_there_is_not_touched(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "parts, match",
     [
-        ({"images/a.png": b"1"}, "has no images and labels/a.txt in it"),
-        ({}, "has no images"),
+        ({"images/a.png": b"1"}, "has no images and labels/a.txt in it"), ({}, "has no images"),
         (PARTS | {"../evil": b"1"}, "leads out"),
         (PARTS | {f"images/{n}": b"" for n in range(60)}, "more than 50 files"),
         (PARTS | {"images/b": bytes(60_000)}, "far more than its size"),
     ],
-)
-def test_nothing_remains_of_what_is_refused(
-    tmp_path: Path, parts: dict, match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+)  # fmt: skip
+def test_nothing_remains_of_what_is_refused(tmp_path, parts, match, monkeypatch):
     limits = downloads.ArchiveLimits(50_000, 50)
     monkeypatch.setattr(downloads, "ArchiveLimits", lambda *_: limits)
     source = zipped(tmp_path / "one.zip", parts)

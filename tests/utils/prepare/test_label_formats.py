@@ -118,9 +118,7 @@ def test_any_two_opposite_corners_are_one_box(corners: list[float]) -> None:
         ((10, 10, INF, 20), None, "not finite"),
     ],
 )
-def test_boxes_are_cut_and_what_is_wrong_with_them_is_counted(
-    corners: tuple[float, ...], row: str | None, said: str
-) -> None:
+def test_boxes_are_cut_and_what_is_wrong_with_them_is_counted(corners, row, said):
     counts = DropCounts()
     assert box_rows(counts, 3, corners, SIZE, "here", 3) == ([f"3 {row}"] if row else [])
     assert counts.total == (row is None)
@@ -165,10 +163,9 @@ def test_dota_boxes_and_corners() -> None:
         ("10 10 30 10 30 20 10 20 ships 0", "called 'ships', which is not among the names; did you mean 'ship'?"),
         ("10 10 30 10 30 20 10 20", "line without four corners and a kind"),
         ("10 10 30 10 30 20 10 x ship 0", "corners that are not numbers"),
-        ("nan 10 30 10 30 20 10 20 ship 0", "not finite"),
-        ("200 1 300 1 300 2 200 2 ship 0", "outside of its image"),
+        ("nan 10 30 10 30 20 10 20 ship 0", "not finite"), ("200 1 300 1 300 2 200 2 ship 0", "outside of its image"),
     ],
-)
+)  # fmt: skip
 def test_what_dota_lines_are_dropped_for(line: str, reason: str, polygons: bool) -> None:
     counts = DropCounts()
     assert len(dota_rows(f"{DOTA}{line}\n", SIZE, SHIPS, counts, "P1.txt", polygons)) == 2

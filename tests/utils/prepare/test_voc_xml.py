@@ -40,16 +40,11 @@ def test_nothing_gives_nothing() -> None:
 @pytest.mark.parametrize(
     "item",
     [
-        thing(),
-        thing("Bolt "),
-        thing("\n bolt"),
-        thing(box=(31, 31, 11, 11)),
-        thing(box=("31.0", " 11", "11 ", "31")),
-        thing(extra="<difficult>0</difficult>"),
-        thing(extra="<difficult/>"),
+        thing(), thing("Bolt "), thing("\n bolt"), thing(box=(31, 31, 11, 11)), thing(box=("31.0", " 11", "11 ", "31")),
+        thing(extra="<difficult>0</difficult>"), thing(extra="<difficult/>"),
         thing(extra="<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"),
     ],
-)
+)  # fmt: skip
 def test_what_everybody_writes_is_read(item: str) -> None:
     rows, counts = rows_of(voc(item))
     assert rows == [ROW] and not counts.dropped
@@ -59,16 +54,13 @@ def test_what_everybody_writes_is_read(item: str) -> None:
     "item, reason",
     [
         (thing("bolts"), "called 'bolts', which is not among the names; did you mean 'bolt'?"),
-        ("<object><bndbox/></object>", "called ''"),
-        (thing(extra="<difficult> 1 </difficult>"), "difficult=True"),
+        ("<object><bndbox/></object>", "called ''"), (thing(extra="<difficult> 1 </difficult>"), "difficult=True"),
         ("<object><name>bolt</name><robndbox/></object>", "without a bndbox"),
-        (thing(box=("", 1, 2, 3)), "not all numbers"),
-        (thing(box=("nan", 1, 2, 3)), "not finite"),
+        (thing(box=("", 1, 2, 3)), "not all numbers"), (thing(box=("nan", 1, 2, 3)), "not finite"),
         ("<object><name>bolt</name><bndbox><xmin>1</xmin></bndbox></object>", "not all numbers"),
-        (thing(box=(5, 5, 5, 9)), "without width or height"),
-        (thing(box=(500, 5, 600, 9)), "outside of its image"),
+        (thing(box=(5, 5, 5, 9)), "without width or height"), (thing(box=(500, 5, 600, 9)), "outside of its image"),
     ],
-)
+)  # fmt: skip
 def test_what_is_dropped_is_counted_with_its_reason_and_example(item: str, reason: str) -> None:
     rows, counts = rows_of(voc(thing(), item, item))
     ((said, (count, example)),) = counts.dropped.items()
@@ -88,24 +80,12 @@ def test_sizes_that_are_none(size: str) -> None:
 @pytest.mark.parametrize(
     "declared, encoding",
     [
-        ("gb2312", "gb2312"),
-        ("GBK", "gbk"),
-        ("gb18030", "gb18030"),
-        ("Big5", "big5"),
-        ("Shift_JIS", "shift_jis"),
-        ("EUC-KR", "euc_kr"),
-        ("utf-8", "utf-8"),
-        ("UTF-8", "utf-8-sig"),
-        ("utf-16", "utf-16"),
-        ("utf-16", "utf-16-le"),
-        ("UTF-16", "utf-16-be"),
-        ("utf-16", "utf-8"),
-        ("utf-32", "utf-32"),
-        ("windows-1252", "cp1252"),
-        ("ISO-8859-1", "latin-1"),
-        ("", "utf-8"),
+        ("gb2312", "gb2312"), ("GBK", "gbk"), ("gb18030", "gb18030"), ("Big5", "big5"), ("Shift_JIS", "shift_jis"),
+        ("EUC-KR", "euc_kr"), ("utf-8", "utf-8"), ("UTF-8", "utf-8-sig"), ("utf-16", "utf-16"), ("utf-16", "utf-16-le"),
+        ("UTF-16", "utf-16-be"), ("utf-16", "utf-8"), ("utf-32", "utf-32"), ("windows-1252", "cp1252"),
+        ("ISO-8859-1", "latin-1"), ("", "utf-8"),
     ],
-)
+)  # fmt: skip
 def test_declared_encodings_are_read(tmp_path: Path, declared: str, encoding: str) -> None:
     native = {"big5": "螺帽", "shift_jis": "ボルト", "euc_kr": "볼트", "cp1252": "rücklicht", "latin-1": "rücklicht"}
     name = native.get(encoding, "螺栓")
@@ -126,15 +106,13 @@ def test_codecs_that_are_no_encodings_of_xml_are_refused(tmp_path: Path, codec: 
 @pytest.mark.parametrize(
     "content, what",
     [
-        (b"", "no element"),
-        (b"<annotation>", "no element"),
-        (b"no XML", "syntax error"),
+        (b"", "no element"), (b"<annotation>", "no element"), (b"no XML", "syntax error"),
         (b"<html/>", "root is 'html'"),
         (b"<annotation>\xff</annotation>", "its text is not utf-8; save it as UTF-8, or declare"),
         (codecs.BOM_UTF16_LE + b"<", "its text is not utf-16"),
         (b'<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "XML entities"),
     ],
-)
+)  # fmt: skip
 def test_files_that_are_no_annotations_are_named(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "a.xml").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.xml: not a VOC annotation .*{what}") as caught:
@@ -157,17 +135,12 @@ def test_a_billion_laughs_are_not_laughed(tmp_path: Path, declared: str, encodin
 @pytest.mark.parametrize(
     "filename, stem, name",
     [
-        ("a.jpg", "a", "a.jpg"),
-        ("C:\\old\\a.JPG", "a", "a.JPG"),
-        ("b.jpg", "a", "a, without ending"),
-        ("", "a.b", "a.b, without ending"),
-        ("photo.webp.jpg", "photo.webp", "photo.webp.jpg"),
-        ("photo.webp", "photo.webp", "photo.webp"),
-        ("photo.heic", "photo.heic", "photo.heic"),
-        ("a.jpg", "photo.webp", "photo.webp, without ending"),
-        ("a", "a", "a, without ending"),
+        ("a.jpg", "a", "a.jpg"), ("C:\\old\\a.JPG", "a", "a.JPG"), ("b.jpg", "a", "a, without ending"),
+        ("", "a.b", "a.b, without ending"), ("photo.webp.jpg", "photo.webp", "photo.webp.jpg"),
+        ("photo.webp", "photo.webp", "photo.webp"), ("photo.heic", "photo.heic", "photo.heic"),
+        ("a.jpg", "photo.webp", "photo.webp, without ending"), ("a", "a", "a, without ending"),
     ],
-)
+)  # fmt: skip
 def test_the_annotations_own_name_counts(tmp_path: Path, filename: str, stem: str, name: str) -> None:
     image = voc_image(ElementTree.fromstring(voc(filename=filename)), Path(f"{stem}.xml"), LabelPlaces(tmp_path))
     assert image.text + ("" if image.whole else ", without ending") == name

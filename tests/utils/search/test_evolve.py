@@ -163,9 +163,7 @@ def test_a_training_that_breaks_down_counts_as_nothing(opt: TrainOptions) -> Non
 
 
 @pytest.mark.parametrize("broken, says", [({0}, "own trial broke down"), ({1, 2, 3}, "3 trials in a row")])
-def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(
-    opt: TrainOptions, broken: set[int], says: str
-) -> None:
+def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(opt, broken, says):
     first = FakeTraining(lambda number: RuntimeError("no CUDA device") if number in broken else None)
     with pytest.raises(ValueError, match=f"{says}.*no CUDA device"):
         evolve(opt, first)
@@ -226,9 +224,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("change, says", MISTAKES)
-def test_mistakes_are_reported_before_anything_is_written(
-    opt: TrainOptions, change: dict, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_reported_before_anything_is_written(opt, change, says, monkeypatch):
     monkeypatch.setattr("utils.search.worker.ATTEMPTS", 1)
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     with pytest.raises(ValueError, match=says) as caught:
@@ -304,9 +300,7 @@ def test_a_journal_survives_a_line_that_was_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trials", [1, 12])
-def test_the_real_drawing_has_a_panel_for_each_hyper_parameter(
-    tmp_path: Path, trials: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_drawing_has_a_panel_for_each_hyper_parameter(tmp_path, trials, monkeypatch):
     rows, names = np.random.default_rng(0).random((trials, 15)).round(3), [f"key{i}" for i in range(8)]
     rows[:, 7] = 0.2  # one that was kept
     drawn, file, new_figure = [], tmp_path / "evolve.csv", results.new_figure
