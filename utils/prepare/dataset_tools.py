@@ -74,13 +74,10 @@ def _write_lists(folder: Path, images: Sequence[Path], parts: np.ndarray) -> dic
 
 def _drawn_parts(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
     """Return (count,) numbers of the parts that images belong to."""
-    chances = np.zeros(len(PARTS))
-    try:
-        given = np.asarray(weights, dtype=float).reshape(-1)
-    except (TypeError, ValueError):
-        given = np.zeros(0)
-    if not 1 <= len(given) <= len(PARTS) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+    given = np.array(weights, dtype=float).reshape(-1)
+    if not 1 <= len(given) <= len(PARTS) or not (given >= 0).all() or not 0 < given.sum() < np.inf:
         raise ValueError(f"weights {weights!r:.80}: give the shares of {', '.join(PARTS)}, as in (0.9, 0.1, 0.0)")
+    chances = np.zeros(len(PARTS))
     chances[: len(given)] = given / given.sum()
     wanted = np.flatnonzero(chances)
     if count < len(wanted):

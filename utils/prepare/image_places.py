@@ -155,23 +155,20 @@ class LabelPlaces:
         """Return each image's label file. Raises ValueError, naming both, where two images would have the same."""
         owners: dict[Path, ImageName] = {}
         for name in names:
-            path = self._label_file(name)
+            file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
+            path = self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
+            if found := self.image(name):
+                expected, home = Path(label_places(found)[0]), self.folders[0].folder
+                if expected.is_relative_to(self.labels):
+                    path = expected
+                elif found.is_relative_to(home):
+                    path = self.labels / found.relative_to(home).with_suffix(".txt")
             if (other := owners.setdefault(path, name)) is not name:
                 raise ValueError(
                     f"{printable(other.text)} and {printable(name.text)} would share the label file "
                     f"{printable(path)}; rename one of the images, or give each its folder"
                 )
         return {name: path for path, name in owners.items()}
-
-    def _label_file(self, name: ImageName) -> Path:
-        if found := self.image(name):
-            expected, home = Path(label_places(found)[0]), self.folders[0].folder
-            if expected.is_relative_to(self.labels):
-                return expected
-            if found.is_relative_to(home):
-                return self.labels / found.relative_to(home).with_suffix(".txt")
-        file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
-        return self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
 
     def check(self, files: Mapping[ImageName, Path]) -> None:
         """Warn of label files, now that they are written, that train.py will not find, and of images not found."""

@@ -56,11 +56,7 @@ def convert_coco(
     in the order of their ids. `polygons` writes outlines of one piece instead of boxes, `crowds` keeps what is marked
     iscrowd, `overwrite` replaces label files that say something else.
     """
-    file, _ = _paths(annotations=annotations, labels=labels)
-    if file.is_dir():
-        found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if path.endswith(".json"))
-        remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
-        raise ValueError(f"{printable(file)}: is a folder, {printable(remedy)}")
+    file = Path(annotations)
     siblings = (ImageFolder(folder / "images") for folder in (file.parent, file.parent.parent))
     places = LabelPlaces(labels, (ImageFolder(file.parent, deep=False), *siblings))
     classes = None if names is None else ClassNames(names)
@@ -81,7 +77,7 @@ def convert_voc(
     `names` and `overwrite` as in `convert_coco`; `difficult` keeps objects that are marked so. ValueError names a file
     that is no annotation.
     """
-    folder, _ = _paths(annotations=annotations, labels=labels)
+    folder = Path(annotations)
     inner = folder / "Annotations"  # of a whole VOC export
     if inner.is_dir() and not any(file.suffix.lower() == ".xml" for file in folder.iterdir()):
         folder = inner
@@ -210,8 +206,7 @@ def convert_dota(
     The images are below the folder `images`, and its folders are kept. `names` and `overwrite` as in `convert_coco`;
     `polygons` writes the four corners instead of upright boxes.
     """
-    folder, *_ = _paths(annotations=annotations, images=images, labels=labels)
-    known = ImageFolder(images)
+    folder, known = Path(annotations), ImageFolder(images)
     places = LabelPlaces(labels, (known,))
     files = _files_below(folder, ".txt", places.labels)
     find_images(images)  # raises where there are none
@@ -274,15 +269,6 @@ def write_labels(
         raise ValueError(f"{labels}: {reason}, then convert again") from error
     places.check(files)
     return kept
-
-
-def _paths(**given: object) -> list[Path]:
-    """Return the arguments as paths, in order. Raises ValueError, naming it, for one that is none."""
-    for name, value in given.items():
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            order = ", ".join((*given, "names"))
-            raise ValueError(f"{name}: give a path, not {value!r:.80}; the order of arguments is {order}")
-    return [Path(str(value)) for value in given.values()]
 
 
 def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:

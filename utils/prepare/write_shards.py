@@ -68,26 +68,19 @@ def write_shards(
             tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as archive,
         ):
             for image, label in zip(chosen, img2label_paths(chosen), strict=True):
-                key = _free_key(image.stem.replace(".", "_"), taken)
-                for ending, source in ((image.suffix.lower(), image), (".txt", Path(label))):
-                    if source == image or os.path.isfile(source):
-                        content = source.read_bytes()
-                        member = tarfile.TarInfo(f"{key}{ending}")  # no owner, no time: the same set, the same bytes
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
+                key = stem = image.stem.replace(".", "_")  # no dots, which end a key; numbered where it was taken
+                while key in taken:
+                    taken[stem] += 1
+                    key = f"{stem}-{taken[stem]}"
+                taken[key] = 1
+                for source in (image, *filter(os.path.isfile, [label])):
+                    content = Path(source).read_bytes()
+                    member = tarfile.TarInfo(key + Path(source).suffix.lower())  # no owner, no time: the same bytes
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
     LOGGER.info(f"{len(images)} images in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
     return str(folder / f"shard-{numbers}.tar")
-
-
-def _free_key(stem: str, taken: Counter[str]) -> str:
-    """Return a name for an image's files, without dots, which end a key: the stem, numbered where it was taken."""
-    key = stem
-    while key in taken:
-        taken[stem] += 1
-        key = f"{stem}-{taken[stem]}"
-    taken[key] = 1
-    return key
 
 
 def run(**given: Any) -> None:
