@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from utils.data.label_index import load_index
 from utils.base.config import ClassNames
+from utils.data.label_index import load_index
 from utils.prepare.converters import convert_coco, convert_dota, convert_voc
 from utils.prepare.image_places import LabelPlaces
 from utils.prepare.label_formats import DropCounts
