@@ -218,7 +218,7 @@ SETS: dict[str, tuple[dict[str, list[Files]], dict[str, list[list[float]]]]] = {
     "SKU-110K.yaml": (sku_files(), {key: [[0, *FIFTHS]] for key in ("train", "val", "test")}),
     "Argoverse.yaml": (argoverse_files(), {key: [[7, 0.05, 0.05, 0.1, 0.1]] for key in ("train", "val")}),
     "GlobalWheat2020.yaml": (
-        wheat_files(), {"train": [[0, 0.2, 0.2, 0.2, 0.2]], "val": [[0, *TENTH]], "test": [[0, *TENTH]]}
+        wheat_files(), {"train": [[0, 0.2, 0.2, 0.2, 0.2]], "val": [[0, 0.2, 0.2, 0.2, 0.2]], "test": [[0, *TENTH]]}
     ),
 }  # fmt: skip
 
