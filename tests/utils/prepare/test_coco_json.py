@@ -44,11 +44,6 @@ def read(tmp_path: Path):
     return rows
 
 
-def test_nothing_gives_nothing(read) -> None:
-    rows, reader = read()
-    assert rows == [] and not reader.counts.dropped and not reader.counts.remarks
-
-
 @pytest.mark.parametrize(
     "note, changes",
     [
@@ -110,7 +105,10 @@ def test_without_names_classes_go_by_their_ids(read, caplog: pytest.LogCaptureFi
     caplog.set_level("INFO", "yolov5")
     categories = [{"id": "10", "name": "ten"}, {"id": 9, "name": "nine"}, {"id": "x", "name": "ex"}]
     notes = [{**BOX, "category_id": key} for key in (9, 10, "x")]
-    rows, _ = read(*notes, names=None, changes={"categories": categories})
+    notes[1]["image_id"] = 8
+    images = [IMAGE, {**IMAGE, "id": 8}, OTHER]
+    rows, reader = read(*notes, names=None, changes={"categories": categories, "images": images})
+    assert "images are listed twice" in str(reader.counts.remarks)
     assert [row[0] for row in rows] == [0, 1, 2] and 'category id: ["nine", "ten", "ex"]' in caplog.text
 
 
@@ -132,11 +130,6 @@ def test_an_unknown_size_is_asked_for_and_else_said(read, tmp_path: Path, size: 
     ((reason, (count, _)),) = reader.counts.dropped.items()
     assert count == 2 and "width and height are not known; write them into the file, or put the image" in reason
     assert CocoReader().rows(tmp_path / "a.json") == {"b.c.jpg": []}, "no empty labels for what is not known"
-
-
-def test_one_image_listed_twice_is_one_image(read) -> None:
-    rows, reader = read(BOX, {**BOX, "image_id": 8, "category_id": 3}, changes={"images": [IMAGE, {**IMAGE, "id": 8}]})
-    assert [row[0] for row in rows] == [1, 0] and "listed twice" in str(reader.counts.remarks)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_voc_files_of_every_spelling_and_depth(tmp_path: Path, caplog: pytest.Lo
     voc(xml / "photo.webp.xml")
     voc(xml / "small.xml", side=0)
     voc(xml / "other.xml", "nuts")
+    for name in ("._x.xml", "__MACOSX/._x.xml", ".ipynb_checkpoints/x-checkpoint.xml"):
+        write(xml / name, "what programs leave is no annotation")
     assert convert_voc(xml, labels, NAMES) == 4
     assert labels_below(labels) == {
         "B.txt": ROW, "a.txt": ROW, "day 1/a.txt": ROW, "other.txt": "", "photo.webp.txt": ROW,
@@ -173,36 +175,22 @@ def test_two_annotations_of_one_image_are_named(tmp_path: Path) -> None:
 # ---- DOTA ------------------------------------------------------------------------------------------------------------
 
 
-def test_dota_folders_are_kept(tmp_path: Path) -> None:
+def test_dota_folders_are_kept_and_may_be_as_they_are_unpacked(tmp_path: Path) -> None:
     for part in ("a", "b"):
         image(tmp_path / f"images/{part}/P1.png")
         write(tmp_path / f"labelTxt/{part}/P1.txt", DOTA if part == "a" else DOTA * 2 + DOTA.replace("bolt", "nut"))
     assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", NAMES) == 3
     assert labels_below(tmp_path / "labels") == {"a/P1.txt": ROW, "b/P1.txt": ROW + ROW.replace("0", "1", 1)}
     assert len(boxes(tmp_path / "images")) == 3
-
-
-def test_dota_as_it_is_unpacked(tmp_path: Path) -> None:
-    for part in ("train", "val"):
-        image(tmp_path / f"{part}/images/P1.png")
-        write(tmp_path / f"{part}/labelTxt/P1.txt", DOTA)
+    image(tmp_path / "set/train/images/P1.png")
+    write(tmp_path / "set/train/labelTxt/P1.txt", DOTA)
     for _ in range(2):
-        assert convert_dota(tmp_path, tmp_path, tmp_path, NAMES) == 2
-        write(tmp_path / "train/labels/P1.txt", ROW)
-    assert len(boxes(tmp_path / "train/images")) == 1
+        assert convert_dota(*(tmp_path / "set",) * 3, NAMES) == 1
+        write(tmp_path / "set/train/labels/P1.txt", ROW)
+    assert len(boxes(tmp_path / "set/train/images")) == 1
 
 
-def test_what_dota_drops_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    image(tmp_path / "images/P1.png")
-    write(tmp_path / "labelTxt/P1.txt", DOTA + DOTA.replace("bolt", "ship"))
-    write(tmp_path / "labelTxt/P2.TXT", DOTA * 2)
-    assert convert_dota(tmp_path / "labelTxt", tmp_path / "images", tmp_path / "labels", NAMES) == 1
-    assert "2 dropped: of an image that is not in" in caplog.text and "(first: P2.TXT)" in caplog.text
-    assert "1 dropped: called 'ship'" in caplog.text
-    assert labels_below(tmp_path / "labels") == {"P1.txt": ROW}
-
-
-def test_dota_says_what_it_cannot_do(tmp_path: Path) -> None:
+def test_dota_says_what_it_cannot_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "images/P1.png")
     for folder, what in (("none", "no such folder"), ("images", r"no \.txt file in it")):
         with pytest.raises(ValueError, match=f"{tmp_path}/{folder}: {what}"):
@@ -210,6 +198,10 @@ def test_dota_says_what_it_cannot_do(tmp_path: Path) -> None:
     write(tmp_path / "images/P1.txt", DOTA)
     with pytest.raises(ValueError, match=r"P1\.txt: would be replaced by its own labels; convert into another folder"):
         convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "images", NAMES, overwrite=True)
+    write(tmp_path / "more/P1.txt", DOTA)
+    write(tmp_path / "more/P2.TXT", DOTA * 2)
+    assert convert_dota(tmp_path / "more", tmp_path / "images", tmp_path / "labels", NAMES) == 1
+    assert "2 dropped: of an image that is not in" in caplog.text and "(first: P2.TXT)" in caplog.text
     image(tmp_path / "images/P1.tif")
     with pytest.raises(ValueError, match=r"none of its 1 boxes can be used: 1 of an image that .* is there twice"):
         convert_dota(tmp_path / "images", tmp_path / "images", tmp_path / "labels", NAMES)
@@ -227,15 +219,6 @@ def test_the_image_that_voc_names_counts_where_only_that_is_there(tmp_path: Path
     image(tmp_path / "images/a.jpg")  # as after renaming: now the annotation's own name counts
     assert convert_voc(tmp_path / "xml", tmp_path / "others", NAMES) == 1
     assert list(labels_below(tmp_path / "others")) == ["a.txt"]
-
-
-def test_what_programs_leave_beside_annotations_is_none(tmp_path: Path) -> None:
-    image(tmp_path / "x.jpg")
-    voc(tmp_path / "x.xml")
-    for name in ("._x.xml", "__MACOSX/._x.xml", ".ipynb_checkpoints/x-checkpoint.xml"):
-        write(tmp_path / name, "no annotation")
-    assert convert_voc(tmp_path, tmp_path, NAMES) == 1
-    assert labels_below(tmp_path) == {"x.txt": ROW}
 
 
 @pytest.mark.parametrize("line", ["big bolt 0", "big bolt", "Big_Bolt 1"])
@@ -264,12 +247,6 @@ def xml(*things: str, size: str = SIZE, head: str = "", filename: str = "a.jpg")
 def rows_of(text: str, names: tuple[str, ...] = ("bolt", "nut"), **options: bool) -> tuple[list[str], DropCounts]:
     root, counts = ElementTree.fromstring(text), DropCounts()
     return voc_rows(root, voc_size(root) or (100, 50), ClassNames(names), counts, "a.xml", **options), counts
-
-
-def test_nothing_gives_nothing() -> None:
-    for text in (xml(), "<annotation/>", xml(size="")):
-        rows, counts = rows_of(text)
-        assert not rows and not counts.dropped
 
 
 @pytest.mark.parametrize(
@@ -302,14 +279,12 @@ def test_what_is_dropped_is_counted_with_its_reason_and_example(item: str, reaso
     assert rows == [VOC_ROW] and reason in said and (count, example) == (2, "a.xml, object 2")
 
 
-def test_difficult_objects_are_kept_where_they_are_wanted() -> None:
+def test_difficult_objects_and_sizes_that_are_none() -> None:
     assert rows_of(xml(thing(extra="<difficult>1</difficult>")), difficult=True)[0] == [VOC_ROW]
-
-
-@pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
-                                  "<size><width>x</width><height>5</height></size>"])  # fmt: skip
-def test_sizes_that_are_none(size: str) -> None:
-    assert voc_size(ElementTree.fromstring(xml(size=size))) is None
+    for size in ("", "<size/>", "<size><width>0</width><height>0</height></size>",
+                 "<size><width>x</width><height>5</height></size>"):  # fmt: skip
+        assert voc_size(ElementTree.fromstring(xml(size=size))) is None
+        assert rows_of(xml(size=size))[0] == [] and not rows_of(xml(size=size))[1].dropped
 
 
 @pytest.mark.parametrize(
