@@ -22,7 +22,7 @@ from utils.prepare.archives import extract
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.dataset_tools import autosplit
 from utils.prepare.downloads import Remote, fetch, fetch_folder, url2file
-from utils.prepare.image_places import ImageName, LabelPlaces
+from utils.prepare.image_places import ImageName, LabelPlaces, image_size
 from utils.prepare.label_formats import (
     DropCounts,
     Rows,
@@ -38,7 +38,6 @@ from utils.prepare.own_data import (
     convert_coco,
     convert_dota,
     convert_voc,
-    image_size,
     read_voc,
     voc_rows,
     voc_size,

@@ -76,18 +76,6 @@ def largest(gib: float | None = None) -> float:
     return chosen
 
 
-def _verify(path: Path, checksum: str | None) -> None:
-    """Remove a file with another checksum and raise ValueError."""
-    kind, _, expected = (checksum or "").partition(":")
-    if not kind:
-        return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
-    if found != expected.lower():
-        path.unlink()
-        raise ValueError(f"{kind} is {found}, expected {expected}; the file was removed, try again")
-
-
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees that it is still the same file: `note` says which.
 
@@ -157,7 +145,12 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     try:
         if not there:
             _fetch_whole(url, part, note, room)
-        _verify(target if there else part, checksum)
+        if checksum:
+            with open(found := target if there else part, "rb") as file:
+                kind, _, expected = checksum.partition(":")
+                if (digest := hashlib.file_digest(file, kind).hexdigest()) != expected.lower():
+                    found.unlink()
+                    raise ValueError(f"{kind} is {digest}, expected {expected}; the file was removed, try again")
     except ValueError as error:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)

@@ -18,9 +18,8 @@ from pathlib import Path
 from utils.base.config import ClassNames, Names
 from utils.base.files import is_hidden, printable, read_bytes, walk_files
 from utils.data.image_files import find_images
-from utils.images.reading import picture_size
 from utils.prepare.coco_json import CocoReader
-from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces, has_ending
+from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces, has_ending, image_size
 from utils.prepare.label_formats import (
     MAX_TEXT_BYTES,
     NONSENSE,
@@ -228,15 +227,6 @@ def convert_dota(
     if both := sorted(used & set(places.label_files(rows).values())):
         raise ValueError(f"{printable(both[0])}: would be replaced by its own labels; convert into another folder")
     return write_labels(rows, places, counts, folder, overwrite)
-
-
-def image_size(image: Path) -> tuple[int, int]:
-    """Return (w, h) of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
-    try:
-        return picture_size(image)
-    except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
-        reason = printable(str(error)) or type(error).__name__
-        raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 
 
 def write_labels(

@@ -8,7 +8,6 @@ Images and label files go in byte for byte, in shuffled order, so that any run o
 from __future__ import annotations
 
 import io
-import os
 import sys
 import tarfile
 from collections import Counter
@@ -73,9 +72,9 @@ def write_shards(
                     taken[stem] += 1
                     key = f"{stem}-{taken[stem]}"
                 taken[key] = 1
-                for source in (image, *filter(os.path.isfile, [label])):
-                    content = Path(source).read_bytes()
-                    member = tarfile.TarInfo(key + Path(source).suffix.lower())  # no owner, no time: the same bytes
+                for source in (image, *filter(Path.is_file, [Path(label)])):
+                    content = source.read_bytes()
+                    member = tarfile.TarInfo(key + source.suffix.lower())  # no owner, no time: the same bytes
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
