@@ -34,15 +34,7 @@ from utils.prepare.label_formats import (
     write_rows,
     xview_rows,
 )
-from utils.prepare.own_data import (
-    convert_coco,
-    convert_dota,
-    convert_voc,
-    read_voc,
-    voc_rows,
-    voc_size,
-    write_labels,
-)
+from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, read_voc, voc_rows, voc_size, write_labels
 from utils.prepare.synthetic import draw_dataset
 
 __all__ = ["CONVERTERS", "FILES", "convert_coco", "convert_dota", "convert_voc", "prepare"]
