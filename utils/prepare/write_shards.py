@@ -82,7 +82,7 @@ def write_shards(
     return str(folder / f"shard-{numbers}.tar")
 
 
-def run(**given: Any) -> None:
+def run(given: dict[str, Any]) -> None:
     """Pack what the command line asks for. Raises ValueError for a mistake of the user's."""
     opt = options(ShardOptions, given)
     if not opt.data or not opt.out:
@@ -95,7 +95,7 @@ def run(**given: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_script(ShardOptions, lambda given: run(**given), __doc__, argv)
+    return run_script(ShardOptions, run, __doc__, argv)
 
 
 if __name__ == "__main__":

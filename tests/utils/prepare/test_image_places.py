@@ -56,7 +56,10 @@ def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptu
         "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt", "e.txt",
     ]  # fmt: skip
     assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
-    (tmp_path / "images").mkdir()
+    image(tmp_path / "images/photo.webp")  # a name without its ending means the stem first
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.txt"]
+    image(tmp_path / "images/photo.webp.jpg")
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
     (tmp_path / "images/a.jpg").write_bytes(b"no image")
     assert [LabelPlaces(tmp_path / "labels").size(ImageName.read(name)) for name in ("a.jpg", "b.jpg")] == [None, None]
 
@@ -84,13 +87,6 @@ def test_labels_go_where_train_looks(tmp_path: Path, labels: str, on_disk: str, 
     found = places.label_files([ImageName.read(name)])
     assert list(found.values()) == [tmp_path / label]
     assert places.size(ImageName.read(name)) == (100, 50)
-
-
-def test_a_name_without_ending_means_the_stem_first(tmp_path: Path) -> None:
-    image(tmp_path / "images/photo.webp")
-    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.txt"]
-    image(tmp_path / "images/photo.webp.jpg")
-    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
 
 
 def test_folders_that_contradict_are_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

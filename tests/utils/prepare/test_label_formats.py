@@ -23,7 +23,6 @@ from utils.prepare.label_formats import (
     polygon_row,
     sku_rows,
     visdrone_rows,
-    write_rows,
     xview_rows,
 )
 
@@ -120,17 +119,6 @@ def test_outlines_need_three_points() -> None:
     points = np.array([[0, 0], [10, 0], [10, 10]])
     assert polygon_row(1, points[:2], (10, 10)) is None
     assert len(polygon_row(1, points, (10, 10)).split()) == 9
-
-
-def test_a_label_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    def broken():
-        yield "0 1 1 1 1"
-        raise RuntimeError
-
-    write_rows(tmp_path / "b/a.txt", ["1", "2"])
-    with pytest.raises(RuntimeError):
-        write_rows(tmp_path / "b/a.txt", broken())
-    assert [(file.name, file.read_text()) for file in (tmp_path / "b").iterdir()] == [("a.txt", "1\n2\n")]
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------

@@ -185,26 +185,6 @@ def test_what_is_no_fault_of_the_trial_s_gives_it_back_or_tries_again(opt: Train
     assert [int(given.name) for given in second.given] == [3, 3] and second.hyps == [first.hyps[-1]] * 2
 
 
-def test_the_search_waits_for_others_and_takes_over(opt: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = {"host": "far", "pid": 7, "born": "1", "space": "another machine"}
-
-    def train_elsewhere(opt: TrainOptions, callbacks: Callbacks) -> tuple[float, ...]:
-        study = optuna.load_study(
-            study_name="search", storage=open_storage(str(Path(opt.project).parent / "search.journal"), "")
-        )
-        study._storage.set_trial_user_attr(study.trials[-1]._trial_id, "worker", elsewhere)
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr("optuna.Trial.set_user_attr", lambda *given: None)  # killed: it gives nothing back
-        with pytest.raises(SystemExit):
-            evolve(replace(opt, evolve=1), train_elsewhere)
-    monkeypatch.setattr("utils.search.worker.SILENCE", 0.1)
-    taken = FakeTraining()
-    folder = evolve(replace(opt, evolve=1, resume=True), taken)
-    assert [given.name for given in taken.given] == ["0"] and pd.read_csv(folder / "trials.csv")["host"][0] != "far"
-
-
 MISTAKES = [
     ({"resume": "last.pt"}, "--resume takes no file"),
     ({"epochs": 0}, "--epochs"),
