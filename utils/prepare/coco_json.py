@@ -102,8 +102,7 @@ class CocoReader:
             }
         for key in _groups(categories) - {_id(note.get("category_id")) for note in notes}:
             LOGGER.warning(f"category {key} ({printable(names.pop(key))}) is a group of others without boxes: no class")
-        whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
-        ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
+        ordered = sorted(names, key=lambda key: (not key.isdecimal(), key.zfill(20)))  # numbers by their size
         LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")
         return dict(zip(ordered, range(len(ordered)), strict=True))
 
