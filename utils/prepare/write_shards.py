@@ -53,8 +53,6 @@ def write_shards(
     images = find_images(sources)
     if seed is not None:
         images = [images[number] for number in np.random.default_rng(seed).permutation(len(images))]
-    if per_shard < 1:
-        raise ValueError(f"per_shard={per_shard}: a shard holds at least one image")
     count, folder = -(-len(images) // per_shard), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if old := next(folder.glob("shard-*.tar"), None):
