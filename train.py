@@ -55,7 +55,7 @@ from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_ta
 from utils.evaluation.metrics import fitness
 from utils.evaluation.reports import Report, ReportSettings
 from utils.loggers import check_loggers
-from utils.prepare.dataset_report import write_report
+from utils.prepare.dataset_tools import write_report
 from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import check_train_batch_size

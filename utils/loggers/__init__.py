@@ -6,10 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 
 from utils.base.callbacks import Callbacks
-from utils.base.options import nearest
-from utils.loggers.clearml import ClearMl
-from utils.loggers.comet import Comet
-from utils.loggers.mlflow import Mlflow
+from utils.loggers.experiments import ClearMl, Comet, Mlflow
 from utils.loggers.run import CsvLogger, ImageLogger, RunInfo
 from utils.loggers.service import Service, ServiceLogger
 from utils.loggers.tensorboard import TensorBoard
@@ -28,23 +25,18 @@ def subscribe_loggers(callbacks: Callbacks, run: RunInfo) -> None:
     callbacks.subscribe(ServiceLogger(run, [SERVICES[name](run) for name in names]))
 
 
-def check_loggers(names: str | Sequence[str]) -> list[str]:
+def check_loggers(names: Sequence[str]) -> list[str]:
     """Return the services that are meant, each once. No service is imported to find out.
 
-    Raises ValueError for names that cannot go together, for one that there is not or whose package is missing.
+    Raises ValueError for names that cannot go together, or one whose package is missing.
     """
-    asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
-    known = ["auto", "none", *SERVICES]
-    if unknown := [name for name in asked if name not in known]:
-        listed = f"{nearest(unknown[0], known)}; there are: {', '.join(known)}"
-        raise ValueError(f"--loggers {unknown[0]}: no such logger{listed}")
-    if "none" in asked and len(asked) > 1:
-        raise ValueError(f"--loggers {' '.join(asked)}: none goes with no other; leave it or the others out")
-    named = [name for name in asked if name in SERVICES]
+    if "none" in names and len(set(names)) > 1:
+        raise ValueError(f"--loggers {' '.join(names)}: none goes with no other; leave it or the others out")
+    named = [name for name in names if name in SERVICES]
     if missing := [name for name in named if not _installed(name)]:
         package = MODULES.get(missing[0], missing[0]).replace("_", "-")
         raise ValueError(f"--loggers {missing[0]} needs a package: pip install {package}")
-    automatic = ["tensorboard"] if "auto" in asked and _installed("tensorboard") else []
+    automatic = ["tensorboard"] if "auto" in names and _installed("tensorboard") else []
     return list(dict.fromkeys([*automatic, *named]))
 
 

@@ -40,20 +40,16 @@ class Delivery:
         _deliveries.append(self)
         threading.Thread(target=self._work, name=f"logger of {name}", daemon=True).start()
 
-    def put(self, entry: Callable[[], None]) -> None:
-        """Queue an entry. It is dropped, and that is said once, when CAPACITY others wait; it never waits itself."""
-        if not self.out and self._entries.qsize() < CAPACITY:
+    def put(self, entry: Callable[[], None], last: bool = False) -> None:
+        """Queue an entry, which is dropped when CAPACITY others wait (said once), the `last` one in any case."""
+        if not self.out and (last or self._entries.qsize() < CAPACITY):
             self._entries.put(entry)
-            return
-        self._dropped += 1
-        if self._dropped == 1 and not self.out:
-            LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
-
-    def close(self, entry: Callable[[], None]) -> None:
-        """Queue the last entry; `wait` for it afterwards."""
-        if not self.out:
-            self._entries.put(entry)
-        self._entries.put(None)
+        elif not last:
+            self._dropped += 1
+            if self._dropped == 1 and not self.out:
+                LOGGER.warning(f"{self.name}: does not keep up; what it cannot take in time is dropped")
+        if last:
+            self._entries.put(None)
 
     def wait(self, deadline: float, status: int) -> None:
         """Wait until `time.monotonic()` is `deadline`, say what was lost; `status` as in `leave_in_time`."""

@@ -89,19 +89,18 @@ class ServiceLogger:
         self.found: list[tuple[str, np.ndarray]] = []
 
     def _send(self, kind: Kind, content: Any) -> None:
-        for service, delivery in self.deliveries:
+        for service, delivery in self.deliveries if content else ():
             if kind in service.wants or kind in ("best", "images"):
                 delivery.put(partial(service.send, kind, content, self.epoch))
-
-    def _send_images(self, *patterns: str) -> None:
-        if files := sorted(file for pattern in patterns for file in self.run.folder.glob(pattern)):
-            self._send("images", files)
 
     def on_train_batch_end(self, ni: int, model: nn.Module, imgs: Tensor, *others: Any) -> None:
         """Send the network, at the first batch of a run."""
         if ni == 0 and not self.run.resumed and any("network" in service.wants for service, _ in self.deliveries):
-            try:
-                self._send("network", (copy_to_cpu(model), (1, *imgs.shape[1:])))
+            try:  # deepcopy takes what it is given for the tensors it meets: on the CPU, sharing nothing
+                own: dict[int, Any] = {id(each): each.detach().to("cpu", copy=True) for each in model.buffers()}
+                for weight in model.parameters():
+                    own[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), requires_grad=False)
+                self._send("network", (copy.deepcopy(model, own).eval(), (1, *imgs.shape[1:])))
             except Exception as error:  # a network of the user's own may resist copying
                 LOGGER.warning(f"no graph of the network: {one_line(error)}")
 
@@ -109,7 +108,10 @@ class ServiceLogger:
         """Send how labels and first batches look, once; detections from now on belong to this epoch."""
         self.epoch = epoch
         if epoch == self.run.start:
-            self._send_images("labels*.jpg", "train_batch*.jpg")
+            self._send(
+                "images",
+                [*sorted(self.run.folder.glob("labels*.jpg")), *sorted(self.run.folder.glob("train_batch*.jpg"))],
+            )
 
     def on_val_image_end(self, pred: Tensor, predn: Tensor, path: str, names: Sequence[str], im: Any) -> None:
         """Keep the detections of at most 16 images, in every `bbox_interval`-th epoch."""
@@ -132,9 +134,8 @@ class ServiceLogger:
     def on_train_end(self, last: Path, best: Path, plots: bool, epoch: int, results: Sequence[float]) -> None:
         """Send the images of the end and the best checkpoint's scores, and wait half a minute at most."""
         self.epoch = epoch
-        self._send_images("*.png", "val_batch*.jpg")
-        scores = zip(_BEST, results, strict=False)
-        self._send("best", {f"best/{name}": float(value) for name, value in scores})
+        self._send("images", [*sorted(self.run.folder.glob("*.png")), *sorted(self.run.folder.glob("val_batch*.jpg"))])
+        self._send("best", {f"best/{name}": float(value) for name, value in zip(_BEST, results, strict=False)})
         self.teardown(ended=True)
 
     def teardown(self, ended: bool = False) -> None:
@@ -142,15 +143,7 @@ class ServiceLogger:
         deliveries, self.deliveries = self.deliveries, []
         for service, delivery in deliveries:
             delivery.put(service.send_rows)
-            delivery.close(partial(service.disconnect, ended))
+            delivery.put(partial(service.disconnect, ended), last=True)
         deadline = time.monotonic() + (PATIENCE if ended else HURRY)
         for _, delivery in deliveries:  # they finish side by side and are waited for together
             delivery.wait(deadline, status=0 if ended else 1)
-
-
-def copy_to_cpu(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode whose tensors lie on the CPU and share nothing with the model's."""
-    tensors: dict[int, Tensor] = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in model.buffers()}
-    for weight in model.parameters():
-        tensors[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), requires_grad=False)
-    return copy.deepcopy(model, tensors).eval()  # deepcopy takes what it is given for the tensors it meets

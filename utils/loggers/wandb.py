@@ -31,7 +31,13 @@ class Wandb(Service):
         """Begin or go on; offline, going on makes a further folder with the same id, which the sync puts together."""
         import wandb
 
-        mode, name = _mode(wandb), known or uuid.uuid4().hex[:12]
+        name, mode = known or uuid.uuid4().hex[:12], os.environ.get("WANDB_MODE")
+        if not mode:
+            is_new = "prompt" in inspect.signature(wandb.login).parameters  # since 0.31
+            has_key = wandb.login(prompt=False, verify=False) if is_new else wandb.api.api_key
+            mode = "online" if has_key else "offline"
+            if not has_key:
+                LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
         settings = {"silent": True, "console": "off", "finish_timeout": PATIENCE - 5}
         fields = getattr(wandb.Settings, "model_fields", settings)
         self.session = wandb.init(
@@ -69,17 +75,6 @@ class Wandb(Service):
     def disconnect(self, ended: bool) -> None:
         """Send the rest and finish."""
         self.session.finish(exit_code=0 if ended else 1)
-
-
-def _mode(wandb: Any) -> str:
-    """Return what WANDB_MODE says, else online with an API key and offline without one; nobody is asked."""
-    if chosen := os.environ.get("WANDB_MODE"):
-        return chosen
-    is_new = "prompt" in inspect.signature(wandb.login).parameters  # since 0.31
-    if wandb.login(prompt=False, verify=False) if is_new else wandb.api.api_key:
-        return "online"
-    LOGGER.info("wandb: no API key (wandb login, or WANDB_API_KEY), so this run is kept offline")
-    return "offline"
 
 
 def _with_boxes(path: str, rows: np.ndarray, classes: dict[int, str]) -> Any:

@@ -46,14 +46,11 @@ class ArchiveLimits(NamedTuple):
     files: int = 10_000_000
 
 
-Entry = tuple[str, BinaryIO | None]  # name, content; None for a folder
-
-
 class _BoundedTar(io.RawIOBase):
     """A tar, unpacked as it is read, that gives out `room` bytes, forwards only, and no long stretches at once."""
 
     def __init__(self, file: BinaryIO, room: int) -> None:
-        self.file, self.room = file, room
+        self.file, self.room, self.tell = file, room, file.tell  # type: ignore[method-assign]  # the same place
 
     def read(self, size: int = -1) -> bytes:
         """Raise ValueError when too much is asked for."""
@@ -75,9 +72,6 @@ class _BoundedTar(io.RawIOBase):
             pass
         return self.file.tell()
 
-    def tell(self) -> int:
-        return self.file.tell()
-
 
 class _BoundedZip(io.BufferedReader):
     """A zip of which no more than `room` bytes are read at once, as its directory is; content is read in pieces."""
@@ -91,36 +85,29 @@ class _BoundedZip(io.BufferedReader):
         return super().read(size)
 
 
-def _zip_entries(path: Path, limits: ArchiveLimits) -> Iterator[Entry]:
-    """Yield what is in a zip; content is to be read before the next is asked for."""
-    with _BoundedZip(io.FileIO(path)) as file:
-        file.room = max(MIN_DIRECTORY, limits.files * ENTRY)
-        with zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
+def _entries(path: Path, limits: ArchiveLimits, room: int) -> Iterator[tuple[str, BinaryIO | None]]:
+    """Yield name and content (None for a folder); content is to be read before the next is asked for."""
+    if path.name.lower().endswith(".zip"):
+        with _BoundedZip(io.FileIO(path)) as zipped:
+            zipped.room = max(MIN_DIRECTORY, limits.files * ENTRY)
+            for info in (archive := zipfile.ZipFile(zipped)).infolist():
                 if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise ValueError(f"{info.filename!r} is a link or a device")
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # unpacks without a measure
                     raise ValueError(f"{info.filename!r} is compressed in another way than by deflate")
-                if info.is_dir():
-                    yield info.filename, None
-                else:
-                    with archive.open(info) as content:
-                        yield info.filename, cast(BinaryIO, content)
-
-
-def _tar_entries(path: Path, room: int) -> Iterator[Entry]:
-    """Yield what is in a tar, compressed or not; content is to be read before the next is asked for."""
+                yield info.filename, None if info.is_dir() else cast(BinaryIO, archive.open(info))
+        return
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
-        with tarfile.open(fileobj=_BoundedTar(unpacked, room), mode="r:") as archive:
-            for member in archive:
-                if not (member.isfile() or member.isdir()) or member.issparse():
+        with tarfile.open(fileobj=_BoundedTar(unpacked, room), mode="r:") as tar:
+            for member in tar:
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.issparse():
                     raise ValueError(f"{member.name!r} is a link, a device or has holes")
                 if member.size < 0:
                     raise ValueError(f"{member.name!r} has a negative size")
-                yield member.name, cast(BinaryIO | None, archive.extractfile(member))
+                yield member.name, cast(BinaryIO | None, tar.extractfile(member))
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -137,25 +124,10 @@ def _place(folder: Path, name: str) -> Path:
     return target
 
 
-def _write(content: BinaryIO, target: Path, room: int) -> int:
-    """Copy at most `room` bytes to a new file, which appears when it is whole; return how many there were."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with replacing(target) as beside, beside.open("xb") as file:
-        while chunk := content.read(CHUNK):
-            written += len(chunk)
-            if written > room:
-                raise ValueError(_TOO_MUCH)
-            file.write(chunk)
-    return written
-
-
 def _unpack(archive: Path, folder: Path, limits: ArchiveLimits, top: str) -> tuple[int, int]:
     """Unpack an archive; return how many files were there already, and how many are not in its folder `top`."""
-    room = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size)
-    zipped, kept, others = archive.name.lower().endswith(".zip"), 0, 0
-    entries = _zip_entries(archive, limits) if zipped else _tar_entries(archive, room)
-    for number, (name, content) in enumerate(entries, 1):
+    room, kept, others = min(max(MAX_RATIO * archive.stat().st_size, MAX_UNRATED), limits.size), 0, 0
+    for number, (name, content) in enumerate(_entries(archive, limits, room), 1):
         if number > limits.files:
             raise ValueError(f"it has more than {limits.files:,} files and folders")
         inside = name.removeprefix("./")
@@ -168,7 +140,13 @@ def _unpack(archive: Path, folder: Path, limits: ArchiveLimits, top: str) -> tup
         elif os.path.lexists(target):
             kept += 1
         else:
-            room -= _write(content, target, room)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, replacing(target) as beside, beside.open("xb") as file:
+                while chunk := content.read(CHUNK):
+                    room -= len(chunk)
+                    if room < 0:
+                        raise ValueError(_TOO_MUCH)
+                    file.write(chunk)
     return kept, others
 
 

@@ -27,7 +27,6 @@ from utils.prepare.label_formats import (
     read_json,
 )
 
-FORM = "a COCO detection file"
 Box = tuple[float, float, float, float]
 
 
@@ -53,7 +52,7 @@ class CocoReader:
         Images with boxes whose size is not known are left out. Raises ValueError for another kind of file.
         """
         content = read_json(path)
-        with naming(path, FORM):
+        with naming(path, "a COCO detection file"):
             for key in ("images", "categories", "annotations"):
                 if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
                     raise ValueError(f"it has no list of {key}; export as COCO with images, categories and annotations")
@@ -72,15 +71,6 @@ class CocoReader:
                 rows[name] += self._rows(note, kind, sizes.get(name), f"annotation {where} of {name}")
         return {name: found for name, found in rows.items() if name not in sizes or is_size(sizes[name])}
 
-    def _class(self, note: Mapping[str, Any], classes: Mapping[str, int | str]) -> int | str:
-        """Return an annotation's class, or why it has none."""
-        category = note.get("category_id")
-        missing = f"of category_id {category!r:.40}, which is not among its categories"
-        kind = classes.get(_id(category), missing)
-        if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
-            return "marked iscrowd; convert with crowds=True to keep them"
-        return kind
-
     def _images(self, images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Size | None]]:
         """Return id -> file_name; and file_name -> size, where the file says it."""
         names: dict[str, str] = {}
@@ -94,68 +84,69 @@ class CocoReader:
             if name in sizes:
                 self.counts.remark("images are listed twice; their annotations were put together", name)
             size = _numbers((image.get("width"), image.get("height")))
-            if size and is_size(size) and sizes.setdefault(name, size) is size:
+            if is_size(size) and sizes.setdefault(name, size) is size:
                 self.counts.check_size(size, self.size_of(name), name)
         return names, sizes
 
     def _classes(self, categories: Sequence[Mapping[str, Any]], notes: Sequence[Any]) -> dict[str, int | str]:
         """Return category id -> class, or why the category has none."""
-        names = _category_names(categories)
+        names: dict[str, str] = {}
+        for category in categories:
+            key, name = _id(category["id"]), str(category.get("name", ""))
+            if not key or names.setdefault(key, name) != name:
+                raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
         if (classes := self.classes) is not None:
-            found = {key: classes.find(name) for key, name in names.items()}
-            return {key: classes.unlisted(names[key]) if kind is None else kind for key, kind in found.items()}
-        for key in _groups(categories, {_id(note.get("category_id")) for note in notes}) & names.keys():
+            return {
+                key: classes.unlisted(name) if (kind := classes.find(name)) is None else kind
+                for key, name in names.items()
+            }
+        for key in _groups(categories) - {_id(note.get("category_id")) for note in notes}:
             LOGGER.warning(f"category {key} ({printable(names.pop(key))}) is a group of others without boxes: no class")
-        whole = {key: int(key) for key in names if re.fullmatch(r"-?[0-9]{1,18}", key)}
-        ordered = sorted(names, key=lambda key: (key not in whole, whole.get(key, 0), key))
+        ordered = sorted(names, key=lambda key: (not key.isdecimal(), key.zfill(20)))  # numbers by their size
         LOGGER.info(f"classes by category id: {json.dumps([names[key] for key in ordered], ensure_ascii=False)}")
-        return {key: kind for kind, key in enumerate(ordered)}
+        return dict(zip(ordered, range(len(ordered)), strict=True))
+
+    def _class(self, note: Mapping[str, Any], classes: Mapping[str, int | str]) -> int | str:
+        """Return an annotation's class, or why it has none."""
+        category = note.get("category_id")
+        kind = classes.get(_id(category), f"of category_id {category!r:.40}, which is not among its categories")
+        if isinstance(kind, int) and not self.crowds and str(note.get("iscrowd")).lower() in ("1", "1.0", "true"):
+            return "marked iscrowd; convert with crowds=True to keep them"
+        return kind
 
     def _rows(self, note: Mapping[str, Any], kind: int | str, size: Size | None, where: str) -> list[str]:
-        """Return an annotation's outline if it is wanted and of one piece, else its box; `kind` may be a refusal."""
+        """Return the row of an annotation of this class (or without one, for this reason), or count it."""
         if isinstance(kind, str):
             self.counts.drop(kind, where)
-        elif size is None or not is_size(size):
+        elif not is_size(size):
             reason = "of an image whose width and height are not known; write them into the file, or put"
             self.counts.drop(f"{reason} the image where train.py looks for it", where)
         else:
             pieces = _polygons(note.get("segmentation")) if self.polygons else []
             if len(pieces) == 1 and (row := polygon_row(kind, pieces[0], size, self.digits)):
                 return [row]
-            if (box := box_of(note)) is None:
-                self.counts.drop("without a bbox or an outline that can be read", where)
-                return []
-            x, y, width, height = box
-            rows = box_rows(self.counts, kind, (x, y, x + width, y + height), size, where, self.digits)
-            if rows and self.polygons:
-                self.counts.remark("objects have no outline of one piece; their boxes are written", where)
-            return rows
+            if box := box_of(note):
+                x, y, width, height = box
+                rows = box_rows(self.counts, kind, (x, y, x + width, y + height), size, where, self.digits)
+                if rows and self.polygons:
+                    self.counts.remark("objects have no outline of one piece; their boxes are written", where)
+                return rows
+            self.counts.drop("without a bbox or an outline that can be read", where)
         return []
 
 
-def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for category in categories:
-        key, name = _id(category["id"]), str(category.get("name", ""))
-        if not key or names.setdefault(key, name) != name:
-            raise ValueError(f"category id {category['id']!r:.40} is no id, or belongs to two names; renumber it")
-    return names
-
-
-def _groups(categories: Sequence[Mapping[str, Any]], used: set[str]) -> set[str]:
+def _groups(categories: Sequence[Mapping[str, Any]]) -> set[str]:
     """Return ids of categories that only gather others, as Roboflow writes one for the whole project."""
     parents = {category.get("supercategory") or None for category in categories} - {None}
     tops = [category for category in categories if category.get("supercategory") in (None, "", "none")]
-    return {_id(category["id"]) for category in tops if category.get("name") in parents} - used
+    return {_id(category["id"]) for category in tops if category.get("name") in parents}
 
 
 def _id(value: Any) -> str:
     """Return an id in one form, whether it was written as a number or as text; nothing for what is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if type(value) not in (int, str):
-        return ""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip()) if type(value) in (int, str) else ""
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...] | None:
@@ -185,8 +176,7 @@ def _outline_box(outline: Any) -> Box | None:
     """Return (x, y, width, height) around polygons or a run-length mask; None where there is neither."""
     if isinstance(outline, Mapping):
         return _mask_box(outline)
-    pieces = [piece for piece in _polygons(outline) if len(piece)]
-    if not pieces:
+    if not (pieces := [piece for piece in _polygons(outline) if len(piece)]):
         return None
     (x1, y1), (x2, y2) = np.concatenate(pieces).min(0).tolist(), np.concatenate(pieces).max(0).tolist()
     return x1, y1, x2 - x1, y2 - y1
@@ -194,11 +184,9 @@ def _outline_box(outline: Any) -> Box | None:
 
 def _polygons(outline: Any) -> list[np.ndarray]:
     """Return the polygons (n, 2) of a segmentation: a list of lists x, y, x, y ..., or one such list."""
-    if not isinstance(outline, list) or not outline:
-        return []
     try:
         pieces = outline if isinstance(outline[0], list) else [outline]
-        return [np.asarray(piece, dtype=float).reshape(-1, 2) for piece in pieces]
+        return [np.asarray(piece, dtype=float).reshape(-1, 2) for piece in pieces] if type(outline) is list else []
     except NONSENSE:
         return []
 

@@ -6,6 +6,7 @@ bring code of its own. The folder-level converters for anybody's COCO, VOC and D
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
@@ -21,7 +22,7 @@ from utils.prepare.archives import extract
 from utils.prepare.coco_json import CocoReader
 from utils.prepare.dataset_tools import autosplit
 from utils.prepare.downloads import Remote, fetch, fetch_folder, url2file
-from utils.prepare.image_places import ImageName, LabelPlaces
+from utils.prepare.image_places import ImageName, LabelPlaces, image_size
 from utils.prepare.label_formats import (
     DropCounts,
     Rows,
@@ -33,9 +34,8 @@ from utils.prepare.label_formats import (
     write_rows,
     xview_rows,
 )
-from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, image_size, write_labels
+from utils.prepare.own_data import convert_coco, convert_dota, convert_voc, read_voc, voc_rows, voc_size, write_labels
 from utils.prepare.synthetic import draw_dataset
-from utils.prepare.voc_xml import read_voc, voc_rows, voc_size
 
 __all__ = ["CONVERTERS", "FILES", "convert_coco", "convert_dota", "convert_voc", "prepare"]
 
@@ -66,21 +66,13 @@ FILES: dict[str, tuple[Remote, ...]] = {
         Remote(f"{OBJECTS365_SITE}/val/zhiyuan_objv2_val.json"),
     ),
     "objects365-train": tuple(Remote(f"{OBJECTS365_SITE}/train/patch{i}.tar.gz") for i in range(51)),
-    "objects365-val": tuple(
-        Remote(f"{OBJECTS365_SITE}/val/images/v{1 if i < 16 else 2}/patch{i}.tar.gz") for i in range(44)
-    ),
+    "objects365-val": tuple(Remote(f"{OBJECTS365_SITE}/val/images/v{1 + (i > 15)}/patch{i}.tar.gz") for i in range(44)),
 }
 LARGEST = 64.0  # GiB of one of these files, all of which are known
 SIZES = {
-    "coco128": "7 MB",
-    "coco": "27 GB",
-    "voc": "2.8 GB",
-    "visdrone": "2.3 GB",
-    "sku110k": "13.6 GB",
-    "argoverse": "31 GB",
-    "globalwheat": "7 GB",
-    "objects365": "about 700 GB",
-}
+    "coco128": "7 MB", "coco": "27 GB", "voc": "2.8 GB", "visdrone": "2.3 GB", "sku110k": "13.6 GB",
+    "argoverse": "31 GB", "globalwheat": "7 GB", "objects365": "about 700 GB",
+}  # fmt: skip
 WHEAT_FOLDERS = (
     *("arvalis_1", "arvalis_2", "arvalis_3", "ethz_1", "inrae_1", "nau_1"),
     *("rres_1", "uq_1", "usask_1", "utokyo_1", "utokyo_2"),
@@ -234,7 +226,7 @@ def prepare(config: DataConfig) -> None:
     Raises ValueError saying which path was looked for, when nothing is to be done about it or it did not help.
     """
     with main_first():
-        if not (absent := _absent(config)):
+        if not (absent := [path for path in (*config.train, *config.val) if not path.exists()]):
             return
         wanted = config.download or ""
         if not wanted:
@@ -253,12 +245,8 @@ def prepare(config: DataConfig) -> None:
                 f"{config.file}: `download:` is neither the URL of a .zip file nor one of {', '.join(CONVERTERS)}; "
                 "commands and code in a data YAML are not run"
             )
-        if absent := _absent(config):
-            raise ValueError(f"{config.file}: still missing after `download: {config.download}`: {absent[0]}")
-
-
-def _absent(config: DataConfig) -> list[Path]:
-    return [path for path in (*config.train, *config.val) if not os.path.exists(path)]
+        for path in itertools.filterfalse(Path.exists, absent):
+            raise ValueError(f"{config.file}: still missing after `download: {wanted}`: {path}")
 
 
 def _hint(config: DataConfig, absent: list[Path]) -> str:
@@ -273,29 +261,24 @@ def _hint(config: DataConfig, absent: list[Path]) -> str:
 
 
 def _fetch_archive(config: DataConfig, url: str, absent: list[Path]) -> None:
-    folder = _new_folder(config)
-    for path in absent:
-        if config.root not in path.parents or ".." in path.parts:
-            raise ValueError(f"{config.file}: {printable(path)} is not in the folder that `download:` fetches")
-    LOGGER.info(f"fetching {printable(url)} to {folder}")
-    fetch_folder(url, folder, [path.relative_to(config.root) for path in absent])
-
-
-def _new_folder(config: DataConfig) -> Path:
-    """Return the folder that anybody's archive may become: `path` of its YAML, below that or the data sets' root.
+    """Fetch anybody's archive, which becomes a new folder: `path` of its YAML, below that or the data sets' root.
 
     Raises ValueError for a path that leads elsewhere by itself or over links; `../datasets/`, with which v6.1's YAMLs
     begin theirs, stands for the data sets' root.
     """
-    path = str(read_yaml(config.file).get("path") or "") if config.file else str(config.root)
-    parts = PureWindowsPath(path.removeprefix("../datasets/"))
-    folder, places = config.root.resolve(), [datasets_root().resolve()]
+    path = str(config.root)
+    folder, places = config.root.resolve(), {datasets_root().resolve()}
     if config.file:
-        places.append(config.file.resolve().parent)
-    leads_out = parts.drive or parts.root or ".." in parts.parts or path.startswith("~")
-    if leads_out or not any(place in folder.parents for place in places):
+        path = str(read_yaml(config.file).get("path") or "")
+        places |= {config.file.resolve().parent}
+    parts = PureWindowsPath(path.removeprefix("../datasets/"))
+    if parts.anchor or ".." in parts.parts or path.startswith("~") or places.isdisjoint(folder.parents):
         raise ValueError(
             f"{config.file}: path {printable(path)[:200]!r} cannot be fetched into: with the address of an archive, "
-            f"`path` names a new folder below {places[0]} or beside the YAML, as in `path: flowers`"
+            f"`path` names a new folder below {datasets_root()} or beside the YAML, as in `path: flowers`"
         )
-    return folder
+    for place in absent:
+        if config.root not in place.parents or ".." in place.parts:
+            raise ValueError(f"{config.file}: {printable(place)} is not in the folder that `download:` fetches")
+    LOGGER.info(f"fetching {printable(url)} to {folder}")
+    fetch_folder(url, folder, [place.relative_to(config.root) for place in absent])

@@ -18,7 +18,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -45,10 +44,6 @@ class Remote(NamedTuple):
 
     url: str
     checksum: str | None = None
-
-
-class _TooLargeError(ValueError):
-    """More bytes than are fetched."""
 
 
 def url2file(url: str) -> str:
@@ -81,56 +76,35 @@ def largest(gib: float | None = None) -> float:
     return chosen
 
 
-def _verify(path: Path, checksum: str | None, url: str) -> None:
-    """Remove a file with another checksum and raise ValueError."""
-    if checksum is None:
-        return
-    kind, _, expected = checksum.partition(":")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
-    if found != expected.lower():
-        path.unlink()
-        raise ValueError(f"{url}: {kind} is {found}, expected {expected}; the file was removed, try again")
-
-
-def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
-    """Return a request for the rest of a half-fetched file, on the condition that it is still the same one."""
-    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
-    if url.startswith("http") and part.exists() and note.exists() and (known := note.read_text(encoding="utf-8")):
-        request.add_header("Range", f"bytes={part.stat().st_size}-")
-        request.add_header("If-Range", known)
-    return request
-
-
-def _version(headers: Message) -> str:
-    """Return what tells one version of a remote file from the next; nothing if the server does not say."""
-    tag = headers.get("ETag", "")
-    tag = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-    return tag if tag.isascii() and tag.isprintable() else ""
-
-
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
-    """Fetch into `part`, from where it ends if the server agrees that it is still the same file.
+    """Fetch into `part`, from where it ends if the server agrees that it is still the same file: `note` says which.
 
     Raises OSError when the connection ends early, ValueError for more than `room` bytes.
     """
-    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
-        resumed = getattr(answer, "status", None) == 206
-        size = part.stat().st_size if resumed else 0
-        length = answer.headers.get("Content-Length")
-        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length or "") else None
-        if (total or size) > room:
-            raise _TooLargeError
-        note.write_text(_version(answer.headers), encoding="utf-8")
-        bar = progress(None, printable(url2file(url)), total, "B", initial=size)
-        with bar, open(part, "ab" if resumed else "wb") as file:
+    too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
+    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    if part.exists() and note.exists():
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", note.read_text(encoding="utf-8"))
+    with open_url(request, TIMEOUT, PATIENCE) as answer:
+        size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
+        length, tag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
+        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else 0
+        if max(total, size) > room:
+            raise ValueError(too_large)
+        note.unlink(missing_ok=True)
+        if re.fullmatch('"[!-~]*"', tag):  # no weak one, which other bytes may have, too
+            note.write_text(tag, encoding="utf-8")
+        bar = progress(None, printable(url2file(url)), total or None, "B", initial=size)
+        with bar, open(part, "ab") as file:
+            file.truncate(size)
             while chunk := answer.read1(CHUNK):
                 size += len(chunk)
                 if size > room:
-                    raise _TooLargeError
+                    raise ValueError(too_large)
                 file.write(chunk)
                 bar.update(len(chunk))
-        if size != (total or size):
+        if total not in (0, size):
             raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
@@ -148,10 +122,8 @@ def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
-    reason = printable(str(reason))[:200]
-    raise OSError(
-        f"{printable(url)} cannot be fetched ({reason}); check the address and the network, then try again"
-    ) from last
+    failed = f"{printable(url)} cannot be fetched ({printable(str(reason))[:200]})"
+    raise OSError(f"{failed}; check the address and the network, then try again") from last
 
 
 def download_file(url: str, target: str | Path, checksum: str | None = None, limit: float | None = None) -> Path:
@@ -165,26 +137,27 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     url2file(url)
     if urllib.parse.urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"{printable(url)}: only {', '.join(SCHEMES)} addresses can be fetched")
-    room = int(largest(limit) * (1 << 30))
-    if target.exists():
-        _verify(target, checksum, url)
-        return target
+    room, there = int(largest(limit) * (1 << 30)), target.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
     if part.is_symlink() or note.is_symlink():
         raise ValueError(f"{printable(part)} is a link to another file; remove it")
     try:
-        _fetch_whole(url, part, note, room)
-        _verify(part, checksum, url)
+        if not there:
+            _fetch_whole(url, part, note, room)
+        if checksum:
+            with open(found := target if there else part, "rb") as file:
+                kind, _, expected = checksum.partition(":")
+                if (digest := hashlib.file_digest(file, kind).hexdigest()) != expected.lower():
+                    found.unlink()
+                    raise ValueError(f"{kind} is {digest}, expected {expected}; the file was removed, try again")
     except ValueError as error:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
-        reason = str(error).removeprefix(f"{url}: ")
-        if isinstance(error, _TooLargeError):
-            reason = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
-        raise ValueError(f"{printable(url)}: {printable(reason)[:500]}") from error
-    os.replace(part, target)
-    note.unlink(missing_ok=True)
+        raise ValueError(f"{printable(url)}: {printable(str(error))[:500]}") from error
+    if not there:
+        os.replace(part, target)
+        note.unlink(missing_ok=True)
     return target
 
 
@@ -263,8 +236,7 @@ def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     try:
         archive = download_file(url, _target(staging, url))
         with tempfile.TemporaryDirectory(dir=staging) as place:
-            unpacked = _unpack(archive, Path(place) / "all")
-            source = _wanted_part(unpacked, wanted, url)
+            source = _wanted_part(_unpack(archive, Path(place) / "all"), wanted, url)
             if folder.is_dir():
                 folder.rmdir()
             source.rename(folder)

@@ -11,6 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -31,6 +32,15 @@ Parts = tuple[str, ...]  # folders, then the file's name
 def has_ending(name: str) -> bool:
     """Whether a name ends like an image, be it one that has to be converted before it can be read."""
     return is_image(name) or name.rpartition(".")[2].lower() in _OTHER_ENDINGS
+
+
+def image_size(image: Path) -> tuple[int, int]:
+    """Return (w, h) of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
+    try:
+        return picture_size(image)
+    except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
+        reason = printable(str(error)) or type(error).__name__
+        raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -145,33 +155,28 @@ class LabelPlaces:
 
     def size(self, name: ImageName) -> tuple[int, int] | None:
         """Return width and height in pixels of the image on disk, None where it is not found or is no sound image."""
-        path = self.image(name)
-        try:
-            return picture_size(path) if path else None
-        except Exception:
-            return None
+        with suppress(ValueError):
+            return image_size(path) if (path := self.image(name)) else None
+        return None
 
     def label_files(self, names: Iterable[ImageName]) -> dict[ImageName, Path]:
         """Return each image's label file. Raises ValueError, naming both, where two images would have the same."""
         owners: dict[Path, ImageName] = {}
         for name in names:
-            path = self._label_file(name)
+            file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
+            path = self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
+            if found := self.image(name):
+                expected, home = Path(label_places(found)[0]), self.folders[0].folder
+                if expected.is_relative_to(self.labels):
+                    path = expected
+                elif found.is_relative_to(home):
+                    path = self.labels / found.relative_to(home).with_suffix(".txt")
             if (other := owners.setdefault(path, name)) is not name:
                 raise ValueError(
                     f"{printable(other.text)} and {printable(name.text)} would share the label file "
                     f"{printable(path)}; rename one of the images, or give each its folder"
                 )
         return {name: path for path, name in owners.items()}
-
-    def _label_file(self, name: ImageName) -> Path:
-        if found := self.image(name):
-            expected, home = Path(label_places(found)[0]), self.folders[0].folder
-            if expected.is_relative_to(self.labels):
-                return expected
-            if found.is_relative_to(home):
-                return self.labels / found.relative_to(home).with_suffix(".txt")
-        file = name.place[-1] if name.whole and has_ending(name.place[-1]) else f"{name.place[-1]}.jpg"
-        return self.labels / label_places(os.path.join(*name.place[:-1], file))[0]
 
     def check(self, files: Mapping[ImageName, Path]) -> None:
         """Warn of label files, now that they are written, that train.py will not find, and of images not found."""

@@ -2,7 +2,7 @@
 
 A reader takes the annotations of one image or data set and gives rows; it opens no image and writes nothing. Boxes are
 turned the right way round and cut at the image's edges; what is nothing after that, or cannot be read, is counted in
-`DropCounts`. COCO and VOC are in `coco_json` and `voc_xml`.
+`DropCounts`. COCO's are in `coco_json`, VOC's in `own_data`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -94,13 +94,13 @@ class DropCounts:
             raise ValueError(f"{source}: no boxes in it; name annotations that have some (background needs no labels)")
         level = logging.WARNING if reasons else logging.INFO  # without logging set up only warnings are seen
         LOGGER.log(level, f"{source}: {kept} boxes of {images} images kept, {self.total} dropped; labels in {target}")
-        for line in lines[:MAX_REASONS]:
-            LOGGER.warning(f"{source}: {line}")
         if (more := len(lines) - MAX_REASONS) > 0:
-            LOGGER.warning(f"{source}: ... and {more} more reasons")
+            lines[MAX_REASONS:] = [f"... and {more} more reasons"]
+        for line in lines:
+            LOGGER.warning(f"{source}: {line}")
 
 
-def is_size(size: Sequence[float | None] | None) -> bool:
+def is_size(size: Sequence[float | None] | None) -> TypeGuard[Size]:
     """Whether these are a width and a height that an image can have."""
     return size is not None and all(side is not None and 0 < side < math.inf for side in size)
 
@@ -118,27 +118,26 @@ def box_rows(
     top, bottom = sorted(min(max(y, 0.0), height) / height for y in (y1, y2))
     if not all(map(math.isfinite, corners)):
         counts.drop("box of values that are not finite numbers", where)
-    elif x1 == x2 or y1 == y2:
+    elif 0 in (x1 - x2, y1 - y2):
         counts.drop("box without width or height", where)
-    elif left == right or top == bottom:
+    elif 0 in (right - left, bottom - top):
         counts.drop("box outside of its image", where)
     else:
-        for remark in _remarks(corners, size):
+        odd = {
+            "are smaller than a pixel; their numbers should be pixels, not fractions": max(abs(x2 - x1), abs(y2 - y1))
+            < 1,
+            "had their corners swapped (or a negative width or height) and were turned round": min(x2 - x1, y2 - y1)
+            < 0,
+            "reached beyond the image and were cut at its edges; check its width and height": max(
+                *(-corner for corner in corners), x1 - width, x2 - width, y1 - height, y2 - height
+            )
+            > 1,
+        }
+        for remark in filter(odd.get, odd):
             counts.remark(f"boxes {remark}", where)
         box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         return [f"{kind} " + " ".join(f"{value:.{digits}f}" for value in box)]
     return []
-
-
-def _remarks(corners: Sequence[float], size: Size) -> Iterator[str]:
-    """Yield what is odd about a box that has a part in its image."""
-    x1, y1, x2, y2 = corners
-    if abs(x2 - x1) < 1 and abs(y2 - y1) < 1:
-        yield "are smaller than a pixel; their numbers should be pixels, not fractions"
-    if x2 < x1 or y2 < y1:
-        yield "had their corners swapped (or a negative width or height) and were turned round"
-    if min(corners) < -1 or max(x1, x2) > size[0] + 1 or max(y1, y2) > size[1] + 1:
-        yield "reached beyond the image and were cut at its edges; check its width and height"
 
 
 def polygon_row(kind: int, points: np.ndarray, size: Size, digits: int = 6) -> str | None:

@@ -1,23 +1,44 @@
 """Anybody's annotations as label files: a COCO file, a folder of Pascal VOC's XML, a folder of DOTA's text files.
 
-Everything is read before the first label file is written, and what is dropped is counted and logged. All of them return
-how many boxes they kept, and raise ValueError, with nothing written, where there are none.
+VOC's XML is read as people write it: any declared encoding, sizes of 0, corners in any order. Everything is read before
+the first label file is written, and what is dropped is counted and logged. All of them return how many boxes they kept,
+and raise ValueError, with nothing written, where there are none.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
 from utils.base.config import ClassNames, Names
-from utils.base.files import is_hidden, printable, walk_files
+from utils.base.files import is_hidden, printable, read_bytes, walk_files
 from utils.data.image_files import find_images
-from utils.images.reading import picture_size
 from utils.prepare.coco_json import CocoReader
-from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces
-from utils.prepare.label_formats import DropCounts, dota_rows, naming, read_annotations, write_rows
-from utils.prepare.voc_xml import read_voc, voc_image, voc_rows, voc_size
+from utils.prepare.image_places import ImageFolder, ImageName, LabelPlaces, has_ending, image_size
+from utils.prepare.label_formats import (
+    MAX_TEXT_BYTES,
+    NONSENSE,
+    DropCounts,
+    Size,
+    box_rows,
+    dota_rows,
+    is_size,
+    naming,
+    read_annotations,
+    write_rows,
+)
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")  # of a box in VOC's XML
+# encodings of text that XML may declare, by Python's names: others cost too much, or are none
+_ENCODINGS = re.compile(
+    r"utf-8(-sig)?|ascii|iso8859-\d+|cp\d+|gb2312|gbk|gb18030|big5(hkscs)?|shift_jis|euc_(jp|kr)|koi8-[ru]|mac-\w+"
+)
+_DECLARED = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{1,40})[\"']")
 
 
 def convert_coco(
@@ -34,11 +55,7 @@ def convert_coco(
     in the order of their ids. `polygons` writes outlines of one piece instead of boxes, `crowds` keeps what is marked
     iscrowd, `overwrite` replaces label files that say something else.
     """
-    file, _ = _paths(annotations=annotations, labels=labels)
-    if file.is_dir():
-        found = sorted(Path(path).relative_to(file).as_posix() for path in walk_files(file) if path.endswith(".json"))
-        remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
-        raise ValueError(f"{printable(file)}: is a folder, {printable(remedy)}")
+    file = Path(annotations)
     siblings = (ImageFolder(folder / "images") for folder in (file.parent, file.parent.parent))
     places = LabelPlaces(labels, (ImageFolder(file.parent, deep=False), *siblings))
     classes = None if names is None else ClassNames(names)
@@ -59,7 +76,7 @@ def convert_voc(
     `names` and `overwrite` as in `convert_coco`; `difficult` keeps objects that are marked so. ValueError names a file
     that is no annotation.
     """
-    folder, _ = _paths(annotations=annotations, labels=labels)
+    folder = Path(annotations)
     inner = folder / "Annotations"  # of a whole VOC export
     if inner.is_dir() and not any(file.suffix.lower() == ".xml" for file in folder.iterdir()):
         folder = inner
@@ -85,6 +102,96 @@ def convert_voc(
     return write_labels(rows, places, counts, folder, overwrite)
 
 
+def read_voc(path: str | Path) -> ElementTree.Element:
+    """Return the root of one annotation. Raises ValueError, naming the file, for anything else."""
+    with naming(path, "a VOC annotation"):
+        content = read_bytes(path, MAX_TEXT_BYTES)
+        encoding = _encoding(content)
+        try:
+            text = content.decode(encoding).lstrip("\ufeff")
+        except UnicodeError as error:
+            remedy = "save it as UTF-8, or declare its encoding in its first line"
+            raise ValueError(f"its text is not {encoding}; {remedy}") from error
+        if "<!ENTITY" in text:
+            raise ValueError("annotation with XML entities, which VOC has not")
+        try:
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise ValueError(str(error)) from error
+        if root.tag.lower() != "annotation":
+            raise ValueError(f"its root is {root.tag[:40]!r}, not 'annotation'; export as Pascal VOC")
+        return root
+
+
+def _encoding(content: bytes) -> str:
+    """Return the encoding of an XML file, by its mark or its declaration."""
+    marked, declared = json.detect_encoding(content), _DECLARED.match(content)
+    if marked != "utf-8" or not declared:
+        return marked
+    try:
+        name = codecs.lookup(declared[1].decode()).name
+    except LookupError:
+        name = ""
+    if name.startswith(("utf-16", "utf-32")):  # the declaration itself was read as bytes, so this is not true
+        return "utf-8"
+    if not _ENCODINGS.fullmatch(name):
+        raise ValueError(f"it declares the encoding {declared[1].decode()!r}, which is not read; save it as UTF-8")
+    return "gb18030" if name in ("gb2312", "gbk") else name  # which contains them
+
+
+def voc_image(root: ElementTree.Element, place: Path, places: LabelPlaces) -> ImageName:
+    """Return the image of an annotation, whose path below the annotations' folder is `place`.
+
+    It has the annotation's own name without `.xml`, with the ending that `filename` gives where the two agree; the
+    image that `filename` names counts where only that is there.
+    """
+    written = re.split(r"[\\/]", (root.findtext("filename") or "").strip())[-1]
+    written = written if has_ending(written) else ""
+    if written and place.stem in (written, os.path.splitext(written)[0]):
+        return ImageName.read((place.parent / written).as_posix())
+    image = ImageName.read((place.parent / place.stem).as_posix(), whole=False)
+    if written and not places.image(image):
+        other = ImageName.read((place.parent / written).as_posix())
+        return other if places.image(other) else image
+    return image
+
+
+def voc_size(root: ElementTree.Element) -> Size | None:
+    """Return (w, h) in pixels, None where the annotation does not say, or says 0."""
+    try:
+        size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+    except ValueError:
+        return None
+    return size if is_size(size) else None
+
+
+def voc_rows(
+    root: ElementTree.Element, size: Size, classes: ClassNames, counts: DropCounts, where: str, difficult: bool = False
+) -> list[str]:
+    """Return the rows of one annotation of an image of `size` (w, h); what cannot be kept is counted.
+
+    VOC counts pixels from 1, so corners move by one. Objects marked difficult are left out unless `difficult` is set.
+    `where` names the annotation in what is counted.
+    """
+    rows = []
+    for number, item in enumerate(root.iter("object"), start=1):
+        place, name, box = f"{where}, object {number}", item.findtext("name") or "", item.find("bndbox")
+        if (kind := classes.find(name)) is None:
+            counts.drop(classes.unlisted(name), place)
+        elif not difficult and (item.findtext("difficult") or "").strip().lower() in ("1", "true", "yes"):
+            counts.drop("marked difficult; convert with difficult=True to keep them", place)
+        elif box is None:
+            counts.drop("without a bndbox; export upright boxes", place)
+        else:
+            try:
+                corners = [float(box.findtext(side) or "") - 1 for side in CORNERS]
+            except NONSENSE:
+                counts.drop(f"whose {', '.join(CORNERS)} are not all numbers", place)
+            else:
+                rows += box_rows(counts, kind, corners, size, place)
+    return rows
+
+
 def convert_dota(
     annotations: str | Path,
     images: str | Path,
@@ -98,8 +205,7 @@ def convert_dota(
     The images are below the folder `images`, and its folders are kept. `names` and `overwrite` as in `convert_coco`;
     `polygons` writes the four corners instead of upright boxes.
     """
-    folder, *_ = _paths(annotations=annotations, images=images, labels=labels)
-    known = ImageFolder(images)
+    folder, known = Path(annotations), ImageFolder(images)
     places = LabelPlaces(labels, (known,))
     files = _files_below(folder, ".txt", places.labels)
     find_images(images)  # raises where there are none
@@ -121,15 +227,6 @@ def convert_dota(
     if both := sorted(used & set(places.label_files(rows).values())):
         raise ValueError(f"{printable(both[0])}: would be replaced by its own labels; convert into another folder")
     return write_labels(rows, places, counts, folder, overwrite)
-
-
-def image_size(image: Path) -> tuple[int, int]:
-    """Return (w, h) of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
-    try:
-        return picture_size(image)
-    except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
-        reason = printable(str(error)) or type(error).__name__
-        raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error
 
 
 def write_labels(
@@ -162,15 +259,6 @@ def write_labels(
         raise ValueError(f"{labels}: {reason}, then convert again") from error
     places.check(files)
     return kept
-
-
-def _paths(**given: object) -> list[Path]:
-    """Return the arguments as paths, in order. Raises ValueError, naming it, for one that is none."""
-    for name, value in given.items():
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            order = ", ".join((*given, "names"))
-            raise ValueError(f"{name}: give a path, not {value!r:.80}; the order of arguments is {order}")
-    return [Path(str(value)) for value in given.values()]
 
 
 def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:

@@ -45,18 +45,17 @@ def _arc(end: float, radius: float = 1, count: int = 40, start: float = 0) -> np
     return radius * np.stack((np.cos(angles), np.sin(angles)), 1)
 
 
-def _cross(arm: float) -> Outline:
-    quarter = np.array(((1, -arm), (1, arm), (arm, arm)))
-    turns = [np.array(((c, -s), (s, c))) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-    return [np.concatenate([quarter @ turn.T for turn in turns])]
-
-
+QUARTERS = [np.array(((c, s), (-s, c))) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
 OUTLINES: dict[str, Callable[[Generator], Outline]] = {
     "disc": lambda rng: [_arc(TURN)],
     "ring": lambda rng: [_arc(TURN), _arc(TURN, rng.uniform(0.45, 0.68))],
     "square": lambda rng: [_arc(TURN, 1, 5)],
     "triangle": lambda rng: [_arc(TURN, 1, 4)],
-    "cross": lambda rng: _cross(rng.uniform(0.24, 0.4)),
+    "cross": lambda rng: [
+        np.concatenate(
+            [((1, -arm), (1, arm), (arm, arm)) @ turn for arm in (rng.uniform(0.24, 0.4),) for turn in QUARTERS]
+        )
+    ],
     "star": lambda rng: [_arc(TURN, 1, 11)[:-1] * np.tile((1, rng.uniform(0.38, 0.5)), 5)[:, None]],
 }
 FRAGMENTS: tuple[Callable[[Generator], Outline], ...] = (
@@ -119,22 +118,16 @@ def _tone(rng: Generator, size: Size) -> np.ndarray:
     return _clouds(rng, size)
 
 
-def _background(rng: Generator, size: Size) -> np.ndarray:
-    """(h, w, 3) uint8: one pattern between two colours, turned or not, with fine grain."""
-    turned = rng.random() < 0.5
-    tone = _tone(rng, size[::-1] if turned else size)
-    tone = (tone.T if turned else tone) + 0.3 * _clouds(rng, size, (24, 24), 3)
-    base, other = _colour(rng, (10, 100), (90, 210)), _colour(rng, (10, 110), (40, 240))
-    mixed = tone[..., None] * ((other - base) * rng.uniform(0.12, 0.4)) + base
-    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
-
-
 class _Scene:
     """An image in the making; knows which pixel belongs to which shape and how much of each one still shows."""
 
     def __init__(self, rng: Generator, size: Size) -> None:
-        self.rng = rng
-        self.image = _background(rng, size)
+        self.rng, turned = rng, rng.random() < 0.5
+        tone = _tone(rng, size[::-1] if turned else size)
+        tone = (tone.T if turned else tone) + 0.3 * _clouds(rng, size, (24, 24), 3)
+        base, other = _colour(rng, (10, 100), (90, 210)), _colour(rng, (10, 110), (40, 240))
+        mixed = tone[..., None] * ((other - base) * rng.uniform(0.12, 0.4)) + base
+        self.image = np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)  # a pattern of two colours with fine grain
         self.owner = np.full(size[::-1], -1, np.int16)
         self.areas: list[float] = []  # of whole shapes, seen or not
         self.labels: list[tuple[float, ...]] = []
@@ -148,12 +141,6 @@ class _Scene:
         points = rng.uniform(0, (width, height)) + (6 * np.stack((np.cos(turns), np.sin(turns)), 1)).cumsum(0)
         colour, thickness = _colour(rng, (0, 256), (20, 256)).tolist(), int(rng.integers(1, 4))
         cv2.polylines(self.image, [(points * 8).astype(np.int32)], False, colour, thickness, cv2.LINE_AA, shift=3)
-
-    def fragment(self) -> None:
-        """Something of a shape's size and colours that is none of them."""
-        outline = FRAGMENTS[self.rng.integers(len(FRAGMENTS))](self.rng)
-        corner = self.rng.uniform(-SIDES[0], self.owner.shape[::-1])
-        self._paint(*_fill(_pose(outline, self.rng), corner))
 
     def shape(self) -> None:
         """Add a labelled shape where it hides no other one too much; none if there is no such place."""
@@ -169,24 +156,19 @@ class _Scene:
             else:
                 corner = rng.uniform(-0.25 * box, self.owner.shape[::-1] - 0.75 * box)
             alpha, at = _fill(outline, corner)
-            if self._fits(alpha, at):
-                self._paint(alpha, at, len(self.areas))
-                self.areas.append(float((alpha > 0.5).sum()))
+            solid, (window, inner) = alpha > 0.5, _overlap(self.owner, alpha.shape, at)
+            covered = self.owner[window][solid[inner]]
+            owners = (self.owner.ravel(), covered)
+            showing, lost = (np.bincount(owner + 1, minlength=len(self.areas) + 1)[1:] for owner in owners)
+            others_show = (showing - lost >= LEAST_VISIBLE * np.array(self.areas)).all()
+            if others_show and len(covered) >= LEAST_VISIBLE * solid.sum():
+                self.paint(alpha, at, len(self.areas))
+                self.areas.append(float(solid.sum()))
                 seen = np.clip((*corner, *(corner + box)), 0, self.owner.shape[::-1] * 2)
                 self.labels.append((kind, *seen))
                 return
 
-    def _fits(self, alpha: np.ndarray, at: tuple[int, int]) -> bool:
-        """Enough of the new shape lies in the frame, and enough of the shapes below it still shows."""
-        solid = alpha > 0.5
-        window, inner = _overlap(self.owner, alpha.shape, at)
-        covered = self.owner[window][solid[inner]]
-        owners = (self.owner.ravel(), covered)
-        showing, lost = (np.bincount(owner + 1, minlength=len(self.areas) + 1)[1:] for owner in owners)
-        others_show = (showing - lost >= LEAST_VISIBLE * np.array(self.areas)).all()
-        return bool(others_show and len(covered) >= LEAST_VISIBLE * solid.sum())
-
-    def _paint(self, alpha: np.ndarray, at: tuple[int, int], index: int = -1) -> None:
+    def paint(self, alpha: np.ndarray, at: tuple[int, int], index: int = -1) -> None:
         """Blend a filled outline in: a colour unlike the ground's, light from one side, texture, rim and shadow."""
         rng, (window, inner) = self.rng, _overlap(self.owner, alpha.shape, at)
         if not alpha[inner].any():
@@ -211,17 +193,6 @@ class _Scene:
         self.image[window] = below + alpha[..., None] * (face - below)
         if index >= 0:
             self.owner[window][alpha > 0.5] = index
-
-    def finish(self) -> np.ndarray:
-        """The photograph: uneven light, exposure, a colour cast, defocus and noise."""
-        rng, (height, width) = self.rng, self.owner.shape
-        coarse = rng.uniform(0.75, 1.2, (3, 3)).astype(np.float32)
-        field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        gain = rng.choice((0.5, 0.65, 0.8, 1.0, 1.15)) * rng.uniform(0.93, 1.07, 3)
-        seen = self.image * (field[..., None] * gain.astype(np.float32))
-        seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.3, 1.1))
-        seen += rng.uniform(1, 7) * rng.standard_normal((height, width, 1), dtype=np.float32)
-        return np.clip(seen, 0, 255, out=seen).astype(np.uint8)
 
 
 def _fill(outline: Outline, corner: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -251,15 +222,22 @@ def draw_scene(rng: Generator, size: Size = (368, 368)) -> tuple[np.ndarray, np.
     scene = _Scene(rng, size)
     for _ in range(rng.integers(4, 12)):
         scene.stroke()
-    for _ in range(rng.integers(2, 8)):
-        scene.fragment()
+    for _ in range(rng.integers(2, 8)):  # something of a shape's size and colours that is none of them
+        outline = FRAGMENTS[rng.integers(len(FRAGMENTS))](rng)
+        corner = rng.uniform(-SIDES[0], size)
+        scene.paint(*_fill(_pose(outline, rng), corner))
     if rng.random() >= EMPTY_SHARE:
         count = rng.integers(COUNTS[0], COUNTS[1] + 1) * size[0] * size[1] / 368**2
         for _ in range(max(round(count), COUNTS[0])):
             scene.shape()
     for _ in range(rng.integers(0, 4)):
         scene.stroke()
-    return scene.finish(), np.array(scene.labels, np.float32).reshape(-1, 5)
+    # the photograph: uneven light, exposure, a colour cast, defocus and noise
+    light = cv2.resize(rng.uniform(0.75, 1.2, (3, 3)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
+    gain = rng.choice((0.5, 0.65, 0.8, 1.0, 1.15)) * rng.uniform(0.93, 1.07, 3)
+    seen = cv2.GaussianBlur(scene.image * (light[..., None] * gain.astype(np.float32)), (0, 0), rng.uniform(0.3, 1.1))
+    seen += rng.uniform(1, 7) * rng.standard_normal((*size[::-1], 1), dtype=np.float32)
+    return np.clip(seen, 0, 255, out=seen).astype(np.uint8), np.array(scene.labels, np.float32).reshape(-1, 5)
 
 
 def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320, 416), seed: int = 0) -> None:
@@ -269,42 +247,33 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
     moved there when complete, so an interrupted drawing leaves nothing half done and two processes do not disturb each
     other. Raises ValueError where `root` holds something else.
     """
-    wanted = {"recipe": RECIPE, "train": train, "val": val, "size": list(size), "seed": seed}
-    if _is_drawn(root, wanted):
+    wanted = json.dumps({"recipe": RECIPE, "train": train, "val": val, "size": list(size), "seed": seed})
+    if (marker := root / MARKER).is_file() and marker.read_text(encoding="utf-8") == wanted:
         return
-    if root.exists() and any(root.iterdir()) and not (root / MARKER).exists():
+    if not marker.exists() and any(root.glob("*")):
         raise ValueError(f"{root} is not empty and not a drawn data set: move it away, or give another path")
     LOGGER.info(f"drawing {train + val} scenes into {root}")
     beside = root.with_name(f".{root.name}-{secrets.token_hex(4)}")
     try:
-        for folder in ("images/train", "images/val", "labels/train", "labels/val"):
-            (beside / folder).mkdir(parents=True)
-        scenes = [(0, f"train/{i:04d}", i) for i in range(train)] + [(1, f"val/{i:04d}", i) for i in range(val)]
-        for split, name, index in progress(scenes, "drawing", unit=" scenes"):
-            _write_scene(beside, name, np.random.default_rng([seed, split, index]), size)
-        (beside / MARKER).write_text(json.dumps(wanted), encoding="utf-8")
+        for split, (part, count) in enumerate((("train", train), ("val", val))):
+            images, labels = beside / "images" / part, beside / "labels" / part
+            images.mkdir(parents=True)
+            labels.mkdir(parents=True)
+            for index in progress(range(count), f"drawing {part}", unit=" scenes"):
+                rng = np.random.default_rng([seed, split, index])
+                width, height = (rng.integers(size[0] // 16, size[1] // 16 + 1, 2) * 16).tolist()
+                image, boxes = draw_scene(rng, (width, height))
+                data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+                (images / f"{index:04d}.jpg").write_bytes(data.tobytes())
+                boxes[:, 1:] = xyxy2xywhn(boxes[:, 1:], width, height)
+                lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in boxes]
+                (labels / f"{index:04d}.txt").write_text("".join(lines), encoding="utf-8")
+        (beside / MARKER).write_text(wanted, encoding="utf-8")
         try:
             os.replace(beside, root)  # fails where a folder with something in it is in the way
         except OSError:
-            if not _is_drawn(root, wanted):  # another process may have been faster
+            if not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:  # another process was not faster
                 shutil.rmtree(root, ignore_errors=True)
                 os.replace(beside, root)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _write_scene(root: Path, name: str, rng: Generator, sides: Size) -> None:
-    width, height = (rng.integers(sides[0] // 16, sides[1] // 16 + 1, 2) * 16).tolist()
-    image, labels = draw_scene(rng, (width, height))
-    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-    (root / f"images/{name}.jpg").write_bytes(data.tobytes())
-    labels[:, 1:] = xyxy2xywhn(labels[:, 1:], width, height)
-    lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in labels]
-    (root / f"labels/{name}.txt").write_text("".join(lines), encoding="utf-8")
-
-
-def _is_drawn(root: Path, wanted: dict) -> bool:
-    try:
-        return json.loads((root / MARKER).read_text(encoding="utf-8")) == wanted
-    except (OSError, ValueError):
-        return False

@@ -15,7 +15,6 @@ from typing import Any
 
 from utils.base.files import file_size
 
-WEB = ("https", "http")  # what a redirection may lead to
 SLOW = 1000  # bytes of content a second that are too few
 
 
@@ -25,9 +24,7 @@ class _Pace(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, patience: float) -> None:
         self.raw, self.patience = raw, patience
         self.since, self.content = time.monotonic(), 0  # bytes of content since then
-
-    def readable(self) -> bool:
-        return True
+        self.readable, self.close = raw.readable, raw.close  # type: ignore[method-assign]  # as the connection does
 
     def readinto(self, buffer: Any) -> int | None:
         """Read as any raw stream does, unless it has become too slow."""
@@ -38,55 +35,48 @@ class _Pace(io.RawIOBase):
             self.since, self.content = time.monotonic(), 0
         return self.raw.readinto(buffer)
 
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
 
-
-class _Web(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Connections whose answers come to an end: `patience` seconds without content are too many."""
+class _Answer(HTTPResponse):
+    """An answer that counts its content."""
 
     patience = 0.0
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.pace = _Pace(self.fp.detach(), self.patience)
+        self.fp = io.BufferedReader(self.pace)
+
+    def read1(self, n: int = -1) -> bytes:
+        part = super().read1(n)
+        self.pace.content += len(part)
+        return part
+
+
+class _Web(
+    urllib.request.HTTPSHandler, urllib.request.HTTPHandler, urllib.request.FileHandler,
+    urllib.request.HTTPRedirectHandler,
+):  # fmt: skip
+    """Opens what `open_url` may: answers that come to an end, files that are files, redirections within the web."""
+
+    answer: type[HTTPResponse] = _Answer
+
     def do_open(self, http_class: Any, req: Any, **given: Any) -> HTTPResponse:
         """Connect as the base class does, for answers of our own kind."""
-        patience = self.patience
 
-        class Answer(HTTPResponse):
-            """An answer that counts its content."""
+        class _Connection(http_class):
+            response_class = self.answer
 
-            def __init__(self, sock: Any, *given: Any, **named: Any) -> None:
-                super().__init__(sock, *given, **named)
-                self.pace = _Pace(self.fp.detach(), patience)
-                self.fp = io.BufferedReader(self.pace)
-
-            def read1(self, n: int = -1) -> bytes:
-                part = super().read1(n)
-                self.pace.content += len(part)
-                return part
-
-        def connection(*args: Any, **named: Any) -> Any:
-            made = http_class(*args, **named)
-            made.response_class = Answer
-            return made
-
-        return super().do_open(connection, req, **given)
-
-
-class _Files(urllib.request.FileHandler):
-    """`file:` addresses of files; a pipe or device could be read for ever."""
+        return super().do_open(_Connection, req, **given)
 
     def open_local_file(self, req: urllib.request.Request) -> Any:
-        file_size(urllib.request.url2pathname(req.selector), 1 << 62)  # raises ValueError for what is no file
+        """Open a file; a pipe or device, which could be read for ever, raises ValueError."""
+        file_size(urllib.request.url2pathname(req.selector), 1 << 62)
         return super().open_local_file(req)
 
-
-class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follow an answer to http and https only, where the base class knows ftp too; read nothing that comes with it."""
-
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Follow to http and https only, where the base class knows ftp too; what comes with it is not read."""
         fp.close()
-        if urllib.parse.urlsplit(newurl).scheme not in WEB:
+        if urllib.parse.urlsplit(newurl).scheme not in ("https", "http"):
             raise ValueError(f"it leads to {newurl[:200]}, which is no http or https address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -99,5 +89,5 @@ def open_url(request: urllib.request.Request, timeout: float, patience: float) -
     for a `file:` address of what is no file.
     """
     web = _Web()
-    web.patience = patience
-    return urllib.request.build_opener(web, _Files(), _Redirections()).open(request, timeout=timeout)
+    web.answer = type("Answer", (_Answer,), {"patience": patience})
+    return urllib.request.build_opener(web).open(request, timeout=timeout)

@@ -8,7 +8,6 @@ Images and label files go in byte for byte, in shuffled order, so that any run o
 from __future__ import annotations
 
 import io
-import os
 import sys
 import tarfile
 from collections import Counter
@@ -54,8 +53,6 @@ def write_shards(
     images = find_images(sources)
     if seed is not None:
         images = [images[number] for number in np.random.default_rng(seed).permutation(len(images))]
-    if per_shard < 1:
-        raise ValueError(f"per_shard={per_shard}: a shard holds at least one image")
     count, folder = -(-len(images) // per_shard), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if old := next(folder.glob("shard-*.tar"), None):
@@ -68,29 +65,22 @@ def write_shards(
             tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as archive,
         ):
             for image, label in zip(chosen, img2label_paths(chosen), strict=True):
-                key = _free_key(image.stem.replace(".", "_"), taken)
-                for ending, source in ((image.suffix.lower(), image), (".txt", Path(label))):
-                    if source == image or os.path.isfile(source):
-                        content = source.read_bytes()
-                        member = tarfile.TarInfo(f"{key}{ending}")  # no owner, no time: the same set, the same bytes
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
+                key = stem = image.stem.replace(".", "_")  # no dots, which end a key; numbered where it was taken
+                while key in taken:
+                    taken[stem] += 1
+                    key = f"{stem}-{taken[stem]}"
+                taken[key] = 1
+                for source in (image, *filter(Path.is_file, [Path(label)])):
+                    content = source.read_bytes()
+                    member = tarfile.TarInfo(key + source.suffix.lower())  # no owner, no time: the same bytes
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
     numbers = f"{{{0:0{DIGITS}}..{count - 1:0{DIGITS}}}}" if count > 1 else f"{0:0{DIGITS}}"
     LOGGER.info(f"{len(images)} images in {count} shards; in the data YAML: {folder / f'shard-{numbers}.tar'}")
     return str(folder / f"shard-{numbers}.tar")
 
 
-def _free_key(stem: str, taken: Counter[str]) -> str:
-    """Return a name for an image's files, without dots, which end a key: the stem, numbered where it was taken."""
-    key = stem
-    while key in taken:
-        taken[stem] += 1
-        key = f"{stem}-{taken[stem]}"
-    taken[key] = 1
-    return key
-
-
-def run(**given: Any) -> None:
+def run(given: dict[str, Any]) -> None:
     """Pack what the command line asks for. Raises ValueError for a mistake of the user's."""
     opt = options(ShardOptions, given)
     if not opt.data or not opt.out:
@@ -103,7 +93,7 @@ def run(**given: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_script(ShardOptions, lambda given: run(**given), __doc__, argv)
+    return run_script(ShardOptions, run, __doc__, argv)
 
 
 if __name__ == "__main__":

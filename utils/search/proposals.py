@@ -1,4 +1,4 @@
-"""Who proposes the hyper-parameters of a trial, and who gives up on a training: Optuna, or YOLOv5's mutation.
+"""Who proposes the hyper-parameters of a trial: Optuna, or YOLOv5's mutation.
 
 Every trial has a generator of its own, seeded by `--seed` and its number, and proposals depend on that and on the
 finished trials alone: a search that was killed goes on as it would have gone.
@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
-from optuna import pruners
 from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.study import Study
@@ -81,14 +80,3 @@ def next_of_cmaes(space: SearchSpace, seed: int, finished: list[FrozenTrial]) ->
     values = low + strategy.ask().clip(0, 1) * (high - low)
     values = np.exp(values, out=values, where=logarithmic).clip(*bounds)
     return strategy.generation, dict(zip(space.keys, values.tolist(), strict=True))
-
-
-def build_pruner(kind: str, epochs: int) -> pruners.BasePruner:
-    """Return what stops trainings of `epochs` epochs that fall behind the others at the same epoch."""
-    first = max(epochs // 16, 1)
-    made: dict[str, pruners.BasePruner] = {
-        "median": pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first),
-        "halving": pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=4),
-        "hyperband": pruners.HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=4),
-    }
-    return made.get(kind, pruners.NopPruner())

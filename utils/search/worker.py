@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna import pruners
 from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -34,7 +35,7 @@ from utils.data.loader_faults import WorkerFault
 from utils.distributed.run_lock import Busy, seen_alive, this_worker
 from utils.evaluation.metrics import fitness
 from utils.search import results as files
-from utils.search.proposals import build_pruner, propose
+from utils.search.proposals import propose
 from utils.search.results import METRICS, REASON, RESULTS, WORKER
 from utils.search.space import SearchSpace
 from utils.training.train_options import TrainOptions
@@ -95,7 +96,12 @@ class Worker:
         self.storage, self.me, self.total = study._storage, this_worker(), opt.evolve or 0
         self.breakdowns = 0  # in a row
         self._seen: dict[int, tuple[Any, float]] = {}  # attempt: last heartbeat, and when it was new to us
-        study.pruner = build_pruner(opt.evolve_pruner, opt.epochs)
+        first = max(opt.epochs // 16, 1)  # epoch at which trainings that fall behind the others may be given up
+        study.pruner = {
+            "median": pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first),
+            "halving": pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=4),
+            "hyperband": pruners.HyperbandPruner(min_resource=first, max_resource=opt.epochs, reduction_factor=4),
+        }.get(opt.evolve_pruner, pruners.NopPruner())
 
     def work(self) -> None:
         """Train what nobody else does until all trials are done, with the tables up to date; then draw the search."""

@@ -42,41 +42,29 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     "log, packages, services",
     [
-        ([], ALL, []),
-        (["none"], ALL, []),
-        (["auto"], (), []),
-        (["auto"], ALL, ["tensorboard"]),
-        (["wandb"], ALL, ["wandb"]),
-        (["wandb", "tensorboard", "wandb"], ALL, ["wandb", "tensorboard"]),
-        (["wandb", "auto"], ALL, ["tensorboard", "wandb"]),
-        (["auto", "tensorboard"], ALL, ["tensorboard"]),
-        (["mlflow", "auto"], ("mlflow",), ["mlflow"]),
-        ("comet", ("comet_ml",), ["comet"]),
+        ([], ALL, []), (["none"], ALL, []), (["auto"], (), []), (["auto"], ALL, ["tensorboard"]),
+        (["wandb"], ALL, ["wandb"]), (["wandb", "tensorboard", "wandb"], ALL, ["wandb", "tensorboard"]),
+        (["wandb", "auto"], ALL, ["tensorboard", "wandb"]), (["auto", "tensorboard"], ALL, ["tensorboard"]),
+        (["mlflow", "auto"], ("mlflow",), ["mlflow"]), (["comet"], ("comet_ml",), ["comet"]),
     ],
-)
-def test_which_services_are_meant(
-    installed: Callable[..., None], log: Any, packages: tuple[str, ...], services: list[str]
-) -> None:
+)  # fmt: skip
+def test_which_services_are_meant(installed, log, packages, services):
     installed(*packages)
     assert check_loggers(log) == services
 
 
-@pytest.mark.parametrize("name", PIP)
-def test_a_missing_package_is_named(installed: Callable[..., None], info: Info, name: str) -> None:
-    installed()
-    for call in (lambda: check_loggers(["auto", name]), lambda: subscribe_loggers(Callbacks(), info(loggers=[name]))):
-        with pytest.raises(ValueError, match=rf"^--loggers {name} needs a package: pip install {PIP[name]}$"):
-            call()
-    assert not (info().folder / "results.csv").exists()
-
-
-def test_choices_that_cannot_be(installed: Callable[..., None]) -> None:
+def test_choices_that_cannot_be(installed: Callable[..., None], info: Info) -> None:
     assert set(LOGGER_NAMES) == {"auto", "none", *SERVICES}
+    installed()
+    for name, package in PIP.items():
+        with pytest.raises(ValueError, match=rf"^--loggers {name} needs a package: pip install {package}$"):
+            check_loggers(["auto", name])
+        with pytest.raises(ValueError, match="needs a package"):
+            subscribe_loggers(Callbacks(), info(loggers=[name]))
+    assert not (info().folder / "results.csv").exists()
     installed(*ALL)
     with pytest.raises(ValueError, match="none goes with no other"):
         check_loggers(["none", "wandb"])
-    with pytest.raises(ValueError, match="wandbb: no such logger, did you mean 'wandb'"):
-        check_loggers(["wandbb"])
 
 
 def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

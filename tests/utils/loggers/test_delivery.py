@@ -39,7 +39,7 @@ def stuck() -> Iterator[Callable[[], None]]:
 
 
 def end(delivery: Delivery, seconds: float = 5) -> None:
-    delivery.close(nothing)
+    delivery.put(nothing, last=True)
     delivery.wait(time.monotonic() + seconds, status=0)
 
 
@@ -85,9 +85,7 @@ def test_a_start_that_fails_is_tried_again(warnings: Warnings) -> None:
     assert done == [STRIKES - 1] and len(tries) == STRIKES and "no server yet" in warnings()[0]
 
 
-def test_a_service_that_hangs_loses_its_entries_only(
-    warnings: Warnings, given_up: list[int], stuck: Callable[[], None]
-) -> None:
+def test_a_service_that_hangs_loses_its_entries_only(warnings, given_up, stuck):
     delivery = Delivery("stuck", stuck)
     began = time.monotonic()
     for _ in range(CAPACITY + 50):
@@ -101,9 +99,7 @@ def test_a_service_that_hangs_loses_its_entries_only(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not copied here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_copy_of_the_process_waits_for_a_pause_but_not_for_ever(
-    monkeypatch: pytest.MonkeyPatch, stuck: Callable[[], None]
-) -> None:
+def test_a_copy_of_the_process_waits_for_a_pause_but_not_for_ever(monkeypatch, stuck):
     monkeypatch.setattr(module, "_FORK_WAIT", 1.0)
     importing, done = threading.Event(), []
 
@@ -141,7 +137,7 @@ delivery.leave_in_time.__defaults__ = (0.5,)
 hung = delivery.Delivery("stuck", lambda: time.sleep(600))
 atexit.register(time.sleep, 600)
 threading.Thread(target=time.sleep, args=(600,)).start()
-hung.close(lambda: None)
+hung.put(lambda: None, last=True)
 hung.wait(time.monotonic() + 0.1, status=0)
 print("trained")
 {last}

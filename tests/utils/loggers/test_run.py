@@ -23,23 +23,14 @@ from utils.loggers.run import COLUMNS, CsvLogger, ImageLogger, RunInfo
 Info = Callable[..., RunInfo]
 
 
-def test_new_and_resumed_runs(info: Info) -> None:
+def test_what_a_run_knows_of_itself(info: Info) -> None:
     run = info()
     assert (run.resumed, run.start) == (False, 0) and RunInfo(run.folder, [], run.labels, {}, {}).project == "YOLOv5"
     run = info([row_of(0), row_of(1)])
     assert (run.resumed, run.start) == (True, 2)
     assert (info(resume="last.pt").resumed, info(resume="last.pt").start) == (True, 0)
-
-
-@pytest.mark.parametrize(
-    "project, name",
-    [(str(ROOT / "runs/train"), "YOLOv5"), ("runs/train", "YOLOv5"), ("train", "train"), ("a/bees.v2", "bees.v2")],
-)
-def test_the_project_is_named_after_its_folder(info: Info, project: str, name: str) -> None:
-    assert info(project=project).project == name
-
-
-def test_flat_values_are_plain(info: Info) -> None:
+    projects = {str(ROOT / "runs/train"): "YOLOv5", "runs/train": "YOLOv5", "train": "train", "a/bees.v2": "bees.v2"}
+    assert {project: info(project=project).project for project in projects} == projects
     flat = info(freeze=[0], cache=None, cos_lr=True).flat()
     assert flat["hyp/lr0"] == 0.01 and flat["freeze"] == "[0]" and flat["cache"] == "None" and flat["cos_lr"] is True
 
@@ -77,9 +68,7 @@ def test_a_resumed_run_ends_with_the_same_file(tmp_path: Path, epochs: int, cras
     assert file.read_bytes() == expected and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_full_disk_costs_a_warning_and_later_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
-) -> None:
+def test_a_full_disk_costs_a_warning_and_later_nothing(tmp_path, monkeypatch, warnings):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -96,9 +85,7 @@ def test_a_full_disk_costs_a_warning_and_later_nothing(
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_images_are_drawn_and_failures_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]], broken: bool
-) -> None:
+def test_images_are_drawn_and_failures_survived(tmp_path, monkeypatch, warnings, broken):
     def fail(*_: object) -> None:
         raise MemoryError("no room for a mosaic")
 

@@ -36,9 +36,7 @@ def started(package: Any) -> dict[str, Any]:
     return package.init.call_args.kwargs
 
 
-def test_without_a_key_it_stays_offline_and_asks_nobody(
-    wandb: Any, info: Info, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_key_it_stays_offline_and_asks_nobody(wandb, info, caplog):
     run = info(loggers=["wandb"], entity="team")
     with caplog.at_level("INFO", logger="yolov5"):
         logged(run, range(2))
@@ -58,18 +56,10 @@ def test_without_a_key_it_stays_offline_and_asks_nobody(
     assert sum("no API key" in line.getMessage() for line in caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    "environment, key, mode",
-    [
-        (None, "secret", "online"),
-        (None, None, "offline"),
-        ("online", None, "online"),
-        ("disabled", "secret", "disabled"),
-    ],
-)
-def test_the_environment_decides_and_older_versions_are_asked_for_their_key(
-    wandb: Any, info: Info, monkeypatch: pytest.MonkeyPatch, environment: str | None, key: str | None, mode: str
-) -> None:
+@pytest.mark.parametrize("environment, key, mode", [
+    (None, "secret", "online"), (None, None, "offline"), ("online", None, "online"), ("disabled", "secret", "disabled")
+])  # fmt: skip
+def test_the_environment_decides_and_older_versions_are_asked(wandb, info, monkeypatch, environment, key, mode) -> None:
     def login(relogin: bool = False) -> bool:
         raise AssertionError("this one prompts")
 

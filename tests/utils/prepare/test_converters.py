@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -76,9 +77,7 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         prepare(DataConfig.load(yaml))
 
 
-def test_a_set_of_other_letters_or_below_another_folder_is_pointed_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_other_letters_or_below_another_folder_is_pointed_at(tmp_path, monkeypatch):
     for name in ("set/images/Train", "set/images/val", "work/data/a"):
         (tmp_path / name).mkdir(parents=True)
     (file := tmp_path / "set.yaml").write_text("path: set\ntrain: images/train\nval: images/val\nnames: [a]\n")
@@ -142,9 +141,7 @@ def test_data_that_is_there_may_lie_anywhere(yaml, tmp_path: Path) -> None:
     [("x", "sets/x"), ("../datasets/x", "sets/x"), ("a/x", "sets/a/x"), ("datasets/x", "sets/x"), ("./x", "sets/x")],
 )
 @pytest.mark.parametrize("top", ["", "top/"])
-def test_an_archive_ends_where_train_and_val_point(
-    yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, place: str, top: str
-) -> None:
+def test_an_archive_ends_where_train_and_val_point(yaml, tmp_path, monkeypatch, path, place, top):
     source = zipped(tmp_path / "x.zip", {f"{top}images/{part}/a.png": b"1" for part in ("train", "val")}).as_uri()
     monkeypatch.setattr(converters, "fetch_folder", lambda url, *given: downloads.fetch_folder(source, *given))
     prepare(yaml(path))
@@ -204,27 +201,30 @@ def wheat_files() -> dict[str, list[Files]]:
     return {"globalwheat": [images | {"ethz_1.json": coco_text("a.png", 1)}, {"labels/uq_1/a.txt": "0 .5 .5 .1 .1\n"}]}
 
 
-SETS: dict[str, tuple[dict[str, list[Files]], dict[str, list[int]]]] = {  # archives, classes of each split's labels
+TENTH, FIFTHS = [0.5, 0.5, 0.1, 0.1], [0.2, 0.3, 0.2, 0.2]
+DRONES = [[3, 0.25, 0.7, 0.3, 0.6], [0, 0.95, 0.9, 0.1, 0.2]]
+DOG = [11, 0.4, 0.6, 0.4, 0.8]
+SETS: dict[str, tuple[dict[str, list[Files]], dict[str, list[list[float]]]]] = {  # archives, each split's labels
     "coco128.yaml": ({"coco128": [{"coco128/images/train2017/a.jpg": JPG}]}, {"train": []}),
-    "coco.yaml": (coco_files(), {"train": [79], "val": [79]}),
-    "VOC.yaml": (voc_files(), {"train": [11] * 4, "val": [11], "test": [11]}),
+    "coco.yaml": (coco_files(), {"train": [[79, *TENTH]], "val": [[79, *TENTH]]}),
+    "VOC.yaml": (voc_files(), {"train": [DOG] * 4, "val": [DOG], "test": [DOG]}),
     "VisDrone.yaml": (
         {"visdrone": [
             {f"VisDrone2019-DET-{part}/images/a.jpg": JPG, f"VisDrone2019-DET-{part}/annotations/a.txt": VISDRONE}
             for part in ("train", "val", "test-dev")
         ]},
-        {"train": [3, 0], "val": [3, 0], "test": [3, 0]},
+        dict.fromkeys(("train", "val", "test"), DRONES),
     ),
-    "SKU-110K.yaml": (sku_files(), {"train": [0], "val": [0], "test": [0]}),
-    "Argoverse.yaml": (argoverse_files(), {"train": [7], "val": [7]}),
-    "GlobalWheat2020.yaml": (wheat_files(), {"train": [0], "val": [0], "test": [0]}),
+    "SKU-110K.yaml": (sku_files(), {key: [[0, *FIFTHS]] for key in ("train", "val", "test")}),
+    "Argoverse.yaml": (argoverse_files(), {key: [[7, 0.05, 0.05, 0.1, 0.1]] for key in ("train", "val")}),
+    "GlobalWheat2020.yaml": (
+        wheat_files(), {"train": [[0, 0.2, 0.2, 0.2, 0.2]], "val": [[0, 0.2, 0.2, 0.2, 0.2]], "test": [[0, *TENTH]]}
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_data_set_is_fetched_and_converted(
-    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_data_set_is_fetched_and_converted(config, tmp_path, monkeypatch, name):
     archives, classes = SETS[name]
     here: dict[str, Any] = {}
     for key, contents in archives.items():
@@ -239,7 +239,7 @@ def test_a_data_set_is_fetched_and_converted(
     for split, wanted in classes.items():
         index = load_index(getattr(data, split), cache=False)
         index.check_classes(data.nc)
-        assert index.all_labels[:, 0].tolist() == wanted, split
+        np.testing.assert_allclose(index.all_labels, np.reshape(wanted, (-1, 5)), atol=1e-6, err_msg=split)
 
 
 def test_objects365_data_set(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

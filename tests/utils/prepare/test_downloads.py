@@ -26,41 +26,34 @@ class Server(BaseHTTPRequestHandler):
     """Serves `body` at any path; `cut` ends the first answers early, `tag` is the version, `fail` an error to send,
     `to` where the first answers lead; `endless` says no length and does not stop."""
 
-    body = CONTENT
-    to: ClassVar[list[str]] = []
-    endless = False
-    cut: ClassVar[list[int]] = []
-    fail: ClassVar[list[int]] = []
-    tag = '"v1"'
-    ranges: ClassVar[list[str | None]] = []
+    body: ClassVar[bytes]
+    to: ClassVar[list[str]]
+    endless: ClassVar[bool]
+    cut: ClassVar[list[int]]
+    fail: ClassVar[list[int]]
+    tag: ClassVar[str]
+    ranges: ClassVar[list[str | None]]
 
     def do_GET(self) -> None:
-        cls = type(self)
-        wanted = self.headers.get("Range")
+        cls, wanted = type(self), self.headers.get("Range")
         cls.ranges.append(wanted)
-        if cls.fail:
-            self.send_error(cls.fail.pop(0))
-            return
-        if cls.to:
-            self.send_response(302)
-            self.send_header("Location", cls.to.pop(0))
-            self.end_headers()
-            return
-        if cls.endless:
-            self.send_response(200)
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                while True:
-                    self.wfile.write(bytes(1 << 16))
-            return
         resume = wanted is not None and self.headers.get("If-Range") == cls.tag
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if resume else 0
-        body = cls.body[start:]
-        self.send_response(206 if resume else 200)
-        self.send_header("Content-Length", str(len(body)))
+        body = cls.body[int(wanted.removeprefix("bytes=").rstrip("-")) if resume else 0 :]
+        sent = cls.cut.pop(0) if cls.cut and not cls.to else None
+        if cls.fail:
+            return self.send_error(cls.fail.pop(0))
+        self.send_response(302 if cls.to else 206 if resume else 200)
+        if cls.to:
+            self.send_header("Location", cls.to.pop(0))
+            return self.end_headers()
+        if not cls.endless:
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", cls.tag)
         self.end_headers()
-        self.wfile.write(body[: cls.cut.pop(0)] if cls.cut else body)
+        with contextlib.suppress(OSError):
+            self.wfile.write(body[:sent])
+            while cls.endless:
+                self.wfile.write(bytes(1 << 16))
 
     log_message = lambda *_: None  # noqa: E731
 
@@ -73,7 +66,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Server.cut, Server.fail, Server.tag, Server.ranges = [], [], '"v1"', []
     Server.body, Server.to, Server.endless = CONTENT, [], False
     running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{running.server_port}/a%20file.bin?raw=1"
     running.shutdown()
@@ -133,12 +126,6 @@ def test_a_wrong_checksum_leaves_no_file(tmp_path: Path) -> None:
     assert download_file(source.as_uri(), tmp_path / "copy.bin", right).read_bytes() == CONTENT == source.read_bytes()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/a", "data:,a", "a.zip", "javascript:1"])
-def test_other_addresses_are_refused(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only https, http, file"):
-        download_file(url, tmp_path / "a")
-
-
 def test_fetching_unpacks_and_tidies(tmp_path: Path) -> None:
     one, two = zipped(tmp_path / "one.zip", {"a": b"1"}), tarred(tmp_path / "two.tar.gz", {"b": b"2"})
     (tmp_path / "notes.json").write_text("{}")
@@ -152,11 +139,10 @@ def test_fetching_unpacks_and_tidies(tmp_path: Path) -> None:
     assert fetch([], tmp_path / "new") == [] and (tmp_path / "new").is_dir()
 
 
-@pytest.mark.parametrize(
-    "url", ["https://host/", "https://host/..", "https://host/%2e%2e", "https://host/a%00b", "https://["]
-)
-def test_an_address_must_end_in_a_file_name(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ValueError, match="correct the address") as caught:
+@pytest.mark.parametrize("url", ["https://host/", "https://host/..", "https://host/%2e%2e", "https://host/a%00b",
+                                 "https://[", "ftp://host/a", "data:,a", "a.zip", "javascript:1"])  # fmt: skip
+def test_addresses_that_are_none(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match="correct the address|only https, http, file") as caught:
         fetch([url], tmp_path / "out")
     assert url in str(caught.value) and not list((tmp_path / "out").iterdir())
     assert url2file("https://host/a/b%20c.zip?x=1#y") == "b c.zip"
@@ -174,13 +160,10 @@ def test_no_more_is_fetched_than_the_limit(server: str, tmp_path: Path, redirect
     with pytest.raises(ValueError, match="larger than the 0.000238 GiB that are fetched; set YOLOV5_MAX_DOWNLOAD"):
         download_file(server, tmp_path / "a.bin", limit=HALF)
     assert not files_below(tmp_path)
-
-
-def test_a_rest_counts_with_what_is_there(server: str, tmp_path: Path) -> None:
-    Server.cut = [90_000] * 3
+    Server.endless, Server.cut = False, [90_000] * 3
     with pytest.raises(OSError, match="ended after"):
         download_file(server, tmp_path / "a.bin")
-    with pytest.raises(ValueError, match="larger than"):
+    with pytest.raises(ValueError, match="larger than"):  # a rest counts with what is there
         download_file(server, tmp_path / "a.bin", limit=HALF)
     assert not files_below(tmp_path)
 
@@ -271,16 +254,13 @@ def test_what_is_there_is_not_touched(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "parts, match",
     [
-        ({"images/a.png": b"1"}, "has no images and labels/a.txt in it"),
-        ({}, "has no images"),
+        ({"images/a.png": b"1"}, "has no images and labels/a.txt in it"), ({}, "has no images"),
         (PARTS | {"../evil": b"1"}, "leads out"),
         (PARTS | {f"images/{n}": b"" for n in range(60)}, "more than 50 files"),
         (PARTS | {"images/b": bytes(60_000)}, "far more than its size"),
     ],
-)
-def test_nothing_remains_of_what_is_refused(
-    tmp_path: Path, parts: dict, match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+)  # fmt: skip
+def test_nothing_remains_of_what_is_refused(tmp_path, parts, match, monkeypatch):
     limits = downloads.ArchiveLimits(50_000, 50)
     monkeypatch.setattr(downloads, "ArchiveLimits", lambda *_: limits)
     source = zipped(tmp_path / "one.zip", parts)
@@ -289,20 +269,17 @@ def test_nothing_remains_of_what_is_refused(
     assert list((tmp_path / "sets").iterdir()) == []
 
 
-def test_an_archive_over_the_limit_leaves_nothing(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLOV5_MAX_DOWNLOAD", str(HALF))
-    with pytest.raises(ValueError, match="larger than"):
-        fetch_folder(server.replace(".bin", ".zip"), tmp_path / "sets/flowers", WANTED)
-    assert list((tmp_path / "sets").iterdir()) == []
-
-
-def test_a_broken_transfer_of_a_folder_goes_on(server: str, tmp_path: Path) -> None:
+def test_a_broken_transfer_of_a_folder_goes_on(server: str, tmp_path: Path, monkeypatch) -> None:
     Server.body = zipped(tmp_path / "one.zip", {**PARTS, "images/b": os.urandom(5000)}).read_bytes()
     Server.cut = [1000, 1000, 1000]
     address = server.replace(".bin", ".zip")
     with pytest.raises(OSError, match="ended after 3000"):
         fetch_folder(address, tmp_path / "sets/flowers", WANTED)
     assert not (tmp_path / "sets/flowers").exists()
+    monkeypatch.setenv("YOLOV5_MAX_DOWNLOAD", "0.000001")
+    with pytest.raises(ValueError, match="larger than"):
+        fetch_folder(address, tmp_path / "sets/tulips", WANTED)
+    monkeypatch.delenv("YOLOV5_MAX_DOWNLOAD")
     fetch_folder(address, tmp_path / "sets/flowers", WANTED)
     assert Server.ranges[-1] == "bytes=3000-" and [path.name for path in (tmp_path / "sets").iterdir()] == ["flowers"]
 
@@ -327,7 +304,7 @@ def test_two_that_fetch_one_folder_get_it_once(tmp_path: Path) -> None:
     source = zipped(tmp_path / "one.zip", {f"set/images/{n}": os.urandom(500) for n in range(200)})
     target = tmp_path / "sets/flowers"
     command = [sys.executable, "-c", FETCHER, source.as_uri(), str(target)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [one.communicate(timeout=120)[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0, 0], errors
+    assert [one.returncode for one in both] == [0, 0], errors
     assert len(list((target / "images").iterdir())) == 200 and os.listdir(tmp_path / "sets") == ["flowers"]

@@ -26,34 +26,18 @@ def test_names_that_no_image_has(name: str) -> None:
 @pytest.mark.parametrize(
     "name, place",
     [
-        ("a.jpg", "a.jpg"),
-        ("./a.jpg", "a.jpg"),
-        ("train/a.jpg", "train/a.jpg"),
-        ("train\\a.jpg", "train/a.jpg"),
-        ("images\\\\a.jpg", "a.jpg"),
-        ("images/train/a.jpg", "train/a.jpg"),
-        ("Images/a.jpg", "a.jpg"),
-        ("train/images/a.jpg", "train/images/a.jpg"),
-        ("a/../b/c.jpg", "b/c.jpg"),
-        ("../x/a.jpg", "a.jpg"),
-        ("..\\..\\label-studio\\data\\media\\upload\\1\\ab-a.jpg", "ab-a.jpg"),
-        ("a/../../x/a.jpg", "a.jpg"),
-        ("/data/upload/1/abc-a.jpg", "abc-a.jpg"),
-        ("/home/me/set/images/train/a.jpg", "train/a.jpg"),
-        ("C:\\set\\a.jpg", "a.jpg"),
-        ("C:a.jpg", "a.jpg"),
-        ("D:/set/images/val/a.jpg", "val/a.jpg"),
-        ("\\\\host\\share\\a.jpg", "a.jpg"),
-        ("http://host:8080/data/upload/1/a%20b.jpg?token=1/2", "a b.jpg"),
-        ("s3://bucket/images/train/a.jpg", "train/a.jpg"),
-        ("file:///home/me/a.jpg", "a.jpg"),
-        ("/data/local-files/?d=set/images/val/a%20b.jpg", "val/a b.jpg"),
-        ("images", "images"),
-        ("a.jpg?size=1/2", "a.jpg"),
-        ("a?b.jpg", "a?b.jpg"),
-        ("../../../etc/passwd", "passwd"),
+        ("a.jpg", "a.jpg"), ("./a.jpg", "a.jpg"), ("train/a.jpg", "train/a.jpg"), ("train\\a.jpg", "train/a.jpg"),
+        ("images\\\\a.jpg", "a.jpg"), ("images/train/a.jpg", "train/a.jpg"), ("Images/a.jpg", "a.jpg"),
+        ("train/images/a.jpg", "train/images/a.jpg"), ("a/../b/c.jpg", "b/c.jpg"), ("../x/a.jpg", "a.jpg"),
+        ("..\\..\\label-studio\\data\\media\\upload\\1\\ab-a.jpg", "ab-a.jpg"), ("a/../../x/a.jpg", "a.jpg"),
+        ("/data/upload/1/abc-a.jpg", "abc-a.jpg"), ("/home/me/set/images/train/a.jpg", "train/a.jpg"),
+        ("C:\\set\\a.jpg", "a.jpg"), ("C:a.jpg", "a.jpg"), ("D:/set/images/val/a.jpg", "val/a.jpg"),
+        ("\\\\host\\share\\a.jpg", "a.jpg"), ("http://host:8080/data/upload/1/a%20b.jpg?token=1/2", "a b.jpg"),
+        ("s3://bucket/images/train/a.jpg", "train/a.jpg"), ("file:///home/me/a.jpg", "a.jpg"),
+        ("/data/local-files/?d=set/images/val/a%20b.jpg", "val/a b.jpg"), ("images", "images"),
+        ("a.jpg?size=1/2", "a.jpg"), ("a?b.jpg", "a?b.jpg"), ("../../../etc/passwd", "passwd"),
     ],
-)
+)  # fmt: skip
 def test_names_as_tools_write_them(name: str, place: str) -> None:
     assert "/".join(ImageName.read(name).place) == place
 
@@ -72,7 +56,10 @@ def test_without_images_the_names_decide(tmp_path: Path, caplog: pytest.LogCaptu
         "a.txt", "b.c.txt", "train/a.txt", "no ending.txt", "v1.5.txt", "d.txt", "e.txt",
     ]  # fmt: skip
     assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
-    (tmp_path / "images").mkdir()
+    image(tmp_path / "images/photo.webp")  # a name without its ending means the stem first
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.txt"]
+    image(tmp_path / "images/photo.webp.jpg")
+    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
     (tmp_path / "images/a.jpg").write_bytes(b"no image")
     assert [LabelPlaces(tmp_path / "labels").size(ImageName.read(name)) for name in ("a.jpg", "b.jpg")] == [None, None]
 
@@ -100,13 +87,6 @@ def test_labels_go_where_train_looks(tmp_path: Path, labels: str, on_disk: str, 
     found = places.label_files([ImageName.read(name)])
     assert list(found.values()) == [tmp_path / label]
     assert places.size(ImageName.read(name)) == (100, 50)
-
-
-def test_a_name_without_ending_means_the_stem_first(tmp_path: Path) -> None:
-    image(tmp_path / "images/photo.webp")
-    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.txt"]
-    image(tmp_path / "images/photo.webp.jpg")
-    assert names_of(tmp_path / "labels", "photo.webp", whole=False) == ["labels/photo.webp.txt"]
 
 
 def test_folders_that_contradict_are_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,6 @@ from utils.prepare.label_formats import (
     polygon_row,
     sku_rows,
     visdrone_rows,
-    write_rows,
     xview_rows,
 )
 
@@ -36,16 +35,6 @@ NAN, INF = float("nan"), float("inf")
 
 def values(rows: list[str]) -> list[list[float]]:
     return [[float(value) for value in row.split()] for row in rows]
-
-
-def test_nothing_gives_nothing(tmp_path: Path) -> None:
-    counts = DropCounts()
-    assert visdrone_rows("", SIZE, counts, "a") == dota_rows("", SIZE, SHIPS, counts, "a") == []
-    (tmp_path / "a.json").write_text('{"features": [], "images": [], "annotations": []}')
-    assert argoverse_rows(tmp_path / "a.json", counts) == xview_rows(tmp_path / "a.json", {}, counts) == {}
-    assert sku_rows("", counts, "a") == counts.dropped == {}
-    with pytest.raises(ValueError, match=r"^a\.json: no boxes in it; name annotations that have some"):
-        counts.report("a.json", "labels", 0, 3)
 
 
 # ---- counts ----------------------------------------------------------------------------------------------------------
@@ -118,9 +107,7 @@ def test_any_two_opposite_corners_are_one_box(corners: list[float]) -> None:
         ((10, 10, INF, 20), None, "not finite"),
     ],
 )
-def test_boxes_are_cut_and_what_is_wrong_with_them_is_counted(
-    corners: tuple[float, ...], row: str | None, said: str
-) -> None:
+def test_boxes_are_cut_and_what_is_wrong_with_them_is_counted(corners, row, said):
     counts = DropCounts()
     assert box_rows(counts, 3, corners, SIZE, "here", 3) == ([f"3 {row}"] if row else [])
     assert counts.total == (row is None)
@@ -132,17 +119,6 @@ def test_outlines_need_three_points() -> None:
     points = np.array([[0, 0], [10, 0], [10, 10]])
     assert polygon_row(1, points[:2], (10, 10)) is None
     assert len(polygon_row(1, points, (10, 10)).split()) == 9
-
-
-def test_a_label_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    def broken():
-        yield "0 1 1 1 1"
-        raise RuntimeError
-
-    write_rows(tmp_path / "b/a.txt", ["1", "2"])
-    with pytest.raises(RuntimeError):
-        write_rows(tmp_path / "b/a.txt", broken())
-    assert [(file.name, file.read_text()) for file in (tmp_path / "b").iterdir()] == [("a.txt", "1\n2\n")]
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
@@ -165,10 +141,9 @@ def test_dota_boxes_and_corners() -> None:
         ("10 10 30 10 30 20 10 20 ships 0", "called 'ships', which is not among the names; did you mean 'ship'?"),
         ("10 10 30 10 30 20 10 20", "line without four corners and a kind"),
         ("10 10 30 10 30 20 10 x ship 0", "corners that are not numbers"),
-        ("nan 10 30 10 30 20 10 20 ship 0", "not finite"),
-        ("200 1 300 1 300 2 200 2 ship 0", "outside of its image"),
+        ("nan 10 30 10 30 20 10 20 ship 0", "not finite"), ("200 1 300 1 300 2 200 2 ship 0", "outside of its image"),
     ],
-)
+)  # fmt: skip
 def test_what_dota_lines_are_dropped_for(line: str, reason: str, polygons: bool) -> None:
     counts = DropCounts()
     assert len(dota_rows(f"{DOTA}{line}\n", SIZE, SHIPS, counts, "P1.txt", polygons)) == 2
@@ -176,46 +151,31 @@ def test_what_dota_lines_are_dropped_for(line: str, reason: str, polygons: bool)
     assert reason in said and counted == (1, "P1.txt:5")
 
 
-def test_visdrone_skips_what_is_to_be_ignored() -> None:
+def test_what_named_data_sets_drop(tmp_path: Path) -> None:
+    """What they keep is tested with `prepare`, in test_converters."""
     counts = DropCounts()
-    rows = values(visdrone_rows(VISDRONE, SIZE, counts, "a.txt"))
-    np.testing.assert_allclose(rows, [[3, 0.25, 0.7, 0.3, 0.6], [0, 0.95, 0.9, 0.1, 0.2]])
-    ((reason, counted),) = counts.dropped.items()
-    assert "region to ignore" in reason and counted == (2, "a.txt:2")
-
-
-def test_tables_of_shelves() -> None:
-    counts = DropCounts()
+    assert len(visdrone_rows(VISDRONE, SIZE, counts, "a.txt")) == 2
     text = "a.jpg,10,10,30,20,object,100,50\na.jpg,50,50,0,0,object,100,50\n\nb.jpg,5,5,5,5,object,9,9\n"
-    rows = sku_rows(text, counts, "t.csv")
-    assert values(rows["a.jpg"]) == [[0, 0.2, 0.3, 0.2, 0.2], [0, 0.25, 0.5, 0.5, 1]] and rows["b.jpg"] == []
-    assert counts.dropped == {"box without width or height": (1, "t.csv:3")} and len(counts.remarks) == 1
-    with pytest.raises(ValueError, match="an image of 0.0 x 50.0 pixels"):
-        sku_rows("a.jpg,10,10,30,20,object,0,50\n", counts, "t.csv")
-
-
-def test_argoverse_images_have_one_size(tmp_path: Path) -> None:
+    assert {name: len(rows) for name, rows in sku_rows(text, counts, "t.csv").items()} == {"a.jpg": 2, "b.jpg": 0}
+    images = [{"sid": 0, "name": name} for name in ("a.jpg", "b.jpg")]
     boxes = [{"image_id": 1, "category_id": 2, "bbox": [192, 120, width, 240]} for width in (384, 0)]
-    images = [{"sid": 0, "name": "a.jpg"}, {"sid": 0, "name": "b.jpg"}]
-    content = {"seq_dirs": ["train/s0/front"], "images": images, "annotations": boxes}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    counts = DropCounts()
-    rows = argoverse_rows(tmp_path / "a.json", counts)
-    assert rows["train/s0/front/a.jpg"] == [] and values(rows["train/s0/front/b.jpg"]) == [[2, 0.2, 0.2, 0.2, 0.2]]
-    assert counts.total == 1
-
-
-def test_xview_has_sixty_kinds(tmp_path: Path) -> None:
-    assert len(XVIEW_TYPES) == 60 and sorted(set(XVIEW_TYPES)) == list(XVIEW_TYPES)
-    assert (XVIEW_TYPES[0], XVIEW_TYPES[48], XVIEW_TYPES[59]) == (11, 73, 94)
     features = [("1.tif", 94, "10,10,30,20"), ("1.tif", 75, "1,1,2,2"), ("2.tif", 94, "1,1,2,2"), ("1.tif", 94, "")]
-    content = [
-        {"properties": {"image_id": name, "type_id": kind, "bounds_imcoords": box}} for name, kind, box in features
-    ]
-    (tmp_path / "x.geojson").write_text(json.dumps({"features": content}))
-    counts = DropCounts()
-    rows = xview_rows(tmp_path / "x.geojson", {"1.tif": SIZE, "3.tif": SIZE}, counts)
-    assert values(rows["1.tif"]) == [[59, 0.2, 0.3, 0.2, 0.2]] and rows["3.tif"] == [] and counts.total == 3
+    named = [dict(zip(("image_id", "type_id", "bounds_imcoords"), feature, strict=True)) for feature in features]
+    content = {"seq_dirs": ["s0/front"], "images": images, "annotations": boxes}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"features": [{"properties": one} for one in named]}))
+    assert argoverse_rows(tmp_path / "a.json", counts)["s0/front/a.jpg"] == []
+    rows = xview_rows(tmp_path / "a.json", {"1.tif": SIZE, "3.tif": SIZE}, counts)
+    assert rows == {"1.tif": ["59 0.200000 0.300000 0.200000 0.200000"], "3.tif": []}
+    assert counts.dropped == {
+        "of a region to ignore (score 0, or a class that is none of the ten)": (2, "a.txt:2"),
+        "box without width or height": (2, "t.csv:3"),
+        "of a type that is none of the sixty": (1, "feature 1 of 1.tif"),
+        "of an image that is not there": (1, "feature 2 of 2.tif"),
+        "without bounds": (1, "feature 3 of 1.tif"),
+    }
+    with pytest.raises(ValueError, match=r"an image of 0.0 x 50.0 pixels"):
+        sku_rows("a.jpg,10,10,30,20,object,0,50\n", counts, "t.csv")
+    assert len(XVIEW_TYPES) == 60 and sorted(set(XVIEW_TYPES)) == list(XVIEW_TYPES)
 
 
 @pytest.mark.parametrize("read", [argoverse_rows, lambda path, counts: xview_rows(path, {}, counts)])

@@ -163,9 +163,7 @@ def test_a_training_that_breaks_down_counts_as_nothing(opt: TrainOptions) -> Non
 
 
 @pytest.mark.parametrize("broken, says", [({0}, "own trial broke down"), ({1, 2, 3}, "3 trials in a row")])
-def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(
-    opt: TrainOptions, broken: set[int], says: str
-) -> None:
+def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(opt, broken, says):
     first = FakeTraining(lambda number: RuntimeError("no CUDA device") if number in broken else None)
     with pytest.raises(ValueError, match=f"{says}.*no CUDA device"):
         evolve(opt, first)
@@ -174,41 +172,17 @@ def test_what_cannot_be_the_hyper_parameters_fault_stops_the_search(
     assert len(table(folder)) == 4 and mended.hyps[0] == first.hyps[-1]  # the last was given back, the others count
 
 
-@pytest.mark.parametrize("error", [ValueError("no labels"), TypeError("a bug"), WorkerFault("killed")])
-def test_an_error_of_something_else_gives_the_trial_back(opt: TrainOptions, error: BaseException) -> None:
-    first = FakeTraining({2: error}.get)
-    with pytest.raises(type(error)):
-        evolve(opt, first)
-    second = FakeTraining()
-    assert len(table(evolve(replace(opt, resume=True), second))) == 4
-    assert [int(given.name) for given in second.given] == [2, 3] and second.hyps[0] == first.hyps[2]
-
-
-def test_a_folder_that_another_process_trains_in_is_tried_again(opt: TrainOptions) -> None:
+def test_what_is_no_fault_of_the_trial_s_gives_it_back_or_tries_again(opt: TrainOptions) -> None:
+    first = FakeTraining()
+    for number, error in enumerate((ValueError("no labels"), TypeError("a bug"), WorkerFault("killed")), start=1):
+        first.fail = {number: error}.get
+        with pytest.raises(type(error)):
+            evolve(replace(opt, resume=True), first)
     busy = [Busy("process 7 on elsewhere trains in this folder")]
-    train = FakeTraining(lambda number: busy.pop() if number == 2 and busy else None)
-    assert len(table(evolve(opt, train))) == 4
-    assert [int(given.name) for given in train.given] == [0, 1, 2, 2, 3]
-
-
-def test_the_search_waits_for_others_and_takes_over(opt: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = {"host": "far", "pid": 7, "born": "1", "space": "another machine"}
-
-    def train_elsewhere(opt: TrainOptions, callbacks: Callbacks) -> tuple[float, ...]:
-        study = optuna.load_study(
-            study_name="search", storage=open_storage(str(Path(opt.project).parent / "search.journal"), "")
-        )
-        study._storage.set_trial_user_attr(study.trials[-1]._trial_id, "worker", elsewhere)
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr("optuna.Trial.set_user_attr", lambda *given: None)  # killed: it gives nothing back
-        with pytest.raises(SystemExit):
-            evolve(replace(opt, evolve=1), train_elsewhere)
-    monkeypatch.setattr("utils.search.worker.SILENCE", 0.1)
-    taken = FakeTraining()
-    folder = evolve(replace(opt, evolve=1, resume=True), taken)
-    assert [given.name for given in taken.given] == ["0"] and pd.read_csv(folder / "trials.csv")["host"][0] != "far"
+    second = FakeTraining(lambda number: busy.pop() if number == 3 and busy else None)
+    assert len(table(evolve(replace(opt, resume=True), second))) == 4
+    assert [int(given.name) for given in first.given] == [0, 1, 1, 2, 2, 3]
+    assert [int(given.name) for given in second.given] == [3, 3] and second.hyps == [first.hyps[-1]] * 2
 
 
 MISTAKES = [
@@ -226,9 +200,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("change, says", MISTAKES)
-def test_mistakes_are_reported_before_anything_is_written(
-    opt: TrainOptions, change: dict, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_reported_before_anything_is_written(opt, change, says, monkeypatch):
     monkeypatch.setattr("utils.search.worker.ATTEMPTS", 1)
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     with pytest.raises(ValueError, match=says) as caught:
@@ -236,12 +208,14 @@ def test_mistakes_are_reported_before_anything_is_written(
     assert not Path(opt.project).exists() and "sec:ret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("package", ["optuna", "cmaes"])
-def test_a_missing_package_is_one_line(opt: TrainOptions, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_a_missing_package_is_one_line(opt: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     found = module.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == package else found(name, *more))
-    with pytest.raises(ValueError, match=f"pip install {package}"):
-        evolve(replace(opt, evolve_sampler="cmaes"), FakeTraining())
+    for package in ("optuna", "cmaes"):
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, *more, no=package: None if name == no else found(name)
+        )
+        with pytest.raises(ValueError, match=f"pip install {package}"):
+            evolve(replace(opt, evolve_sampler="cmaes"), FakeTraining())
     assert not Path(opt.project).exists()
 
 
@@ -279,19 +253,13 @@ def test_a_database_that_goes_away_is_one_line(opt: TrainOptions, tmp_path: Path
         evolve(replace(opt, evolve_storage=f"sqlite:///{tmp_path}/a.db"), train)
 
 
-JOURNALS = ["hello\n", "[1]\n", '{"op_code": 77, "worker_id": "a"}\n', "{}\n", '{"op_code": 0}\n']
-
-
-@pytest.mark.parametrize("content", JOURNALS)
-def test_what_is_no_journal_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "notes.txt"
-    file.write_text(content)
-    with pytest.raises(ValueError, match="not the journal of a search"):
-        open_storage(str(file), "")
-    assert file.read_text() == content
-
-
-def test_a_journal_survives_a_line_that_was_torn(tmp_path: Path) -> None:
+def test_what_is_no_journal_is_refused_and_one_survives_a_line_that_was_torn(tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    for content in ("hello\n", "[1]\n", '{"op_code": 77, "worker_id": "a"}\n', "{}\n", '{"op_code": 0}\n'):
+        other.write_text(content)
+        with pytest.raises(ValueError, match="not the journal of a search"):
+            open_storage(str(other), "")
+        assert other.read_text() == content
     file = tmp_path / "new" / "a.journal"
     study = optuna.create_study(storage=open_storage(str(file), ""), study_name="search")
     study.ask()
@@ -304,9 +272,7 @@ def test_a_journal_survives_a_line_that_was_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trials", [1, 12])
-def test_the_real_drawing_has_a_panel_for_each_hyper_parameter(
-    tmp_path: Path, trials: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_drawing_has_a_panel_for_each_hyper_parameter(tmp_path, trials, monkeypatch):
     rows, names = np.random.default_rng(0).random((trials, 15)).round(3), [f"key{i}" for i in range(8)]
     rows[:, 7] = 0.2  # one that was kept
     drawn, file, new_figure = [], tmp_path / "evolve.csv", results.new_figure
@@ -324,9 +290,9 @@ def test_the_real_drawing_has_a_panel_for_each_hyper_parameter(
         assert axis.get_title("left").endswith(f" {rows[fitness.argmax(), column]:.3g}")
 
 
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "a,b,c,d,e,f,g,h\n", "a,b,c,d,e,f,g,h\n1,2,3,4,5,6,7,x\n", None])
-def test_what_is_no_table_is_not_drawn(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "evolve.csv").write_text(content)
-    with pytest.raises(ValueError, match=r"evolve\.csv: "):
-        plot_evolve(tmp_path / "evolve.csv")
+def test_what_is_no_table_is_not_drawn(tmp_path: Path) -> None:
+    for content in (None, "", "a,b\n1,2\n", "a,b,c,d,e,f,g,h\n", "a,b,c,d,e,f,g,h\n1,2,3,4,5,6,7,x\n"):
+        if content is not None:
+            (tmp_path / "evolve.csv").write_text(content)
+        with pytest.raises(ValueError, match=r"evolve\.csv: "):
+            plot_evolve(tmp_path / "evolve.csv")
