@@ -132,13 +132,9 @@ class Model(nn.Module):
     class_weights: Tensor  # training attaches them
 
     def __init__(
-        self,
-        cfg: str | Path | Mapping[str, Any] = "yolov5s.yaml",
-        ch: int = 3,
-        nc: int | None = None,
-        anchors: float | Sequence[Sequence[float]] | None = None,
-        verbose: bool = True,
-    ) -> None:
+        self, cfg: str | Path | Mapping[str, Any] = "yolov5s.yaml", ch: int = 3, nc: int | None = None,
+        anchors: float | Sequence[Sequence[float]] | None = None, verbose: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.yaml, file = resolve_cfg(cfg)
         if file is not None:
@@ -171,19 +167,17 @@ class Model(nn.Module):
         head = layers[-1]
         if isinstance(head, Detect):
             head.inplace = self.inplace
-            head.set_stride(self._probe_strides(head, ch, widths))
+            self._probe(head, torch.zeros(1, ch, PROBE, PROBE), widths)
             head.initialize_biases()
             self.stride = head.stride
 
-    def _probe_strides(self, head: Detect, ch: int, widths: Sequence[int | None]) -> Tensor:
-        """Pixels per cell of each level, from a blank image; only the head trains meanwhile, so no state changes.
+    def _probe(self, head: Detect, blank: Tensor, widths: Sequence[int | None]) -> None:
+        """Find what strides layers have from a blank image; only the head trains meanwhile, so no state changes.
 
         Raises ValueError for a layer that cannot take what it is given or gives other channels than it declares.
         """
-        modes = {module: module.training for module in self.modules()}
         self.eval()
-        head.training, done = True, -1
-        wrong = ""
+        head.training, done, wrong = True, -1, ""
 
         def _look(layer: Any, given: Any, output: Any) -> None:
             nonlocal done, wrong
@@ -198,15 +192,14 @@ class Model(nn.Module):
 
         try:
             with torch.no_grad(), CostGuard():
-                levels = self._forward_once(torch.zeros(1, ch, PROBE, PROBE), _look)
+                levels = self._forward_once(blank, _look)
         except CANNOT_WORK as error:
             wrong = wrong or f"layer {done + 1} cannot take what it is given ({in_short(error)})"
             raise ValueError(wrong) from error
         if wrong:
             raise ValueError(wrong)
-        for module, mode in modes.items():
-            module.training = mode
-        return torch.tensor([PROBE / level.shape[2] for level in levels])
+        self.train()
+        head.set_stride(torch.tensor([PROBE / level.shape[2] for level in levels]))
 
     def forward(
         self, x: Tensor, augment: bool = False, profile: bool = False, visualize: str | Path | bool = False
