@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.common import Conv
+from models.description import build
 from models.description.budget import CostGuard
-from models.description.build import CANNOT_WORK, build_layers, in_short, register_block, resolve_cfg
-from models.description.checks import OPTIONAL, REQUIRED
+from models.description.build import build_layers, register_block, resolve_cfg
 from utils.base.log import LOGGER
 from utils.base.networks import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
 
@@ -151,7 +151,7 @@ class Model(nn.Module):
             self._assemble(ch, verbose)
         except ValueError as error:
             raise ValueError(f"{cfg if file else 'model description'}: {error}") from error
-        self.yaml = {key: value for key, value in self.yaml.items() if key in (*REQUIRED, *OPTIONAL)}
+        self.yaml = {key: value for key, value in self.yaml.items() if key in build.KNOWN}
         self.nc: int = self.yaml["nc"]
         self.names = [str(i) for i in range(self.nc)]
         if verbose and LOGGER.isEnabledFor(logging.INFO):
@@ -193,8 +193,8 @@ class Model(nn.Module):
         try:
             with torch.no_grad(), CostGuard():
                 levels = self._forward_once(blank, _look)
-        except CANNOT_WORK as error:
-            wrong = wrong or f"layer {done + 1} cannot take what it is given ({in_short(error)})"
+        except build.CANNOT_WORK as error:
+            wrong = wrong or f"layer {done + 1} cannot take what it is given ({build.in_short(error)})"
             raise ValueError(wrong) from error
         if wrong:
             raise ValueError(wrong)
