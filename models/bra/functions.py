@@ -108,8 +108,8 @@ def routed_attention(
     written_out = ("reference", "export", "auto" if torch.jit.is_tracing() or torch.compiler.is_exporting() else "")
     if backend in written_out:
         return attention_and_weights(q, k, v, routes, scale)[0]
-    eager = q.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    if eager and routes.weight is None and q.dtype == k.dtype == v.dtype:
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if all((eager, q.device.type == "cpu", routes.weight is None, q.dtype == k.dtype == v.dtype, q.numel() > 0)):
         return _ChunkedAttention.apply(q, k, v, routes, scale)
     queries, keys, values, mask = _selected(q, k, v, routes)
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
@@ -224,7 +224,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
         """(B, R, T, H, E)."""
         regions, heads = q.shape[:2], q.shape[3]
-        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
+        routed = _row_numbers(routes.index, q.shape[1]).view(math.prod(regions), 1, routes.index.shape[-1]) * heads
         routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
         hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
         q, k, v = (x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v))
