@@ -207,10 +207,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
         raise ValueError("backend 'triton' needs the package triton; install it or use 'sdpa' or 'auto'")
     if not triton_runs_on(q.device):
         raise ValueError(f"backend 'triton' runs on CUDA, not on {q.device.type}; use 'sdpa' or 'auto'")
-    from models.bra.triton_kernels import fused_attention
+    from models.bra.triton_kernels import LARGEST_WIDTH, FusedAttention
 
+    if q.shape[-1] > LARGEST_WIDTH:
+        raise ValueError(f"heads are {q.shape[-1]} wide; backend 'triton' takes at most {LARGEST_WIDTH}")
     rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
-    return fused_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), rows, scale).unflatten(0, q.shape[:2])
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return FusedAttention.apply(q, k, v, rows, scale).unflatten(0, routes.index.shape[:2])
 
 
 class _ChunkedAttention(torch.autograd.Function):

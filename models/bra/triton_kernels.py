@@ -132,20 +132,6 @@ def _key_gradient_kernel(
     tl.store(places, v_total.to(v_grad.dtype.element_ty), mask=is_key)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """Attention of every row's queries over the tokens of its routed rows.
-
-    Args:
-        q: (N, T, H, D). k, v: (N, L, H, D). rows: (N, K) numbers of rows. All on one device, D at most 128.
-
-    Returns:
-        (N, T, H, D).
-    """
-    if q.shape[-1] > LARGEST_WIDTH:
-        raise ValueError(f"heads are {q.shape[-1]} wide; the fused kernel takes at most {LARGEST_WIDTH}")
-    return _FusedAttention.apply(q, k, v, rows, scale)
-
-
 def invert(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Who reads a row: (N, K) -> readers (N * K) grouped by row, and (N + 1) bounds of the groups."""
     read, order = rows.flatten().sort(stable=True)
@@ -153,8 +139,11 @@ def invert(rows: Tensor) -> tuple[Tensor, Tensor]:
     return order // rows.shape[1], torch.searchsorted(read, edges)
 
 
-class _FusedAttention(torch.autograd.Function):
-    """Launches the kernels."""
+class FusedAttention(torch.autograd.Function):
+    """Attention of every row's queries over the tokens of its routed rows, given by their numbers (N, K).
+
+    All on one device, heads at most LARGEST_WIDTH wide.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:

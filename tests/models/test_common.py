@@ -8,23 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import models.common as common
-from models.common import (
-    C3,
-    C3TR,
-    SPP,
-    SPPF,
-    Bottleneck,
-    BottleneckCSP,
-    C3Ghost,
-    Classify,
-    Concat,
-    Contract,
-    Conv,
-    Expand,
-    Focus,
-    GhostConv,
-    TransformerBlock,
-)  # fmt: skip
+from models.common import C3, C3TR, SPP, SPPF, Bottleneck, BottleneckCSP, C3Ghost, Contract, Conv, Expand, Focus
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +31,7 @@ def shake_statistics(module):
     return module.eval()
 
 
-def test_conv_of_no_pictures_gives_none():
+def test_conv_of_no_images_gives_none():
     assert Conv(3, 4).eval()(torch.zeros(0, 3, 8, 8)).shape == (0, 4, 8, 8)
 
 
@@ -118,7 +102,7 @@ def test_half_of_a_ghost_is_a_convolution_and_half_follows_from_it():
 
 def test_transformer_sees_all_pixels_and_has_no_order_of_its_own():
     """Position enters through a pixel-wise map only, so shuffled pixels give equally shuffled outputs."""
-    block = TransformerBlock(8, 8, 4, 2).eval()
+    block = common.TransformerBlock(8, 8, 4, 2).eval()
     x = torch.randn(2, 8, 3, 5)
     order = torch.randperm(15)
     shuffled = x.flatten(2)[..., order].view_as(x)
@@ -145,8 +129,8 @@ def test_contract_counts_places_in_the_square_before_channels():
 
 def test_concat_and_classify():
     maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)]
-    assert Concat()(maps).shape == (2, 8, 4, 4)
-    head = Classify(8, 10)
+    assert common.Concat()(maps).shape == (2, 8, 4, 4)
+    head = common.Classify(8, 10)
     means = torch.cat([one.mean((2, 3)) for one in maps], 1)
     expected = means @ head.conv.weight.flatten(1).T + head.conv.bias
     torch.testing.assert_close(head(maps), expected)

@@ -82,7 +82,10 @@ def test_rows_become_layers():
 
 
 def test_width_is_a_multiple_of_eight_but_the_heads_own_width_stays():
-    assert [layer.conv.out_channels for layer in build([-1, 1, "Conv", [20]], [-1, 1, "Conv", [2 * (2 + 5)]])] == [16, 14]
+    assert [layer.conv.out_channels for layer in build([-1, 1, "Conv", [20]], [-1, 1, "Conv", [2 * (2 + 5)]])] == [
+        16,
+        14,
+    ]
 
 
 def test_repeats():
