@@ -95,7 +95,7 @@ def test_spp_and_sppf_compute_the_same():
 
 
 def test_half_of_a_ghost_is_a_convolution_and_half_follows_from_it():
-    block = shake_statistics(GhostConv(4, 8, 3, 2))
+    block = shake_statistics(common.GhostConv(4, 8, 3, 2))
     y = block(torch.randn(1, 4, 8, 8))
     torch.testing.assert_close(y[:, 4:], block.cv2(y[:, :4]))
 

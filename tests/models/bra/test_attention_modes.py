@@ -18,7 +18,7 @@ from torch.func import functional_call
 from models.bra.attention import BiLevelRoutingAttention
 from models.bra.modes import best_side
 
-CPU_BACKENDS = ("reference", "sdpa", "auto")  # "export" is another name of the first
+CPU_BACKENDS = ("reference", "auto")  # on a CPU "export" is the first, "sdpa" the second
 MODES = {
     "identity": {},
     "ada_avgpool": {"kv_downsample_mode": "ada_avgpool", "kv_per_win": 2},

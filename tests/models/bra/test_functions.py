@@ -23,7 +23,7 @@ def make(batch=2, regions=5, queries=3, keys=4, heads=2, width=6, routed=2, dtyp
     return noise(queries), noise(keys), noise(keys), Routes(index)
 
 
-CPU_BACKENDS = ("reference", "sdpa", "auto")  # "export" is another name of the first
+CPU_BACKENDS = ("reference", "auto")  # on a CPU "export" is the first, "sdpa" the second
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 KINDS = ("plain", "weight", "mask", "both")
 TOKENS = [1, 9, 36, 49, 64, 11 * 12]
@@ -92,7 +92,7 @@ ORDERS = st.one_of(st.permutations((2, 3, 4)).map(lambda last: (0, 1, *last)), s
 
 
 @settings(max_examples=25, deadline=None)
-@given(orders=st.tuples(ORDERS, ORDERS, ORDERS, ORDERS), backend=st.sampled_from(CPU_BACKENDS[1:]))
+@given(orders=st.tuples(ORDERS, ORDERS, ORDERS, ORDERS), backend=st.sampled_from(CPU_BACKENDS))
 def test_how_numbers_lie_in_memory_is_of_no_account(orders, backend):
     """q, k, v and the gradient that comes back, each with its dimensions in any order in memory."""
     q, k, v, routes = make(batch=2, regions=3, queries=9, keys=6, width=16, dtype=torch.float32)
