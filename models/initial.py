@@ -27,9 +27,7 @@ def build_model(setup: Setup) -> Model:
         donor = None
         if opt.weights:
             if (file := find_weights(opt.weights)).suffix not in (".pt", ".safetensors"):
-                raise ValueError(
-                    f"--weights {opt.weights}: expected .pt or .safetensors; training begins with no other"
-                )
+                raise ValueError(f"--weights {opt.weights}: training begins with .pt or .safetensors, no other file")
             donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
         model = Model(opt.cfg or (donor.yaml if donor else DEFAULT_CFG), ch=3, nc=nc, anchors=setup.hyp.anchors)
         if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:

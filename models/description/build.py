@@ -84,9 +84,8 @@ def register_block(
         raise ValueError(f"register_block: {kind.__name__} takes {wrong[0]!r}; there are: {', '.join(TAKES)}")
     there = BLOCKS.get(kind.__name__)
     if there and (there.kind.__module__, there.kind.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(
-            f"register_block: {kind.__name__} is the name of {there.kind.__module__}.{kind.__name__}; choose another"
-        )
+        owner = f"{there.kind.__module__}.{kind.__name__}"
+        raise ValueError(f"register_block: {kind.__name__} is the name of {owner}; choose another")
     BLOCKS[kind.__name__] = Block(kind, takes, channels)
     return kind
 
@@ -286,14 +285,14 @@ def _given(
             raise ValueError(f"the first argument of {block.kind.__name__} must be {wanted}")
         given[name] = rest.pop(0)
     count = _count_anchors("anchors", description["anchors"])
-    if "c2" in given and given["c2"] != count * (
-        description["nc"] + 5
-    ):  # a layer as wide as the head's output stays so
+    outputs = count * (description["nc"] + 5)
+    if given.get("c2", outputs) != outputs:  # a layer as wide as the head's output stays so
         given["c2"] = make_divisible(given["c2"] * description["width_multiple"], 8)
     if isinstance(given.get("anchors"), int):  # placeholders until autoanchor
         given["anchors"] = [list(range(2 * count))] * len(inputs)
     if len(given.get("anchors", inputs)) != len(inputs):
-        raise ValueError(f"the head reads {len(inputs)} levels but there are anchors for {len(given['anchors'])}")
+        levels = f"the head reads {len(inputs)} levels but there are anchors for {len(given['anchors'])}"
+        raise ValueError(f"{levels}; make them agree")
     return given, rest, named
 
 

@@ -80,13 +80,6 @@ def test_cross_stage_blocks_keep_the_size_and_take_a_depth(kind):
     assert len(block.m.tr if kind is C3TR else block.m) == 2
 
 
-def test_checkpoint_keys_of_c3():
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    conv = {"conv.weight", *(f"bn.{key}" for key in norm)}
-    places = ("cv1", "cv2", "cv3", "m.0.cv1", "m.0.cv2")
-    assert keys(C3(4, 4)) == {f"{place}.{key}" for place in places for key in conv}
-
-
 def test_spp_and_sppf_compute_the_same():
     chained, parallel = shake_statistics(SPPF(8, 4, 5)), SPP(8, 4, (5, 9, 13)).eval()
     parallel.load_state_dict(chained.state_dict())

@@ -203,15 +203,14 @@ def test_layers_carry_what_v61_gives_them(model):
     assert DetectionModel is Model
 
 
-def test_maps_that_do_not_fit_are_reported_by_layer():
-    bad = {**TINY, "head": [[[-1, 0], 1, "Concat", [1]], [[-1, 2], 1, "Detect", ["nc", "anchors"]]]}
-    with pytest.raises(ValueError, match="model description: layer 4 cannot take what it is given"):
-        Model(bad)
-
-
-def test_levels_and_anchors_must_agree():
-    with pytest.raises(ValueError, match="reads 2 levels but there are anchors for 1"):
-        Model({**TINY, "anchors": [[10, 13]]})
+@pytest.mark.parametrize("change, message", [
+    ({"head": [[[-1, 0], 1, "Concat", [1]], [[-1, 2], 1, "Detect", ["nc", "anchors"]]]},
+     "model description: layer 4 cannot take what it is given"),
+    ({"anchors": [[10, 13]]}, "reads 2 levels but there are anchors for 1"),
+])  # fmt: skip
+def test_what_does_not_fit_is_reported(change, message):
+    with pytest.raises(ValueError, match=message):
+        Model({**TINY, **change})
 
 
 def test_errors_name_the_file(tmp_path):
