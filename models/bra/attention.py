@@ -223,8 +223,9 @@ class BiLevelRoutingAttention(nn.Module):
         q, k, v = self.qkv.qkv(regions).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)  # (B, R, T, channels) each
         real = None  # (1, R, T, 1), False at padding; None where padding does not matter
         if self.mask_padding and missing != (0, 0):
-            inside = F.pad(x.new_ones((1, 1, height, width), dtype=torch.bool), (0, missing[1], 0, missing[0]))
-            real = split_regions(inside, grid)
+            tall = torch.arange(height + missing[0], device=x.device) < height
+            wide = torch.arange(width + missing[1], device=x.device) < width
+            real = split_regions((tall[:, None] & wide)[None, None], grid)
             k, v = k * real, v * real
         r_weight, r_idx = self._route(q, k, real)
         keys, values, key_mask = self._downsample(k, v, grid, real)
