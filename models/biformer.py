@@ -10,6 +10,7 @@ import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -90,19 +91,10 @@ class BiFormerBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        topk: int = 4,
-        head_dim: int = 32,
-        mlp_ratio: float = 3,
-        drop_path: float = 0.0,
-        before_attn_dwconv: int = 3,
-        side_dwconv: int = 5,
-        pre_norm: bool = True,
-        layer_scale_init_value: float = -1,
-        plain_mlp: bool = False,
-        **attention: Any,
-    ) -> None:
+        self, dim: int, topk: int = 4, head_dim: int = 32, mlp_ratio: float = 3, drop_path: float = 0.0,
+        before_attn_dwconv: int = 3, side_dwconv: int = 5, pre_norm: bool = True, layer_scale_init_value: float = -1,
+        plain_mlp: bool = False, **attention: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         true_or_false(pre_norm=pre_norm, plain_mlp=plain_mlp)
         dim, kernel = whole_number("dim", dim), odd_kernel("before_attn_dwconv", before_attn_dwconv)
@@ -187,9 +179,7 @@ class BiFormerStage(nn.Sequential):
         count = whole_number("n", n)
         ends = drop_path if isinstance(drop_path, (list, tuple)) else (drop_path, drop_path)
         if len(ends) != 2:
-            raise ValueError(
-                f"drop_path={drop_path!r}: give one rate, or the first and the last of evenly growing ones"
-            )
+            raise ValueError(f"drop_path={drop_path!r}: give one rate, or the first and last of evenly growing ones")
         first, last = map(drop_rate, ends)
         block = {"auto_pad": True, **block}
         rates = (first + (last - first) * i / max(1, count - 1) for i in range(count))
@@ -211,23 +201,22 @@ class BiFormer(nn.Module):
     """
 
     def __init__(
-        self,
-        depth: Sequence[int],
-        embed_dim: Sequence[int],
-        mlp_ratios: Sequence[float] = (3, 3, 3, 3),
-        topks: Sequence[int] = (1, 4, 16, -2),
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        n_win: int | str = 7,
-        drop_path_rate: float = 0.0,
-        auto_pad: bool = False,
-        swin_layout: bool = False,
-        **block: Any,
-    ) -> None:
+        self, depth: Sequence[int], embed_dim: Sequence[int], mlp_ratios: Sequence[float] = (3, 3, 3, 3),
+        topks: Sequence[int] = (1, 4, 16, -2), num_classes: int = 1000, in_chans: int = 3, n_win: int | str = 7,
+        drop_path_rate: float = 0.0, auto_pad: bool = False, swin_layout: bool = False, **block: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._check_stages(depth=depth, embed_dim=embed_dim, mlp_ratios=mlp_ratios, topks=topks)
+        stages = {"depths": depth, "widths": embed_dim, "mlp_ratios": mlp_ratios, "topks": topks}
+        for name, values in zip(("depth", "embed_dim", "mlp_ratios", "topks"), stages.values(), strict=True):
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ValueError(f"{name}={values!r}: give a list with one number for each stage")
+        if len(set(map(len, stages.values()))) > 1:
+            counts = ", ".join(map("{} {}".format, map(len, stages.values()), stages))
+            raise ValueError(f"{counts}: give as many of each as there are stages")
         true_or_false(swin_layout=swin_layout)
         num_classes, in_chans = whole_number("num_classes", num_classes, 0), whole_number("in_chans", in_chans)
+        depth = list(map(partial(whole_number, "depth"), depth))
+        embed_dim = list(map(partial(whole_number, "embed_dim"), embed_dim))
         pairs, first = list(pairwise(embed_dim)), embed_dim[0]
         if swin_layout:
             stem = nn.Sequential(nn.Conv2d(in_chans, first, 4, 4), nn.BatchNorm2d(first))
@@ -237,29 +226,15 @@ class BiFormer(nn.Module):
             mergings = [BiFormerMerging(c1, c2) for c1, c2 in pairs]
         self.downsample_layers = nn.ModuleList([stem, *mergings])
         block = {"n_win": n_win, "auto_pad": auto_pad, "plain_mlp": swin_layout, **block}
-        step, done, stages = drop_rate(drop_path_rate) / max(1, sum(depth) - 1), 0, []
+        step, done, made = drop_rate(drop_path_rate) / max(1, sum(depth) - 1), 0, []
         for width, count, topk, ratio in zip(embed_dim, depth, topks, mlp_ratios, strict=True):
             rates = (step * done, step * (done + count - 1))  # of the stage's first and last block
-            stages.append(BiFormerStage(width, width, count, topk, rates, mlp_ratio=ratio, **block))
+            stage = BiFormerStage(width, width, count, topk, rates, mlp_ratio=ratio, **block)
+            made.append(nn.Sequential(OrderedDict(blocks=stage)) if swin_layout else stage)  # as in checkpoints of it
             done += count
-        named = [nn.Sequential(OrderedDict(blocks=stage)) for stage in stages]  # as in checkpoints of that layout
-        self.stages = nn.ModuleList(named if swin_layout else stages)
+        self.stages = nn.ModuleList(made)
         self.norm = nn.BatchNorm2d(embed_dim[-1])
         self.head = nn.Linear(embed_dim[-1], num_classes) if num_classes else nn.Identity()
-
-    @staticmethod
-    def _check_stages(**given: Sequence[float]) -> None:
-        """As many of each, and whole numbers where there is no block to look at them."""
-        for name, values in given.items():
-            if not isinstance(values, (list, tuple)) or not values:
-                raise ValueError(f"{name}={values!r}: give a list with one number for each stage")
-        depths, widths, ratios, topks = map(len, given.values())
-        if not depths == widths == ratios == topks:
-            counts = f"{depths} depths, {widths} widths, {ratios} mlp_ratios, {topks} topks"
-            raise ValueError(f"{counts}: give as many of each as there are stages")
-        for name in ("depth", "embed_dim"):
-            for value in given[name]:
-                whole_number(name, value)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Images (B, in_chans, H, W) -> the map of every stage, strides 4, 8, 16, 32."""
@@ -274,25 +249,15 @@ class BiFormer(nn.Module):
         return self.head(self.norm(self.forward_stages(x)[-1]).mean((2, 3)))
 
 
-def biformer_tiny(**changes: Any) -> BiFormer:
-    """BiFormer-T: 13.1 M parameters; `changes` are arguments of `BiFormer`."""
-    return BiFormer(**{"depth": (2, 2, 8, 2), "embed_dim": (64, 128, 256, 512), **changes})
-
-
-def biformer_small(**changes: Any) -> BiFormer:
-    """BiFormer-S: 25.5 M parameters; `changes` are arguments of `BiFormer`."""
-    return BiFormer(**{"depth": (4, 4, 18, 4), "embed_dim": (64, 128, 256, 512), **changes})
-
-
-def biformer_base(**changes: Any) -> BiFormer:
-    """BiFormer-B: 56.8 M parameters; `changes` are arguments of `BiFormer`."""
-    return BiFormer(**{"depth": (4, 4, 18, 4), "embed_dim": (96, 192, 384, 768), **changes})
-
-
-def biformer_stl(**changes: Any) -> BiFormer:
-    """BiFormer-STL, the layout of Swin-T: 28.4 M parameters; `changes` are arguments of `BiFormer`."""
-    layout = {"depth": (2, 2, 6, 2), "embed_dim": (96, 192, 384, 768), "mlp_ratios": (4, 4, 4, 4)}
-    return BiFormer(**{**layout, "swin_layout": True, "before_attn_dwconv": 0, **changes})
+# The paper's sizes, each a function of the changed arguments of `BiFormer`: T, S and B of 13.1, 25.5 and 56.8 million
+# parameters, and STL of 28.4 million, in the layout of Swin-T
+biformer_tiny = partial(BiFormer, depth=(2, 2, 8, 2), embed_dim=(64, 128, 256, 512))
+biformer_small = partial(BiFormer, depth=(4, 4, 18, 4), embed_dim=(64, 128, 256, 512))
+biformer_base = partial(BiFormer, depth=(4, 4, 18, 4), embed_dim=(96, 192, 384, 768))
+biformer_stl = partial(
+    BiFormer, depth=(2, 2, 6, 2), embed_dim=(96, 192, 384, 768), mlp_ratios=(4, 4, 4, 4), swin_layout=True,
+    before_attn_dwconv=0,
+)  # fmt: skip
 
 
 class C3BRA(C3):

@@ -44,12 +44,9 @@ class Ensemble(nn.ModuleList):
 
 
 def attempt_load(
-    weights: str | Path | Sequence[str | Path],
-    map_location: torch.device | str | None = None,
-    inplace: bool = True,
-    fuse: bool = True,
-    device: torch.device | str | None = None,
-) -> Model | Ensemble:
+    weights: str | Path | Sequence[str | Path], map_location: torch.device | str | None = None, inplace: bool = True,
+    fuse: bool = True, device: torch.device | str | None = None,
+) -> Model | Ensemble:  # fmt: skip
     """The trained model of a checkpoint, ours or YOLOv5 6.1's, in float32 and evaluation mode.
 
     Several files make an ensemble. Each is looked for as everywhere (`utils.base.paths.find_weights`). `map_location`

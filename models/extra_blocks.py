@@ -9,25 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.common import Conv
+from models.common import Bottleneck, Conv
 
 
-class CrossConv(nn.Module):
+class CrossConv(Bottleneck):
     """A k x k convolution as a 1 x k one followed by a k x 1 one, with an optional shortcut."""
 
     def __init__(
         self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(c1, c2, shortcut, g, e)
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, (1, k), (1, s))
         self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
-        self.add = shortcut and c1 == c2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c1, H, W) -> (B, c2, H/s, W/s)."""
-        change = self.cv2(self.cv1(x))
-        return x + change if self.add else change
 
 
 class Sum(nn.Module):
@@ -49,12 +43,20 @@ class Sum(nn.Module):
 class MixConv2d(nn.Module):
     """Convolutions of several kernel sizes side by side (arXiv:1907.09595).
 
-    With `equal_ch` the kernels share the output channels evenly, otherwise so that each has about as many weights.
+    With `equal_ch` the kernels share the output channels evenly, cut where YOLOv5 6.1 cuts them (65 over 3 makes 22,
+    21, 22); otherwise in proportion to 1 / side², rounded, at least 1, so that each has about as many weights, and what
+    that leaves over goes to the smallest kernel.
     """
 
     def __init__(self, c1: int, c2: int, k: Sequence[int] = (1, 3), s: int = 1, equal_ch: bool = True) -> None:
         super().__init__()
-        widths = self.widths(c2, k, equal_ch)
+        if equal_ch:
+            ends = [-1, *((kernel + 1) * (c2 - 1) // len(k) for kernel in range(len(k)))]
+            widths = [end - start for start, end in itertools.pairwise(ends)]
+        else:
+            shares = [1 / (side * side) for side in k]
+            widths = [max(1, round(c2 * share / sum(shares))) for share in shares]
+            widths[shares.index(max(shares))] += c2 - sum(widths)
         self.m = nn.ModuleList(
             nn.Conv2d(c1, width, side, s, side // 2, groups=math.gcd(c1, width), bias=False)
             for side, width in zip(k, widths, strict=True)
@@ -65,18 +67,3 @@ class MixConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, c1, H, W) -> (B, c2, H/s, W/s)."""
         return self.act(self.bn(torch.cat([conv(x) for conv in self.m], 1)))
-
-    @staticmethod
-    def widths(total: int, kernels: Sequence[int], equal_ch: bool) -> list[int]:
-        """How `total` channels are shared by kernels of these sides.
-
-        Equal shares are cut at evenly spaced places, as YOLOv5 6.1 cuts them (which 65 over 3 makes 22, 21, 22). Others
-        are in proportion to 1 / side², rounded, at least 1; what that leaves over goes to the smallest kernel.
-        """
-        if equal_ch:
-            ends = [-1, *((kernel + 1) * (total - 1) // len(kernels) for kernel in range(len(kernels)))]
-            return [end - start for start, end in itertools.pairwise(ends)]
-        shares = [1 / (side * side) for side in kernels]
-        widths = [max(1, round(total * share / sum(shares))) for share in shares]
-        widths[shares.index(max(shares))] += total - sum(widths)
-        return widths

@@ -24,7 +24,11 @@ def build_model(setup: Setup) -> Model:
     if setup.resumed:
         model = load_model({"model": setup.resumed["model"]})
     else:
-        donor = _donor(opt.weights) if opt.weights else None
+        donor = None
+        if opt.weights:
+            if (file := find_weights(opt.weights)).suffix not in (".pt", ".safetensors"):
+                raise ValueError(f"--weights {opt.weights}: training begins with .pt or .safetensors, no other file")
+            donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
         model = Model(opt.cfg or (donor.yaml if donor else DEFAULT_CFG), ch=3, nc=nc, anchors=setup.hyp.anchors)
         if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
             raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
@@ -47,14 +51,6 @@ def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_a
     LOGGER.info(f"Transferred {len(found.state)}/{len(model.state_dict())} items from {source}")
     for line in report(found, model):
         LOGGER.info(f"  {line}")
-
-
-def _donor(weights: str) -> Model:
-    """Return the model whose weights training begins with. Raise ValueError for a file that is none, or not there."""
-    file = find_weights(weights)
-    if file.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"--weights {weights}: expected .pt or .safetensors, as training begins with no other file")
-    return cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
 
 
 def freeze(model: Model, layers: list[int]) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.common import Conv
+from models.description import build
 from models.description.budget import CostGuard
-from models.description.build import CANNOT_WORK, build_layers, in_short, register_block, resolve_cfg
-from models.description.checks import OPTIONAL, REQUIRED
+from models.description.build import build_layers, register_block, resolve_cfg
 from utils.base.log import LOGGER
 from utils.base.networks import Cost, ModelSummary, cost_of, initialize_weights, model_info, scale_img
 
@@ -132,13 +132,9 @@ class Model(nn.Module):
     class_weights: Tensor  # training attaches them
 
     def __init__(
-        self,
-        cfg: str | Path | Mapping[str, Any] = "yolov5s.yaml",
-        ch: int = 3,
-        nc: int | None = None,
-        anchors: float | Sequence[Sequence[float]] | None = None,
-        verbose: bool = True,
-    ) -> None:
+        self, cfg: str | Path | Mapping[str, Any] = "yolov5s.yaml", ch: int = 3, nc: int | None = None,
+        anchors: float | Sequence[Sequence[float]] | None = None, verbose: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.yaml, file = resolve_cfg(cfg)
         if file is not None:
@@ -155,7 +151,7 @@ class Model(nn.Module):
             self._assemble(ch, verbose)
         except ValueError as error:
             raise ValueError(f"{cfg if file else 'model description'}: {error}") from error
-        self.yaml = {key: value for key, value in self.yaml.items() if key in (*REQUIRED, *OPTIONAL)}
+        self.yaml = {key: value for key, value in self.yaml.items() if key in build.KNOWN}
         self.nc: int = self.yaml["nc"]
         self.names = [str(i) for i in range(self.nc)]
         if verbose and LOGGER.isEnabledFor(logging.INFO):
@@ -171,19 +167,17 @@ class Model(nn.Module):
         head = layers[-1]
         if isinstance(head, Detect):
             head.inplace = self.inplace
-            head.set_stride(self._probe_strides(head, ch, widths))
+            self._probe(head, torch.zeros(1, ch, PROBE, PROBE), widths)
             head.initialize_biases()
             self.stride = head.stride
 
-    def _probe_strides(self, head: Detect, ch: int, widths: Sequence[int | None]) -> Tensor:
-        """Pixels per cell of each level, from a blank image; only the head trains meanwhile, so no state changes.
+    def _probe(self, head: Detect, blank: Tensor, widths: Sequence[int | None]) -> None:
+        """Find what strides layers have from a blank image; only the head trains meanwhile, so no state changes.
 
         Raises ValueError for a layer that cannot take what it is given or gives other channels than it declares.
         """
-        modes = {module: module.training for module in self.modules()}
         self.eval()
-        head.training, done = True, -1
-        wrong = ""
+        head.training, done, wrong = True, -1, ""
 
         def _look(layer: Any, given: Any, output: Any) -> None:
             nonlocal done, wrong
@@ -198,15 +192,14 @@ class Model(nn.Module):
 
         try:
             with torch.no_grad(), CostGuard():
-                levels = self._forward_once(torch.zeros(1, ch, PROBE, PROBE), _look)
-        except CANNOT_WORK as error:
-            wrong = wrong or f"layer {done + 1} cannot take what it is given ({in_short(error)})"
+                levels = self._forward_once(blank, _look)
+        except build.CANNOT_WORK as error:
+            wrong = wrong or f"layer {done + 1} cannot take what it is given ({build.in_short(error)})"
             raise ValueError(wrong) from error
         if wrong:
             raise ValueError(wrong)
-        for module, mode in modes.items():
-            module.training = mode
-        return torch.tensor([PROBE / level.shape[2] for level in levels])
+        self.train()
+        head.set_stride(torch.tensor([PROBE / level.shape[2] for level in levels]))
 
     def forward(
         self, x: Tensor, augment: bool = False, profile: bool = False, visualize: str | Path | bool = False

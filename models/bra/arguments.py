@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from utils.base.yaml import shortened
+
 
 def refusal(name: str, value: Any, wanted: str) -> ValueError:
     """The error for a value, in a single line of modest length; for a number like 4.0 with how to write it."""
-    text = " ".join(repr(value).split())
-    text = text if len(text) <= 80 else f"{text[:77]}..."
+    text = " ".join(shortened(value).split())
     whole = f"; write {int(value)}" if "whole" in wanted and isinstance(value, float) and value.is_integer() else ""
     return ValueError(f"{name}={text}: give {wanted}{whole}")
 
@@ -33,9 +34,9 @@ def odd_kernel(name: str, value: Any) -> int:
     raise refusal(name, value, "an odd whole number, or 0 for none")
 
 
-def real_number(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> float:
+def real_number(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> float:
     """A number that fits; `wanted` says which do."""
-    if isinstance(value, Real) and not isinstance(value, bool) and fits(float(value)):
+    if isinstance(value, Real) and not isinstance(value, bool) and fits(value):
         return float(value)
     raise refusal(name, value, wanted)
 

@@ -19,7 +19,6 @@ from models.bra import arguments as check
 from models.bra import functions
 from models.bra.functions import Routes, route
 from models.bra.modes import KVDownsample, best_side, make_downsample
-from models.bra.pointwise import PointwiseLinear
 
 __all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
 
@@ -31,11 +30,6 @@ class RegionGrid(NamedTuple):
     cols: int
     height: int
     width: int
-
-
-def whole_parts(length: int, size: int) -> int:
-    """How many parts of a size cover a length. Never below zero on the way: exported graphs round towards zero."""
-    return (length + size - 1) // size
 
 
 def split_regions(x: Tensor, grid: RegionGrid) -> Tensor:
@@ -62,6 +56,26 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
+class PointwiseLinear(nn.Linear):
+    """`nn.Linear`, with the same parameters and numbers, for the channels of each position: (..., N, C) -> (..., N, D).
+
+    In float32 on a CPU the product runs as a 1 x 1 convolution over channels-last memory. PyTorch hands that to oneDNN
+    instead of the BLAS behind `nn.Linear`, which leaves half of an AMD processor's AVX-512 unused. bfloat16 products go
+    to oneDNN anyhow, and compilers choose for themselves.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., N, C) -> (..., N, D)."""
+        plain = x.device.type == "cpu" and x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+        eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        if not (eager and plain and x.ndim > 2 and x.numel() > 0 and torch.backends.mkldnn.is_available()):
+            return super().forward(x)
+        # Leading dimensions as the batch: below 16 images and with one thread PyTorch would take BLAS again
+        maps = x.reshape(-1, x.shape[-2], 1, x.shape[-1]).permute(0, 3, 1, 2)  # (batch, C, N, 1)
+        out = F.conv2d(maps, self.weight[:, :, None, None], self.bias)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+
 class TopkRouting(nn.Module):
     """Choose for every region the `topk` regions whose mean key fits its mean query best.
 
@@ -74,13 +88,9 @@ class TopkRouting(nn.Module):
     """
 
     def __init__(
-        self,
-        qk_dim: int,
-        topk: int = 4,
-        qk_scale: float | None = None,
-        param_routing: bool = False,
+        self, qk_dim: int, topk: int = 4, qk_scale: float | None = None, param_routing: bool = False,
         diff_routing: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check.true_or_false(param_routing=param_routing, diff_routing=diff_routing)
         self.qk_dim, self.topk = check.whole_number("qk_dim", qk_dim), check.whole_number("topk", topk)
@@ -134,10 +144,6 @@ class QKVLinear(nn.Module):
         q, kv = self.qkv(x).split([self.qk_dim, self.qk_dim + self.dim], dim=-1)
         return q, kv
 
-    def separate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., dim) -> queries, keys, values, cut apart once: a cut of a cut costs another copy of all gradients."""
-        return self.qkv(x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
-
 
 class BiLevelRoutingAttention(nn.Module):
     """Attention in which each region of the map looks only at the few regions it is routed to, plus local context.
@@ -168,28 +174,13 @@ class BiLevelRoutingAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        n_win: int | str = 7,
-        num_heads: int = 8,
-        qk_dim: int | None = None,
-        qk_scale: float | str | None = None,
-        kv_per_win: int | None = 4,
-        kv_downsample_ratio: int | None = 4,
-        kv_downsample_kernel: int | None = None,
-        kv_downsample_mode: str = "identity",
-        topk: int = 4,
-        param_attention: str = "qkvo",
-        param_routing: bool = False,
-        diff_routing: bool = False,
-        soft_routing: bool = False,
-        side_dwconv: int = 3,
-        auto_pad: bool = True,
-        mask_padding: bool = False,
-        region_size: int | tuple[int, int] | None = None,
-        backend: str = "auto",
-        residual: bool = False,
-    ) -> None:
+        self, dim: int, n_win: int | str = 7, num_heads: int = 8, qk_dim: int | None = None,
+        qk_scale: float | str | None = None, kv_per_win: int | None = 4, kv_downsample_ratio: int | None = 4,
+        kv_downsample_kernel: int | None = None, kv_downsample_mode: str = "identity", topk: int = 4,
+        param_attention: str = "qkvo", param_routing: bool = False, diff_routing: bool = False,
+        soft_routing: bool = False, side_dwconv: int = 3, auto_pad: bool = True, mask_padding: bool = False,
+        region_size: int | tuple[int, int] | None = None, backend: str = "auto", residual: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         check.true_or_false(soft_routing=soft_routing, param_routing=param_routing, diff_routing=diff_routing)
         check.true_or_false(auto_pad=auto_pad, mask_padding=mask_padding, residual=residual)
@@ -197,12 +188,8 @@ class BiLevelRoutingAttention(nn.Module):
         self.dim, self.qk_dim, self.num_heads, self.topk = dim, qk_dim, num_heads, check.whole_number("topk", topk)
         self.n_win, self.region_size = check.region_layout(n_win, region_size)
         self.scale = check.logit_scale(qk_scale, qk_dim, num_heads)
-        self.auto_pad, self.mask_padding, self.backend = (
-            auto_pad,
-            mask_padding,
-            check.one_of("backend", backend, functions.BACKENDS),
-        )
-        self.residual = residual
+        self.backend = check.one_of("backend", backend, functions.BACKENDS)
+        self.auto_pad, self.mask_padding, self.residual = auto_pad, mask_padding, residual
         has_output = check.one_of("param_attention", param_attention, ("qkvo", "qkv")) == "qkvo"
         if param_routing and not diff_routing:
             raise ValueError("param_routing=True learns nothing without diff_routing=True; set both or neither")
@@ -230,10 +217,15 @@ class BiLevelRoutingAttention(nn.Module):
         """
         height, width = x.shape[-2:]
         grid = self.region_grid(height, width)
-        padded = F.pad(x, (0, grid.cols * grid.width - width, 0, grid.rows * grid.height - height))
-        real = self._real_tokens(grid, height, width, x.device)
-        q, k, v = self.qkv.separate(split_regions(padded, grid))  # (B, R, T, channels) each
-        if real is not None:
+        missing = (grid.rows * grid.height - height, grid.cols * grid.width - width)
+        regions = split_regions(F.pad(x, (0, missing[1], 0, missing[0])), grid)
+        # Cut apart once: a cut of a cut costs another copy of all gradients
+        q, k, v = self.qkv.qkv(regions).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)  # (B, R, T, channels) each
+        real = None  # (1, R, T, 1), False at padding; None where padding does not matter
+        if self.mask_padding and missing != (0, 0):
+            tall = torch.arange(height + missing[0], device=x.device) < height
+            wide = torch.arange(width + missing[1], device=x.device) < width
+            real = split_regions((tall[:, None] & wide)[None, None], grid)
             k, v = k * real, v * real
         r_weight, r_idx = self._route(q, k, real)
         keys, values, key_mask = self._downsample(k, v, grid, real)
@@ -252,9 +244,7 @@ class BiLevelRoutingAttention(nn.Module):
         out = self.wo(out).permute(0, 3, 1, 2)
         if self.residual:
             out = x + out
-        if attention is not None:
-            return out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1)
-        return out
+        return out if attention is None else (out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1))
 
     @property
     def cuts_by_formula(self) -> bool:
@@ -264,26 +254,18 @@ class BiLevelRoutingAttention(nn.Module):
 
     def region_grid(self, height: int, width: int) -> RegionGrid:
         """How a height x width map is cut into regions, whole ones after padding."""
+        # Divisions round up, never of a number below zero on the way: exported graphs round towards zero
         if self.region_size is not None:
             tall, wide = min(self.region_size[0], height), min(self.region_size[1], width)
-            grid = RegionGrid(whole_parts(height, tall), whole_parts(width, wide), tall, wide)
+            grid = RegionGrid((height + tall - 1) // tall, (width + wide - 1) // wide, tall, wide)
         else:
             n_win = self.n_win
             side = best_side(height, width, self.dim, self.topk) if isinstance(n_win, str) else n_win
-            grid = RegionGrid(side, side, whole_parts(height, side), whole_parts(width, side))
+            grid = RegionGrid(side, side, (height + side - 1) // side, (width + side - 1) // side)
         if not self.auto_pad and (grid.rows * grid.height, grid.cols * grid.width) != (height, width):
-            raise ValueError(
-                f"a {height} x {width} map does not divide into {grid.rows} x {grid.cols} regions; set auto_pad=True"
-            )
+            cut = f"{grid.rows} x {grid.cols} regions"
+            raise ValueError(f"a {height} x {width} map does not divide into {cut}; set auto_pad=True")
         return grid
-
-    def _real_tokens(self, grid: RegionGrid, height: int, width: int, device: torch.device) -> Tensor | None:
-        """(1, R, T, 1), False at padding; None where padding does not matter."""
-        if not self.mask_padding or (grid.rows * grid.height, grid.cols * grid.width) == (height, width):
-            return None
-        tall = torch.arange(grid.rows * grid.height, device=device) < height
-        wide = torch.arange(grid.cols * grid.width, device=device) < width
-        return split_regions((tall[:, None] & wide)[None, None], grid)
 
     def _route(self, q: Tensor, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """Routing weights and routed regions, (B, R, K) each, from the means over the tokens of each region."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.bra.arguments import whole_number
+from models.bra.arguments import one_of, whole_number
 
 BACKENDS = ("auto", "reference", "sdpa", "triton", "export")
 CHUNK_BYTES = 2**20  # scores, keys and values that a thread works on at a time on CPU: within a core's own cache
@@ -88,11 +88,11 @@ def routed_attention(
         q: (B, R, T, H, D) queries. k: (B, R, L, H, D) keys. v: (B, R, L, H, E) values.
         routes: from `route`, or made by hand.
         scale: factor of the logits, D ** -0.5 when None.
-        backend: "reference" (plain matrix products), "sdpa" (PyTorch's fused attention), "triton" (kernels that read
-            routed regions in place; CUDA, plain selection only), "export" (nothing but gather, 4-D matrix products and
-            softmax, which every exporter knows) or "auto": "export" while a model is traced or exported, otherwise
-            "sdpa", on CPUs a few regions at a time. The kernels are taken on request only: they agree under Triton's
-            interpreter but were never run on a GPU.
+        backend: "reference" and "export" (gather, 4-D matrix products and softmax, which every exporter knows), "sdpa"
+            (PyTorch's fused attention), "triton" (kernels that read routed regions in place; CUDA, plain selection
+            only) or "auto": "export" while a model is traced or exported, otherwise "sdpa", on CPUs a few regions at a
+            time. The kernels are taken on request only: they agree under Triton's interpreter but were never run on a
+            GPU.
 
     Returns:
         (B, R, T, H, E). Backends agree up to rounding.
@@ -102,37 +102,37 @@ def routed_attention(
     """
     _check(q, k, v, routes)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
-    if backend == "reference":
-        return attention_and_weights(q, k, v, routes, scale)[0]
+    one_of("backend", backend, BACKENDS)
     if backend == "triton":
         return _fused(q, k, v, routes, scale)
-    exporting = backend == "export" or (backend == "auto" and (torch.jit.is_tracing() or torch.compiler.is_exporting()))
-    if not exporting and q.device.type == "cpu" and _is_plain(q, k, v, routes):
+    written_out = ("reference", "export", "auto" if torch.jit.is_tracing() or torch.compiler.is_exporting() else "")
+    if backend in written_out:
+        return attention_and_weights(q, k, v, routes, scale)[0]
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if all((eager, q.device.type == "cpu", routes.weight is None, q.dtype == k.dtype == v.dtype, q.numel() > 0)):
         return _ChunkedAttention.apply(q, k, v, routes, scale)
-    return _select_and_attend(q, k, v, routes, scale, exporting)
+    queries, keys, values, mask = _selected(q, k, v, routes)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).unflatten(0, (-1, q.shape[1]))
 
 
 def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> tuple[Tensor, Tensor]:
-    """The definition, written out: output (B, R, T, H, E) and attention weights (B, R, H, T, K * L)."""
-    k, v, mask = _selected(k, v, routes)
-    logits = torch.einsum("brthd,brshd->brhts", q * scale, k)
+    """The definition, written out: output (B, R, T, H, E) and attention weights (B, R, H, T, K * L).
+
+    Its operators are those that every exporter and runtime has; the batch may stay dynamic.
+    """
+    q, k, v, mask = _selected(q, k, v, routes)
+    logits = (q * scale) @ k.transpose(-2, -1)
     if mask is not None:
-        logits = logits.masked_fill(~mask[:, :, None, None], float("-inf"))
+        logits = logits.masked_fill(~mask, float("-inf"))
     weights = logits.softmax(dim=-1)
-    return torch.einsum("brhts,brshe->brthe", weights.to(v.dtype), v), weights
+    shape = (-1, routes.index.shape[1])
+    return (weights.to(v.dtype) @ v).transpose(1, 2).unflatten(0, shape), weights.unflatten(0, shape)
 
 
 def triton_runs_on(device: torch.device) -> bool:
     """Whether the fused kernels can be started there: on CUDA, or anywhere under Triton's interpreter."""
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _is_plain(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> bool:
-    """Unweighted selection in eager mode with one type for all: what the chunked kernel is for."""
-    eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    return eager and routes.weight is None and q.dtype == k.dtype == v.dtype and q.numel() > 0
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> None:
@@ -185,33 +185,18 @@ def _row_numbers(index: Tensor, regions: int) -> Tensor:
     return (index + first[:, None, None]).flatten()
 
 
-def _selected(k: Tensor, v: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values (B, R, K * L, H, width) of the routed regions, weighted, and which of them count."""
+def _selected(q: Tensor, k: Tensor, v: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries (B * R, H, T, width), keys and values (B * R, H, K * L, width) of the routed regions, weighted, and which
+    of them count, (B * R, 1, 1, K * L).
+    """
     k, v = select_regions(k, routes.index), select_regions(v, routes.index)
     if routes.weight is not None:
         weight = routes.weight.to(k.dtype)[..., None, None, None]
         k, v = k * weight, v * weight
-    mask = None if routes.key_mask is None else select_regions(routes.key_mask, routes.index).flatten(2, 3)
-    return k.flatten(2, 3), v.flatten(2, 3), mask
-
-
-def _select_and_attend(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float, plain: bool) -> Tensor:
-    """Row selection and PyTorch's attention: works on every device, under tracing and with every kind of routes.
-
-    `plain` takes operators that every exporter and runtime has instead; the batch may stay dynamic.
-    """
-    regions = q.shape[1]
-    k, v, mask = _selected(k, v, routes)
-    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B * R, H, tokens, width)
-    mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
-    if plain:
-        logits = (q * scale) @ k.transpose(-2, -1)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
-        out = logits.softmax(dim=-1).to(v.dtype) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).unflatten(0, (-1, regions))
+    mask = None if routes.key_mask is None else select_regions(routes.key_mask, routes.index)
+    mask = None if mask is None else mask.flatten(2, 3).flatten(0, 1)[:, None, None]
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k.flatten(2, 3), v.flatten(2, 3)))
+    return q, k, v, mask
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
@@ -222,10 +207,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Ten
         raise ValueError("backend 'triton' needs the package triton; install it or use 'sdpa' or 'auto'")
     if not triton_runs_on(q.device):
         raise ValueError(f"backend 'triton' runs on CUDA, not on {q.device.type}; use 'sdpa' or 'auto'")
-    from models.bra.triton_kernels import fused_attention
+    from models.bra.triton_kernels import LARGEST_WIDTH, FusedAttention
 
+    if q.shape[-1] > LARGEST_WIDTH:
+        raise ValueError(f"heads are {q.shape[-1]} wide; backend 'triton' takes at most {LARGEST_WIDTH}")
     rows = _row_numbers(routes.index, k.shape[1]).unflatten(0, (-1, routes.index.shape[-1]))
-    return fused_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), rows, scale).unflatten(0, q.shape[:2])
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return FusedAttention.apply(q, k, v, rows, scale).unflatten(0, routes.index.shape[:2])
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -239,7 +227,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, routes: Routes, scale: float) -> Tensor:
         """(B, R, T, H, E)."""
         regions, heads = q.shape[:2], q.shape[3]
-        routed = _row_numbers(routes.index, q.shape[1]).view(-1, 1, routes.index.shape[-1]) * heads
+        routed = _row_numbers(routes.index, q.shape[1]).view(math.prod(regions), 1, routes.index.shape[-1]) * heads
         routed = (routed + torch.arange(heads)[:, None]).flatten(0, 1)
         hidden = None if routes.key_mask is None else ~routes.key_mask.flatten(0, 1).repeat_interleave(heads, 0)
         q, k, v = (x.transpose(2, 3).flatten(0, 2).contiguous() for x in (q, k, v))

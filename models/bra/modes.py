@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from operator import index
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -27,25 +28,18 @@ class KVDownsample(nn.Module):
 
     averages = False
 
-    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> (N, C, i, j); `chance` is what `draw` returned."""
+    def pool(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, i, j)."""
         return x
-
-    def draw(self, x: Tensor) -> Tensor | None:
-        """Random numbers to be shared by keys, values and mask; None for modes without chance."""
-        return None
 
     def forward(self, kv: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(N, C, h, w) -> (N, C, i, j) and the mask that goes with it."""
-        chance = self.draw(kv)
         if real is None:
-            return self.pool(kv, chance), None
-        share = self.pool(real.to(kv.dtype), chance)
+            return self.pool(kv), None
+        shown = kv * real if self.averages else kv.masked_fill(~real, torch.finfo(kv.dtype).min)
+        cells, share = self.pool(torch.cat((shown, real.to(kv.dtype)), 1)).split((kv.shape[1], 1), 1)
         kept = share > 0
-        if self.averages:
-            return self.pool(kv * real, chance) / share.where(kept, 1), kept
-        lowest = torch.finfo(kv.dtype).min
-        return self.pool(kv.masked_fill(~real, lowest), chance).masked_fill(~kept, 0), kept
+        return (cells / share.where(kept, 1) if self.averages else cells.masked_fill(~kept, 0)), kept
 
 
 class PooledKV(KVDownsample):
@@ -55,7 +49,7 @@ class PooledKV(KVDownsample):
         super().__init__()
         self.per_win, self.ratio, self.averages = per_win, ratio, averages
 
-    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, per_win, per_win), or (N, C, h // ratio, w // ratio), at least 1 x 1."""
         if self.per_win is not None:
             return (F.adaptive_avg_pool2d if self.averages else F.adaptive_max_pool2d)(x, self.per_win)
@@ -81,15 +75,9 @@ class FractionalKV(KVDownsample):
         super().__init__()
         self.ratio, self.kernel = ratio, kernel or ratio
 
-    def draw(self, x: Tensor) -> Tensor:
-        """The u of rows and columns: (N, 2) in training, (1, 2) otherwise."""
-        if self.training:
-            return torch.rand(x.shape[0], 2, device=x.device)
-        return torch.full((1, 2), 0.5, device=x.device)
-
-    def pool(self, x: Tensor, chance: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, h / ratio, w / ratio), rounded, at least 1 x 1."""
-        assert chance is not None  # `draw` gave it
+        chance = torch.rand(len(x), 2, device=x.device) if self.training else torch.full((1, 2), 0.5, device=x.device)
         x = x.permute(0, 2, 3, 1)  # channels last: whole rows of memory are picked
         for axis in (1, 0):  # columns, then rows; each time along dimension 2
             tokens, seen = self.windows(x.shape[2], chance[:, axis])
@@ -126,9 +114,8 @@ class ConvKV(KVDownsample):
         super().__init__()
         self.ratio, self.kernel = ratio, kernel or ratio
         self.conv = nn.Conv2d(channels, channels, self.kernel, ratio, groups=channels)
-        with torch.no_grad():
-            for parameter, first in zip(self.conv.parameters(), (self.kernel**-2, 0), strict=True):
-                parameter.fill_(first)
+        nn.init.constant_(self.conv.weight, self.kernel**-2)
+        nn.init.zeros_(cast("nn.Parameter", self.conv.bias))
 
     def forward(self, kv: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(N, C, h, w) -> (N, C, ceil(h / ratio), ceil(w / ratio)); padding counts as zeros."""
@@ -146,9 +133,7 @@ class ConvKV(KVDownsample):
         return F.pad(x, edges) if any(edges) else x
 
 
-def make_downsample(
-    mode: str, channels: int, per_win: int | None, ratio: int | None, kernel: int | None
-) -> KVDownsample:
+def make_downsample(mode: str, channels: int, per_win: int | None, ratio: Any, kernel: Any) -> KVDownsample:
     """The module for a `kv_downsample_mode`; ValueError names what is allowed."""
     one_of("kv_downsample_mode", mode, DOWNSAMPLE_MODES)
     if mode == "identity":
@@ -179,8 +164,8 @@ def best_side(height: int, width: int, dim: int, topk: int) -> int:
 
 @lru_cache(maxsize=256)
 def _cheapest_side(height: int, width: int, dim: int, topk: int) -> int:
-    def cost(side: int) -> float:
+    costs = []
+    for side in range(1, min(height, width) + 1):
         tokens = (-(-height // side) * side) * (-(-width // side) * side)
-        return 4 * tokens * dim + 2 * side**4 + 2 * min(topk, side * side) * tokens**2 / side**2
-
-    return min(range(1, min(height, width) + 1), key=cost)
+        costs.append(4 * tokens * dim + 2 * side**4 + 2 * min(topk, side * side) * tokens**2 / side**2)
+    return 1 + costs.index(min(costs))

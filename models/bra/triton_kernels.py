@@ -32,10 +32,9 @@ def _forward_kernel(
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
     tokens = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    channels = tl.arange(0, WIDTH)
-    is_query = (tokens[:, None] < T) & (channels[None, :] < D)
-    places = row * qn + head * qh + tokens[:, None] * qt + channels[None, :]
-    queries = tl.load(q + places, mask=is_query, other=0.0)
+    channels = tl.arange(0, WIDTH)[None, :]
+    is_query = (tokens[:, None] < T) & (channels < D)
+    queries = tl.load(q + row * qn + head * qh + tokens[:, None] * qt + channels, mask=is_query, other=0.0)
     best = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
@@ -43,11 +42,9 @@ def _forward_kernel(
         source = tl.load(rows + row * K + number)
         for start in range(0, L, KEYS):
             there = start + tl.arange(0, KEYS)
-            is_key = (there[:, None] < L) & (channels[None, :] < D)
-            places = source * kn + head * kh + there[:, None] * kt + channels[None, :]
-            keys = tl.load(k + places, mask=is_key, other=0.0)
-            places = source * vn + head * vh + there[:, None] * vt + channels[None, :]
-            values = tl.load(v + places, mask=is_key, other=0.0)
+            is_key = (there[:, None] < L) & (channels < D)
+            keys = tl.load(k + source * kn + head * kh + there[:, None] * kt + channels, mask=is_key, other=0.0)
+            values = tl.load(v + source * vn + head * vh + there[:, None] * vt + channels, mask=is_key, other=0.0)
             logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
             logits = tl.where(there[None, :] < L, logits, float("-inf"))
             higher = tl.maximum(best, tl.max(logits, 1))
@@ -56,8 +53,8 @@ def _forward_kernel(
             total = total * shrink + tl.sum(shares, 1)
             mixed = mixed * shrink[:, None] + tl.dot(shares.to(values.dtype), values, input_precision="ieee")
             best = higher
-    places = row * on + head * oh + tokens[:, None] * ot + channels[None, :]
-    tl.store(out + places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=is_query)
+    places = out + row * on + head * oh + tokens[:, None] * ot + channels
+    tl.store(places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=is_query)
     tl.store(log_sums + (row * H + head) * T + tokens, best + tl.log(total), mask=tokens < T)
 
 
@@ -70,15 +67,13 @@ def _query_gradient_kernel(
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
     tokens = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    channels = tl.arange(0, WIDTH)
-    is_query = (tokens[:, None] < T) & (channels[None, :] < D)
-    places = row * qn + head * qh + tokens[:, None] * qt + channels[None, :]
-    queries = tl.load(q + places, mask=is_query, other=0.0)
-    places = row * gn + head * gh + tokens[:, None] * gt + channels[None, :]
-    grads = tl.load(grad + places, mask=is_query, other=0.0)
+    channels = tl.arange(0, WIDTH)[None, :]
+    places = q + row * qn + head * qh + tokens[:, None] * qt + channels
+    is_query = (tokens[:, None] < T) & (channels < D)  # after the address: fewer registers are spilled
+    queries = tl.load(places, mask=is_query, other=0.0)
+    grads = tl.load(grad + row * gn + head * gh + tokens[:, None] * gt + channels, mask=is_query, other=0.0)
     log_sum = tl.load(log_sums + (row * H + head) * T + tokens, mask=tokens < T, other=0.0)
-    places = row * on + head * oh + tokens[:, None] * ot + channels[None, :]
-    outs = tl.load(out + places, mask=is_query, other=0.0)
+    outs = tl.load(out + row * on + head * oh + tokens[:, None] * ot + channels, mask=is_query, other=0.0)
     inner = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
     tl.store(inners + (row * H + head) * T + tokens, inner, mask=tokens < T)  # for the gradients of the keys
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
@@ -86,19 +81,18 @@ def _query_gradient_kernel(
         source = tl.load(rows + row * K + number)
         for start in range(0, L, KEYS):
             there = start + tl.arange(0, KEYS)
-            is_key = (there[:, None] < L) & (channels[None, :] < D)
-            places = source * kn + head * kh + there[:, None] * kt + channels[None, :]
-            keys = tl.load(k + places, mask=is_key, other=0.0)
-            places = source * vn + head * vh + there[:, None] * vt + channels[None, :]
-            values = tl.load(v + places, mask=is_key, other=0.0)
-            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            places = k + source * kn + head * kh + there[:, None] * kt + channels
+            is_key = (there[:, None] < L) & (channels < D)
+            keys = tl.load(places, mask=is_key, other=0.0)
+            values = tl.load(v + source * vn + head * vh + there[:, None] * vt + channels, mask=is_key, other=0.0)
             inside = (tokens[:, None] < T) & (there[None, :] < L)
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
             shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
             upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
             change = shares * (upstream - inner[:, None]) * scale
             total += tl.dot(change.to(keys.dtype), keys, input_precision="ieee")
-    places = row * dn + head * dh + tokens[:, None] * dt + channels[None, :]
-    tl.store(q_grad + places, total.to(q_grad.dtype.element_ty), mask=is_query)
+    places = q_grad + row * dn + head * dh + tokens[:, None] * dt + channels
+    tl.store(places, total.to(q_grad.dtype.element_ty), mask=is_query)
 
 
 @triton.jit
@@ -110,49 +104,32 @@ def _key_gradient_kernel(
     row = (tl.program_id(0) // H).to(tl.int64)
     head = (tl.program_id(0) % H).to(tl.int64)
     there = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    channels = tl.arange(0, WIDTH)
-    is_key = (there[:, None] < L) & (channels[None, :] < D)
-    places = row * kn + head * kh + there[:, None] * kt + channels[None, :]
-    keys = tl.load(k + places, mask=is_key, other=0.0)
-    places = row * vn + head * vh + there[:, None] * vt + channels[None, :]
-    values = tl.load(v + places, mask=is_key, other=0.0)
+    channels = tl.arange(0, WIDTH)[None, :]
+    is_key = (there[:, None] < L) & (channels < D)
+    keys = tl.load(k + row * kn + head * kh + there[:, None] * kt + channels, mask=is_key, other=0.0)
+    values = tl.load(v + row * vn + head * vh + there[:, None] * vt + channels, mask=is_key, other=0.0)
     k_total = tl.zeros((KEYS, WIDTH), tl.float32)
     v_total = tl.zeros((KEYS, WIDTH), tl.float32)
     for number in range(tl.load(bounds + row), tl.load(bounds + row + 1)):
         reader = tl.load(readers + number)
         for first in range(0, T, QUERIES):
             tokens = first + tl.arange(0, QUERIES)
-            is_query = (tokens[:, None] < T) & (channels[None, :] < D)
-            places = reader * qn + head * qh + tokens[:, None] * qt + channels[None, :]
-            queries = tl.load(q + places, mask=is_query, other=0.0)
-            places = reader * gn + head * gh + tokens[:, None] * gt + channels[None, :]
-            grads = tl.load(grad + places, mask=is_query, other=0.0)
+            is_query = (tokens[:, None] < T) & (channels < D)
+            queries = tl.load(q + reader * qn + head * qh + tokens[:, None] * qt + channels, mask=is_query, other=0.0)
+            grads = tl.load(grad + reader * gn + head * gh + tokens[:, None] * gt + channels, mask=is_query, other=0.0)
             log_sum = tl.load(log_sums + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
             inner = tl.load(inners + (reader * H + head) * T + tokens, mask=tokens < T, other=0.0)
-            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
             inside = (tokens[:, None] < T) & (there[None, :] < L)
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
             shares = tl.where(inside, tl.exp(logits - log_sum[:, None]), 0.0)
             upstream = tl.dot(grads, tl.trans(values), input_precision="ieee")
             change = shares * (upstream - inner[:, None]) * scale
             v_total += tl.dot(tl.trans(shares.to(grads.dtype)), grads, input_precision="ieee")
             k_total += tl.dot(tl.trans(change.to(queries.dtype)), queries, input_precision="ieee")
-    places = row * dn + head * dh + there[:, None] * dt + channels[None, :]
-    tl.store(k_grad + places, k_total.to(k_grad.dtype.element_ty), mask=is_key)
-    tl.store(v_grad + places, v_total.to(v_grad.dtype.element_ty), mask=is_key)
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """Attention of every row's queries over the tokens of its routed rows.
-
-    Args:
-        q: (N, T, H, D). k, v: (N, L, H, D). rows: (N, K) numbers of rows. All on one device, D at most 128.
-
-    Returns:
-        (N, T, H, D).
-    """
-    if q.shape[-1] > LARGEST_WIDTH:
-        raise ValueError(f"heads are {q.shape[-1]} wide; the fused kernel takes at most {LARGEST_WIDTH}")
-    return _FusedAttention.apply(q, k, v, rows, scale)
+    places = k_grad + row * dn + head * dh + there[:, None] * dt + channels
+    tl.store(places, k_total.to(k_grad.dtype.element_ty), mask=is_key)
+    places = v_grad + row * dn + head * dh + there[:, None] * dt + channels
+    tl.store(places, v_total.to(v_grad.dtype.element_ty), mask=is_key)
 
 
 def invert(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,8 +139,11 @@ def invert(rows: Tensor) -> tuple[Tensor, Tensor]:
     return order // rows.shape[1], torch.searchsorted(read, edges)
 
 
-class _FusedAttention(torch.autograd.Function):
-    """Launches the kernels."""
+class FusedAttention(torch.autograd.Function):
+    """Attention of every row's queries over the tokens of its routed rows, given by their numbers (N, K).
+
+    All on one device, heads at most LARGEST_WIDTH wide.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:

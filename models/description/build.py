@@ -11,9 +11,11 @@ import ast
 import copy
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +23,18 @@ import torch
 from torch import nn
 
 from models import biformer, common, extra_blocks
+from models.bra.arguments import real_number, refusal, true_or_false, whole_number
 from models.description import budget
-from models.description.checks import check_description, is_count, is_number
-from utils.base.config import make_divisible
+from utils.base.config import MAX_CLASSES, make_divisible
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.paths import ROOT, check_yaml
 from utils.base.yaml import read_yaml, shortened
 
+REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
+KNOWN = (*REQUIRED, "ch", "inplace")
+MOST = {"nc": MAX_CLASSES, "ch": 1000, "anchors": 100}  # of a level
+MOST_TIMES = 100
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}  # depth, width
 MAX_TEXT = 200  # characters of an argument that may be a number or a list written as text
 CANNOT_WORK = (  # what building or trying a layer may raise for arguments that do not fit
@@ -78,9 +84,8 @@ def register_block(
         raise ValueError(f"register_block: {kind.__name__} takes {wrong[0]!r}; there are: {', '.join(TAKES)}")
     there = BLOCKS.get(kind.__name__)
     if there and (there.kind.__module__, there.kind.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(
-            f"register_block: {kind.__name__} is the name of {there.kind.__module__}.{kind.__name__}; choose another"
-        )
+        owner = f"{there.kind.__module__}.{kind.__name__}"
+        raise ValueError(f"register_block: {kind.__name__} is the name of {owner}; choose another")
     BLOCKS[kind.__name__] = Block(kind, takes, channels)
     return kind
 
@@ -144,6 +149,36 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
 
 
 # -------------------------------------------------------------------------------------------------- building layers
+def _check_description(description: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the remedy, for a lacking key or a value of the wrong kind; rows are checked later."""
+    if missing := [key for key in REQUIRED if key not in description]:
+        raise ValueError(f"lacks {', '.join(missing)}; a model description has {', '.join(REQUIRED)}")
+    for key in description.keys() - {*KNOWN}:
+        LOGGER.warning(f"model description: unknown key {shortened(key)} is ignored; known: {', '.join(KNOWN)}")
+    checks: dict[str, Callable[[str, Any], int]] = {"nc": whole_number, "ch": whole_number, "anchors": _count_anchors}
+    for key, check in checks.items():
+        if check(key, description.get(key, 1)) > MOST[key]:
+            raise refusal(key, description[key], f"at most {MOST[key]}")
+    for key in ("depth_multiple", "width_multiple"):
+        real_number(key, description[key], lambda number: 0 < number <= MOST_TIMES, f"a number above 0 to {MOST_TIMES}")
+    true_or_false(inplace=description.get("inplace", True))
+    for key in ("backbone", "head"):
+        if not isinstance(description[key], list) or not description[key]:
+            raise ValueError(f"{key} must be a list of rows [from, repeats, block, arguments]")
+
+
+def _count_anchors(name: str, anchors: Any) -> int:
+    """How many anchors a level has; they may be listed, or no more than their number be known."""
+    if not isinstance(anchors, list):
+        return whole_number(name, anchors, note=", or for each level a list [width, height, ...]")
+    lengths = {len(row) if isinstance(row, list) else 0 for row in anchors}
+    if len(lengths) != 1 or 0 in lengths or sum(lengths) % 2:
+        raise ValueError("anchors: every level needs the same number of them, each with a width and a height")
+    for side in chain.from_iterable(anchors):
+        real_number(name, side, lambda length: 0 < length < math.inf, "lengths above 0")
+    return len(anchors[0]) // 2
+
+
 def build_layers(
     description: Mapping[str, Any], channels: int, verbose: bool = False
 ) -> tuple[list[nn.Module], list[int], list[int | None]]:
@@ -153,7 +188,7 @@ def build_layers(
     for modules of torch.nn, which declare nothing). Every layer gets v6.1's attributes `i` (index), `f` (from), `type`
     (its class) and `np` (parameters). Raises ValueError naming the row when it cannot be built. `verbose` logs a table.
     """
-    check_description(description)
+    _check_description(description)
     with torch.device("meta"):  # without numbers in them first: what is too large is refused before it is allocated
         _layers(description, channels)
     layers, needed, declared, table = _layers(description, channels)
@@ -207,8 +242,7 @@ def _checked_row(index: int, row: Any) -> tuple[list[int], int, str, list[Any]]:
     sources = source if isinstance(source, list) else [source]
     if not sources or not all(type(s) is int and -max(index, 1) <= s < index for s in sources):
         raise ValueError(f"'from' must be -1 or the index of an earlier layer, not {shortened(source)}")
-    if not is_count(repeats):
-        raise ValueError(f"repeats must be a whole number, at least 1, not {shortened(repeats)}")
+    whole_number("repeats", repeats)
     if (type(name), type(args)) != (str, list):
         raise ValueError("expected a block's name and a list of arguments")
     return sources, repeats, name, args
@@ -244,23 +278,28 @@ def _given(
     rest = [_value(arg, description) for arg in args]
     named = {key: _value(value, description) for key, value in named.items()}
     budget.check_numbers([rest, named])
-    if fixed := {"device", "dtype"} & named.keys():
-        raise ValueError(f"{min(fixed)} is not for a description to choose; leave it out")
     given: dict[str, Any] = {"c1": inputs[0], "ch": inputs, "n": 1}
-    for name in (name for name in block.takes.split() if name not in given):
-        if not rest or (name == "c2" and not is_number(rest[0])):
+    for name in filterfalse(given.__contains__, block.takes.split()):
+        if not rest or (name == "c2" and type(rest[0]) not in (int, float)):
             wanted = {"c2": "its number of output channels"}.get(name, name)
             raise ValueError(f"the first argument of {block.kind.__name__} must be {wanted}")
         given[name] = rest.pop(0)
-    if "c2" in given:
-        given["c2"] = _width(description, given["c2"])
-    if "anchors" in given:
-        given["anchors"] = _head_anchors(given["anchors"], len(inputs))
+    count = _count_anchors("anchors", description["anchors"])
+    outputs = count * (description["nc"] + 5)
+    if given.get("c2", outputs) != outputs:  # a layer as wide as the head's output stays so
+        given["c2"] = make_divisible(given["c2"] * description["width_multiple"], 8)
+    if isinstance(given.get("anchors"), int):  # placeholders until autoanchor
+        given["anchors"] = [list(range(2 * count))] * len(inputs)
+    if len(given.get("anchors", inputs)) != len(inputs):
+        levels = f"the head reads {len(inputs)} levels but there are anchors for {len(given['anchors'])}"
+        raise ValueError(f"{levels}; make them agree")
     return given, rest, named
 
 
 def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Module:
     """Call the constructor; an error for arguments it does not have says which it has."""
+    if fixed := {"device", "dtype"} & named.keys():
+        raise ValueError(f"{min(fixed)} is not for a description to choose; leave it out")
     try:
         layer = block.kind(*args, **named)
     except TypeError:
@@ -274,24 +313,6 @@ def _construct(block: Block, args: list[Any], named: dict[str, Any]) -> nn.Modul
     if taken := {"i", "f", "type", "np"} & {*vars(layer), *layer._modules, *layer._parameters, *layer._buffers}:
         raise ValueError(f"the model keeps its own {min(taken)!r} in a layer; rename that attribute of the class")
     return layer
-
-
-def _width(description: Mapping[str, Any], channels: int) -> int:
-    """Scaled to a multiple of 8; a layer as wide as the head's output stays so (YOLOv5 6.1's rule)."""
-    per_level = description["anchors"]
-    anchors = per_level if isinstance(per_level, int) else len(per_level[0]) // 2
-    if channels == anchors * (description["nc"] + 5):
-        return channels
-    return make_divisible(channels * description["width_multiple"], 8)
-
-
-def _head_anchors(anchors: int | list[list[float]], levels: int) -> list[list[float]]:
-    """A number of anchors becomes placeholders 0, 1, 2, ... on every level."""
-    if isinstance(anchors, int):
-        return [list(range(2 * anchors))] * levels
-    if len(anchors) != levels:
-        raise ValueError(f"the head reads {levels} levels but there are anchors for {len(anchors)}; make them agree")
-    return anchors
 
 
 def _value(arg: Any, description: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models import biformer
 from models.biformer import (
     C3BRA,
     BiFormer,
@@ -10,12 +11,7 @@ from models.biformer import (
     BiFormerMerging,
     BiFormerStage,
     BiFormerStem,
-    DropPath,
     GlobalAttention,
-    biformer_base,
-    biformer_small,
-    biformer_stl,
-    biformer_tiny,
 )
 from models.bra.attention import BiLevelRoutingAttention
 from models.yolo import Model
@@ -33,18 +29,12 @@ def miniature(**changes):
     return BiFormer(**{**sizes, **changes}).eval()
 
 
-@pytest.mark.parametrize(
-    "build, parameters",
-    [
-        (biformer_tiny, 13_142_760),
-        (biformer_small, 25_536_232),
-        (biformer_base, 56_804_968),
-        (biformer_stl, 28_372_552),
-    ],
-)
-def test_sizes_of_the_paper(build, parameters):
+@pytest.mark.parametrize("size, parameters", [
+    ("tiny", 13_142_760), ("small", 25_536_232), ("base", 56_804_968), ("stl", 28_372_552),
+])  # fmt: skip
+def test_sizes_of_the_paper(size, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in build().parameters()) == parameters
+        assert sum(p.numel() for p in getattr(biformer, f"biformer_{size}")().parameters()) == parameters
 
 
 def test_per_stage_routing_and_growing_drop_path():
@@ -53,6 +43,14 @@ def test_per_stage_routing_and_growing_drop_path():
     assert isinstance(model.stages[3][0].attn, GlobalAttention)
     rates = [block.drop_path.rate for stage in model.stages for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("changes", [{"pre_norm": False}, {"swin_layout": True, "before_attn_dwconv": 0}])
+def test_variants_run_and_learn(changes):
+    model = miniature(**changes).train()
+    out = model(torch.randn(2, 3, 64, 64))
+    out.square().sum().backward()
+    assert out.shape == (2, 5) and all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("block", [
@@ -72,14 +70,14 @@ def test_gradients_are_derivatives(block):
 
 def test_drop_path_keeps_the_expectation():
     torch.manual_seed(0)
-    drop, x = DropPath(0.25), torch.ones(4000, 2)
+    drop, x = biformer.DropPath(0.25), torch.ones(4000, 2)
     out = drop(x)
     assert out.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (out[:, 0] == out[:, 1]).all()
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     with pytest.raises(ValueError, match="drop_path=1"):
-        DropPath(1.0)
+        biformer.DropPath(1.0)
 
 
 def test_global_attention_is_attention():
@@ -99,7 +97,9 @@ def test_blocks_for_detectors():
     assert x.shape == (1, 16, 13, 9)
     x = BiFormerStage(16, 16, 2, 4, [0.1, 0.2], n_win=16, head_dim=8)(x)
     assert BiFormerMerging(16, 24)(x).shape == (1, 24, 7, 5)
-    assert BiFormerStage(16, 16, 1, -2, n_win=16)(x).shape == x.shape
+    stage = BiFormerStage(16, 16, 1, -2, n_win=16)
+    assert stage(x).shape == x.shape and stage[0].attn.num_heads == 8  # as in the published networks
+    assert BiFormerStage(16, 16, 1, -1, num_heads=2, mask_padding=True)[0].attn.num_heads == 2  # or what is asked for
     with pytest.raises(ValueError, match="16 come in, 24"):
         BiFormerStage(16, 24)
 
@@ -113,21 +113,13 @@ def test_c3bra_drops_in_for_c3(width):
     assert block(torch.randn(2, 24, 9, 5)).shape == (2, width, 9, 5)
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"embed_dim": (8, 16, 24)}, "4 depths, 3 widths"),
-        ({"depth": 2}, "depth=2: give a list"),
-        ({"depth": (1, 0, 1, 1)}, "depth=0"),
-        ({"embed_dim": (8, 16.0, 24, 32)}, "embed_dim=16.0.*write 16"),
-        ({"topks": ()}, r"topks=\(\): give a list"),
-        ({"num_classes": -1}, "num_classes=-1.*at least 0"),
-        ({"in_chans": None}, "in_chans=None"),
-        ({"drop_path_rate": 1}, "drop_path=1"),
-        ({"swin_layout": "stl"}, "swin_layout='stl'.*true or false"),
-        ({"n_wins": 7}, "'n_wins'; did you mean 'n_win'"),
-    ],
-)
+@pytest.mark.parametrize("changes, message", [
+    ({"embed_dim": (8, 16, 24)}, "4 depths, 3 widths"), ({"depth": 2}, "depth=2: give a list"),
+    ({"depth": (1, 0, 1, 1)}, "depth=0"), ({"embed_dim": (8, 16.0, 24, 32)}, "embed_dim=16.0.*write 16"),
+    ({"topks": ()}, r"topks=\(\): give a list"), ({"num_classes": -1}, "num_classes=-1.*at least 0"),
+    ({"in_chans": None}, "in_chans=None"), ({"drop_path_rate": 1}, "drop_path=1"),
+    ({"swin_layout": "stl"}, "swin_layout='stl'.*true or false"), ({"n_wins": 7}, "'n_wins'; did you mean 'n_win'"),
+])  # fmt: skip
 def test_mistakes_in_a_pyramid(changes, message):
     with pytest.raises(ValueError, match=message):
         miniature(**changes)
@@ -169,40 +161,23 @@ def test_shipped_pyramids_are_those_of_the_paper(name):
 
 
 # ---- what users get wrong
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"topk": 0}, "topk=0"),
-        ({"topk": -3}, "topk=-3"),
-        ({"drop_path": 1.0}, "drop_path=1.*from 0 to below 1"),
-        ({"drop_path": [-0.2, 0.1]}, "drop_path=-0.2.*from 0 to below 1"),
-        ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
-        ({"n_win": "seven"}, "n_win='seven'.*'auto'"),
-        ({"nwin": 3}, "nwin"),
-        ({"topk": -2, "nwin": 3}, "nwin"),
-        ({"topk": -2, "side_dwconv": 4}, "side_dwconv=4.*odd"),
-        ({"before_attn_dwconv": 4}, "before_attn_dwconv=4.*odd"),
-        ({"drop_path": [0.1, 0.2, 0.3]}, "drop_path="),
-        ({"drop_path": "much"}, "drop_path='much'"),
-        ({"head_dim": 0}, "head_dim=0"),
-        ({"head_dim": -4}, "head_dim=-4"),
-        ({"mlp_ratio": 0}, "mlp_ratio=0"),
-        ({"mlp_ratio": "3x"}, "mlp_ratio='3x'"),
-        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01"),
-        ({"mlp_rato": 3}, "'mlp_rato'; did you mean 'mlp_ratio'"),
-        ({"topk": -2.0}, "topk=-2.0.*write -2"),
-        ({"topk": "all"}, "topk='all'.*whole number.*-2 attends to the whole map"),
-        ({"topk": -2, "num_heads": 3}, "num_heads=3.*multiple"),
-        ({"topk": -1, "head_dim": 2.5}, "head_dim=2.5"),
-        ({"drop_path": True}, "drop_path=True"),
-        ({"drop_path": [0.1, "much"]}, "drop_path='much'"),
-        ({"drop_path": [0.1, 7]}, "drop_path=7"),
-        ({"pre_norm": "no"}, "pre_norm='no'.*true or false"),
-        ({"plain_mlp": 1}, "plain_mlp=1.*true or false"),
-        ({"layer_scale_init_value": "small"}, "layer_scale_init_value='small'"),
-        ({"mask_padding": "no"}, "mask_padding='no'.*true or false"),
-    ],
-)
+@pytest.mark.parametrize("arguments, message", [
+    ({"topk": 0}, "topk=0"), ({"topk": -3}, "topk=-3"), ({"topk": -2.0}, "topk=-2.0.*write -2"),
+    ({"topk": "all"}, "topk='all'.*whole number.*-2 attends to the whole map"),
+    ({"topk": -2, "nwin": 3}, "nwin"), ({"topk": -2, "side_dwconv": 4}, "side_dwconv=4.*odd"),
+    ({"topk": -2, "num_heads": 3}, "num_heads=3.*multiple"), ({"topk": -1, "head_dim": 2.5}, "head_dim=2.5"),
+    ({"nwin": 3}, "nwin"), ({"n_win": "seven"}, "n_win='seven'.*'auto'"), ({"side_dwconv": 4}, "side_dwconv=4.*odd"),
+    ({"drop_path": 1.0}, "drop_path=1.*from 0 to below 1"), ({"drop_path": True}, "drop_path=True"),
+    ({"drop_path": [-0.2, 0.1]}, "drop_path=-0.2.*from 0 to below 1"), ({"drop_path": [0.1, 7]}, "drop_path=7"),
+    ({"drop_path": [0.1, 0.2, 0.3]}, "drop_path="), ({"drop_path": "much"}, "drop_path='much'"),
+    ({"drop_path": None}, "drop_path=None"),
+    ({"before_attn_dwconv": 4}, "before_attn_dwconv=4.*odd"), ({"head_dim": 0}, "head_dim=0"),
+    ({"head_dim": -4}, "head_dim=-4"), ({"mlp_ratio": 0}, "mlp_ratio=0"), ({"mlp_ratio": "3x"}, "mlp_ratio='3x'"),
+    ({"mlp_ratio": 0.01}, "mlp_ratio=0.01"), ({"mlp_rato": 3}, "'mlp_rato'; did you mean 'mlp_ratio'"),
+    ({"mlp_ratio": True}, "mlp_ratio=True.*above 0"), ({"pre_norm": "no"}, "pre_norm='no'.*true or false"),
+    ({"plain_mlp": 1}, "plain_mlp=1.*true or false"), ({"mask_padding": "no"}, "mask_padding='no'.*true or false"),
+    ({"layer_scale_init_value": "small"}, "layer_scale_init_value='small'.*give a number"),
+])  # fmt: skip
 def test_mistakes_in_a_description_name_the_layer(arguments, message):
     rows = [[-1, 1, "BiFormerStem", [16]], [-1, 1, "BiFormerStage", [16, {"n_win": 2, **arguments}]]]
     description = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 3, "backbone": rows}

@@ -12,24 +12,15 @@ from models.yolo import Detect, DetectionModel, Model, parse_model
 from utils.base.log import LOGGER
 
 TINY = {
-    "nc": 3,
-    "depth_multiple": 0.33,
-    "width_multiple": 0.25,
-    "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
+    "nc": 3, "depth_multiple": 0.33, "width_multiple": 0.25, "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
     "backbone": [
-        [-1, 1, "Conv", [32, 6, 2, 2]],
-        [-1, 1, "Conv", [64, 3, 2]],
-        [-1, 3, "C3", [64]],
-        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "Conv", [32, 6, 2, 2]], [-1, 1, "Conv", [64, 3, 2]], [-1, 3, "C3", [64]], [-1, 1, "Conv", [64, 3, 2]],
     ],
     "head": [
-        [-1, 1, "Conv", [128, 3, 2]],
-        [-1, 1, "nn.Upsample", [None, 2, "nearest"]],
-        [[-1, 3], 1, "Concat", [1]],
-        [-1, 1, "BiLevelRoutingAttention", [{"num_heads": 4}]],
-        [[7, 4], 1, "Detect", ["nc", "anchors"]],
+        [-1, 1, "Conv", [128, 3, 2]], [-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 3], 1, "Concat", [1]],
+        [-1, 1, "BiLevelRoutingAttention", [{"num_heads": 4}]], [[7, 4], 1, "Detect", ["nc", "anchors"]],
     ],
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,7 +29,7 @@ def model():
     return Model(TINY)
 
 
-def test_no_pictures_no_predictions(model):
+def test_no_images_no_predictions(model):
     predictions, raw = model.eval()(torch.zeros(0, 3, 32, 32))
     assert predictions.shape == (0, 2 * (16 + 4), 8) and len(raw) == 2
 
@@ -77,7 +68,7 @@ def test_overrides():
     assert model(torch.zeros(1, 1, 32, 32))[0].shape == (1, 3, 4, 4, 12)
 
 
-def test_first_biases_expect_eight_objects_a_picture(model):
+def test_first_biases_expect_eight_objects_a_image(model):
     head = model.model[-1]
     fresh = Detect(3, TINY["anchors"], [16, 32])
     fresh.stride = head.stride
@@ -154,7 +145,7 @@ def test_fusing(model, dtype):
 
 
 def test_augmented_predictions_contain_the_plain_views(model):
-    """The first third is the plain view without its coarse level; the others, undone, stay inside the picture."""
+    """The first third is the plain view without its coarse level; the others, undone, stay inside the image."""
     model.eval()
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -212,15 +203,14 @@ def test_layers_carry_what_v61_gives_them(model):
     assert DetectionModel is Model
 
 
-def test_maps_that_do_not_fit_are_reported_by_layer():
-    bad = {**TINY, "head": [[[-1, 0], 1, "Concat", [1]], [[-1, 2], 1, "Detect", ["nc", "anchors"]]]}
-    with pytest.raises(ValueError, match="model description: layer 4 cannot take what it is given"):
-        Model(bad)
-
-
-def test_levels_and_anchors_must_agree():
-    with pytest.raises(ValueError, match="reads 2 levels but there are anchors for 1"):
-        Model({**TINY, "anchors": [[10, 13]]})
+@pytest.mark.parametrize("change, message", [
+    ({"head": [[[-1, 0], 1, "Concat", [1]], [[-1, 2], 1, "Detect", ["nc", "anchors"]]]},
+     "model description: layer 4 cannot take what it is given"),
+    ({"anchors": [[10, 13]]}, "reads 2 levels but there are anchors for 1"),
+])  # fmt: skip
+def test_what_does_not_fit_is_reported(change, message):
+    with pytest.raises(ValueError, match=message):
+        Model({**TINY, **change})
 
 
 def test_errors_name_the_file(tmp_path):

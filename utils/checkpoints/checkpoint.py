@@ -50,7 +50,7 @@ PICKLED_CLASSES = (
     *(f"models.{file}.{name}" for file in ("experimental", "extra_blocks") for name in _RARE.split()),
     *(f"models.bra.attention.{name}" for name in _ROUTING.split()),
     "models.bra.modes.KVDownsample",
-    "models.bra.pointwise.PointwiseLinear",
+    "models.bra.attention.PointwiseLinear",
     *(f"models.yolo.{name}" for name in ("Detect", "DetectionModel", "Model")),
     *(f"torch.nn.modules.{name}" for name in _TORCH.split()),
 )

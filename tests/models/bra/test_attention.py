@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from models.biformer import BiFormerStage
 from models.bra.attention import (
     BiLevelRoutingAttention,
     KVGather,
@@ -18,7 +19,7 @@ from models.bra.attention import (
     join_regions,
     split_regions,
 )
-from tests.models.bra.test_attention_modes import CPU_BACKENDS, MODES, gradients, make, picture
+from tests.models.bra.test_attention_modes import CPU_BACKENDS, MODES, gradients, image, make
 
 
 def small(**changes):
@@ -27,7 +28,7 @@ def small(**changes):
     return BiLevelRoutingAttention(**{"dim": 16, "n_win": 3, "num_heads": 2, "topk": 2, **changes})
 
 
-def test_no_pictures():
+def test_no_images():
     assert small()(torch.zeros(0, 16, 6, 6)).shape == (0, 16, 6, 6)
 
 
@@ -60,7 +61,7 @@ def test_grids():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_attention_on_request(mode):
-    layer, x = make(**MODES[mode]).eval(), picture(2, 8, 7, 8)
+    layer, x = make(**MODES[mode]).eval(), image(2, 8, 7, 8)
     out, weight, index, attention = layer(x, ret_attn_mask=True)
     torch.testing.assert_close(out.permute(0, 3, 1, 2), layer(x))
     grid = layer.region_grid(7, 8)
@@ -68,6 +69,17 @@ def test_attention_on_request(mode):
     assert weight.shape == index.shape == (2, regions, min(2, regions))
     assert attention.shape[:3] == (2 * regions, 2, grid.height * grid.width)
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:3]).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("build", [lambda: make(topk=4), lambda: BiFormerStage(8, 8, 2, 4, n_win=2, head_dim=4)])
+def test_half_precision_stays_near_single(build, dtype):
+    """With all regions, as rounding may change the routes."""
+    layer, x = build().float(), image(2, 8, 10, 7, dtype=torch.float32)
+    exact = gradients(layer, x)
+    for found, expected in zip(gradients(layer.to(dtype), x.to(dtype)), exact, strict=True):
+        assert found.dtype == dtype
+        assert (found.float() - expected).norm() < 0.03 * expected.norm()
 
 
 # ---- what PyTorch makes of it
@@ -86,7 +98,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_compiles_without_graph_break(mode, fresh_compiler):
-    layer, x = make(**MODES[mode]).float(), picture(2, 8, 5, 7, dtype=torch.float32)
+    layer, x = make(**MODES[mode]).float(), image(2, 8, 5, 7, dtype=torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     same(gradients(compiled, x), gradients(layer, x))
     layer.eval()
@@ -96,7 +108,7 @@ def test_compiles_without_graph_break(mode, fresh_compiler):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_compiles_with_every_backend(backend, fresh_compiler):
-    layer, x = make(backend=backend, mask_padding=True), picture(2, 8, 5, 7)
+    layer, x = make(backend=backend, mask_padding=True), image(2, 8, 5, 7)
     same(gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), x), gradients(layer, x))
 
 
@@ -106,7 +118,7 @@ def test_one_compilation_serves_all_batch_sizes(mode, fresh_compiler):
     layer, counter = make(**MODES[mode]), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     for batch in (2, 3, 5):
-        x = picture(batch, 8, 5, 7)
+        x = image(batch, 8, 5, 7)
         same(gradients(compiled, x), gradients(layer, x))
     assert counter.frame_count <= 2
 
@@ -114,10 +126,10 @@ def test_one_compilation_serves_all_batch_sizes(mode, fresh_compiler):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", MODES)
 def test_exports_with_any_batch_size(mode):
-    layer, x = make(**MODES[mode], backend="export").eval(), picture(2, 8, 5, 7)
+    layer, x = make(**MODES[mode], backend="export").eval(), image(2, 8, 5, 7)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     for batch in (1, 2, 3):
-        x = picture(batch, 8, 5, 7, seed=batch)
+        x = image(batch, 8, 5, 7, seed=batch)
         torch.testing.assert_close(program(x), layer(x))
 
 
@@ -125,16 +137,16 @@ def test_exports_with_any_batch_size(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_can_be_traced(mode):
     layer = make(**MODES[mode], backend="export").eval()
-    traced = torch.jit.trace(layer, picture(2, 8, 5, 7))
+    traced = torch.jit.trace(layer, image(2, 8, 5, 7))
     for batch in (2, 3):
-        x = picture(batch, 8, 5, 7, seed=batch)
+        x = image(batch, 8, 5, 7, seed=batch)
         torch.testing.assert_close(traced(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_left_to_itself_it_exports_plain_operators():
     """What every runtime has: no fused attention, whatever PyTorch would choose when it runs."""
-    layer, x = make().eval(), picture(1, 8, 5, 7)
+    layer, x = make().eval(), image(1, 8, 5, 7)
     program = torch.export.export(layer, (x,))
     names = [*(str(node.target) for node in program.graph.nodes), str(torch.jit.trace(layer, x).inlined_graph)]
     assert any("softmax" in name for name in names)
@@ -152,7 +164,7 @@ def deterministic() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_deterministic_algorithms_repeat_bit_for_bit(mode, deterministic):
-    layer, x = make(**MODES[mode]).float(), picture(2, 8, 11, 13, dtype=torch.float32)
+    layer, x = make(**MODES[mode]).float(), image(2, 8, 11, 13, dtype=torch.float32)
     first, second = gradients(layer, x), gradients(layer, x)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -162,7 +174,7 @@ def test_deterministic_algorithms_repeat_bit_for_bit(mode, deterministic):
 def test_autocast_in_every_mode(mode, backend):
     """With all regions, as rounding may change the routes; gradients come back in the parameters' own type."""
     given = {**MODES[mode], "topk": 1000, "backend": backend}
-    layer, x = make(**given).float(), picture(2, 8, 7, 10, dtype=torch.float32)
+    layer, x = make(**given).float(), image(2, 8, 7, 10, dtype=torch.float32)
     exact = gradients(layer, x)
 
     def mixed(x):
@@ -190,16 +202,19 @@ def test_parts_on_their_own():
 
 # ---- what users get wrong
 WHOLE = "give a whole number of at least 1"
+NO_NUMBERS = (None, "4", True, False, [4], 4j, torch.ones(2, 3), float("nan"), float("inf"))
 MISTAKES = {  # argument, what follows in the message, and values that are refused
     "dim": {"multiple": [15]},
     "num_heads": {WHOLE: [0, True, 2.0], "": [3]},
-    "qk_dim": {"multiple": [9], WHOLE: [-8, 0]},
-    "topk": {WHOLE: [0, -1, 2.5, "four", None, True, float("nan"), "seven" * 100], "write 4": [4.0]},
-    "n_win": {"'auto'": [0, 2.5, "seven", True, None]},
-    "region_size": {"a whole number of tokens per side.*height and width": [0, (4, 0), 2.5, (2.5, 3), "33", (3, 4, 5)]},
-    "qk_scale": {"give a number above 0, 'head', or nothing": ["tail", 0, True, float("nan")]},
-    "param_attention": {"one of qkvo, qkv": ["none"]},
-    "side_dwconv": {"odd whole number, or 0": [4, -3, None, 3.0]},
+    "qk_dim": {"multiple": [9], WHOLE: [-8, 0, True, 16.0]},
+    "topk": {WHOLE: [*NO_NUMBERS, 0, -1, 2.5, np.float32(2.5), "seven" * 100], "write 4": [4.0]},
+    "n_win": {"'auto'": [*NO_NUMBERS, 0, -1, 2.5, 4.0]},
+    "region_size": {
+        "a whole number of tokens per side.*height and width": [0, (4, 0), 2.5, (3, True), "33", [3], (3, 4, 5), {3, 4}]
+    },
+    "qk_scale": {"give a number above 0, 'head', or nothing": ["tail", *NO_NUMBERS[1:], 0, -1]},
+    "param_attention": {"one of qkvo, qkv": ["none", None, 1]},
+    "side_dwconv": {"odd whole number, or 0": [*NO_NUMBERS, 4, -3, 3.0]},
     "backend": {"one of auto, reference, sdpa, triton, export": ["magic", None]},
     "kv_downsample_mode": {"one of identity, ada_avgpool.*conv": ["nearest", ["conv"]]},
     **{
@@ -258,12 +273,14 @@ def test_triton_is_put_off_where_it_cannot_run(monkeypatch):
 
 
 # ---- added to what it sees
-def test_a_residual_layer_begins_as_nothing():
-    layer = small(residual=True)
+def test_a_residual_layer_begins_as_nothing_and_adds_what_the_published_one_computes():
+    layer, plain = small(residual=True), small()
     for sides in ((6, 6), (7, 10), (1, 13)):
         x = torch.randn(2, 16, *sides)
         assert torch.equal(layer(x), x)
         assert torch.equal(layer(x, ret_attn_mask=True)[0], x.permute(0, 2, 3, 1))
+    layer.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(layer(x), x + plain(x))
 
 
 def test_a_residual_layer_learns_from_its_second_step_on_everywhere():

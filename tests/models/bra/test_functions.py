@@ -23,8 +23,8 @@ def make(batch=2, regions=5, queries=3, keys=4, heads=2, width=6, routed=2, dtyp
     return noise(queries), noise(keys), noise(keys), Routes(index)
 
 
-CPU_BACKENDS = ("reference", "sdpa", "auto", "export")
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}
+CPU_BACKENDS = ("reference", "auto")  # on a CPU "export" is the first, "sdpa" the second
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 KINDS = ("plain", "weight", "mask", "both")
 TOKENS = [1, 9, 36, 49, 64, 11 * 12]
 
@@ -43,7 +43,7 @@ def extended(routes, kind, keys, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_without_pictures(backend):
+def test_without_images(backend):
     q, k, v, routes = make(batch=0)
     out = routed_attention(q, k, v, routes, backend=backend)
     out.sum().backward()
@@ -92,7 +92,7 @@ ORDERS = st.one_of(st.permutations((2, 3, 4)).map(lambda last: (0, 1, *last)), s
 
 
 @settings(max_examples=25, deadline=None)
-@given(orders=st.tuples(ORDERS, ORDERS, ORDERS, ORDERS), backend=st.sampled_from(CPU_BACKENDS[1:]))
+@given(orders=st.tuples(ORDERS, ORDERS, ORDERS, ORDERS), backend=st.sampled_from(CPU_BACKENDS))
 def test_how_numbers_lie_in_memory_is_of_no_account(orders, backend):
     """q, k, v and the gradient that comes back, each with its dimensions in any order in memory."""
     q, k, v, routes = make(batch=2, regions=3, queries=9, keys=6, width=16, dtype=torch.float32)
@@ -207,7 +207,7 @@ def test_means_that_do_not_fit(change):
         route(*means[:2], 1, 1.0, means[2])
 
 
-def test_pictures_can_be_mapped_over():
+def test_images_can_be_mapped_over():
     """No number is looked at where there is none to see."""
     q, k, v, routes = (x.detach() if torch.is_tensor(x) else x for x in make())
 
@@ -220,7 +220,7 @@ def test_pictures_can_be_mapped_over():
 
 
 def test_unknown_backend_and_topk():
-    with pytest.raises(ValueError, match="there are auto, reference, sdpa, triton, export"):
+    with pytest.raises(ValueError, match="one of auto, reference, sdpa, triton, export"):
         routed_attention(*make(), backend="magic")
     with pytest.raises(ValueError, match="topk=0"):
         route(torch.ones(1, 2, 2), torch.ones(1, 2, 2), 0, 1.0)

@@ -17,10 +17,10 @@ def layer(**changes):
     return BiLevelRoutingAttention(**{"dim": 8, "n_win": 3, "num_heads": 2, "topk": 2, **changes}).eval()
 
 
-def recorded(model, *pictures):
+def recorded(model, *images):
     with torch.no_grad(), record_routes(model) as maps:
-        for picture in pictures:
-            model(picture)
+        for image in images:
+            model(image)
     return maps
 
 
@@ -55,7 +55,7 @@ def test_routes_are_those_the_layer_reports(changes, size):
     assert found.index.tolist() == index[0].tolist() and np.array_equal(found.weight, weight[0].numpy())
     assert found.name == "attention"
     grid = module.region_grid(*size)
-    assert (found.rows, found.cols, found.cell_height, found.cell_width) == grid  # the layer's own input is the picture
+    assert (found.rows, found.cols, found.cell_height, found.cell_width) == grid  # the layer's own input is the image
 
 
 def test_routes_by_hand():
@@ -71,7 +71,7 @@ def test_routes_by_hand():
     np.testing.assert_allclose(found.weight, affinity.gather(1, best).softmax(1).detach().numpy(), rtol=1e-5)
 
 
-def test_regions_are_in_pixels_of_the_picture(detector):
+def test_regions_are_in_pixels_of_the_image(detector):
     (found,) = recorded(detector, torch.rand(1, 3, 64, 96))  # stride 16: a map of 4 x 6, 7 x 7 regions of one token
     assert (found.name, found.rows, found.cols, found.cell_height, found.cell_width) == ("stage6", 7, 7, 16, 16)
     assert (~found.is_padding(64, 96)).sum() == 24 and found.topk == 4
@@ -89,23 +89,23 @@ def test_names_inside_of_blocks_and_ensembles(detector):
     assert not np.array_equal(first.weight, second.weight)
 
 
-def test_the_first_pass_and_its_first_picture_count(detector):
-    pictures = torch.rand(2, 3, 64, 64)
-    (alone,) = recorded(detector, pictures[:1])
-    (found,) = recorded(detector, pictures, pictures.flip(0))
+def test_the_first_pass_and_its_first_image_count(detector):
+    images = torch.rand(2, 3, 64, 64)
+    (alone,) = recorded(detector, images[:1])
+    (found,) = recorded(detector, images, images.flip(0))
     assert np.array_equal(found.index, alone.index) and np.allclose(found.weight, alone.weight, atol=1e-5)
     with torch.no_grad(), record_routes(detector) as maps:
-        detector(pictures[:1], augment=True)
+        detector(images[:1], augment=True)
     assert len(maps) == 1 and np.array_equal(maps[0].weight, alone.weight) and maps[0].cell_height == 16
 
 
 # ---- the model does not notice
 def test_results_are_the_same_and_nothing_stays(detector):
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        before = detector(picture)[0]
+        before = detector(image)[0]
         with record_routes(detector):
-            during = detector(picture)[0]
+            during = detector(image)[0]
     assert torch.equal(before, during)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
 

@@ -30,7 +30,7 @@ SHAPES = {  # batch, regions, queries, keys, heads, width, routed
     "wide head": (1, 2, 7, 7, 1, 128, 1),
 }
 LARGE = (4, 49, 36, 36, 8, 64, 4)
-gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(autouse=INTERPRETED)
@@ -49,9 +49,7 @@ def count_loops_with_one_number(monkeypatch):
 
 def on_gpu(test):
     """Marks a test as one for `pytest -m gpu`."""
-    for mark in gpu:
-        test = mark(test)
-    return test
+    return pytest.mark.gpu(needs_gpu(test))
 
 
 def make(batch, regions, queries, keys, heads, width, routed, dtype, device):

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from models.common import C3Ghost, Conv
-from models.description.build import BLOCKS, SIZES, _value, _width, build_layers, resolve_cfg
+from models.description.build import BLOCKS, SIZES, _value, build_layers, resolve_cfg
 from utils.base.paths import ROOT
 from utils.base.yaml import read_yaml
 
@@ -82,8 +82,10 @@ def test_rows_become_layers():
 
 
 def test_width_is_a_multiple_of_eight_but_the_heads_own_width_stays():
-    assert _width(SMALL, 20) == 16
-    assert _width(SMALL, 2 * (2 + 5)) == 14
+    assert [layer.conv.out_channels for layer in build([-1, 1, "Conv", [20]], [-1, 1, "Conv", [2 * (2 + 5)]])] == [
+        16,
+        14,
+    ]
 
 
 def test_repeats():
