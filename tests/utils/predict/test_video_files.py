@@ -19,11 +19,8 @@ from utils.predict.sources import open_source
 from utils.predict.video_files import (
     LEAST_LIMIT,
     OPTIONS,
-    UNPROMISED_LIMIT,
     VID_FORMATS,
-    frame_limit,
-    length_and_rate,
-    limit_reached,
+    Video,
     open_file,
     open_video,
     suffix_of,
@@ -236,21 +233,6 @@ def test_suffixes() -> None:
 
 
 # ---- an end
-@pytest.mark.parametrize(
-    "total, size, asked, limit",
-    [
-        (0, 10**9, None, UNPROMISED_LIMIT),
-        (1, 10**9, None, LEAST_LIMIT),
-        (5000, 10**9, None, 50_000),
-        (5000, 4999, None, UNPROMISED_LIMIT),  # a frame has a byte at least
-        (5000, 10**9, 7, 7),
-        (0, 10, 10**9, 10**9),
-    ],
-)
-def test_the_limit(total: int, size: int, asked: int | None, limit: int) -> None:
-    assert frame_limit(total, size, asked) == limit
-
-
 class Said:
     """Stands for a capture that says these numbers."""
 
@@ -263,14 +245,15 @@ class Said:
 
 @pytest.mark.parametrize("odd", [0.0, -1.0, -9.2e18, float("nan"), float("inf"), 1e12])
 def test_nonsense_is_unknown(odd: float) -> None:
-    assert length_and_rate(Said(odd, odd)) == (0, 30.0) and length_and_rate(Said(7.0, 25.0)) == (7, 25.0)
+    nonsense, sense = Video(Said(odd, odd)), Video(Said(7.0, 25.0))
+    assert (nonsense.total, nonsense.fps, sense.total, sense.fps) == (0, 30.0, 7, 25.0)
 
 
 class Endless(Said):
     """Stands for a video that promises two frames and never stops; some versions of OpenCV would stop by themselves."""
 
-    def __init__(self, *place: object) -> None:
-        super().__init__(2.0, 10.0)
+    def __init__(self, *place: object, promise: float = 2.0) -> None:
+        super().__init__(promise, 10.0)
 
     def grab(self) -> bool:
         return True
@@ -280,6 +263,23 @@ class Endless(Said):
 
     def release(self) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    "total, size, asked, limit",
+    [
+        (0, 10**9, None, 1_000_000),
+        (1, 10**9, None, LEAST_LIMIT),
+        (5000, 10**9, None, 50_000),
+        (5000, 4999, None, 1_000_000),  # a frame has a byte at least
+        (5000, 10**9, 7, 7),
+        (0, 10, 1_000_001, 1_000_001),
+    ],
+)
+def test_the_limit(total: int, size: int, asked: int | None, limit: int, caplog: pytest.LogCaptureFixture) -> None:
+    video = Video(Endless(promise=total), limit - 5)
+    assert len(list(video.images("a", 1, asked, size))) == 5
+    assert f"a: left after {limit} frames (it {'promises' if total else 'does not say'}" in caplog.text
 
 
 def test_no_file_goes_on_far_beyond_what_it_promises(
@@ -294,7 +294,6 @@ def test_no_file_goes_on_far_beyond_what_it_promises(
     caplog.clear()
     assert len(list(open_source(file, 32))) == 20 and len(caplog.records) == 1
     assert len(list(open_source(file, 32, max_frames=40))) == 40
-    assert "does not say" in limit_reached("a", 0, 5)
 
 
 def test_clips_at_addresses_end_as_files_do(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
