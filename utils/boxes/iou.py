@@ -139,13 +139,7 @@ class RunningMean:
 
 
 # name -> the measure that 1 is compared with; those further down weigh the boxes
-LOSSES = {
-    **{name: name for name in METRICS},
-    "Focal-EIoU": "EIoU",
-    "WIoUv1": "IoU",
-    "WIoUv2": "IoU",
-    "WIoUv3": "IoU",
-}
+LOSSES = {**{name: name for name in METRICS}, "Focal-EIoU": "EIoU", "WIoUv1": "IoU", "WIoUv2": "IoU", "WIoUv3": "IoU"}
 
 
 def check_loss_name(kind: str) -> str:

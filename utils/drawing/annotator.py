@@ -93,11 +93,7 @@ class Annotator:
         self.font = font or (fonts[0][0] if len(fonts) == 1 else BUNDLED)
 
     def box_label(
-        self,
-        box: Sequence[float],
-        label: str = "",
-        color: Colour = (128, 128, 128),
-        txt_color: Colour | None = None,
+        self, box: Sequence[float], label: str = "", color: Colour = (128, 128, 128), txt_color: Colour | None = None
     ) -> None:
         """Draw the box (x1, y1, x2, y2 in pixels), its label above it, or inside it at the image's upper edge.
 

@@ -100,8 +100,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    "column, value",
-    [(2, 1.99), (2, 7681), (2, NAN), (3, 0), (3, INF), (0, NAN), (0, INF), (4, NAN), (4, 0.25)],
+    "column, value", [(2, 1.99), (2, 7681), (2, NAN), (3, 0), (3, INF), (0, NAN), (0, INF), (4, NAN), (4, 0.25)]
 )
 def test_noise_is_left_out(column, value):
     row = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9]]])

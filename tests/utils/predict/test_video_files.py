@@ -16,15 +16,7 @@ import pytest
 from utils.drawing.writers import VideoWriter, write_image
 from utils.predict import video_files
 from utils.predict.sources import open_source
-from utils.predict.video_files import (
-    LEAST_LIMIT,
-    OPTIONS,
-    VID_FORMATS,
-    Video,
-    open_file,
-    open_video,
-    suffix_of,
-)
+from utils.predict.video_files import LEAST_LIMIT, OPTIONS, VID_FORMATS, Video, open_file, open_video, suffix_of
 
 
 def film(path: Path, frames: int = 5, code: str = "mp4v", size: tuple[int, int] = (352, 288)) -> bool:
