@@ -168,17 +168,12 @@ class Results:
         if self.opt.nosave and not self.viewer:
             return
         image, file = self.draw(frame.original, found), self.files.drawn(frame.source)
-        if not self.opt.nosave:
-            self.save(file, image, frame)
+        if not self.opt.nosave and frame.kind == "image":
+            write_image(file, image)
+        elif not self.opt.nosave:
+            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
         if self.viewer and not self.viewer.show(frame.path, image):
             self.stopped = True
-
-    def save(self, file: Path, image: np.ndarray, frame: Frame) -> None:
-        """Write an image, or append one to its video."""
-        if frame.kind == "image":
-            write_image(file, image)
-        else:
-            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
 
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
         """Return a copy of the image with boxes and labels."""

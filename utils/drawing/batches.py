@@ -19,11 +19,11 @@ from utils.drawing.annotator import Annotator, colors
 from utils.drawing.figures import (
     GREY,
     INK,
-    name_ticks,
     new_figure,
     save_figure,
     series_colour,
     style_axis,
+    text_font,
     title,
     write_legend,
 )
@@ -75,7 +75,12 @@ def plot_images(
     seventh column for predictions (below 0.25 they are left out). Boxes are fractions of an image when none exceeds
     1.01, else pixels. The mosaic's longer side is at most `max_size` pixels.
     """
-    tiles = _tiles(images[:max_subplots])
+    chosen = images[:max_subplots]
+    batch = chosen.detach().float().cpu().numpy() if isinstance(chosen, Tensor) else np.asarray(chosen, np.float32)
+    if batch.ndim != 4 or not len(batch):
+        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
+    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    tiles = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
     count, height, width, _ = tiles.shape
     side = math.ceil(math.sqrt(count))
     shrink = min(1.0, max_size / (side * max(height, width)))
@@ -98,15 +103,6 @@ def plot_images(
         mosaic[y : y + rows, x : x + columns] = drawing.result()
         mosaic[y : y + rows, x], mosaic[y, x : x + columns] = BLANK, BLANK
     return write_image(fname, mosaic[..., ::-1])
-
-
-def _tiles(images: Tensor | np.ndarray) -> np.ndarray:
-    """A batch (B, 3, H, W) as (B, H, W, 3) uint8."""
-    batch = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images, np.float32)
-    if batch.ndim != 4 or not len(batch):
-        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
-    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
 
 
 def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, labels: list[str] | None) -> None:
@@ -224,7 +220,8 @@ def _class_counts(axis: Axes, numbers: np.ndarray, names: list[str]) -> None:
     title(axis, f"{len(numbers):,} labels in {len(counts)} classes", "", "labels")
     if len(counts) <= 30:
         is_crowded = len(counts) > 6 or max(map(len, names), default=0) * len(names) > 70  # characters in a row
-        name_ticks(axis, "x", names, 9, rotation=90 if is_crowded else 0)
+        font, turn = text_font(names, 9), 90 if is_crowded else 0
+        axis.set_xticks(range(len(names)), names, fontproperties=font, parse_math=False, rotation=turn)
         axis.bar_label(bars, fontsize=8, color=GREY, padding=2)
 
 

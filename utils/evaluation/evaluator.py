@@ -67,10 +67,10 @@ def evaluate(
 ) -> ValResult | None:
     """Detect on every batch of `loader` and score it against the labels.
 
-    `forward` maps (B, 3, H, W) images in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
-    `report.loss`. Boxes are compared in the pixels of the images on disk. With a `settings.stride` above 1 every
-    process of the run must come here, each with its own batches; the main one gets the result of all of them, the
-    others None. An error of one is then raised in all.
+    `forward` maps (B, 3, H, W) images in 0..1 to (predictions (B, M, 5 + C), raw maps per level); these reach
+    `report.compute_loss`. Boxes are compared in the pixels of the images on disk. With a `settings.stride` above 1
+    every process of the run must come here, each with its own batches; the main one gets the result of all of them,
+    the others None. An error of one is then raised in all.
     """
     report = report or Report(ReportSettings(Path(), names, plots=False))
     metrics = DetectionMetrics(["item"] if settings.single_cls else names)
@@ -80,11 +80,7 @@ def evaluate(
     if shares is None:
         return None
     report.receive([share.found for share in shares])
-    return _join(shares, metrics)
-
-
-def _join(shares: Sequence[_Share], metrics: DetectionMetrics) -> ValResult:
-    """Return one result of the shares of all processes, the same however the batches were dealt out."""
+    # the same however the batches were dealt out
     numbers, sizes, losses = (np.concatenate([share[i] for share in shares]) for i in (0, 1, 2))
     images = [image for share in shares for image in share.metrics.images]
     metrics.images = [images[i] for i in np.argsort(np.repeat(numbers, sizes), kind="stable")]
@@ -125,7 +121,8 @@ def _score_share(
         candidates = [truth[targets[:, 0] == i] for i in range(count)]
         chosen = replace(suppression, labels=candidates if settings.hybrid else ())
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
-        losses.append(losses[0] if raw is None else report.loss([level.float() for level in raw], targets))
+        loss = None if raw is None else report.compute_loss
+        losses.append(loss([level.float() for level in raw], targets)[1] if loss else losses[0])
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]
             geometry = Geometry(image, (height, width), ratio_pad)

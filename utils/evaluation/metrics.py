@@ -230,10 +230,6 @@ class DetectionMetrics:
         xyxy, in its own pixels. Either may have no rows. Raise ValueError for a class that has no name.
         """
         found, meant = detections.detach().cpu().double(), labels.detach().cpu().double()
-        self.images.append(self._counts(found, meant))
-        self.confusion.update(found, meant)
-
-    def _counts(self, found: Tensor, meant: Tensor) -> ImageCounts:
         predicted, true, confidence = found[:, 5].numpy(), meant[:, 0].numpy(), found[:, 4].numpy()
         for classes, what in ((predicted, "detection"), (true, "label")):
             if len(classes) and not 0 <= classes.max() < len(self.names):
@@ -244,11 +240,14 @@ class DetectionMetrics:
         areas, true_areas = ((box[:, 2:] - box[:, :2]).prod(1).numpy() for box in (found[:, :4], meant[:, 1:]))
         iou = np.where(predicted[:, None] == true[None], iou, -1.0)
         by_size = match_by_size(iou, confidence, predicted, areas, true_areas)
-        return ImageCounts(correct, confidence, predicted, true, *by_size)
+        self.images.append(ImageCounts(correct, confidence, predicted, true, *by_size))
+        self.confusion.update(found, meant)
 
     def compute(self) -> DetectionResult:
         """Return the scores of all images. Their order decides between detections of one confidence."""
-        images = [self._counts(torch.zeros(0, 6).double(), torch.zeros(0, 5).double()), *self.images]
+        empty = DetectionMetrics(self.names)
+        empty.update(torch.zeros(0, 6), torch.zeros(0, 5))
+        images = [*empty.images, *self.images]
 
         def joined(column: int, axis: int = 0) -> np.ndarray:
             return np.concatenate([one[column] for one in images], axis)

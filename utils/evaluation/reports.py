@@ -66,7 +66,7 @@ class Report:
     def __init__(
         self, settings: ReportSettings, loss: Callable[..., Any] | None = None, callbacks: Callbacks | None = None
     ) -> None:
-        self.settings, self.compute_loss = settings, loss
+        self.settings, self.compute_loss = settings, loss  # (raw, targets) -> (loss, mean losses box, obj, cls)
         self.callbacks = callbacks or Callbacks()
         self.rows: list[dict[str, Any]] = []
         self.found: list[Found] = []
@@ -83,10 +83,6 @@ class Report:
         self._labels = {path: names.label(position) for position, path in enumerate(images)}
         ids = unique_names([str(int(stem)) if stem.isdecimal() else stem for stem in names.stems])
         self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
-
-    def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
-        """Return the mean losses (box, obj, cls) of one batch, zeros without a loss to compute."""
-        return self.compute_loss(raw, targets)[1] if self.compute_loss else torch.zeros(3, device=targets.device)
 
     def image(self, path: str, shape: tuple[int, int], detections: Tensor, batch: int) -> None:
         """Write the label file of one image of size `shape` (h, w); keep its detections (n, 6) for the JSON."""

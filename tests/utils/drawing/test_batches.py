@@ -162,7 +162,7 @@ def test_epochs_are_whole_numbers(tmp_path, monkeypatch, epochs, ticks):
 
 @pytest.mark.parametrize("names, turned", [(["a", "b"], 0), (["a bolt of some size"] * 4, 90), (["n" * 300] * 3, 90)])
 def test_long_names_do_not_write_over_each_other(tmp_path, monkeypatch, names, turned):
-    seen = []
-    monkeypatch.setattr(plots, "name_ticks", lambda *args, rotation: seen.append(rotation))
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figures.append(figure))
     plots.plot_labels(np.full((3, 5), 0.5), names, tmp_path)
-    assert seen == [turned]
+    assert [tick.get_rotation() for tick in figures[1].axes[0].get_xticklabels()] == [turned] * len(names)
