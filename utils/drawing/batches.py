@@ -234,6 +234,8 @@ def feature_visualization(
     Each channel goes from its lowest value to its highest. Writes stage{stage}_{type}_features.png and the whole map of
     that image as .npy. The Detect layer and maps of a single pixel have nothing to show: None is returned for them.
     """
+    from torchvision.utils import make_grid
+
     kind = module_type.rpartition(".")[2]
     if kind == "Detect" or x.ndim != 4 or min(x.shape[2:]) <= 1:
         return None
@@ -243,12 +245,8 @@ def feature_visualization(
     zoom = max(FEATURE_TILE // max(shown.shape[1:]), 1)
     low, high = shown.min((1, 2), keepdims=True), shown.max((1, 2), keepdims=True)
     shades = ((shown - low) / np.maximum(high - low, 1e-12) * 255).astype(np.uint8).repeat(zoom, 1).repeat(zoom, 2)
-    rows, height, width = math.ceil(len(shown) / 8), shades.shape[1] + TILE_GAP, shades.shape[2] + TILE_GAP
-    sheet = np.full((rows * height + TILE_GAP, 8 * width + TILE_GAP, 3), BLANK, np.uint8)
-    for i, shade in enumerate(shades):
-        top, left = i // 8 * height + TILE_GAP, i % 8 * width + TILE_GAP
-        shade = cv2.applyColorMap(shade, cv2.COLORMAP_VIRIDIS)
-        sheet[top : top + shade.shape[0], left : left + shade.shape[1]] = shade
-    write_image(path, sheet)
+    tiles = np.stack([cv2.applyColorMap(shade, cv2.COLORMAP_VIRIDIS) for shade in shades]).transpose(0, 3, 1, 2)
+    sheet = make_grid(torch.from_numpy(tiles), 8, TILE_GAP, pad_value=BLANK)
+    write_image(path, sheet.permute(1, 2, 0).numpy())
     np.save(path.with_suffix(".npy"), maps)
     return path

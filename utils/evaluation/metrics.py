@@ -153,11 +153,8 @@ def ap_per_class(
     """Return v6.1's scores of the k classes that have labels: true positives, false positives, precision, recall, F1
     (k,) at the confidence where the mean F1 is best, average precision (k, t) and classes (k,).
 
-    Args:
-        tp: (n, t) bool, which detections are right at which IoU threshold.
-        conf, pred_cls: (n,) confidence and class of the detections.
-        target_cls: (m,) classes of all labels.
-        plot, save_dir, names: v6.1 drew its curves here; `utils.evaluation.plots.plot_curves` does now.
+    `tp` (n, t) says which detections are right at which IoU threshold, `conf` and `pred_cls` (n,) are theirs,
+    `target_cls` (m,) are the classes of all labels. `plots.plot_curves` draws what v6.1 drew here.
     """
     if plot:
         raise ValueError("ap_per_class does not draw: utils.evaluation.plots.plot_curves does, with plot=False here")

@@ -105,9 +105,9 @@ def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int 
     a warning; ValueError when none could be.
     """
     inbox = _Inbox(len(addresses))
-    for stream, address in enumerate(addresses):
-        given = (address, stream, vid_stride, max_frames)
-        threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {stream}").start()
+    for i, address in enumerate(addresses):
+        given = (address, i, vid_stride, max_frames)
+        threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {i}").start()
     frames = 0
     try:
         while (frame := inbox.take(SILENCE)) is not None:
