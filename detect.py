@@ -39,7 +39,7 @@ from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, VideoWriter, save_one_box, write_image, write_labels
-from utils.predict.pipeline import Clock, Suppression, find_objects, suppress
+from utils.predict.pipeline import SPEED, Clock, Suppression, find_objects, suppress
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
@@ -168,12 +168,17 @@ class Results:
         if self.opt.nosave and not self.viewer:
             return
         image, file = self.draw(frame.original, found), self.files.drawn(frame.source)
-        if not self.opt.nosave and frame.kind == "image":
-            write_image(file, image)
-        elif not self.opt.nosave:
-            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
+        if not self.opt.nosave:
+            self.save(file, image, frame)
         if self.viewer and not self.viewer.show(frame.path, image):
             self.stopped = True
+
+    def save(self, file: Path, image: np.ndarray, frame: Frame) -> None:
+        """Write an image, or append one to its video."""
+        if frame.kind == "image":
+            write_image(file, image)
+        else:
+            self.videos.setdefault(file, VideoWriter(file, frame.fps)).write(image)
 
     def draw(self, original: np.ndarray, found: Tensor) -> np.ndarray:
         """Return a copy of the image with boxes and labels."""
@@ -244,7 +249,8 @@ def detect(opt: DetectOptions) -> Path:
                 break
         if not clock.images:
             raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
-    LOGGER.info(clock.line((1, 3, height, width)))
+    spent = 1000 * np.array([clock.prepare, clock.network, clock.suppress]) / clock.images
+    LOGGER.info(SPEED.format(*spent, (1, 3, height, width)))
     finish(opt, results.files, pages)
     return folder
 

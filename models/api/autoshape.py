@@ -38,14 +38,17 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
     channels = {2: 1, 3: array.shape[-1]}.get(array.ndim)
     if channels not in CHANNELS or not array.size:
         raise ValueError(f"an array of shape {array.shape} is no image; wanted (H, W), (H, W, 3) or (3, H, W)")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    elif array.dtype == bool or (array.dtype.kind == "f" and array.max() <= 1):
-        array = array * 255.0
-    if array.dtype != np.uint8:
-        array = np.rint(array).clip(0, 255).astype(np.uint8)
+    array = _to_bytes(array[..., None] if array.ndim == 2 else array)
     return np.ascontiguousarray(array.repeat(3, 2) if channels == 1 else array[..., :3])
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    """Brightness as uint8."""
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == bool or (array.dtype.kind == "f" and array.max() <= 1):
+        array = array * 255.0
+    return array if array.dtype == np.uint8 else np.rint(array).clip(0, 255).astype(np.uint8)
 
 
 def load_image(item: ImageLike) -> tuple[np.ndarray, str]:
@@ -129,10 +132,7 @@ class AutoShape(nn.Module):
         """
         start = time_sync()
         parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
-        network = partial(self.model, augment=augment)
-        if profile and self.pt:
-            inner = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
-            network = partial(inner, augment=augment, profile=True)
+        network = partial(self._predict, augment=augment, profile=profile)
         if isinstance(imgs, Tensor) and imgs.ndim == 4:
             if not imgs.is_floating_point():
                 raise ValueError(f"a batch goes to the network as it is, this one is {imgs.dtype}: give batch / 255")
@@ -149,11 +149,20 @@ class AutoShape(nn.Module):
             found, _ = find_objects(network, pixels, settings, clock, parameter.device, parameter.dtype)
         boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]
         times = np.cumsum([start, clock.prepare, clock.network, clock.suppress]).tolist()
+        return Detections(images, boxes, self._files(paths), times, self.names, (len(pixels), *pixels[0].shape))
+
+    def _files(self, paths: Sequence[str]) -> list[str]:
+        """What results are called: an image's own stem, image{i} for one without; none twice."""
         stems = [readable_name(path) or f"image{i}" for i, path in enumerate(paths)]
-        outputs = OutputNames(Path(), list(map(Output, paths, stems)))  # none twice
+        outputs = OutputNames(Path(), list(map(Output, paths, stems)))
         self.said = self.said or outputs.report_changes()
-        files = [f"{stem}.jpg" for stem in outputs.stems]
-        return Detections(images, boxes, files, times, self.names, (len(pixels), *pixels[0].shape))
+        return [f"{stem}.jpg" for stem in outputs.stems]
+
+    def _predict(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple[Tensor, Any]:
+        if not profile or not self.pt:
+            return self.model(batch, augment=augment)
+        network = self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
+        return network(batch, augment=augment, profile=True)
 
     def _common_shape(self, shapes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
         """Height and width that every image, its longer side scaled to `size`, fits into; whole strides."""

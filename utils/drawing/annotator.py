@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,9 +33,8 @@ Colour = tuple[int, int, int]
 class Colors:
     """The twenty class colours of YOLOv5; class i gets colour i modulo twenty."""
 
-    def __init__(self) -> None:
-        self.palette: list[Colour] = [(code >> 16, code >> 8 & 255, code & 255) for code in PALETTE]
-        self.n = len(self.palette)
+    palette: ClassVar[list[Colour]] = [(code >> 16, code >> 8 & 255, code & 255) for code in PALETTE]
+    n = len(palette)
 
     def __call__(self, i: float, bgr: bool = False) -> Colour:
         """Return the colour of class `i` as (red, green, blue), or reversed for OpenCV's images."""

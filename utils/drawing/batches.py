@@ -75,18 +75,17 @@ def plot_images(
     seventh column for predictions (below 0.25 they are left out). Boxes are fractions of an image when none exceeds
     1.01, else pixels. The mosaic's longer side is at most `max_size` pixels.
     """
-    chosen = images[:max_subplots]
-    batch = chosen.detach().float().cpu().numpy() if isinstance(chosen, Tensor) else np.asarray(chosen, np.float32)
+    batch = torch.as_tensor(images[:max_subplots]).detach().float().cpu()
     if batch.ndim != 4 or not len(batch):
-        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
-    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    tiles = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {tuple(batch.shape)}")
+    batch = (batch * 255 ** int(batch.max() <= 1)).round().clip(0, 255).byte()
+    tiles = batch.permute(0, 2, 3, 1).contiguous().numpy()
     count, height, width, _ = tiles.shape
     side = math.ceil(math.sqrt(count))
     shrink = min(1.0, max_size / (side * max(height, width)))
     rows, columns = max(round(shrink * height), 1), max(round(shrink * width), 1)
     mosaic = np.full((side * rows, side * columns, 3), BLANK, np.uint8)
-    boxes = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets, float)
+    boxes = torch.as_tensor(targets).detach().cpu().numpy().astype(float)
     are_fractions = not len(boxes) or boxes[:, 2:6].max() <= 1.01
     scale = np.array([columns, rows] * 2) / (1 if are_fractions else np.array([width, height] * 2))
     labels = None if names is None else drawable_names(names)
@@ -185,7 +184,17 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
     folder = Path(save_dir)
     LOGGER.info(f"Plotting labels to {folder / 'labels.jpg'}")
     figure, (classes, outlines, *densities) = new_figure(2, 2, (11, 9))
-    _class_counts(classes, labels[:, 0], drawable_names(names))
+    known = drawable_names(names)
+    counts = np.bincount(labels[:, 0].astype(int), minlength=len(known))
+    known += [f"#{i}" for i in range(len(known), len(counts))]
+    bars = classes.bar(range(len(counts)), counts, color=[np.divide(colors(i), 255) for i in range(len(counts))])
+    classes.grid(False, axis="x")
+    title(classes, f"{len(labels):,} labels in {len(counts)} classes", "", "labels")
+    if len(counts) <= 30:
+        turn = 90 * (len(counts) > 6 or max(map(len, known), default=0) * len(known) > 70)  # characters in a row
+        font = text_font(known, 9)
+        classes.set_xticks(range(len(known)), known, fontproperties=font, parse_math=False, rotation=turn)
+        classes.bar_label(bars, fontsize=8, color=GREY, padding=2)
     # boxes around a common centre, so faint that only where many run together it becomes dark
     chosen = labels[np.linspace(0, len(labels) - 1, min(len(labels), OUTLINED_BOXES)).astype(int), 1:]
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
@@ -210,19 +219,6 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
     correlogram = save_figure(grid.figure, folder / "labels_correlogram.jpg", 150)
     pyplot.close(grid.figure)
     return [save_figure(figure, folder / "labels.jpg"), correlogram]
-
-
-def _class_counts(axis: Axes, numbers: np.ndarray, names: list[str]) -> None:
-    counts = np.bincount(numbers.astype(int), minlength=len(names))
-    names = [*names, *(f"#{i}" for i in range(len(names), len(counts)))]
-    bars = axis.bar(range(len(counts)), counts, color=[np.divide(colors(i), 255) for i in range(len(counts))])
-    axis.grid(False, axis="x")
-    title(axis, f"{len(numbers):,} labels in {len(counts)} classes", "", "labels")
-    if len(counts) <= 30:
-        is_crowded = len(counts) > 6 or max(map(len, names), default=0) * len(names) > 70  # characters in a row
-        font, turn = text_font(names, 9), 90 if is_crowded else 0
-        axis.set_xticks(range(len(names)), names, fontproperties=font, parse_math=False, rotation=turn)
-        axis.bar_label(bars, fontsize=8, color=GREY, padding=2)
 
 
 # ------------------------------------------------------------------------------------------------------ feature maps

@@ -11,10 +11,12 @@ import importlib
 import io
 import math
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ class CocoTruth:
                 scored.evaluate()
                 scored.accumulate()
                 scored.summarize()
-            LOGGER.info("\n".join(line for line in table.getvalue().splitlines() if line.startswith(" Average")))
+            LOGGER.info("\n".join(re.findall("^ Average.*", table.getvalue(), re.MULTILINE)))
             return float(scored.stats[0]), float(scored.stats[1])
         LOGGER.info("pip install pycocotools (or faster-coco-eval) to have COCO's own evaluation as well")
         return None
@@ -122,11 +124,9 @@ def read_truth(file: Path, images: Sequence[str], names: Sequence[str], merged: 
     lost = _add_annotations(truth, notes, entries, categories, kinds)
     scored = set(image_ids.values())
     lost["classes that it lacks"] = [name for kind, name in enumerate(names) if not merged and kind not in firsts]
-    lost["scored images that it lacks"] = [image for image in images if image not in image_ids]
+    lost["scored images that it lacks"] = list(filterfalse(image_ids.__contains__, images))
     lost["images of its own that are not scored"] = [name for key, name in entries.items() if key not in scored]
-    parts = [f"{reason}: {len(items)} (first: {items[0][:80]})" for reason, items in lost.items() if items]
-    if parts:
-        LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {printable('; '.join(parts))}")
+    _log_lost(file, lost)
     if not truth.annotations:
         LOGGER.warning(f"{printable(file)} has no objects to score by on these images: COCO's evaluation will say -1")
     return truth
@@ -175,6 +175,12 @@ def _add_annotations(
             row = {"image_id": image, "category_id": truth.category_ids[kinds[category]], "bbox": box}
             truth.annotations.append(row | {"area": area, "iscrowd": crowd})
     return lost
+
+
+def _log_lost(file: Path, lost: dict[str, list[str]]) -> None:
+    parts = [f"{reason}: {len(items)} (first: {items[0][:80]})" for reason, items in lost.items() if items]
+    if parts:
+        LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {printable('; '.join(parts))}")
 
 
 def upright(box: Sequence[float] | None) -> list[float] | None:

@@ -24,7 +24,7 @@ from utils.boxes.convert import xywh2xyxy
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import agreed, gather_to_main, is_main
 from utils.evaluation.metrics import DetectionMetrics
-from utils.evaluation.reports import Found, Report, ReportSettings, ValResult
+from utils.evaluation.reports import Found, Report, ValResult
 from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
@@ -72,7 +72,7 @@ def evaluate(
     every process of the run must come here, each with its own batches; the main one gets the result of all of them,
     the others None. An error of one is then raised in all.
     """
-    report = report or Report(ReportSettings(Path(), names, plots=False))
+    report = report or Report(Path(), names, plots=False)
     metrics = DetectionMetrics(["item"] if settings.single_cls else names)
     with agreed() if settings.stride > 1 else nullcontext():
         share = _score_share(forward, loader, metrics.names, device, settings, report)
@@ -80,7 +80,11 @@ def evaluate(
     if shares is None:
         return None
     report.receive([share.found for share in shares])
-    # the same however the batches were dealt out
+    return _join(shares, metrics)
+
+
+def _join(shares: Sequence[_Share], metrics: DetectionMetrics) -> ValResult:
+    """Return one result of the shares of all processes, the same however the batches were dealt out."""
     numbers, sizes, losses = (np.concatenate([share[i] for share in shares]) for i in (0, 1, 2))
     images = [image for share in shares for image in share.metrics.images]
     metrics.images = [images[i] for i in np.argsort(np.repeat(numbers, sizes), kind="stable")]
@@ -119,10 +123,10 @@ def _score_share(
         targets = batch.targets.to(device)
         truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2, device=device)), 1)
         candidates = [truth[targets[:, 0] == i] for i in range(count)]
-        chosen = replace(suppression, labels=candidates if settings.hybrid else ())
+        chosen = replace(suppression, labels=candidates * settings.hybrid)
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
-        loss = None if raw is None else report.compute_loss
-        losses.append(loss([level.float() for level in raw], targets)[1] if loss else losses[0])
+        levels = raw and [level.float() for level in raw]
+        losses.append(report.compute_loss(levels, targets)[1] if levels else losses[0])
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]
             geometry = Geometry(image, (height, width), ratio_pad)

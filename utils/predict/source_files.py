@@ -92,12 +92,15 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
             raise ValueError(f"{source}: a video page cannot be opened; download the video and give its file")
         is_image = source.lower().startswith(WEB_SCHEMES) and suffix_of(source) in IMG_FORMATS
         return ([source], []) if is_image else ([], [source])
-    source = os.path.expanduser(source)
+    return _local_files(os.path.expanduser(source)), []
+
+
+def _local_files(source: str) -> list[str]:
     name = printable(source)
     if os.path.isfile(source):
         if suffix_of(source) not in FORMATS:
             raise ValueError(f"{name} is no file that can be looked at; known are {FORMATS_TEXT}, and .txt lists")
-        return [source], []
+        return [source]
     found = _found(source)
     usable = sorted(file for file in found if suffix_of(file) in FORMATS and os.path.isfile(file))
     passed = passed_over(set(found) - set(usable))
@@ -108,7 +111,7 @@ def _one_entry(source: str) -> tuple[list[str], list[str]]:
     if passed:
         level = logging.WARNING if REMEDY in passed else logging.INFO
         LOGGER.log(level, f"{name}: {len(usable)} file{'s' * (len(usable) != 1)} to look at; passed over: {passed}")
-    return usable, []
+    return usable
 
 
 def _found(source: str) -> list[str]:
@@ -122,14 +125,7 @@ def _found(source: str) -> list[str]:
         raise ValueError(
             f"{name} does not exist (looked in {printable(Path(source).absolute().parent)}); correct the path"
         )
-    parts = Path(source).parts
-    if "**" not in parts:
-        return glob.glob(source)
-    # links are followed unless they lead in circles
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = os.path.join(*parts[:first]) if first else ""
-    files = [file if base else file.removeprefix(os.curdir + os.sep) for file in walk_files(base or ".")]
-    return [file for file in files if _fits(Path(os.path.relpath(file, base or None)).parts, parts[first:])]
+    return _matches(source) if "**" in Path(source).parts else glob.glob(source)
 
 
 def passed_over(files: Iterable[str]) -> str:
@@ -146,6 +142,15 @@ def passed_over(files: Iterable[str]) -> str:
     folders = sum(map(os.path.isdir, seen))
     below = f"{folders} folder{'s' * (folders != 1)} (end the source in '/**/*' to look into them)" if folders else ""
     return "; ".join(filter(None, (text, below)))
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that a glob with `**` stands for, which is followed into links unless they lead in circles."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    base = os.path.join(*parts[:first]) if first else ""
+    files = [file if base else file.removeprefix(os.curdir + os.sep) for file in walk_files(base or ".")]
+    return [file for file in files if _fits(Path(os.path.relpath(file, base or None)).parts, parts[first:])]
 
 
 def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:

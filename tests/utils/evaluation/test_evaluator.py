@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.evaluation.evaluator import EvalSettings, evaluate, log_table
 from utils.evaluation.metrics import ConfusionMatrix
-from utils.evaluation.reports import Report, ReportSettings
+from utils.evaluation.reports import Report
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def answers(rows: dict[int, list[list[float]]], count: int = 2, classes: int = 2
 
 class Quiet(Report):
     def __init__(self) -> None:
-        super().__init__(ReportSettings(Path(), ["a"], plots=False), lambda *seen: (None, self.loss(*seen)))
+        super().__init__(Path(), ["a"], plots=False, compute_loss=lambda *seen: (None, self.loss(*seen)))
         self.images, self.batches = [], 0
 
     def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:

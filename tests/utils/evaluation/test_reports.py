@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.evaluation.reports import Report, ReportSettings
+from utils.evaluation.reports import Report
 from utils.prepare.label_formats import COCO_IDS
 
 
@@ -17,15 +17,14 @@ def add(report: Report, name: str = "7.jpg", batch: int = 0, count: int = 1) -> 
 
 
 def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
-    add(Report(ReportSettings(tmp_path, ["a", "b"], plots=False)))
+    add(Report(tmp_path, ["a", "b"], plots=False))
     assert not list(tmp_path.iterdir())
 
 
 def test_label_file_and_rows(tmp_path: Path) -> None:
-    settings = ReportSettings(
+    report = Report(
         tmp_path, ["a", "b"], plots=False, txt=True, confidence=True, json=tmp_path / "rows.json", categories=COCO_IDS
     )
-    report = Report(settings)
     add(report)
     assert (tmp_path / "labels/7.txt").read_text() == "1 0.1 0.4 0.1 0.4 0.9\n"
     report.receive([report.found])
@@ -33,7 +32,7 @@ def test_label_file_and_rows(tmp_path: Path) -> None:
 
 
 def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = Report(ReportSettings(tmp_path, ["a", "b"], plots=False, txt=True))
+    report = Report(tmp_path, ["a", "b"], plots=False, txt=True)
     report.name_images([])
     images = ["x/1.jpg", "x/1.png", "y/1.jpg", "y/2.jpg"]
     report.name_images(images)
@@ -49,8 +48,7 @@ def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog
 
 
 def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
-    settings = ReportSettings(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json")
-    reports = [Report(settings) for _ in range(3)]  # the third has heard of nothing
+    reports = [Report(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json") for _ in range(3)]
     for batch in range(5):
         for place in range(2):
             add(reports[batch % 2], f"{10 * batch + place}.jpg", batch, count=int(batch != 3))
@@ -59,5 +57,5 @@ def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: P
 
 
 def test_a_process_without_a_result_writes_nothing(tmp_path: Path) -> None:
-    Report(ReportSettings(tmp_path, ["a"], json=tmp_path / "rows.json")).finish(None)
+    Report(tmp_path, ["a"], json=tmp_path / "rows.json").finish(None)
     assert not list(tmp_path.iterdir())

@@ -49,8 +49,3 @@ def test_the_whole_way_with_settings_for_each_image():
     assert output[1] == "more" and first[:, 5].tolist() == [1, 1] and second.tolist() == [first[0].tolist()]
     for one, alone in zip(settings, (first, second), strict=True):
         assert torch.equal(suppress(both[:1], one)[0], alone)
-
-
-def test_the_line_of_speeds():
-    line = Clock(0.2, 0.4, 0.1, 2).line((1, 3, 64, 64))
-    assert line == "Speed: 100.0ms pre-process, 200.0ms inference, 50.0ms NMS per image at shape (1, 3, 64, 64)"

@@ -49,8 +49,3 @@ def test_regions_of_broken_pixels_leave_no_sliver():
     assert hidden[6].all() and hidden[:, 6].all() and hidden.sum() == 13
     x, y = grid.edges(320, 320)
     assert x.tolist() == y.tolist() == [0, 53.333, 106.667, 160, 213.333, 266.667, 320, 320]
-
-
-def test_arrays_that_do_not_fit_are_a_mistake_of_the_program():
-    with pytest.raises(AssertionError):
-        RoutingMap("layer", 2, 2, 8, 8, np.zeros((3, 1), int), np.ones((3, 1)))
