@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import utils.boxes.nms as nms_file
 from utils.boxes.iou import box_iou
@@ -19,7 +18,7 @@ OPTIONS = [
 ]
 
 
-def predictions(batch=2, rows=200, classes=3, seed=0) -> Tensor:
+def predictions(batch=2, rows=200, classes=3, seed=0):
     rng = np.random.default_rng(seed)
     groups = rng.uniform(50, 300, (8, 2))
     centres = groups[rng.integers(8, size=(batch, rows))] + rng.normal(0, 6, (batch, rows, 2))
@@ -27,7 +26,7 @@ def predictions(batch=2, rows=200, classes=3, seed=0) -> Tensor:
     return torch.from_numpy(np.concatenate((centres, sides, rng.random((batch, rows, 1 + classes))), axis=2)).float()
 
 
-def greedy(rows: Tensor, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, multi_label=False, max_det=300):
+def greedy(rows, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, multi_label=False, max_det=300):
     """One image, one pair at a time."""
     found = []
     for x, y, w, h, objectness, *scores in rows.tolist():

@@ -19,7 +19,7 @@ from utils.predict.sources import open_source
 from utils.predict.video_files import LEAST_LIMIT, OPTIONS, VID_FORMATS, Video, open_file, open_video, suffix_of
 
 
-def film(path: Path, frames: int = 5, code: str = "mp4v", size: tuple[int, int] = (352, 288)) -> bool:
+def film(path, frames=5, code="mp4v", size=(352, 288)):
     """Write a video; False where this OpenCV has no encoder of the kind."""
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), 25, size)
     for i in range(frames):
@@ -29,7 +29,7 @@ def film(path: Path, frames: int = 5, code: str = "mp4v", size: tuple[int, int] 
     return opened
 
 
-def count(capture: cv2.VideoCapture) -> int:
+def count(capture):
     number = 0
     while capture.grab():
         number += 1
@@ -38,7 +38,7 @@ def count(capture: cv2.VideoCapture) -> int:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A video of ten frames, `seg.mp4`."""
     with VideoWriter(tmp_path / "seg.mp4", 10) as video:
         for i in range(10):
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 # ---- what is no video
-def test_nothing(tmp_path: Path) -> None:
+def test_nothing(tmp_path):
     (tmp_path / "a.mp4").touch()
     with pytest.raises(ValueError, match=r"a\.mp4: no frame .*its content is nothing at all"):
         open_file(str(tmp_path / "a.mp4"))
@@ -78,7 +78,7 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
 @pytest.mark.parametrize("content", PLAYLISTS.values(), ids=PLAYLISTS.keys())
-def test_playlists_are_no_videos(folder: Path, content: bytes, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_playlists_are_no_videos(folder, content, suffix, caplog):
     name = f"list.{suffix}"
     (folder / name).write_bytes(content.replace(b"{self}", name.encode()))
     frames = iter(open_source(folder / name, 64))
@@ -88,7 +88,7 @@ def test_playlists_are_no_videos(folder: Path, content: bytes, suffix: str, capl
     assert record.getMessage().isprintable()
 
 
-def test_names_are_no_protocols_and_no_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_no_protocols_and_no_patterns(folder, monkeypatch):
     monkeypatch.chdir(folder)
     os.rename("seg.mp4", "concat:a.mp4")
     assert len(list(open_source("concat:a.mp4", 64))) == 10
@@ -104,7 +104,7 @@ def test_names_are_no_protocols_and_no_patterns(folder: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
-def test_a_name_that_is_no_text_does_not_end_the_process(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_that_is_no_text_does_not_end_the_process(folder, caplog):
     os.rename(folder / "seg.mp4", os.fsencode(folder) + b"/a\xff.mp4")
     assert not list(open_source(folder, 64))
     assert r"a\udcff.mp4: its name is not text; rename the file" in caplog.text
@@ -119,7 +119,7 @@ CODES = {
 
 
 @pytest.mark.parametrize("suffix", VID_FORMATS)
-def test_every_ending_is_read(tmp_path: Path, suffix: str) -> None:
+def test_every_ending_is_read(tmp_path, suffix):
     path = tmp_path / f"clip.{suffix.upper()}"
     if suffix == "gif":
         from PIL import Image
@@ -134,7 +134,7 @@ def test_every_ending_is_read(tmp_path: Path, suffix: str) -> None:
     assert [frame.number for frame in frames] == [1, 2, 3, 4, 5] and frames[0].kind == "video"
 
 
-def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
+def test_the_content_decides_not_the_ending(tmp_path):
     assert film(tmp_path / "a.mp4")
     os.rename(tmp_path / "a.mp4", tmp_path / "a.avi")
     assert count(open_file(str(tmp_path / "a.avi"))) == 5
@@ -142,7 +142,7 @@ def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
 
 # ---- the environment
 @pytest.mark.parametrize("before", [None, "threads;1"])
-def test_the_environment_is_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+def test_the_environment_is_as_before(folder, monkeypatch, before):
     monkeypatch.delenv(OPTIONS, raising=False)
     if before:
         monkeypatch.setenv(OPTIONS, before)
@@ -156,17 +156,17 @@ def test_the_environment_is_as_before(folder: Path, monkeypatch: pytest.MonkeyPa
     assert seen[1] == before
 
 
-def test_openings_of_one_kind_go_together_and_kinds_apart() -> None:
+def test_openings_of_one_kind_go_together_and_kinds_apart():
     order: list[tuple[str, str]] = []
     inside, go = threading.Event(), threading.Event()
 
-    def hold(extra: str, name: str) -> None:
+    def hold(extra, name):
         with video_files._options(extra):
             order.append((name, os.environ.get(OPTIONS, "")))
             inside.set()
             go.wait(20)
 
-    def start(*words: str) -> threading.Thread:
+    def start(*words):
         thread = threading.Thread(target=hold, args=words)
         thread.start()
         return thread
@@ -187,7 +187,7 @@ def test_openings_of_one_kind_go_together_and_kinds_apart() -> None:
 
 # ---- addresses
 @pytest.fixture
-def server(folder: Path):
+def server(folder):
     """Address of an HTTP server for `folder`."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -200,14 +200,14 @@ def server(folder: Path):
         running.shutdown()
 
 
-def test_an_address_that_ends_like_a_video_is_one(folder: Path, server: str) -> None:
+def test_an_address_that_ends_like_a_video_is_one(folder, server):
     (folder / "list.mp4").write_bytes(PLAYLISTS["names another"])
     (folder / "hls.ts").write_bytes(PLAYLISTS["HLS"])
     assert count(open_video(f"{server}/seg.mp4")) == 10
     assert count(open_video(f"{server}/list.mp4")) == count(open_video(f"{server}/hls.ts")) == 0
 
 
-def test_a_playlist_is_asked_for_by_its_address(folder: Path, server: str) -> None:
+def test_a_playlist_is_asked_for_by_its_address(folder, server):
     if not film(folder / "seg.ts", 10, "MPG2"):
         pytest.skip("no MPEG-2 encoder in this OpenCV")
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nseg.ts\n#EXT-X-ENDLIST\n"
@@ -219,7 +219,7 @@ def test_a_playlist_is_asked_for_by_its_address(folder: Path, server: str) -> No
         open_source(folder / "live.m3u8")
 
 
-def test_suffixes() -> None:
+def test_suffixes():
     assert suffix_of("") == suffix_of("x") == "" and suffix_of("a/b.TXT") == "txt"
     assert suffix_of("http://h/A.JPG?b=c.d") == "jpg"
 
@@ -228,15 +228,15 @@ def test_suffixes() -> None:
 class Said:
     """Stands for a capture that says these numbers."""
 
-    def __init__(self, total: float, fps: float) -> None:
+    def __init__(self, total, fps):
         self.said = {cv2.CAP_PROP_FRAME_COUNT: total, cv2.CAP_PROP_FPS: fps}
 
-    def get(self, what: int) -> float:
+    def get(self, what):
         return self.said[what]
 
 
 @pytest.mark.parametrize("odd", [0.0, -1.0, -9.2e18, float("nan"), float("inf"), 1e12])
-def test_nonsense_is_unknown(odd: float) -> None:
+def test_nonsense_is_unknown(odd):
     nonsense, sense = Video(Said(odd, odd)), Video(Said(7.0, 25.0))
     assert (nonsense.total, nonsense.fps, sense.total, sense.fps) == (0, 30.0, 7, 25.0)
 
@@ -244,16 +244,16 @@ def test_nonsense_is_unknown(odd: float) -> None:
 class Endless(Said):
     """Stands for a video that promises two frames and never stops; some versions of OpenCV would stop by themselves."""
 
-    def __init__(self, *place: object, promise: float = 2.0) -> None:
+    def __init__(self, *place, promise=2.0):
         super().__init__(promise, 10.0)
 
-    def grab(self) -> bool:
+    def grab(self):
         return True
 
-    def retrieve(self) -> tuple[bool, np.ndarray]:
+    def retrieve(self):
         return True, np.zeros((32, 32, 3), np.uint8)
 
-    def release(self) -> None:
+    def release(self):
         pass
 
 
@@ -268,15 +268,13 @@ class Endless(Said):
         (0, 10, 1_000_001, 1_000_001),
     ],
 )
-def test_the_limit(total: int, size: int, asked: int | None, limit: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_limit(total, size, asked, limit, caplog):
     video = Video(Endless(promise=total), limit - 5)
     assert len(list(video.images("a", 1, asked, size))) == 5
     assert f"a: left after {limit} frames (it {'promises' if total else 'does not say'}" in caplog.text
 
 
-def test_no_file_goes_on_far_beyond_what_it_promises(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_file_goes_on_far_beyond_what_it_promises(folder, monkeypatch, caplog):
     file = folder / "seg.mp4"
     assert len(list(open_source(file, 32))) == 10 and not caplog.records
     monkeypatch.setattr(cv2, "VideoCapture", Endless)
@@ -288,7 +286,7 @@ def test_no_file_goes_on_far_beyond_what_it_promises(
     assert len(list(open_source(file, 32, max_frames=40))) == 40
 
 
-def test_clips_at_addresses_end_as_files_do(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_at_addresses_end_as_files_do(monkeypatch, caplog):
     monkeypatch.setattr(cv2, "VideoCapture", Endless)
     monkeypatch.setattr(video_files, "LEAST_LIMIT", 15)
     assert len(list(open_source("http://host/a\x1b.mp4", 32))) == 20
