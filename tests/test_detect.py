@@ -59,28 +59,6 @@ def tree(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# ---- options
-def test_defaults_are_those_of_v61():
-    opt = parse(detect.DetectOptions, [])
-    assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([], 0.25, 0.45, 1000, 3)
-    assert (opt.source, opt.project, opt.name) == (str(ROOT / "data/images"), str(ROOT / "runs/detect"), "exp")
-    assert (opt.classes, opt.vid_stride, opt.half, opt.augment) == (None, 1, False, False)
-
-
-def test_every_flag_of_v61_parses():
-    words = (
-        "--weights a.pt b.pt --source 0 --data x.yaml --imgsz 64 96 --conf-thres .1 --iou-thres .2 --max-det 3 "
-        "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment "
-        "--visualize --update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half "
-        "--dnn --vid-stride 2 --query 3,4 5,6"
-    )
-    opt = parse(detect.DetectOptions, words.split())
-    assert opt.query == ["3,4", "5,6"]
-    assert opt.weights == ["a.pt", "b.pt"] and opt.imgsz == [64, 96] and opt.classes == ["0", "2"] and opt.dnn
-    for short in ("--img", "--img-size", "--imgsz"):
-        assert parse(detect.DetectOptions, [short, "320"]).imgsz == [320]
-
-
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -222,6 +200,10 @@ def test_the_routes_are_a_word_after_the_flag():
     assert parse(detect.DetectOptions, ["--visualize", "--update"]).visualize is True
     with pytest.raises(SystemExit):
         parse(detect.DetectOptions, ["--visualize", "roots"])
+    assert parse(detect.DetectOptions, ["--query", "3,4", "5,6"]).query == ["3,4", "5,6"]
+    assert [parse(detect.DetectOptions, [short, "64", "96"]).imgsz for short in ("--img", "--img-size")] == [
+        [64, 96]
+    ] * 2
 
 
 def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
@@ -245,11 +227,15 @@ def test_the_log_is_that_of_v61(run, source, caplog):
     assert re.search(speeds, text) and folder.name in text and "5 label files" in text
 
 
-def test_view_img_without_a_display_is_a_warning(run, source, monkeypatch):
+def test_view_img_without_a_display_is_a_warning(run, source, tmp_path, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("utils.predict.viewer.sys.platform", "linux")
-    assert tree(run(source=str(source / "a.png"), view_img=True, half=True)) == ["a.png"]
+    path = write_weights(tmp_path / "mine.pt")
+    given = {"source": str(source / "a.png"), "weights": str(path), "update": True}
+    assert tree(run(**given, view_img=True, half=True)) == ["a.png"]
+    state = load_checkpoint(path)["model"]["state_dict"]  # --update strips it
+    assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
 
 def test_q_ends_the_run(run, source, monkeypatch):
@@ -275,13 +261,6 @@ def test_the_newest_weights_are_taken_and_named(source, tmp_path, monkeypatch, c
     with caplog.at_level("INFO", "yolov5"):
         opt = detect.complete(options(detect.DetectOptions, {}))
     assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
-
-
-def test_update_strips_the_weights(run, source, tmp_path):
-    path = write_weights(tmp_path / "mine.pt")
-    run(source=str(source / "a.png"), weights=str(path), update=True)
-    state = load_checkpoint(path)["model"]["state_dict"]
-    assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
 
 # ---- the command

@@ -92,13 +92,16 @@ def test_printing(results, caplog):
     assert "image 2/3: 50x60 (no detections)" in caplog.text and "image 1/3: 100x200 1 car, 1 行人" in caplog.text
 
 
-def test_images_and_clean_crops(results, tmp_path):
+def test_images_and_clean_crops(results, tmp_path, monkeypatch):
     crops = results.crop(save_dir=tmp_path / "a")
     results.save(save_dir=tmp_path / "a")
     files = sorted(path.relative_to(tmp_path / "a").as_posix() for path in tmp_path.rglob("*.jpg"))
     assert files == ["a.jpg", "b.jpg", "c.jpg", "crops/car/a.jpg", "crops/person/c.jpg", "crops/行人/a.jpg"]
     assert len(crops) == 3 and all((crop["im"] == 90).all() for crop in crops)
+    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["label"] == "行人 0.40"
     assert (cv2.imread(str(tmp_path / "a/a.jpg")) != 90).any() and (results.imgs[0] != 90).any()
+    monkeypatch.chdir(tmp_path)
+    assert [results.save().name, results.save().name] == ["exp", "exp2"]
 
 
 def test_showing(results, monkeypatch):
@@ -107,6 +110,9 @@ def test_showing(results, monkeypatch):
     monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
     results.show()
     assert opened == [(200, 100), (60, 50), (64, 64)]
+    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
+    with pytest.raises(ValueError, match="no display.*save"):
+        results.show()
 
 
 def test_drawing_twice_is_drawing_once(results):

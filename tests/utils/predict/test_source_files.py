@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.predict.source_files import is_url, passed_over, sources_in
+from utils.predict.source_files import passed_over, sources_in
 
 
 def touch(folder, *names):
@@ -106,7 +106,3 @@ def test_a_list_that_never_ends_is_not_begun(tmp_path):
     os.mkfifo(tmp_path / "list.txt")
     with pytest.raises(ValueError, match="it is a pipe, not a file"):
         sources_in(str(tmp_path / "list.txt"))
-
-
-def test_addresses():
-    assert is_url("RTSP://x") and not is_url("x.jpg") and sources_in("12") == ([], ["12"])

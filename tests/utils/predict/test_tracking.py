@@ -69,11 +69,6 @@ SIMPLE = {
 }
 
 
-def test_nothing_is_seen():
-    tracker = Tracker()
-    assert [tracker.update(NOTHING).shape for _ in range(3)] == [(0, 7)] * 3
-
-
 @pytest.mark.parametrize("name", SIMPLE)
 def test_no_number_changes_in_simple_scenes(name):
     images = scene(SIMPLE[name], 50)
@@ -137,12 +132,6 @@ def test_boxes_without_area_belong_to_no_track():
     tracker = Tracker()
     for _ in range(3):
         assert tracker.update(flat)[:, 6].tolist() == [1]
-
-
-def test_trackers_know_nothing_of_each_other():
-    images, first, second = scene(SIMPLE["diagonals"], 20), Tracker(), Tracker()
-    mixed = [(follow([image], first)[0], follow([image], second)[0]) for image in images]
-    assert [pair[0] for pair in mixed] == [pair[1] for pair in mixed] == follow(images)
 
 
 @pytest.mark.parametrize(
