@@ -125,15 +125,12 @@ def test_a_second_run_into_the_same_folder_replaces_labels(run, source):
     assert tree(folder) == []  # nothing found now: the old labels would be wrong
 
 
-def test_classes_max_det_and_hidden_labels(run, source):
+def test_lists_classes_max_det_and_hidden_labels(run, source):
     settings = {"source": str(source / "a.png"), "save_txt": True}
     assert tree(run(**settings, classes=["car"])) == ["a.png"]
     folder = run(**settings, classes="person", max_det=3, hide_labels=True)
     assert len((folder / "labels/a.txt").read_text().splitlines()) == 3
     assert (cv2.imread(str(folder / "a.png")) == 90).all(2).mean() > 0.2
-
-
-def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
     listing = source / "list.txt"
     listing.write_text("clip.mp4\na.png\n")
     folder = run(source=str(listing), visualize=True)
@@ -227,7 +224,7 @@ def test_the_log_is_that_of_v61(run, source, caplog):
     assert re.search(speeds, text) and folder.name in text and "5 label files" in text
 
 
-def test_view_img_without_a_display_is_a_warning(run, source, tmp_path, monkeypatch):
+def test_a_window(run, source, tmp_path, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("utils.predict.viewer.sys.platform", "linux")
@@ -237,8 +234,6 @@ def test_view_img_without_a_display_is_a_warning(run, source, tmp_path, monkeypa
     state = load_checkpoint(path)["model"]["state_dict"]  # --update strips it
     assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
-
-def test_q_ends_the_run(run, source, monkeypatch):
     class Window:
         def show(self, title, picture):
             return False
@@ -275,13 +270,11 @@ def test_command_line(weights, source, tmp_path):
     assert f"Results saved to {Path('out/exp')}" in done.stderr
 
 
-def test_command_line_errors_are_one_line_and_status_1(weights, caplog):
+def test_errors_and_interrupting_are_one_line(weights, caplog, monkeypatch):
     assert detect.main(["--weights", str(weights), "--source", "nowhere.jpg"]) == 1
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "nowhere.jpg" in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
 
-
-def test_interrupting_is_no_traceback(weights, monkeypatch, caplog):
     def interrupt(opt):
         raise KeyboardInterrupt
 

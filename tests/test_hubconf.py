@@ -29,7 +29,7 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights") / "known.pt")
 
 
-def test_entry_points_have_v61s_parameters():
+def test_the_models_and_their_parameters():
     for size in "nsmlx":
         for tail in ("", "6", "_BiFormer"):
             entry = getattr(hubconf, f"yolov5{size}{tail}")
@@ -37,6 +37,10 @@ def test_entry_points_have_v61s_parameters():
             names = list(inspect.signature(entry).parameters)
             assert names == ["pretrained", "channels", "classes", "autoshape", "verbose", "device"]
     assert list(inspect.signature(hubconf.custom).parameters) == ["path", "autoshape", "verbose", "device", "trust"]
+    """By its own rule, as torch.hub.list itself looks at GitHub only."""
+    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
+    sizes = [f"yolov5{size}{tail}" for size in "nsmlx" for tail in ("", "6", "_BiFormer")]
+    assert sorted(entries) == sorted(["custom", *sizes])
 
 
 def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
@@ -68,13 +72,6 @@ def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):
     assert torch.equal(other.model[0].conv.weight, same.model[0].conv.weight)
     whole = hubconf.yolov5n(verbose=False, device="cpu")  # as many classes as are in the file
     assert whole.names == NAMES
-
-
-def test_torch_hub_lists_the_models_and_nothing_else():
-    """By its own rule, as torch.hub.list itself looks at GitHub only."""
-    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
-    sizes = [f"yolov5{size}{tail}" for size in "nsmlx" for tail in ("", "6", "_BiFormer")]
-    assert sorted(entries) == sorted(["custom", *sizes])
 
 
 PROGRAM = """

@@ -36,13 +36,10 @@ def test_no_picture_is_refused(model):
         model([3])
 
 
-def test_boxes_are_those_of_the_detector(model):
+def test_native_pixels(model):
     result = model(coloured(), size=32)
     assert isinstance(result, Detections) and len(result) == result.n == 1 and result.s == (1, 3, 32, 32)
     assert torch.allclose(by_rows(result.xyxy[0][:, :4]), expected_boxes(), atol=1e-2)
-
-
-def test_native_pixels(model):
     result = model(coloured(64, 128), size=32)  # letterboxed to 32 x 32: half of it is padding
     boxes = result.xyxy[0][:, :4]
     assert float(boxes.max()) <= 128 and float(boxes[:, [1, 3]].max()) <= 64

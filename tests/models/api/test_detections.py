@@ -61,15 +61,9 @@ def test_indexing_as_of_a_list(results):
     for wrong in (3, -4):
         with pytest.raises(IndexError):
             results[wrong]
-
-
-def test_parts_have_the_times_of_the_batch(results):
     """A part of three pictures is not three times as slow as the whole."""
     for part in (results[0], results[:2], results.tolist()[1]):
         assert part.t == results.t and part.s == results.s and part.names == NAMES
-
-
-def test_list_of_results(results):
     first, second, third = results.tolist()
     assert first.xyxy[0] is BUS and (second.n, len(second.xyxy[0])) == (1, 0) and third.files == ["c.jpg"]
     assert str(third).startswith("image 1/1: 64x64 1 person")
@@ -104,7 +98,7 @@ def test_images_and_clean_crops(results, tmp_path, monkeypatch):
     assert [results.save().name, results.save().name] == ["exp", "exp2"]
 
 
-def test_showing(results, monkeypatch):
+def test_showing_and_drawing_twice(results, monkeypatch):
     opened = []
     monkeypatch.setattr("models.api.detections.display_problem", lambda probe: None)
     monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
@@ -113,9 +107,6 @@ def test_showing(results, monkeypatch):
     monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
     with pytest.raises(ValueError, match="no display.*save"):
         results.show()
-
-
-def test_drawing_twice_is_drawing_once(results):
     once = [image.copy() for image in results.render()]
     assert all(np.array_equal(image, before) for image, before in zip(results.render(), once, strict=True))
 

@@ -196,16 +196,13 @@ def test_unknown_names_list_the_known(call):
         call()
 
 
-def test_v61_s_argument_layout_and_its_ciou():
+def test_v61_s_functions():
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [10, 10, 12, 12]])
     np.testing.assert_allclose(bbox_iou(boxes[0], boxes, CIoU=True), [1.0, 0.031746, -0.694444], atol=1e-6)
     first, second = random_boxes(6, 6), random_boxes(6, 7)
     torch.testing.assert_close(bbox_iou(first.T, second, GIoU=True), paired_iou(first, second, "GIoU"))
     centred, other = random_boxes(6, 8, xywh=True), random_boxes(6, 9, xywh=True)
     torch.testing.assert_close(bbox_iou(centred.T, other, x1y1x2y2=False), paired_iou(centred, other, xywh=True))
-
-
-def test_share_covered_and_sides_only():
     covered = bbox_ioa(np.array([0.0, 0, 10, 10]), np.array([[5.0, 5, 15, 15], [2, 2, 4, 4], [20, 20, 30, 30]]))
     np.testing.assert_allclose(covered, [0.25, 1, 0], atol=1e-6)
     assert bbox_ioa(np.zeros(4), np.zeros((0, 4))).shape == (0,)

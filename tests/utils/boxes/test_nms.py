@@ -86,13 +86,15 @@ def test_only_the_most_confident_compete_where_there_are_too_many(monkeypatch):
     torch.testing.assert_close(result[:, 4], scores[:5])
 
 
-def test_v61_s_example():
+def test_v61_s_example_and_half_precision():
     prediction = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9, 0.8], [50, 50, 20, 20, 0.9, 0.5, 0.6]]])
     single = non_max_suppression(prediction)[0]
     np.testing.assert_allclose(single[:, 4:], [[0.81, 0], [0.54, 1]], rtol=1e-6)
     multi = non_max_suppression(prediction, multi_label=True)[0]
     np.testing.assert_allclose(multi[:, 4:], [[0.81, 0], [0.72, 1]], rtol=1e-6)
     np.testing.assert_allclose(multi[:, :4], [[40, 40, 60, 60]] * 2)
+    results = non_max_suppression(predictions().half())
+    assert results[0].dtype == torch.float32 and len(results[0])
 
 
 NAN, INF = float("nan"), float("inf")
@@ -119,11 +121,6 @@ def test_classes_far_apart_never_suppress_each_other_even_outside_the_usual_rang
     rows = torch.tensor([[[-20_000.0, 10, 50, 50, 0.9, 0.9, 0.1], [-20_000 + 7680, 10, 50, 50, 0.8, 0.9, 0.1]]])
     rows = torch.cat((rows, torch.tensor([[[-20_000.0, 10, 50, 50, 0.7, 0.1, 0.9]]])), dim=1)
     assert len(non_max_suppression(rows)[0]) == 3
-
-
-def test_half_precision_input_gives_float_detections():
-    results = non_max_suppression(predictions().half())
-    assert results[0].dtype == torch.float32 and len(results[0])
 
 
 @pytest.mark.parametrize("options", [{"conf_thres": 1.5}, {"iou_thres": -0.1}])

@@ -63,10 +63,13 @@ def read(path):
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_nothing_and_plain_letters_need_no_font_file(no_system_fonts):
+def test_plain_letters_need_no_font_file_and_long_names_are_cut(no_system_fonts):
     assert font_runs("") == [("", "")] and font_runs(" ") == [("", " ")] and drawable_names([]) == []
     assert font_runs("car #3 0.5") == [("", "car #3 0.5")]
     assert drawable_names(["car", "bus"]) == ["car", "bus"] and drawable_names({1: "b", 0: "a"}) == ["a", "b"]
+    long = "a bolt of the kind that nobody has in the house "
+    names = [long + "A", long + "B", "b" * 40, "c" * 41]
+    assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
 
 
 def test_text_is_drawn_on_one_line_without_what_cannot_be_seen():
@@ -184,12 +187,6 @@ def test_every_figure_is_drawn_whatever_the_classes_are_called(cjk, tmp_path, mo
         with pytest.raises(UserWarning, match="Glyph"):  # 数 is in no font here: it is seen that this is looked at
             plot_val_study(dir=tmp_path, x=[1, 2, 3])
     assert read(tmp_path / "PR_curve.png").size and read(tmp_path / "labels.jpg").size
-
-
-def test_long_names_are_cut_and_numbered():
-    long = "a bolt of the kind that nobody has in the house "
-    names = [long + "A", long + "B", "b" * 40, "c" * 41]
-    assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
 
 
 def test_one_font_for_a_whole_text(no_system_fonts, monkeypatch, tmp_path):

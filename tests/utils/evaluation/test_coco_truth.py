@@ -291,13 +291,13 @@ def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all():
     assert match_images({1: "ca\u0308t.tif"}, ["d/CÄT.jpg"]) == {"d/CÄT.jpg": 1}
 
 
-def test_ids_are_ordered_as_numbers_however_they_are_written():
+def test_ids_and_names(tmp_path, caplog):
     assert sorted([10, "9", "b", 1, "a"], key=order) == [1, "9", 10, "a", "b"]
-
-
-def test_images_without_a_name_go_by_their_number(tmp_path):
     doc = document() | {"images": [{"id": 7}, {"id": 1}]}
     assert read_truth(written(tmp_path, doc), IMAGES, NAMES).image_ids == {IMAGES[1]: 7}
+    (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
+    assert read_truth(file, IMAGES, NAMES).annotations == []
+    assert "a.json has no objects to score by on these images" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -347,9 +347,3 @@ def test_rows_by_stem_and_class_number_score_as_well(tmp_path, name, key):
     assert coco_score(rows, written(tmp_path, doc)) == pytest.approx((1, 1))
     rows.write_text("[]")
     assert coco_score(rows, tmp_path / "own.json", [Path(name).stem]) == (0, 0)
-
-
-def test_annotations_without_objects_are_logged(tmp_path, caplog):
-    (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
-    assert read_truth(file, IMAGES, NAMES).annotations == []
-    assert "a.json has no objects to score by on these images" in caplog.text

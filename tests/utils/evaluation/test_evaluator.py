@@ -77,16 +77,13 @@ def test_perfect_answers_score_0995_and_come_back_in_native_pixels():
     assert listener.images[0][2][0, :4].tolist() == pytest.approx([75, 12.5, 125, 87.5])
 
 
-def test_wrong_class_scores_nothing_unless_classes_are_one():
+def test_wrong_classes_one_class_and_hybrid():
     targets, found = [[0, 0, 0.5, 0.5, 0.25, 0.5]], answers({0: [[64, 48, 32, 48, 1, 0, 1]]})
     plain = evaluate(lambda x: (found, None), [batch(targets)], ["a", "b"], CPU, report=Quiet())
     single = evaluate(
         lambda x: (found, None), [batch(targets)], ["a", "b"], CPU, EvalSettings(single_cls=True), Quiet()
     )
     assert plain.metrics.map50 == 0 and single.metrics.map50 == pytest.approx(0.995)
-
-
-def test_hybrid_puts_labels_among_the_detections():
     targets, nothing = [[0, 0, 0.5, 0.5, 0.25, 0.5]], answers({})
     result = evaluate(lambda x: (nothing, None), [batch(targets)], ["a", "b"], CPU, EvalSettings(hybrid=True), Quiet())
     assert result.metrics.map50 == pytest.approx(0.995)

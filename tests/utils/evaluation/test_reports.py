@@ -16,6 +16,8 @@ def add(report, name="7.jpg", batch=0, count=1):
 def test_nothing_is_written_unless_asked(tmp_path):
     add(Report(tmp_path, ["a", "b"], plots=False))
     assert not list(tmp_path.iterdir())
+    Report(tmp_path, ["a"], json=tmp_path / "rows.json").finish(None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_label_file_and_rows(tmp_path):
@@ -51,8 +53,3 @@ def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path):
             add(reports[batch % 2], f"{10 * batch + place}.jpg", batch, count=int(batch != 3))
     reports[0].receive([report.found for report in reports])
     assert [row["image_id"] for row in reports[0].rows] == [0, 1, 10, 11, 20, 21, 40, 41]
-
-
-def test_a_process_without_a_result_writes_nothing(tmp_path):
-    Report(tmp_path, ["a"], json=tmp_path / "rows.json").finish(None)
-    assert not list(tmp_path.iterdir())

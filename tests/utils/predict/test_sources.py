@@ -52,12 +52,14 @@ def test_nothing_there(source, folder, monkeypatch):
     assert source in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_folder_gives_pictures_then_videos(folder):
+def test_a_folder_and_what_its_files_become(folder):
     expected = [("image", "a 图.png"), ("image", "b.JPG"), *[("video", "0.mp4")] * 5]
     assert names_of(open_source(folder, 64)) == expected
     assert len(open_source(folder)) == 3
     odd = write_image(folder / "a[1].png", picture())  # a file's own name is no pattern
     assert names_of(open_source(odd)) == [("image", "a[1].png")]
+    names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
+    assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}
 
 
 def test_a_picture_is_letterboxed_rgb(tmp_path):
@@ -192,8 +194,3 @@ def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(odd_server
 )
 def test_names_for_results(address, name):
     assert readable_name(address) == name
-
-
-def test_results_keep_the_format_of_an_image_where_it_can_be_written():
-    names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
-    assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}

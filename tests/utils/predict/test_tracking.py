@@ -107,11 +107,15 @@ def test_the_buffer(gap, numbers):
     assert [tracker.update(ROW)[:, 6].tolist() for _ in range(2)] == numbers
 
 
-def test_a_changing_class():
+def test_a_changing_class_and_boxes_without_area():
     changed = np.add(ROW, [0, 0, 0, 0, 0, 2])
     strict, loose = Tracker(), Tracker(by_class=False)
     assert [len(strict.update(rows)) for rows in (ROW, changed)] == [1, 0]
     assert [loose.update(rows)[0, 5:].tolist() for rows in (ROW, changed)] == [[0, 1], [2, 1]]
+    flat = np.array([[10.0, 10, 10, 90, 0.9, 0], [20, 20, 60, 60, 0.9, 0]])
+    tracker = Tracker()
+    for _ in range(3):
+        assert tracker.update(flat)[:, 6].tolist() == [1]
 
 
 def test_detections_come_back_as_they_were_and_their_order_does_not_matter():
@@ -125,13 +129,6 @@ def test_detections_come_back_as_they_were_and_their_order_does_not_matter():
         order = rng.permutation(len(rows))
         shuffled.append((rows[order], [who[i] for i in order]))
     assert follow(shuffled) == follow(images)
-
-
-def test_boxes_without_area_belong_to_no_track():
-    flat = np.array([[10.0, 10, 10, 90, 0.9, 0], [20, 20, 60, 60, 0.9, 0]])
-    tracker = Tracker()
-    for _ in range(3):
-        assert tracker.update(flat)[:, 6].tolist() == [1]
 
 
 @pytest.mark.parametrize(
