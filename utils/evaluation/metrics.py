@@ -245,11 +245,7 @@ class DetectionMetrics:
         empty = DetectionMetrics(self.names)
         empty.update(torch.zeros(0, 6), torch.zeros(0, 5))
         images = [*empty.images, *self.images]
-
-        def joined(column: int, axis: int = 0) -> np.ndarray:
-            return np.concatenate([one[column] for one in images], axis)
-
-        correct, confidence, predicted, true = map(joined, range(4))
+        correct, confidence, predicted, true = (np.concatenate([one[column] for one in images]) for column in range(4))
         sized = np.concatenate([np.stack((one.confidence, one.predicted))[:, one.by_size] for one in images], axis=1)
         curves = curves_of(correct, confidence, predicted, true)
         having = np.concatenate([np.unique(one.true) for one in images]).astype(np.int64)
@@ -263,7 +259,8 @@ class DetectionMetrics:
         precision, recall, map50, overall = scores.mean(axis=0).tolist() if rows else (0.0, 0.0, 0.0, 0.0)
         maps = np.full(len(self.names), overall)
         maps[curves.classes] = scores[:, 3]
-        by_size = results_by_size(joined(5, -1), sized[0], sized[1], true, joined(6, -1))
+        states, counted = (np.concatenate([one[column] for one in images], axis=-1) for column in (5, 6))
+        by_size = results_by_size(states, sized[0], sized[1], true, counted)
         shown = curves if rows else None
         means = precision, recall, map50, overall
         return DetectionResult(len(self.images), len(true), *means, maps, rows, by_size, shown, self.confusion)

@@ -46,7 +46,6 @@ class _Inbox:
         self.changed = threading.Condition()
         self.stopped = threading.Event()
         self.running = streams
-        self.last = -1  # stream served last: the next one has precedence
 
     def put(self, frame: StreamFrame, live: bool) -> None:
         """Leave a frame; a clip waits for room, a live stream replaces what was not fetched."""
@@ -57,19 +56,6 @@ class _Inbox:
             self.changed.wait_for(lambda: len(queue) < CLIP_QUEUE or self.stopped.is_set())
             queue.append(frame)
             self.changed.notify_all()
-
-    def take(self, patience: float) -> StreamFrame | None:
-        """The next frame, the streams taking turns; None when all have ended, TimeoutError after `patience` seconds."""
-        with self.changed:
-            if not self.changed.wait_for(lambda: any(self.queues) or self.running == 0, patience):
-                raise TimeoutError
-            count = len(self.queues)
-            for stream in ((self.last + step) % count for step in range(1, count + 1)):
-                if self.queues[stream]:
-                    self.last = stream
-                    self.changed.notify_all()
-                    return self.queues[stream].popleft()
-        return None
 
     def read(self, address: str, stream: int, vid_stride: int, max_frames: int | None) -> None:
         """In a thread: decode a stream until it ends, breaks for good, or is stopped; a lost one is opened again."""
@@ -108,13 +94,21 @@ def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int 
     for i, address in enumerate(addresses):
         given = (address, i, vid_stride, max_frames)
         threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {i}").start()
-    frames = 0
+    frames, last = 0, -1  # the stream served last: the next one has precedence
     try:
-        while (frame := inbox.take(SILENCE)) is not None:
+        while True:
+            with inbox.changed:
+                if not inbox.changed.wait_for(lambda: any(inbox.queues) or inbox.running == 0, SILENCE):
+                    LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
+                    break
+                turns = ((last + step) % len(addresses) for step in range(1, len(addresses) + 1))
+                last = next((stream for stream in turns if inbox.queues[stream]), -1)
+                if last < 0:  # all have ended
+                    break
+                frame = inbox.queues[last].popleft()
+                inbox.changed.notify_all()
             frames += 1
             yield frame
-    except TimeoutError:
-        LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
     finally:
         with inbox.changed:
             inbox.stopped.set()

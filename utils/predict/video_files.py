@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import cv2
@@ -37,12 +36,13 @@ _openings: list[str] = []  # FFmpeg's extra options of the openings under way, w
 _users_own: list[str | None] = [None]  # what the environment held before the first of them
 
 
-@contextmanager
-def _options(extra: str) -> Iterator[None]:
-    """While the block runs, `extra` comes after the options that the user has set.
+def _open(place: str, extra: str = "") -> cv2.VideoCapture:
+    """Open with `extra` after the options that the user has set: openings of the same side by side, others after them.
 
-    Openings that want the same go side by side, the others wait for them.
+    With some it is FFmpeg that opens, where OpenCV has it: the next in line would take a number in a name for a series
+    of images.
     """
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
     with _changed:
         _changed.wait_for(lambda: not _openings or _openings[0] == extra)
         if not _openings:
@@ -51,7 +51,7 @@ def _options(extra: str) -> Iterator[None]:
                 os.environ[OPTIONS] = "|".join(filter(None, (_users_own[0], extra)))
         _openings.append(extra)
     try:
-        yield
+        return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg and extra else cv2.CAP_ANY)
     finally:
         with _changed:
             _openings.pop()
@@ -85,10 +85,7 @@ def open_video(place: str) -> cv2.VideoCapture:
         return cv2.VideoCapture(int(place))
     if "://" not in place:
         return open_file(place)
-    if suffix_of(place) in VID_FORMATS:
-        return _open(place, f"format_whitelist;{CONTAINERS}")
-    with _options(""):
-        return cv2.VideoCapture(place)
+    return _open(place, f"format_whitelist;{CONTAINERS}" * (suffix_of(place) in VID_FORMATS))
 
 
 def open_file(file: str) -> cv2.VideoCapture:
@@ -112,13 +109,6 @@ def open_file(file: str) -> cv2.VideoCapture:
         raise ValueError(f"{name}: {NO_FRAME} (its content is {kind})")
     # the path is made absolute, because FFmpeg takes `concat:a.mp4` for a protocol
     return _open(os.path.abspath(file), f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
-
-
-def _open(place: str, extra: str) -> cv2.VideoCapture:
-    """With FFmpeg where OpenCV has it: the next in line would take a number in a name for a series of images."""
-    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
-    with _options(extra):
-        return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
 
 
 class Video:

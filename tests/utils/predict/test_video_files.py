@@ -151,18 +151,20 @@ def test_the_environment_is_as_before(folder, monkeypatch, before):
     assert seen[1] == before
 
 
-def test_openings_of_one_kind_go_together_and_kinds_apart():
+def test_openings_of_one_kind_go_together_and_kinds_apart(monkeypatch):
     order, inside, go = [], threading.Event(), threading.Event()
 
-    def hold(extra, name):
-        with video_files._options(extra):
-            order.append((name, os.environ.get(OPTIONS, "")))
-            inside.set()
-            go.wait(20)
+    def hold(name, backend):
+        order.append((name, os.environ.get(OPTIONS, "")))
+        inside.set()
+        go.wait(20)
 
+    monkeypatch.setattr(cv2, "VideoCapture", hold)
     before = os.environ.get(OPTIONS, "")
     kinds = {"first": "a;1", "other": "", "same": "a;1"}
-    first, other, same = (threading.Thread(target=hold, args=(extra, name)) for name, extra in kinds.items())
+    first, other, same = (
+        threading.Thread(target=video_files._open, args=(name, extra)) for name, extra in kinds.items()
+    )
     first.start()
     assert inside.wait(20)
     other.start()
