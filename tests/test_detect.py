@@ -89,13 +89,10 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
 
 
 # ---- runs
-def test_no_picture_that_can_be_read(run, tmp_path):
+def test_pictures_and_videos_are_annotated(run, tmp_path, source):
     (tmp_path / "bad.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="could be read"):
         run(source=str(tmp_path / "bad.jpg"))
-
-
-def test_pictures_and_videos_are_annotated(run, source):
     folder = run(source=str(source))
     assert tree(folder) == ["a.png", "clip.mp4", "图 b.JPG"]
     assert (cv2.imread(str(folder / "a.png")) != 90).any()
@@ -125,7 +122,7 @@ def test_a_second_run_into_the_same_folder_replaces_labels(run, source):
     assert tree(folder) == []  # nothing found now: the old labels would be wrong
 
 
-def test_lists_classes_max_det_and_hidden_labels(run, source):
+def test_lists_classes_max_det_and_hidden_labels(run, source, caplog):
     settings = {"source": str(source / "a.png"), "save_txt": True}
     assert tree(run(**settings, classes=["car"])) == ["a.png"]
     folder = run(**settings, classes="person", max_det=3, hide_labels=True)
@@ -133,8 +130,10 @@ def test_lists_classes_max_det_and_hidden_labels(run, source):
     assert (cv2.imread(str(folder / "a.png")) == 90).all(2).mean() > 0.2
     listing = source / "list.txt"
     listing.write_text("clip.mp4\na.png\n")
-    folder = run(source=str(listing), visualize=True)
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(source=str(listing), visualize=True, query="1,1")
     names = tree(folder)
+    assert "no BiLevelRoutingAttention layer" in caplog.text and not any("rout" in name for name in names)
     assert {"clip.mp4", "a.png", "a/stage0_Conv_features.png", "clip/stage0_Conv_features.npy"} <= set(names)
     assert cv2.VideoCapture(str(folder / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
@@ -152,12 +151,6 @@ def routing_weights(tiny_cfg, tmp_path):
 def routes_in(page):
     """The data inside of a page."""
     return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
-
-
-def test_without_routing_attention_feature_maps_are_all(run, source, caplog):
-    with caplog.at_level("INFO", "yolov5"):
-        folder = run(source=str(source / "a.png"), visualize=True, query="1,1")
-    assert "no BiLevelRoutingAttention layer" in caplog.text and not any("rout" in name for name in tree(folder))
 
 
 def test_routes_of_the_first_frame_of_each_source(run, routing_weights, source, caplog):
@@ -192,7 +185,7 @@ def test_only_the_routes(run, routing_weights, source, caplog):
     assert (both / "a/routes.html").read_bytes() == (folder / "a/routes.html").read_bytes()
 
 
-def test_the_routes_are_a_word_after_the_flag():
+def test_the_routes_are_a_word_after_the_flag(source, tmp_path, monkeypatch, caplog):
     assert parse(detect.DetectOptions, ["--visualize", "routes", "--max-frames", "7"]).visualize == "routes"
     assert parse(detect.DetectOptions, ["--visualize", "--update"]).visualize is True
     with pytest.raises(SystemExit):
@@ -201,6 +194,16 @@ def test_the_routes_are_a_word_after_the_flag():
     assert [parse(detect.DetectOptions, [short, "64", "96"]).imgsz for short in ("--img", "--img-size")] == [
         [64, 96]
     ] * 2
+    for run_name in ("exp", "exp2"):
+        (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
+        write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="train first"):
+        detect.complete(options(detect.DetectOptions, {}))
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
+    with caplog.at_level("INFO", "yolov5"):
+        opt = detect.complete(options(detect.DetectOptions, {}))
+    assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
 
 
 def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
@@ -243,19 +246,6 @@ def test_a_window(run, source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(detect, "Viewer", Window)
     assert tree(run(source=str(source), view_img=True)) == ["a.png"]
-
-
-def test_the_newest_weights_are_taken_and_named(source, tmp_path, monkeypatch, caplog):
-    for run_name in ("exp", "exp2"):
-        (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
-        write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
-    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path / "nothing")
-    with pytest.raises(ValueError, match="train first"):
-        detect.complete(options(detect.DetectOptions, {}))
-    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
-    with caplog.at_level("INFO", "yolov5"):
-        opt = detect.complete(options(detect.DetectOptions, {}))
-    assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
 
 
 # ---- the command

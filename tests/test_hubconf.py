@@ -43,7 +43,12 @@ def test_the_models_and_their_parameters():
     assert sorted(entries) == sorted(["custom", *sizes])
 
 
-def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
+def test_without_weights_and_missing_ones(monkeypatch, tmp_path):
+    model = hubconf.yolov5n(pretrained=False, classes=4, autoshape=False, verbose=False, device="cpu")
+    assert isinstance(model, Model) and model.nc == 4 and not model.training
+    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
+    assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
+    assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="yolov5n.pt") as caught:
         hubconf.yolov5n()
@@ -52,14 +57,6 @@ def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mine.pt"):
         hubconf.custom("mine.pt")
     assert not list(tmp_path.iterdir())
-
-
-def test_without_weights(monkeypatch):
-    model = hubconf.yolov5n(pretrained=False, classes=4, autoshape=False, verbose=False, device="cpu")
-    assert isinstance(model, Model) and model.nc == 4 and not model.training
-    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
-    assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
-    assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
 
 
 def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):

@@ -101,12 +101,19 @@ def test_foreign_results_are_refused_in_one_line(tmp_path, text):
 
 
 # ---- labels
-def test_label_plots(tmp_path):
+def test_label_plots_leave_global_state(tmp_path):
     rng = np.random.default_rng(0)
     for labels in (np.zeros((0, 5)), np.column_stack([rng.integers(0, 3, 50), rng.uniform(0, 1, (50, 4))])):
         paths = plot_labels(labels, ["a", "b", "c"], tmp_path / "new")
         assert [path.name for path in paths] == ["labels.jpg", "labels_correlogram.jpg"]
         assert all(read(path).size for path in paths)
+
+    def state():
+        return dict(matplotlib.rcParams), np.get_printoptions(), logging.root.handlers[:]
+
+    before = state()
+    plot_labels(np.array([[0, 0.5, 0.5, 0.1, 0.1]]), ["a"], tmp_path)
+    assert state() == before
 
 
 # ---- feature maps
@@ -124,15 +131,6 @@ def test_feature_maps(tmp_path):
     assert feature_visualization(maps, "models.yolo.Detect", 9, save_dir=tmp_path / "no") is None
     assert feature_visualization(maps[..., :1], "x.Conv", 1, save_dir=tmp_path / "no") is None
     assert not (tmp_path / "no").exists()
-
-
-def test_global_state_stays(tmp_path):
-    def state():
-        return dict(matplotlib.rcParams), np.get_printoptions(), logging.root.handlers[:]
-
-    before = state()
-    plot_labels(np.array([[0, 0.5, 0.5, 0.1, 0.1]]), ["a"], tmp_path)
-    assert state() == before
 
 
 @pytest.mark.parametrize("epochs, ticks", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2])])

@@ -131,10 +131,21 @@ def test_changes_are_said_once_with_names_that_can_be_shown(tmp_path, caplog):
     assert record.getMessage().startswith(text) and record.getMessage().endswith("-> x-4, ...")
 
 
-def test_folders_of_features_stay_inside_and_apart(tmp_path):
+def test_folders_stay_inside_and_apart(tmp_path):
     made = OutputNames(tmp_path, outputs("...jpg", "..jpg", "labels.jpg", "Crops.png", "a.jpg", "a.mp4", "con.jpg"))
     folders = [made.features(source).relative_to(tmp_path).as_posix() for source in range(7)]
     assert folders == ["__", "_", "labels-2", "Crops-2", "a", "a-2", "_con"]
+    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", ""]
+    classes += ["x" * 300, "x" * 301, "e.", "\0"]
+    names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
+    places = [names.crop(0, 0, kind) for kind in range(len(classes))]
+    folders = [place.parent.name for place in places]
+    assert folders[:10] == ["car", "__", "_", "a_b", "a_b-2", "car", "CAR-2", "_]0;own_", "_con", "_-2"]
+    assert len({folder.casefold() for folder in folders}) == len(classes) - 1
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        assert place.resolve().parents[1] == (tmp_path / "crops").resolve()
 
 
 def crops(names, source, number, kind, count):
@@ -156,20 +167,6 @@ def test_crops_are_never_taken_for_those_of_another(tmp_path):
     assert crops(names, 2, 2, 0, 2) == ["clip_1_2.jpg", "clip_1_2_2.jpg"]
     assert crops(names, 4, 0, 0, 2) == ["x.jpg", "x-2.jpg"] and crops(names, 5, 2, 0, 1) == ["x_2.jpg"]
     assert crops(names, 0, 0, 0, 1) == ["bus_5.jpg"]
-
-
-def test_crops_of_classes_of_any_name_stay_apart_and_inside(tmp_path):
-    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", ""]
-    classes += ["x" * 300, "x" * 301, "e.", "\0"]
-    names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
-    places = [names.crop(0, 0, kind) for kind in range(len(classes))]
-    folders = [place.parent.name for place in places]
-    assert folders[:10] == ["car", "__", "_", "a_b", "a_b-2", "car", "CAR-2", "_]0;own_", "_con", "_-2"]
-    assert len({folder.casefold() for folder in folders}) == len(classes) - 1
-    for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-        assert place.resolve().parents[1] == (tmp_path / "crops").resolve()
 
 
 def read_video(path):

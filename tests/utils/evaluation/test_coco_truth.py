@@ -226,7 +226,14 @@ def test_coco_itself_scores_to_the_last_digit_as_ever(tmp_path, monkeypatch):
     assert coco_score(tmp_path / "rows.json", tmp_path / "own.json", ids) == expected
 
 
-def test_what_is_left_out_is_counted_and_logged(tmp_path, caplog):
+def test_one_class_for_all_and_what_is_left_out(tmp_path, caplog):
+    truth = read_truth(written(tmp_path, document()), IMAGES, ["item"], merged=True)
+    found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 0]])
+    rows = coco_rows(found, IMAGES[0], truth.category_ids, 1)
+    rows += coco_rows(torch.tensor([[0, 0, 50, 25, 0.7, 0]]), IMAGES[1], truth.category_ids, 2)
+    rows += coco_rows(torch.tensor([[5, 5, 45, 45, 0.7, 0]]), IMAGES[2], truth.category_ids, 3)
+    assert truth.score(rows) in (pytest.approx((1, 1)), None)
+    assert len(truth.annotations) == 4
     _more_categories(doc := document())
     doc["images"] = [*doc["images"][1:], {"id": 20, "file_name": "unseen.jpg"}]
     truth = read_truth(written(tmp_path, doc), IMAGES, [*NAMES, "washer"])
@@ -241,16 +248,6 @@ def test_what_is_left_out_is_counted_and_logged(tmp_path, caplog):
         assert words in caplog.text
     found = torch.tensor([[0, 0, 9, 9, 0.5, 2]])
     assert coco_rows(found, IMAGES[1], truth.category_ids, 2) == [], "no row for a class without a category"
-
-
-def test_one_class_for_all(tmp_path):
-    truth = read_truth(written(tmp_path, document()), IMAGES, ["item"], merged=True)
-    found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 0]])
-    rows = coco_rows(found, IMAGES[0], truth.category_ids, 1)
-    rows += coco_rows(torch.tensor([[0, 0, 50, 25, 0.7, 0]]), IMAGES[1], truth.category_ids, 2)
-    rows += coco_rows(torch.tensor([[5, 5, 45, 45, 0.7, 0]]), IMAGES[2], truth.category_ids, 3)
-    assert truth.score(rows) in (pytest.approx((1, 1)), None)
-    assert len(truth.annotations) == 4
 
 
 @pytest.mark.parametrize(

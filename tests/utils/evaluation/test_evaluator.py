@@ -60,9 +60,17 @@ class Quiet(Report):
         self.batches += 1
 
 
-def test_no_pictures_at_all():
+def test_losses_are_means_and_nothing_is_zero():
     result = evaluate(lambda x: (x, None), [], ["a"], CPU, report=Quiet())
     assert result.summary == (0, 0, 0, 0, 0, 0, 0)
+
+    class Rising(Quiet):
+        def loss(self, raw, targets):
+            return torch.full((3,), float(self.batches))
+
+    found = answers({})
+    result = evaluate(lambda x: (found, [found]), [batch([])] * 3, ["a", "b"], CPU, report=Rising())
+    assert result.losses == pytest.approx((1, 1, 1)) and np.isfinite(result.summary).all()
 
 
 def test_perfect_answers_score_0995_and_come_back_in_native_pixels():
@@ -102,16 +110,6 @@ def test_table_names_the_classes_and_the_sizes(caplog):
     caplog.clear()
     log_table(evaluate(lambda x: (answers({}), None), [batch([])], ["a"], CPU, report=Quiet()))
     assert "no labels" in caplog.text
-
-
-def test_losses_are_means_over_batches():
-    class Rising(Quiet):
-        def loss(self, raw, targets):
-            return torch.full((3,), float(self.batches))
-
-    found = answers({})
-    result = evaluate(lambda x: (found, [found]), [batch([])] * 3, ["a", "b"], CPU, report=Rising())
-    assert result.losses == pytest.approx((1, 1, 1)) and np.isfinite(result.summary).all()
 
 
 # -------------------------------------------------------------------------------------------------- several processes

@@ -63,7 +63,7 @@ def test_perfect_detections():
     assert all(size.map == pytest.approx(1) for size in result.by_size.values() if size.labels)
 
 
-def test_results_per_class():
+def test_results_per_class_and_their_curves():
     detections = torch.tensor([[0.0, 0, 10, 10, 0.9, 0], [50, 50, 60, 60, 0.8, 0], [20, 0, 30, 10, 0.7, 2]])
     labels = torch.tensor([[0.0, 0, 0, 10, 10], [0, 90, 90, 99, 99], [2, 20, 0, 30, 10]])
     result = measured((detections, labels), (NO_DETECTIONS, torch.tensor([[2.0, 0, 0, 5, 5]])))
@@ -78,22 +78,16 @@ def test_results_per_class():
     assert list(result.curves.classes) == [0, 2] and result.curves.precision.shape == (2, 1000)
     np.testing.assert_allclose(result.curves.ap[:, 0], [cat.map50, owl.map50])
     assert result.precision == pytest.approx(np.mean([cat.precision, owl.precision]))
-
-
-def test_curves_keep_a_row_for_a_class_that_nothing_finds():
     detections, labels = torch.tensor([[0.0, 0, 9, 9, 0.9, 2]]), torch.tensor([[1.0, 50, 50, 60, 60], [2, 0, 0, 9, 9]])
     curves = measured((detections, labels)).curves
     assert list(curves.classes) == [1, 2] and len(curves.pr_precision) == len(curves.ap) == 2
     assert not curves.pr_precision[0].any() and curves.pr_precision[1, 0] == 1
 
 
-def test_the_order_of_images_does_not_matter():
+def test_the_order_of_images_and_classes_without_a_name():
     pictures = [scene(seed) for seed in range(4)]
     forward, backward = measured(*pictures), measured(*pictures[::-1])
     assert forward.map == pytest.approx(backward.map) and forward.map > 0.1
-
-
-def test_classes_without_a_name_are_refused():
     detections, labels = scene(0)
     with pytest.raises(ValueError, match="detection has class .* 2 names"):
         DetectionMetrics(["cat", "dog"]).update(detections, NO_LABELS)
