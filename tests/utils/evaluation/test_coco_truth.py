@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,91 +79,83 @@ def written(folder, doc):
     return file
 
 
-# ---- one after the other, what exporters do: each takes the document and changes it
-def _ids_as_text(doc):
-    for thing in (*doc["images"], *doc["categories"]):
-        thing["id"] = str(thing["id"])
+# ---- what exporters do: each takes the document and changes it
+def each(part, change):
+    """Return what changes every entry of a part of a document."""
+    return lambda doc: [change(thing) for thing in doc[part]]
 
 
-def _references_as_text(doc):
-    for note in doc["annotations"]:
-        note.update(image_id=str(note["image_id"]), category_id=float(note["category_id"]), id="a")
-
-
-def _words_for_ids(doc):
-    for thing, key in [(image, "id") for image in doc["images"]] + [(note, "image_id") for note in doc["annotations"]]:
-        thing[key] = f"image-{thing[key]}"
-
-
-def _ids_from_0(doc):
-    for number, note in enumerate(doc["annotations"]):
-        note.update(id=number, image_id=note["image_id"] - 1, category_id=note["category_id"] - 1)
-    for thing in (*doc["images"], *doc["categories"]):
-        thing["id"] -= 1
-
-
-def _other_order(doc):
-    doc["categories"] = [{"id": 9, "name": "hex nut"}, {"id": 70, "name": "bolt"}]
-    for note in doc["annotations"]:
-        note["category_id"] = {1: 70, 2: 9}[note["category_id"]]
-
-
-def _nothing_but_boxes(doc):
-    del doc["info"]
-    doc["annotations"] = [
-        {key: note[key] for key in ("image_id", "category_id", "bbox")} for note in doc["annotations"]
-    ]
-    doc["images"] = [{key: image[key] for key in ("id", "file_name")} for image in doc["images"]]
-
-
-def _outlines_only(doc):
-    for note in doc["annotations"]:
-        x, y, width, height = note.pop("bbox")
-        note["segmentation"] = [[x, y, x + width, y, x + width, y + height], [x, y + height, x + 1, y, x, y]]
-
-
-def _swapped_corners(doc):
-    for note in doc["annotations"]:
-        x, y, width, height = note["bbox"]
-        note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
-
-
-def _renamed(part, change):
+def renamed(part, change):
     key = "file_name" if part == "images" else "name"
-    return lambda doc: [thing.update({key: change(thing[key])}) for thing in doc[part]] and None
+    return each(part, lambda thing: thing.update({key: change(thing[key])}))
 
 
-def _other_images(doc):
+def both(*changes):
+    return lambda doc: [change(doc) for change in changes]
+
+
+def only(*keys):
+    return lambda thing: [thing.pop(key) for key in set(thing) - set(keys)]
+
+
+def outlined(note):
+    x, y, width, height = note.pop("bbox")
+    note["segmentation"] = [[x, y, x + width, y, x + width, y + height], [x, y + height, x + 1, y, x, y]]
+
+
+def swapped(note):
+    x, y, width, height = note["bbox"]
+    note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
+
+
+def other_order(doc):
+    doc["categories"] = [{"id": 9, "name": "hex nut"}, {"id": 70, "name": "bolt"}]
+    each("annotations", lambda note: note.update(category_id={1: 70, 2: 9}[note["category_id"]]))(doc)
+
+
+def other_images(doc):
     doc["images"] += [{"id": 8, "file_name": "train/other.jpg"}, {"id": 9, "file_name": "train/first.jpg"}]
     doc["images"][0]["file_name"] = "val/first.jpg"
     doc["annotations"] += [{"id": 99, "image_id": 8, "category_id": 1, "bbox": [0, 0, 9, 9]}]
 
 
-def _more_categories(doc):
+def more_categories(doc):
     parts = {"id": 0, "name": "parts", "supercategory": "none"}
     doc["categories"] = [parts, *doc["categories"], {"id": 5, "name": "x"}]
-    box: Doc = {"bbox": [0, 0, 9, 9]}
+    box = {"bbox": [0, 0, 9, 9]}
     pairs = [((1, 5), box), ((44, 1), box), ((1, 1), {}), ((1, 1), {"bbox": [0, 0, float("nan"), 9]})]
     doc["annotations"] += [{"id": 99, "image_id": i, "category_id": k} | more for (i, k), more in pairs]
 
 
-WAYS: dict[str, Callable[[Doc], None]] = {
+text_ids = lambda thing: thing.update(id=str(thing["id"]))  # noqa: E731
+from_0 = lambda thing: thing.update({key: value - 1 for key, value in thing.items() if key.endswith("id")})  # noqa: E731
+WAYS = {
     "as exporters write it": lambda doc: None,
-    "ids as text": _ids_as_text,
-    "references as text and as fractions": _references_as_text,
-    "words for ids": _words_for_ids,
-    "ids from 0": _ids_from_0,
-    "categories in another order": _other_order,
-    "nothing but boxes": _nothing_but_boxes,
-    "outlines only": _outlines_only,
-    "swapped corners, as text": _swapped_corners,
-    "folders": _renamed("images", lambda name: f"images/val/{name}"),
-    "Windows": _renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
-    "upper case": _renamed("images", str.upper),
-    "another ending": _renamed("images", lambda name: f"{Path(name).stem}.tif"),
-    "names in other letters": _renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
-    "other images": _other_images,
-    "more categories, broken objects": _more_categories,
+    "ids as text": both(each("images", text_ids), each("categories", text_ids)),
+    "references as text and as fractions": each(
+        "annotations",
+        lambda note: note.update(image_id=str(note["image_id"]), category_id=float(note["category_id"]), id="a"),
+    ),
+    "words for ids": both(
+        each("images", lambda image: image.update(id=f"image-{image['id']}")),
+        each("annotations", lambda note: note.update(image_id=f"image-{note['image_id']}")),
+    ),
+    "ids from 0": both(*(each(part, from_0) for part in ("images", "categories", "annotations"))),
+    "categories in another order": other_order,
+    "nothing but boxes": both(
+        lambda doc: doc.pop("info"),
+        each("annotations", only("image_id", "category_id", "bbox")),
+        each("images", only("id", "file_name")),
+    ),
+    "outlines only": each("annotations", outlined),
+    "swapped corners, as text": each("annotations", swapped),
+    "folders": renamed("images", lambda name: f"images/val/{name}"),
+    "Windows": renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
+    "upper case": renamed("images", str.upper),
+    "another ending": renamed("images", lambda name: f"{Path(name).stem}.tif"),
+    "names in other letters": renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
+    "other images": other_images,
+    "more categories, broken objects": more_categories,
 }
 
 
@@ -234,7 +225,7 @@ def test_one_class_for_all_and_what_is_left_out(tmp_path, caplog):
     rows += coco_rows(torch.tensor([[5, 5, 45, 45, 0.7, 0]]), IMAGES[2], truth.category_ids, 3)
     assert truth.score(rows) in (pytest.approx((1, 1)), None)
     assert len(truth.annotations) == 4
-    _more_categories(doc := document())
+    more_categories(doc := document())
     doc["images"] = [*doc["images"][1:], {"id": 20, "file_name": "unseen.jpg"}]
     truth = read_truth(written(tmp_path, doc), IMAGES, [*NAMES, "washer"])
     assert truth.image_ids == {IMAGES[1]: 2, IMAGES[2]: 3} and truth.category_ids == [1, 2, None]
@@ -300,17 +291,11 @@ def test_ids_and_names(tmp_path, caplog):
 @pytest.mark.parametrize(
     "note, box",
     [
-        ({}, None),
-        ({"bbox": []}, None),
-        ({"bbox": ["a", 1, 2, 3]}, None),
-        ({"bbox": [1, 2, 3]}, None),
-        ({"bbox": [1, 2, float("inf"), 3]}, None),
-        ({"bbox": [1, 2, 3, 4]}, [1, 2, 3, 4]),
+        *((note, None) for note in ({}, {"bbox": []}, {"bbox": ["a", 1, 2, 3]}, {"bbox": [1, 2, 3]})),
+        *(({"bbox": [1, 2, float("inf"), 3]}, None), ({"segmentation": [[1, 2, 3]]}, None)),
+        *(({"bbox": [1, 2, 3, 4]}, [1, 2, 3, 4]), ({"bbox": [5, 5, -5, -1]}, [0, 4, 5, 1])),
         ({"bbox": None, "segmentation": [0, 0, 4, 0, 4, 2]}, [0, 0, 4, 2]),
-        ({"bbox": [5, 5, -5, -1]}, [0, 4, 5, 1]),
         ({"segmentation": {"counts": "abc", "size": [3, 3]}}, None),
-        ({"segmentation": {"counts": [7, 2, 3], "size": [4, 3]}}, [1, 0, 2, 4]),
-        ({"segmentation": [[1, 2, 3]]}, None),
     ],
 )
 def test_boxes_of_annotations(note, box):
