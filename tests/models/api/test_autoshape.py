@@ -49,15 +49,12 @@ def test_native_pixels(model):
     assert torch.equal(result.xywhn[0][:, 4:], result.xyxy[0][:, 4:])
 
 
-def test_common_shape_is_whole_strides(model):
+def test_common_shape_is_whole_strides_and_batches_give_raw_predictions(model):
     result = model([coloured(20, 40), coloured(30, 40), coloured(10, 10)], size=64)
     assert torch.equal(model(torch.zeros(3, 32, 32), size=32).xyxy[0], model((np.zeros((32, 32, 3)),), size=32).xyxy[0])
     assert result.s == (3, 3, 64, 64) and [im.shape[0] for im in result.imgs] == [20, 30, 10]
     assert model([coloured(20, 40)], size=64).s == (1, 3, 32, 64)
     assert model([coloured(3, 400)], size=64).s == (1, 3, 32, 64)
-
-
-def test_batches_give_raw_predictions(model):
     batch = torch.rand(2, 3, 32, 64)
     assert torch.equal(model(batch)[0], model.model(batch)[0])
     assert torch.equal(model(batch.double())[0], model.model(batch)[0])
@@ -103,16 +100,6 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
 )
 def test_flat_and_narrow_images_are_not_taken_for_channels_first(shape, size):
     assert to_rgb(np.zeros(shape, np.uint8)).shape == (*size, 3)
-
-
-def test_tensors_have_their_channels_first():
-    assert load_image(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
-    assert load_image(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_image(torch.zeros(5, 6))[0].shape[1] == 6
-    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
-    load_image(shared)[0][:] = 9
-    assert not shared.any()
-    with pytest.raises(ValueError, match="is no image"):
-        load_image(torch.zeros(1, 3, 4, 5))
 
 
 PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
@@ -180,11 +167,18 @@ def test_addresses_of_no_image(model, site, page, message):
     assert page in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_depths():
+def test_depths_and_flat_images():
     assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[-5, 300]], np.int64))[0].tolist() == [[0] * 3, [255] * 3]
     assert load_image(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
+    assert load_image(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
+    assert load_image(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_image(torch.zeros(5, 6))[0].shape[1] == 6
+    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
+    load_image(shared)[0][:] = 9
+    assert not shared.any()
+    with pytest.raises(ValueError, match="is no image"):
+        load_image(torch.zeros(1, 3, 4, 5))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
@@ -227,14 +221,6 @@ def test_settings_are_those_of_the_instance(model):
     assert len(strict(coloured(), size=32).xyxy[0]) == 5
 
 
-def test_wrapping_a_backend(tmp_path):
-    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
-    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
-    result = wrapped(coloured(), size=32, profile=True)
-    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
-    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
-
-
 class Exported(DetectMultiBackend):
     """In place of weights of another format: no parameters, and pictures of one size only."""
 
@@ -250,12 +236,17 @@ class Exported(DetectMultiBackend):
         return self.inner[0](im)[0]
 
 
-def test_other_formats_get_squares():
+def test_other_formats_get_squares_and_a_backend_is_wrapped(tmp_path):
     wrapped = AutoShape(Exported())
     result = wrapped([coloured(20, 40), coloured(30, 40)], size=64)
     assert result.s == (2, 3, 64, 64) and not wrapped.pt and result.names == NAMES
     assert float(result.xyxy[0][:, :4].max()) <= 40 and len(result.xyxy[0])
     assert wrapped(torch.rand(1, 3, 64, 64).double()).shape == (1, 252, 8)
+    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
+    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
+    result = wrapped(coloured(), size=32, profile=True)
+    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
+    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
 
 
 def test_words():

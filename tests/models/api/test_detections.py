@@ -42,7 +42,7 @@ def test_no_pictures(nothing, tmp_path):
 
 
 # ---- v6.1's attributes
-def test_attributes(results):
+def test_attributes_and_tables(results):
     assert (len(results), results.n, results.names, results.s) == (3, 3, NAMES, (3, 3, 64, 64))
     assert results.times == (0.0, 0.03, 0.09, 0.12) and results.t == pytest.approx((10, 20, 10))
     assert results.xyxy is results.pred
@@ -50,6 +50,13 @@ def test_attributes(results):
     assert results.xywhn[0][0].tolist() == pytest.approx([0.15, 0.5, 0.2, 0.6, 0.9, 0])
     assert results.xyxyn[0][0].tolist() == pytest.approx([0.05, 0.2, 0.25, 0.8, 0.9, 0])
     assert [len(rows) for rows in results.xyxyn] == [2, 0, 1]
+    tables = results.pandas()
+    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    frame = tables.xyxy[0]
+    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert frame["name"].tolist() == ["car", "行人"] and frame["class"].dtype.kind == "i"
+    assert frame[["xmin", "confidence"]].to_numpy()[0].tolist() == pytest.approx([10, 0.9])
+    assert '"name":"car"' in frame.to_json(orient="records")
 
 
 # ---- one picture, some pictures
@@ -67,16 +74,6 @@ def test_indexing_as_of_a_list(results):
     first, second, third = results.tolist()
     assert first.xyxy[0] is BUS and (second.n, len(second.xyxy[0])) == (1, 0) and third.files == ["c.jpg"]
     assert str(third).startswith("image 1/1: 64x64 1 person")
-
-
-def test_tables(results):
-    tables = results.pandas()
-    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
-    frame = tables.xyxy[0]
-    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
-    assert frame["name"].tolist() == ["car", "行人"] and frame["class"].dtype.kind == "i"
-    assert frame[["xmin", "confidence"]].to_numpy()[0].tolist() == pytest.approx([10, 0.9])
-    assert '"name":"car"' in frame.to_json(orient="records")
 
 
 # ---- what is printed, drawn, saved and shown

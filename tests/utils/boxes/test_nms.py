@@ -110,14 +110,11 @@ def test_noise_is_left_out(column, value):
     assert len(non_max_suppression(row)[0]) == 0
 
 
-def test_labels_join_with_full_confidence():
+def test_labels_join_and_classes_far_apart_do_not_suppress_each_other():
     labels = [torch.tensor([[2.0, 500, 500, 40, 40]]), torch.zeros(0, 5)]
     with_labels = non_max_suppression(predictions(), labels=labels)
     np.testing.assert_allclose(with_labels[0][0], [480, 480, 520, 520, 1, 2])
     torch.testing.assert_close(with_labels[1], non_max_suppression(predictions())[1])
-
-
-def test_classes_far_apart_never_suppress_each_other_even_outside_the_usual_range():
     rows = torch.tensor([[[-20_000.0, 10, 50, 50, 0.9, 0.9, 0.1], [-20_000 + 7680, 10, 50, 50, 0.8, 0.9, 0.1]]])
     rows = torch.cat((rows, torch.tensor([[[-20_000.0, 10, 50, 50, 0.7, 0.1, 0.9]]])), dim=1)
     assert len(non_max_suppression(rows)[0]) == 3

@@ -18,17 +18,6 @@ def blank(height=100, width=200):
     return np.zeros((height, width, 3), np.uint8)
 
 
-def test_no_label_draws_only_the_outline():
-    im = Annotator(blank(), line_width=2).result()
-    assert not im.any()
-    drawing = Annotator(blank(), line_width=2)
-    drawing.box_label((50, 30, 80, 60), color=(10, 20, 30))
-    ys, xs = np.nonzero(drawing.result().any(2))
-    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (49, 29, 80, 60)  # two pixels centred on each edge
-    assert not drawing.result()[31:59, 51:79].any()
-    assert set(map(tuple, drawing.result()[ys, xs])) == {(10, 20, 30)}
-
-
 def test_arrays_are_drawn_in_place_where_that_can_be():
     im = blank()
     Annotator(im).box_label((10, 10, 50, 50), "a")
@@ -59,6 +48,14 @@ def test_labels_and_their_colours():
     assert colors(0) == (0xFF, 0x38, 0x38)
     assert colors(21) == colors(1) == colors(1.0) and colors(0, bgr=True) == (0x38, 0x38, 0xFF)
     assert len(set(colors.palette)) == 20
+    im = Annotator(blank(), line_width=2).result()
+    assert not im.any()
+    drawing = Annotator(blank(), line_width=2)
+    drawing.box_label((50, 30, 80, 60), color=(10, 20, 30))
+    ys, xs = np.nonzero(drawing.result().any(2))
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (49, 29, 80, 60)  # two pixels centred on each edge
+    assert not drawing.result()[31:59, 51:79].any()
+    assert set(map(tuple, drawing.result()[ys, xs])) == {(10, 20, 30)}
 
 
 @pytest.mark.parametrize("colour, text", [((255, 255, 0), (20, 20, 20)), ((0, 0, 200), (255, 255, 255))])

@@ -63,16 +63,13 @@ def read(path):
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_plain_letters_need_no_font_file_and_long_names_are_cut(no_system_fonts):
+def test_text_and_names_that_need_no_font_file(no_system_fonts):
     assert font_runs("") == [("", "")] and font_runs(" ") == [("", " ")] and drawable_names([]) == []
     assert font_runs("car #3 0.5") == [("", "car #3 0.5")]
     assert drawable_names(["car", "bus"]) == ["car", "bus"] and drawable_names({1: "b", 0: "a"}) == ["a", "b"]
     long = "a bolt of the kind that nobody has in the house "
     names = [long + "A", long + "B", "b" * 40, "c" * 41]
     assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
-
-
-def test_text_is_drawn_on_one_line_without_what_cannot_be_seen():
     assert plain("a\u0308") == "ä", "macOS takes letters apart in file names"
     assert plain("x\u3000y\u00a0z") == "x y z" and plain("❤\ufe0f\u200d\u200f") == "❤"
     assert plain("a\nb\udcff") == "a\\nb\\udcff"

@@ -54,16 +54,13 @@ def test_images_without_labels_or_detections():
 
 
 # ------------------------------------------------------------------------------------------------------ whole results
-def test_perfect_detections():
+def test_results_of_perfect_detections_and_per_class():
     _, labels = scene(2)
     perfect = torch.cat((labels[:, 1:], torch.linspace(0.9, 0.6, 8)[:, None], labels[:, :1]), dim=1)
     result = measured((perfect, labels))
     assert result.map == pytest.approx(0.995) and result.precision == result.recall == pytest.approx(1)
     assert np.array_equal(result.confusion.matrix, np.diag([*np.bincount(labels[:, 0].int(), minlength=3), 0]))
     assert all(size.map == pytest.approx(1) for size in result.by_size.values() if size.labels)
-
-
-def test_results_per_class_and_their_curves():
     detections = torch.tensor([[0.0, 0, 10, 10, 0.9, 0], [50, 50, 60, 60, 0.8, 0], [20, 0, 30, 10, 0.7, 2]])
     labels = torch.tensor([[0.0, 0, 0, 10, 10], [0, 90, 90, 99, 99], [2, 20, 0, 30, 10]])
     result = measured((detections, labels), (NO_DETECTIONS, torch.tensor([[2.0, 0, 0, 5, 5]])))

@@ -123,12 +123,19 @@ def test_pictures_and_clips_over_http(server, folder, monkeypatch):
     assert sorted(path.name for path in (folder / "below").iterdir()) == ["c.bmp"]  # nothing is downloaded to a file
 
 
-def test_addresses_that_fail_say_so(server):
+def test_addresses_that_fail_and_a_server_that_drips_or_writes_to_the_terminal(server, odd_server, monkeypatch):
     bad = ((f"{server}/none.jpg", "404"), (f"{server}/note.md", "no image"), ("ftp://host/a.jpg", "http"))
     for url, words in bad:
         with pytest.raises(ValueError, match=words) as caught:
             fetch_image(url)
         assert url in str(caught.value)
+    monkeypatch.setattr("utils.predict.sources.WEB_LONGEST", 0.2)
+    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
+        fetch_image(f"{odd_server}/drip.jpg")
+    for url in (f"{odd_server}/rude.jpg", f"{odd_server}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
+        with pytest.raises(ValueError) as caught:
+            fetch_image(url)
+        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
 
 
 class Redirecting(Pages):
@@ -165,16 +172,6 @@ def test_redirections_stay_on_the_web_and_end(odd_server, server):
         with pytest.raises(ValueError, match="cannot be fetched: ") as caught:
             fetch_image(f"{odd_server}/to.jpg?{place}")
         assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(odd_server, monkeypatch):
-    monkeypatch.setattr("utils.predict.sources.WEB_LONGEST", 0.2)
-    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
-        fetch_image(f"{odd_server}/drip.jpg")
-    for url in (f"{odd_server}/rude.jpg", f"{odd_server}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
-        with pytest.raises(ValueError) as caught:
-            fetch_image(url)
-        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
 
 
 @pytest.mark.parametrize(
