@@ -39,7 +39,7 @@ from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, VideoWriter, save_one_box, write_image, write_labels
-from utils.predict.pipeline import Clock, Suppression, find_objects, suppress
+from utils.predict.pipeline import SPEED, Clock, Suppression, find_objects, suppress
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
@@ -249,7 +249,8 @@ def detect(opt: DetectOptions) -> Path:
                 break
         if not clock.images:
             raise ValueError(f"nothing in {opt.source} could be read; see the warnings above")
-    LOGGER.info(clock.line((1, 3, height, width)))
+    spent = 1000 * np.array([clock.prepare, clock.network, clock.suppress]) / clock.images
+    LOGGER.info(SPEED.format(*spent, (1, 3, height, width)))
     finish(opt, results.files, pages)
     return folder
 

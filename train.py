@@ -53,7 +53,7 @@ from utils.distributed.script import run_script
 from utils.distributed.sync_bn import convert_sync_batchnorm
 from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evaluation.metrics import fitness
-from utils.evaluation.reports import Report, ReportSettings
+from utils.evaluation.reports import Report
 from utils.loggers import check_loggers
 from utils.prepare.dataset_tools import write_report
 from utils.search.evolve import evolve
@@ -222,7 +222,8 @@ class Run:
             copy_from_main(trainer.ema.ema)
             loss = ComputeLoss(trainer.ema.ema)  # as it stands; a validation must not move it
             loss.load_state_dict(trainer.loss.state_dict())
-            report = Report(ReportSettings(self.setup.folder, self.setup.names, plots=False), loss, self.callbacks)
+            names, callbacks = self.setup.names, self.callbacks
+            report = Report(self.setup.folder, names, plots=False, compute_loss=loss, callbacks=callbacks)
             progress.result = self.validate(trainer.ema.ema, report)
             if progress.result:  # in the main process
                 progress.maps = progress.result.metrics.maps
@@ -286,7 +287,7 @@ class Run:
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)
             plots = self.setup.opt.evolve is None  # of hundreds of trials nobody looks at the images
-            result = self.validate(model, Report(ReportSettings(setup.folder, setup.names, plots), ComputeLoss(model)))
+            result = self.validate(model, Report(setup.folder, setup.names, plots, compute_loss=ComputeLoss(model)))
             if result:
                 log_table(result, per_class=True)
                 results = result.summary

@@ -10,6 +10,7 @@ torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batch
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from utils.distributed.script import run_script
 from utils.evaluation.coco_truth import find_annotations, read_truth
 from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_table, warn_of_crowds
 from utils.evaluation.plots import plot_val_study
-from utils.evaluation.reports import Report, ReportSettings
+from utils.evaluation.reports import Report
 from utils.predict.pipeline import SPEED
 from utils.prepare.converters import prepare
 from utils.prepare.label_formats import COCO_IDS
@@ -118,10 +119,10 @@ def open_report(
     wants_json, truth = opt.draws and any((opt.save_json, opt.annotations, is_coco)), None
     with agreed():
         if wants_json and is_main():
-            folders = (Path(image).parent for image in images)
+            folders = map(Path, map(os.path.dirname, images))
             file = opt.annotations or find_annotations(data.root, opt.split, folders)
             truth = read_truth(Path(file), images, data.names, merged=opt.single_cls) if file else None
-    settings = ReportSettings(
+    report = Report(
         folder,
         ["item"] if opt.single_cls else data.names,
         opt.draws,
@@ -130,8 +131,8 @@ def open_report(
         folder / f"{Path(opt.weights[0]).stem}_predictions.json" if wants_json else None,
         COCO_IDS if is_coco else None,
         truth,
+        callbacks=callbacks or Callbacks(),
     )
-    report = Report(settings, callbacks=callbacks)
     report.name_images(images)
     return report
 

@@ -59,28 +59,6 @@ def tree(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# ---- options
-def test_defaults_are_those_of_v61():
-    opt = parse(detect.DetectOptions, [])
-    assert (opt.imgsz, opt.conf_thres, opt.iou_thres, opt.max_det, opt.line_thickness) == ([], 0.25, 0.45, 1000, 3)
-    assert (opt.source, opt.project, opt.name) == (str(ROOT / "data/images"), str(ROOT / "runs/detect"), "exp")
-    assert (opt.classes, opt.vid_stride, opt.half, opt.augment) == (None, 1, False, False)
-
-
-def test_every_flag_of_v61_parses():
-    words = (
-        "--weights a.pt b.pt --source 0 --data x.yaml --imgsz 64 96 --conf-thres .1 --iou-thres .2 --max-det 3 "
-        "--device cpu --view-img --save-txt --save-conf --save-crop --nosave --classes 0 2 --agnostic-nms --augment "
-        "--visualize --update --project p --name n --exist-ok --line-thickness 1 --hide-labels --hide-conf --half "
-        "--dnn --vid-stride 2 --query 3,4 5,6"
-    )
-    opt = parse(detect.DetectOptions, words.split())
-    assert opt.query == ["3,4", "5,6"]
-    assert opt.weights == ["a.pt", "b.pt"] and opt.imgsz == [64, 96] and opt.classes == ["0", "2"] and opt.dnn
-    for short in ("--img", "--img-size", "--imgsz"):
-        assert parse(detect.DetectOptions, [short, "320"]).imgsz == [320]
-
-
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -111,13 +89,10 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
 
 
 # ---- runs
-def test_no_picture_that_can_be_read(run, tmp_path):
+def test_pictures_and_videos_are_annotated(run, tmp_path, source):
     (tmp_path / "bad.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="could be read"):
         run(source=str(tmp_path / "bad.jpg"))
-
-
-def test_pictures_and_videos_are_annotated(run, source):
     folder = run(source=str(source))
     assert tree(folder) == ["a.png", "clip.mp4", "图 b.JPG"]
     assert (cv2.imread(str(folder / "a.png")) != 90).any()
@@ -147,19 +122,18 @@ def test_a_second_run_into_the_same_folder_replaces_labels(run, source):
     assert tree(folder) == []  # nothing found now: the old labels would be wrong
 
 
-def test_classes_max_det_and_hidden_labels(run, source):
+def test_lists_classes_max_det_and_hidden_labels(run, source, caplog):
     settings = {"source": str(source / "a.png"), "save_txt": True}
     assert tree(run(**settings, classes=["car"])) == ["a.png"]
     folder = run(**settings, classes="person", max_det=3, hide_labels=True)
     assert len((folder / "labels/a.txt").read_text().splitlines()) == 3
     assert (cv2.imread(str(folder / "a.png")) == 90).all(2).mean() > 0.2
-
-
-def test_lists_save_videos_and_feature_maps_work_for_them(run, source):
     listing = source / "list.txt"
     listing.write_text("clip.mp4\na.png\n")
-    folder = run(source=str(listing), visualize=True)
+    with caplog.at_level("INFO", "yolov5"):
+        folder = run(source=str(listing), visualize=True, query="1,1")
     names = tree(folder)
+    assert "no BiLevelRoutingAttention layer" in caplog.text and not any("rout" in name for name in names)
     assert {"clip.mp4", "a.png", "a/stage0_Conv_features.png", "clip/stage0_Conv_features.npy"} <= set(names)
     assert cv2.VideoCapture(str(folder / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
@@ -177,12 +151,6 @@ def routing_weights(tiny_cfg, tmp_path):
 def routes_in(page):
     """The data inside of a page."""
     return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
-
-
-def test_without_routing_attention_feature_maps_are_all(run, source, caplog):
-    with caplog.at_level("INFO", "yolov5"):
-        folder = run(source=str(source / "a.png"), visualize=True, query="1,1")
-    assert "no BiLevelRoutingAttention layer" in caplog.text and not any("rout" in name for name in tree(folder))
 
 
 def test_routes_of_the_first_frame_of_each_source(run, routing_weights, source, caplog):
@@ -217,11 +185,25 @@ def test_only_the_routes(run, routing_weights, source, caplog):
     assert (both / "a/routes.html").read_bytes() == (folder / "a/routes.html").read_bytes()
 
 
-def test_the_routes_are_a_word_after_the_flag():
+def test_the_routes_are_a_word_after_the_flag(source, tmp_path, monkeypatch, caplog):
     assert parse(detect.DetectOptions, ["--visualize", "routes", "--max-frames", "7"]).visualize == "routes"
     assert parse(detect.DetectOptions, ["--visualize", "--update"]).visualize is True
     with pytest.raises(SystemExit):
         parse(detect.DetectOptions, ["--visualize", "roots"])
+    assert parse(detect.DetectOptions, ["--query", "3,4", "5,6"]).query == ["3,4", "5,6"]
+    assert [parse(detect.DetectOptions, [short, "64", "96"]).imgsz for short in ("--img", "--img-size")] == [
+        [64, 96]
+    ] * 2
+    for run_name in ("exp", "exp2"):
+        (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
+        write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="train first"):
+        detect.complete(options(detect.DetectOptions, {}))
+    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
+    with caplog.at_level("INFO", "yolov5"):
+        opt = detect.complete(options(detect.DetectOptions, {}))
+    assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
 
 
 def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
@@ -245,14 +227,16 @@ def test_the_log_is_that_of_v61(run, source, caplog):
     assert re.search(speeds, text) and folder.name in text and "5 label files" in text
 
 
-def test_view_img_without_a_display_is_a_warning(run, source, monkeypatch):
+def test_a_window(run, source, tmp_path, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("utils.predict.viewer.sys.platform", "linux")
-    assert tree(run(source=str(source / "a.png"), view_img=True, half=True)) == ["a.png"]
+    path = write_weights(tmp_path / "mine.pt")
+    given = {"source": str(source / "a.png"), "weights": str(path), "update": True}
+    assert tree(run(**given, view_img=True, half=True)) == ["a.png"]
+    state = load_checkpoint(path)["model"]["state_dict"]  # --update strips it
+    assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
-
-def test_q_ends_the_run(run, source, monkeypatch):
     class Window:
         def show(self, title, picture):
             return False
@@ -262,26 +246,6 @@ def test_q_ends_the_run(run, source, monkeypatch):
 
     monkeypatch.setattr(detect, "Viewer", Window)
     assert tree(run(source=str(source), view_img=True)) == ["a.png"]
-
-
-def test_the_newest_weights_are_taken_and_named(source, tmp_path, monkeypatch, caplog):
-    for run_name in ("exp", "exp2"):
-        (tmp_path / "runs/train" / run_name / "weights").mkdir(parents=True)
-        write_weights(tmp_path / "runs/train" / run_name / "weights/best.pt")
-    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path / "nothing")
-    with pytest.raises(ValueError, match="train first"):
-        detect.complete(options(detect.DetectOptions, {}))
-    monkeypatch.setattr("utils.base.paths.ROOT", tmp_path)
-    with caplog.at_level("INFO", "yolov5"):
-        opt = detect.complete(options(detect.DetectOptions, {}))
-    assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
-
-
-def test_update_strips_the_weights(run, source, tmp_path):
-    path = write_weights(tmp_path / "mine.pt")
-    run(source=str(source / "a.png"), weights=str(path), update=True)
-    state = load_checkpoint(path)["model"]["state_dict"]
-    assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
 
 # ---- the command
@@ -296,13 +260,11 @@ def test_command_line(weights, source, tmp_path):
     assert f"Results saved to {Path('out/exp')}" in done.stderr
 
 
-def test_command_line_errors_are_one_line_and_status_1(weights, caplog):
+def test_errors_and_interrupting_are_one_line(weights, caplog, monkeypatch):
     assert detect.main(["--weights", str(weights), "--source", "nowhere.jpg"]) == 1
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "nowhere.jpg" in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
 
-
-def test_interrupting_is_no_traceback(weights, monkeypatch, caplog):
     def interrupt(opt):
         raise KeyboardInterrupt
 

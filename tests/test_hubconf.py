@@ -29,7 +29,7 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights") / "known.pt")
 
 
-def test_entry_points_have_v61s_parameters():
+def test_the_models_and_their_parameters():
     for size in "nsmlx":
         for tail in ("", "6", "_BiFormer"):
             entry = getattr(hubconf, f"yolov5{size}{tail}")
@@ -37,9 +37,18 @@ def test_entry_points_have_v61s_parameters():
             names = list(inspect.signature(entry).parameters)
             assert names == ["pretrained", "channels", "classes", "autoshape", "verbose", "device"]
     assert list(inspect.signature(hubconf.custom).parameters) == ["path", "autoshape", "verbose", "device", "trust"]
+    """By its own rule, as torch.hub.list itself looks at GitHub only."""
+    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
+    sizes = [f"yolov5{size}{tail}" for size in "nsmlx" for tail in ("", "6", "_BiFormer")]
+    assert sorted(entries) == sorted(["custom", *sizes])
 
 
-def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
+def test_without_weights_and_missing_ones(monkeypatch, tmp_path):
+    model = hubconf.yolov5n(pretrained=False, classes=4, autoshape=False, verbose=False, device="cpu")
+    assert isinstance(model, Model) and model.nc == 4 and not model.training
+    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
+    assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
+    assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="yolov5n.pt") as caught:
         hubconf.yolov5n()
@@ -48,14 +57,6 @@ def test_missing_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mine.pt"):
         hubconf.custom("mine.pt")
     assert not list(tmp_path.iterdir())
-
-
-def test_without_weights(monkeypatch):
-    model = hubconf.yolov5n(pretrained=False, classes=4, autoshape=False, verbose=False, device="cpu")
-    assert isinstance(model, Model) and model.nc == 4 and not model.training
-    assert model(torch.zeros(1, 3, 32, 32))[0].shape == (1, 63, 9)
-    assert hubconf.yolov5n(False, 1, 2, False, False, "cpu").model[0].conv.in_channels == 1
-    assert isinstance(hubconf.yolov5n_BiFormer(pretrained=False, classes=2, verbose=False, device="cpu"), AutoShape)
 
 
 def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):
@@ -68,13 +69,6 @@ def test_weights_that_fit_in_part(weights, tmp_path, monkeypatch):
     assert torch.equal(other.model[0].conv.weight, same.model[0].conv.weight)
     whole = hubconf.yolov5n(verbose=False, device="cpu")  # as many classes as are in the file
     assert whole.names == NAMES
-
-
-def test_torch_hub_lists_the_models_and_nothing_else():
-    """By its own rule, as torch.hub.list itself looks at GitHub only."""
-    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")]
-    sizes = [f"yolov5{size}{tail}" for size in "nsmlx" for tail in ("", "6", "_BiFormer")]
-    assert sorted(entries) == sorted(["custom", *sizes])
 
 
 PROGRAM = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,12 +19,12 @@ BASE: dict[str, Any] = {"imgsz": 32, "workers": 0, "device": "cpu", "batch_size"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("known") / "best.pt")
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path):
     """Two images of 32 x 32 with a person each where the known detector sees one; the path of the YAML."""
     for name in FILES:
         for folder in ("images", "labels"):
@@ -37,7 +36,7 @@ def own(tmp_path: Path) -> Path:
     return file
 
 
-def annotations(folder: Path, **more: Any) -> Path:
+def annotations(folder, **more):
     """The same in COCO's JSON, with ids and an order of its own."""
     doc = {
         "images": [{"id": 10 + number, "file_name": f"val/{name}"} for number, name in enumerate(FILES)],
@@ -52,14 +51,12 @@ def annotations(folder: Path, **more: Any) -> Path:
     return file
 
 
-def run(weights: Path, own: Path, **given: Any) -> tuple[float, ...]:
+def run(weights, own, **given):
     return val.run(weights=str(weights), data=str(own), project=str(own.parent / "val"), **BASE, **given)[0]
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_own_coco_annotations_are_scored_by_name(
-    weights: Path, own: Path, caplog: pytest.LogCaptureFixture, named: bool
-) -> None:
+def test_own_coco_annotations_are_scored_by_name(weights, own, caplog, named):
     file = annotations(own.parent / ("elsewhere" if named else "annotations"))
     with caplog.at_level("INFO", "yolov5"):
         summary = run(weights, own, **({"annotations": str(file)} if named else {"save_json": True}))
@@ -72,7 +69,7 @@ def test_own_coco_annotations_are_scored_by_name(
     assert summary[2] > 0.02 and score == pytest.approx(summary[2], abs=0.001)
 
 
-def test_without_annotations_the_json_is_as_in_v61(weights: Path, own: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_annotations_the_json_is_as_in_v61(weights, own, caplog):
     with caplog.at_level("INFO", "yolov5"):
         run(weights, own, save_json=True)
     rows = json.loads((own.parent / "val/exp/best_predictions.json").read_text())
@@ -87,9 +84,7 @@ def test_without_annotations_the_json_is_as_in_v61(weights: Path, own: Path, cap
         ({"images": [{"id": 10, "file_name": "x.png"}]}, "none of its 1 images ('x.png') is among the 2"),
     ],
 )
-def test_annotations_of_something_else_end_it_before_it_begins(
-    weights: Path, own: Path, capsys: pytest.CaptureFixture, more: dict[str, Any], words: str
-) -> None:
+def test_annotations_of_something_else_end_it_before_it_begins(weights, own, capsys, more, words):
     annotations(own.parent / "annotations", **more)
     project = own.parent / "val"
     given = ["--weights", str(weights), "--data", str(own), "--project", str(project), "--workers", "0", "--save-json"]
@@ -98,13 +93,11 @@ def test_annotations_of_something_else_end_it_before_it_begins(
     assert len(errors) == 1 and words in errors[0] and not project.exists()
 
 
-def test_weights_of_one_class_for_all_score_on_the_data_that_they_were_trained_on(
-    own: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_weights_of_one_class_for_all_score_on_the_data_that_they_were_trained_on(own, capsys):
     model = Model("yolov5n.yaml", nc=1, verbose=False)
     annotations(own.parent / "annotations")
 
-    def score(name: str, *more: str) -> tuple[int, str]:
+    def score(name, *more):
         model.names = [name]
         save_checkpoint(own.parent / "moved.pt", {"epoch": -1, "model": describe_model(model), "ema": None})
         given = ["--weights", str(own.parent / "moved.pt"), "--data", str(own), "--project", str(own.parent / "val")]
@@ -122,9 +115,7 @@ def test_weights_of_one_class_for_all_score_on_the_data_that_they_were_trained_o
     assert status == 0 and "--single-cls" not in log, "a data set of one class keeps its name"
 
 
-def test_images_with_more_objects_than_are_kept_are_counted(
-    weights: Path, own: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_with_more_objects_than_are_kept_are_counted(weights, own, caplog):
     labels = [f"1 {0.1 + 0.01 * i:.2f} 0.5 0.1 0.1\n" for i in range(12)]
     (own.parent / "labels/val/7.txt").write_text("".join(labels))
     run(weights, own, max_det=12)

@@ -78,12 +78,8 @@ class Detections:
         """Return the detections of one image, or of several; IndexError where there is no such image."""
         chosen = range(self.n)[which]
         places = [chosen] if isinstance(chosen, int) else list(chosen)
-        imgs, pred, files = (
-            [self.imgs[i] for i in places],
-            [self.pred[i] for i in places],
-            [self.files[i] for i in places],
-        )
-        part = Detections(imgs, pred, files, self.times, self.names, self.s)
+        imgs, pred = [self.imgs[i] for i in places], [self.pred[i] for i in places]
+        part = Detections(imgs, pred, [self.files[i] for i in places], self.times, self.names, self.s)
         part.t = self.t  # the times are those of the whole batch, per image
         return part
 

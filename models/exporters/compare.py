@@ -18,7 +18,7 @@ from models.exporters.job import ExportError, ExportJob, ExportSettings, cleared
 from utils.base.log import LOGGER, one_line
 from utils.base.paths import ROOT, shown
 from utils.boxes.convert import xywh2xyxy
-from utils.boxes.iou import pairwise_iou
+from utils.boxes.iou import paired_iou
 from utils.images.reading import read_image
 from utils.predict.pipeline import Suppression, prepare_image, suppress, to_network
 
@@ -213,7 +213,7 @@ def changes(expected: list[Tensor], found: list[Tensor]) -> str:
     """What becomes of the detections (n, 6) of each image: which vanish, appear or move, for people."""
     lost = new = moved = 0
     for ours, theirs in zip(expected, found, strict=True):
-        overlap = pairwise_iou(ours[:, :4], theirs[:, :4]) * (ours[:, 5, None] == theirs[:, 5])
+        overlap = paired_iou(ours[:, None, :4], theirs[None, :, :4]) * (ours[:, 5, None] == theirs[:, 5])
         free = torch.ones(len(theirs), dtype=torch.bool, device=theirs.device)
         for row, shares in zip(ours, overlap, strict=True):
             shares = shares * free

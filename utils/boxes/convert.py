@@ -92,7 +92,7 @@ def resample_segments(segments: Sequence[np.ndarray], n: int = 1000) -> list[np.
 
 
 def clip_boxes(boxes: Array, shape: Sequence[float]) -> Array:
-    """Cut xyxy boxes at the borders of a image of `shape` (height, width, ...)."""
+    """Cut xyxy boxes at the borders of an image of `shape` (height, width, ...)."""
     result = _float_copy(boxes)
     result[..., X] = result[..., X].clip(0, shape[1])
     result[..., Y] = result[..., Y].clip(0, shape[0])
@@ -112,14 +112,10 @@ def placement(
 def scale_boxes(
     from_shape: Sequence[float], boxes: Array, to_shape: Sequence[float], ratio_pad: RatioPad | None = None
 ) -> Array:
-    """Map xyxy boxes from a letterboxed input back to the image it was made from, and clip them there.
+    """Map xyxy boxes (..., 4 or more) from a letterboxed input back to the image it was made from, and clip them there.
 
-    Args:
-        from_shape: (height, width) of the letterboxed input.
-        boxes: (..., 4 or more) pixels of that input.
-        to_shape: (height, width) of the image.
-        ratio_pad: what letterboxing did, if known: ((ratio h, ratio w), (left, top)); of the ratios the first counts.
-            Without it, the image is taken to be fitted into the input and centred.
+    Both shapes are (height, width). `ratio_pad` is what letterboxing did, if known: ((ratio h, ratio w), (left, top));
+    of the ratios the first counts. Without it, the image is taken to be fitted into the input and centred.
     """
     ratio, left, top = placement(from_shape, to_shape, ratio_pad)
     result = _float_copy(boxes)

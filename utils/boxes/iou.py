@@ -1,7 +1,7 @@
 """How much two boxes overlap, and the regression losses that are built on it.
 
-Every measure is a function of two boxes, broadcast over leading dimensions: `paired_iou` compares boxes one to one,
-`pairwise_iou` all with all. `iou_loss` is the one entry for training; `LOSSES` lists the names it knows.
+Every measure is a function of two boxes, broadcast over leading dimensions. `iou_loss` is the one entry for training;
+`LOSSES` lists the names it knows, and takes those of your own (docs/extending.md).
 
     IoU         1 - IoU                                          GIoU    arXiv:1902.09630
     DIoU, CIoU  arXiv:1911.08287                                 EIoU, Focal-EIoU  arXiv:2101.08158
@@ -58,8 +58,10 @@ def _box(boxes: Tensor, xywh: bool, eps: float) -> _Box:
     return _Box(x, y, width, height + eps, x - half_w, y - half_h, x + half_w, y + half_h)
 
 
-def _measure(kind: str, a: _Box, b: _Box, eps: float) -> Tensor:
+def _measure(a: _Box, b: _Box, kind: str, eps: float) -> Tensor:
     """Compare boxes one to one by a measure of METRICS."""
+    if own := METRICS[kind]:
+        return own(a, b, eps)
     width = (torch.minimum(a.right, b.right) - torch.maximum(a.left, b.left)).clamp(min=0)
     height = (torch.minimum(a.bottom, b.bottom) - torch.maximum(a.top, b.top)).clamp(min=0)
     shared = width * height
@@ -80,10 +82,8 @@ def _measure(kind: str, a: _Box, b: _Box, eps: float) -> Tensor:
         # the paper's 1 - 2 sin^2(arcsin(|dy| / distance) - 45 degrees) is sin(2 angle) = 2 |dx| |dy| / distance^2
         sharpness = 2 * (dx * dy).abs() / (distance + eps) - 2
         far = 2 - sum(torch.exp(sharpness * (d / (side + eps)).square()) for d, side in ((dx, width), (dy, height)))
-        unlike = sum(
-            (1 - torch.exp(-(p - q).abs() / (torch.maximum(p, q) + eps))) ** SIOU_THETA
-            for p, q in ((a.w, b.w), (a.h, b.h))
-        )
+        sides = (a.w, b.w), (a.h, b.h)
+        unlike = sum((1 - torch.exp(-(p - q).abs() / (torch.maximum(p, q) + eps))) ** SIOU_THETA for p, q in sides)
         return iou - (far + unlike) / 2
     # DIoU: less the squared distance of the centres over the squared diagonal of the enclosing box
     diou = iou - distance / (width.square() + height.square() + eps)
@@ -103,32 +103,15 @@ def _enclosing(a: _Box, b: _Box) -> tuple[Tensor, Tensor]:
     return width, height
 
 
-Measure = Callable[[_Box, _Box, float], Tensor]
-# How well boxes fit, one to one. Measures of your own go in here, losses by them into LOSSES (docs/extending.md).
-METRICS: dict[str, Measure] = {
-    name: partial(_measure, name) for name in ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")
-}
-
-
 def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
-    """Compare boxes one to one.
+    """Compare (..., 4) boxes one to one, by a measure of METRICS: corners, or centre and size with `xywh`.
 
-    Args:
-        first, second: (..., 4) corners, or centre and size with `xywh`; leading dimensions broadcast.
-        kind: one of METRICS.
-        eps: keeps quotients finite for boxes without area.
-
-    Returns:
-        (...), 1 for equal boxes; the plain IoU is at least 0, the others may be negative.
+    Leading dimensions broadcast. Returns (...), 1 for equal boxes; the plain IoU is at least 0, the others may be
+    negative. `eps` keeps quotients finite for boxes without area.
     """
     if kind not in METRICS:
         raise ValueError(f"unknown IoU {kind!r}; there are: {', '.join(METRICS)}")
-    return METRICS[kind](_box(first, xywh, eps), _box(second, xywh, eps), eps)
-
-
-def pairwise_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = False, eps: float = EPS) -> Tensor:
-    """Compare every one of (n, 4) boxes with every one of (m, 4): (n, m). Arguments as in `paired_iou`."""
-    return paired_iou(first[:, None], second[None], kind, xywh, eps)
+    return _measure(_box(first, xywh, eps), _box(second, xywh, eps), kind, eps)
 
 
 class RunningMean:
@@ -144,13 +127,41 @@ class RunningMean:
             self.value = (1 - self.momentum) * self.value + self.momentum * values.detach().mean()
 
 
-# name -> the measure that 1 is compared with; those further down weigh the boxes
-LOSSES = {
-    **{name: name for name in METRICS},
-    "Focal-EIoU": "EIoU",
-    "WIoUv1": "IoU",
-    "WIoUv2": "IoU",
-    "WIoUv3": "IoU",
+def _focal_weight(a: _Box, b: _Box, metric: Tensor, state: RunningMean, eps: float) -> Tensor:
+    """Boxes that already fit count more; a constant, or the loss would fall by moving boxes apart."""
+    return _measure(a, b, "IoU", eps).detach() ** FOCAL_GAMMA
+
+
+def _wise_weight(a: _Box, b: _Box, metric: Tensor, state: RunningMean, eps: float, version: int) -> Tensor:
+    """The weight of each box in WIoU.
+
+    v1: exp(distance of the centres^2 / diagonal of the enclosing box^2), the diagonal taken as a constant. v2 and v3
+    multiply it by a function of beta, a box's IoU loss over the running mean, which moves only where there is something
+    to learn: beta^gamma (hard boxes count more), or beta / (delta alpha^(beta - delta)), so that neither easy boxes nor
+    outliers count much.
+    """
+    with torch.no_grad():
+        width, height = _enclosing(a, b)
+        diagonal = width.square() + height.square() + eps
+    weight = torch.exp(((b.x - a.x).square() + (b.y - a.y).square()) / diagonal)
+    if version == 1:
+        return weight
+    loss = 1 - metric.detach()
+    if metric.requires_grad:
+        state.update(loss)
+    beta = loss / state.value
+    return weight * (beta**FOCAL_GAMMA if version == 2 else beta / (WIOU_DELTA * WIOU_ALPHA ** (beta - WIOU_DELTA)))
+
+
+Measure = Callable[[_Box, _Box, float], Tensor]  # two boxes, eps -> how well they fit, (n,)
+Weight = Callable[[_Box, _Box, Tensor, RunningMean, float], Tensor]  # also their measure and the mean -> weights (n,)
+# name -> a measure of one's own; None for those that `_measure` knows
+METRICS: dict[str, Measure | None] = dict.fromkeys(("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU"))
+# name -> the measure that 1 is compared with, and the weight of each box
+LOSSES: dict[str, tuple[str, Weight | None]] = {
+    **{name: (name, None) for name in METRICS},
+    "Focal-EIoU": ("EIoU", _focal_weight),
+    **{f"WIoUv{version}": ("IoU", partial(_wise_weight, version=version)) for version in (1, 2, 3)},
 }
 
 
@@ -169,54 +180,24 @@ def iou_loss(
     xywh: bool = True,
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of predicted boxes, and how well each fits.
+    """Return the loss of predicted boxes (n, 4), and how well each fits.
 
-    Args:
-        predicted, target: (n, 4), centre and size unless `xywh` is False.
-        kind: a key of LOSSES.
-        state: the running mean of WIoU v2 and v3, kept by the caller from step to step; fresh where not given.
-
-    Returns:
-        loss (n,), and the measure it is built on (n,), at most 1, detached: a target for objectness.
+    `kind` is a key of LOSSES, `state` the running mean of WIoU v2 and v3, kept by the caller from step to step (fresh
+    where not given). Returns the loss (n,), and the measure it is built on (n,), at most 1, detached: a target for
+    objectness.
     """
-    measure = LOSSES[check_loss_name(kind)]
+    measure, weight = LOSSES[check_loss_name(kind)]
     a, b = _box(predicted, xywh, eps), _box(target, xywh, eps)
-    metric = METRICS[measure](a, b, eps)
+    metric = _measure(a, b, measure, eps)
     loss = 1 - metric
-    if kind == "Focal-EIoU":
-        # boxes that already fit count more; a constant, or the loss would fall by moving boxes apart
-        loss = loss * _measure("IoU", a, b, eps).detach() ** FOCAL_GAMMA
-    elif kind.startswith("WIoU"):
-        loss = loss * _wise_weight(kind, a, b, metric, state or RunningMean(), eps)
+    if weight:
+        loss = loss * weight(a, b, metric, state or RunningMean(), eps)
     return loss, metric.detach()
-
-
-def _wise_weight(kind: str, a: _Box, b: _Box, metric: Tensor, state: RunningMean, eps: float) -> Tensor:
-    """The weight of each box in WIoU.
-
-    v1: exp(distance of the centres^2 / diagonal of the enclosing box^2), the diagonal taken as a constant. v2 and v3
-    multiply it by a function of beta, a box's IoU loss over the running mean, which moves only where there is something
-    to learn: beta^gamma (hard boxes count more), or beta / (delta alpha^(beta - delta)), so that neither easy boxes nor
-    outliers count much.
-    """
-    with torch.no_grad():
-        width, height = _enclosing(a, b)
-        diagonal = width.square() + height.square() + eps
-    weight = torch.exp(((b.x - a.x).square() + (b.y - a.y).square()) / diagonal)
-    if kind == "WIoUv1":
-        return weight
-    loss = 1 - metric.detach()
-    if metric.requires_grad:
-        state.update(loss)
-    beta = loss / state.value
-    if kind == "WIoUv2":
-        return weight * beta**FOCAL_GAMMA
-    return weight * beta / (WIOU_DELTA * WIOU_ALPHA ** (beta - WIOU_DELTA))
 
 
 def box_iou(box1: Tensor, box2: Tensor) -> Tensor:
     """Plain IoU of all xyxy pairs, (n, 4) and (m, 4) to (n, m); two boxes without area give nan, as in v6.1."""
-    return pairwise_iou(box1, box2, eps=0.0)
+    return paired_iou(box1[:, None], box2[None], eps=0.0)
 
 
 def bbox_iou(

@@ -37,11 +37,8 @@ def non_max_suppression(
         labels: per image rows (class, centre x, centre y, width, height) to be added with confidence 1.
         max_det: at most this many detections per image.
 
-    Returns:
-        per image a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first.
-
-    Raises:
-        ValueError: where a threshold is not in 0..1, and for predictions of another shape.
+    Returns per image a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first. Raises
+    ValueError where a threshold is not in 0..1, and for predictions of another shape.
     """
     if prediction.ndim != 3 or prediction.shape[2] < 6:
         shape = " x ".join(map(str, prediction.shape))

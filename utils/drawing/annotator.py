@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,9 +33,8 @@ Colour = tuple[int, int, int]
 class Colors:
     """The twenty class colours of YOLOv5; class i gets colour i modulo twenty."""
 
-    def __init__(self) -> None:
-        self.palette: list[Colour] = [(code >> 16, code >> 8 & 255, code & 255) for code in PALETTE]
-        self.n = len(self.palette)
+    palette: ClassVar[list[Colour]] = [(code >> 16, code >> 8 & 255, code & 255) for code in PALETTE]
+    n = len(palette)
 
     def __call__(self, i: float, bgr: bool = False) -> Colour:
         """Return the colour of class `i` as (red, green, blue), or reversed for OpenCV's images."""
@@ -93,11 +93,7 @@ class Annotator:
         self.font = font or (fonts[0][0] if len(fonts) == 1 else BUNDLED)
 
     def box_label(
-        self,
-        box: Sequence[float],
-        label: str = "",
-        color: Colour = (128, 128, 128),
-        txt_color: Colour | None = None,
+        self, box: Sequence[float], label: str = "", color: Colour = (128, 128, 128), txt_color: Colour | None = None
     ) -> None:
         """Draw the box (x1, y1, x2, y2 in pixels), its label above it, or inside it at the image's upper edge.
 

@@ -19,11 +19,11 @@ from utils.drawing.annotator import Annotator, colors
 from utils.drawing.figures import (
     GREY,
     INK,
-    name_ticks,
     new_figure,
     save_figure,
     series_colour,
     style_axis,
+    text_font,
     title,
     write_legend,
 )
@@ -75,13 +75,17 @@ def plot_images(
     seventh column for predictions (below 0.25 they are left out). Boxes are fractions of an image when none exceeds
     1.01, else pixels. The mosaic's longer side is at most `max_size` pixels.
     """
-    tiles = _tiles(images[:max_subplots])
+    batch = torch.as_tensor(images[:max_subplots]).detach().float().cpu()
+    if batch.ndim != 4 or not len(batch):
+        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {tuple(batch.shape)}")
+    batch = (batch * 255 ** int(batch.max() <= 1)).round().clip(0, 255).byte()
+    tiles = batch.permute(0, 2, 3, 1).contiguous().numpy()
     count, height, width, _ = tiles.shape
     side = math.ceil(math.sqrt(count))
     shrink = min(1.0, max_size / (side * max(height, width)))
     rows, columns = max(round(shrink * height), 1), max(round(shrink * width), 1)
     mosaic = np.full((side * rows, side * columns, 3), BLANK, np.uint8)
-    boxes = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets, float)
+    boxes = torch.as_tensor(targets).detach().cpu().numpy().astype(float)
     are_fractions = not len(boxes) or boxes[:, 2:6].max() <= 1.01
     scale = np.array([columns, rows] * 2) / (1 if are_fractions else np.array([width, height] * 2))
     labels = None if names is None else drawable_names(names)
@@ -98,15 +102,6 @@ def plot_images(
         mosaic[y : y + rows, x : x + columns] = drawing.result()
         mosaic[y : y + rows, x], mosaic[y, x : x + columns] = BLANK, BLANK
     return write_image(fname, mosaic[..., ::-1])
-
-
-def _tiles(images: Tensor | np.ndarray) -> np.ndarray:
-    """A batch (B, 3, H, W) as (B, H, W, 3) uint8."""
-    batch = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images, np.float32)
-    if batch.ndim != 4 or not len(batch):
-        raise ValueError(f"a mosaic wants a batch (B, 3, H, W) of at least one image, not {batch.shape}")
-    batch = (batch * (255 if batch.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
 
 
 def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, labels: list[str] | None) -> None:
@@ -189,7 +184,17 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
     folder = Path(save_dir)
     LOGGER.info(f"Plotting labels to {folder / 'labels.jpg'}")
     figure, (classes, outlines, *densities) = new_figure(2, 2, (11, 9))
-    _class_counts(classes, labels[:, 0], drawable_names(names))
+    known = drawable_names(names)
+    counts = np.bincount(labels[:, 0].astype(int), minlength=len(known))
+    known += [f"#{i}" for i in range(len(known), len(counts))]
+    bars = classes.bar(range(len(counts)), counts, color=[np.divide(colors(i), 255) for i in range(len(counts))])
+    classes.grid(False, axis="x")
+    title(classes, f"{len(labels):,} labels in {len(counts)} classes", "", "labels")
+    if len(counts) <= 30:
+        turn = 90 * (len(counts) > 6 or max(map(len, known), default=0) * len(known) > 70)  # characters in a row
+        font = text_font(known, 9)
+        classes.set_xticks(range(len(known)), known, fontproperties=font, parse_math=False, rotation=turn)
+        classes.bar_label(bars, fontsize=8, color=GREY, padding=2)
     # boxes around a common centre, so faint that only where many run together it becomes dark
     chosen = labels[np.linspace(0, len(labels) - 1, min(len(labels), OUTLINED_BOXES)).astype(int), 1:]
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
@@ -216,18 +221,6 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
     return [save_figure(figure, folder / "labels.jpg"), correlogram]
 
 
-def _class_counts(axis: Axes, numbers: np.ndarray, names: list[str]) -> None:
-    counts = np.bincount(numbers.astype(int), minlength=len(names))
-    names = [*names, *(f"#{i}" for i in range(len(names), len(counts)))]
-    bars = axis.bar(range(len(counts)), counts, color=[np.divide(colors(i), 255) for i in range(len(counts))])
-    axis.grid(False, axis="x")
-    title(axis, f"{len(numbers):,} labels in {len(counts)} classes", "", "labels")
-    if len(counts) <= 30:
-        is_crowded = len(counts) > 6 or max(map(len, names), default=0) * len(names) > 70  # characters in a row
-        name_ticks(axis, "x", names, 9, rotation=90 if is_crowded else 0)
-        axis.bar_label(bars, fontsize=8, color=GREY, padding=2)
-
-
 # ------------------------------------------------------------------------------------------------------ feature maps
 def feature_visualization(
     x: Tensor, module_type: str, stage: int, n: int = 32, save_dir: Path | str = "runs/detect/exp"
@@ -237,6 +230,8 @@ def feature_visualization(
     Each channel goes from its lowest value to its highest. Writes stage{stage}_{type}_features.png and the whole map of
     that image as .npy. The Detect layer and maps of a single pixel have nothing to show: None is returned for them.
     """
+    from torchvision.utils import make_grid
+
     kind = module_type.rpartition(".")[2]
     if kind == "Detect" or x.ndim != 4 or min(x.shape[2:]) <= 1:
         return None
@@ -246,12 +241,8 @@ def feature_visualization(
     zoom = max(FEATURE_TILE // max(shown.shape[1:]), 1)
     low, high = shown.min((1, 2), keepdims=True), shown.max((1, 2), keepdims=True)
     shades = ((shown - low) / np.maximum(high - low, 1e-12) * 255).astype(np.uint8).repeat(zoom, 1).repeat(zoom, 2)
-    rows, height, width = math.ceil(len(shown) / 8), shades.shape[1] + TILE_GAP, shades.shape[2] + TILE_GAP
-    sheet = np.full((rows * height + TILE_GAP, 8 * width + TILE_GAP, 3), BLANK, np.uint8)
-    for i, shade in enumerate(shades):
-        top, left = i // 8 * height + TILE_GAP, i % 8 * width + TILE_GAP
-        shade = cv2.applyColorMap(shade, cv2.COLORMAP_VIRIDIS)
-        sheet[top : top + shade.shape[0], left : left + shade.shape[1]] = shade
-    write_image(path, sheet)
+    tiles = np.stack([cv2.applyColorMap(shade, cv2.COLORMAP_VIRIDIS) for shade in shades]).transpose(0, 3, 1, 2)
+    sheet = make_grid(torch.from_numpy(tiles), 8, TILE_GAP, pad_value=BLANK)
+    write_image(path, sheet.permute(1, 2, 0).numpy())
     np.save(path.with_suffix(".npy"), maps)
     return path

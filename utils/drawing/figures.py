@@ -7,7 +7,7 @@ whoever draws nothing need not wait for it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +80,6 @@ def write_legend(axis: Axes, size: float, **place: Any) -> None:
     legend = axis.legend(frameon=False, prop=text_font(entries, size), labelcolor=INK, **place)
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def name_ticks(axis: Axes, which: str, names: Sequence[str], size: float, **look: Any) -> None:
-    """One tick for each name on the axis 'x' or 'y', in fonts that have its letters; a `$` in a name is a `$`."""
-    axis.set(**{f"{which}ticks": range(len(names))})
-    set_labels = axis.set_xticklabels if which == "x" else axis.set_yticklabels
-    set_labels(names, fontproperties=text_font(names, size), parse_math=False, **look)
 
 
 def series_colour(index: int) -> str:

@@ -144,11 +144,8 @@ def drawable_names(names: Sequence[str] | dict[int, str]) -> list[str]:
     bad = {word for word in words if lost & set(plain(word))}
     if bad:
         _warn_undrawable(lost, [word for word in words if word in bad])
-    drawn = []
-    for i, word in enumerate(words):
-        short = word if len(word) <= LONGEST_NAME else f"{word[: LONGEST_NAME - 12]}... #{i}"
-        drawn.append(f"#{i}" if word in bad else short)
-    return drawn
+    shorts = [w if len(w) <= LONGEST_NAME else f"{w[: LONGEST_NAME - 12]}... #{i}" for i, w in enumerate(words)]
+    return [f"#{i}" if word in bad else short for i, (word, short) in enumerate(zip(words, shorts, strict=True))]
 
 
 def _warn_undrawable(characters: set[str], texts: Sequence[str]) -> None:
@@ -156,13 +153,12 @@ def _warn_undrawable(characters: set[str], texts: Sequence[str]) -> None:
         return
     _warned.add("undrawable")
     is_cjk = any(unicodedata.name(character, "").startswith(CJK_SCRIPTS) for character in characters)
-    package = f"Noto Sans{' CJK' * is_cjk} from fonts.google.com/noto"
-    if sys.platform == "linux":
-        package = (
-            "fonts-noto-cjk (apt), google-noto-sans-cjk-fonts (dnf), noto-fonts-cjk (pacman) or font-noto-cjk (apk)"
-            if is_cjk
-            else "fonts-noto-core (apt), google-noto-sans-fonts (dnf), noto-fonts (pacman) or font-noto-all (apk)"
-        )
+    packages = {
+        True: "fonts-noto-cjk (apt), google-noto-sans-cjk-fonts (dnf), noto-fonts-cjk (pacman) or font-noto-cjk (apk)",
+        False: "fonts-noto-core (apt), google-noto-sans-fonts (dnf), noto-fonts (pacman) or font-noto-all (apk)",
+    }
+    anywhere = f"Noto Sans{' CJK' * is_cjk} from fonts.google.com/noto"
+    package = packages[is_cjk] if sys.platform == "linux" else anywhere
     few = f"{', '.join(repr(printable(text)) for text in texts[:3])}{' ...' * (len(texts) > 3)}"
     LOGGER.warning(
         f"no installed font can draw {few}: class numbers such as #1 stand for names, '?' for other characters. "

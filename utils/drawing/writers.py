@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +233,7 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes BGR frames into an MP4 file (codec mp4v), opened with the first frame's size.
 
     Use it as a context manager, or call `close`. Frames of another size are resized to the first one's, since a
@@ -263,9 +264,6 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-
-    def __enter__(self) -> VideoWriter:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -78,19 +78,15 @@ def results_by_size(
     results = {}
     for index, name in enumerate(SIZE_RANGES):
         classes, totals = np.unique(true[counted[index]], return_counts=True)
-        pairs = zip(classes, totals, strict=True)
-        values = [_average_precision(states[index][:, columns[label]], total) for label, total in pairs]
+        values = []
+        for label, total in zip(classes, totals, strict=True):  # the mean precision at 101 recalls, per threshold
+            mine = states[index][:, columns[label]]
+            right, wrong = np.cumsum(mine == RIGHT, axis=1), np.cumsum(mine == WRONG, axis=1)
+            precision = right / (right + wrong + np.spacing(1))
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            envelope = np.concatenate((envelope, np.zeros((len(mine), 1))), axis=1)  # beyond the last recall: none
+            reached = [np.searchsorted(row, RECALL_POINTS) for row in right / total]
+            values.append([row[place].mean() for row, place in zip(envelope, reached, strict=True)])
         mean = np.mean(values, axis=0) if values else np.full(len(THRESHOLDS), np.nan)
         results[name] = SizeResult(int(totals.sum()), float(mean[0]), float(mean.mean()))
     return results
-
-
-def _average_precision(states: np.ndarray, total: int) -> np.ndarray:
-    """Return the mean precision at 101 recalls, per threshold, of (thresholds, n) states against `total` labels."""
-    right, wrong = np.cumsum(states == RIGHT, axis=1), np.cumsum(states == WRONG, axis=1)
-    recall = right / total
-    precision = right / (right + wrong + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    envelope = np.concatenate((envelope, np.zeros((len(states), 1))), axis=1)  # beyond the last recall: none
-    reached = [np.searchsorted(row, RECALL_POINTS) for row in recall]
-    return np.array([row[index].mean() for row, index in zip(envelope, reached, strict=True)])

@@ -11,10 +11,12 @@ import importlib
 import io
 import math
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -50,43 +52,37 @@ class CocoTruth:
         """
         images = {key: number for number, key in enumerate(sorted(set(self.image_ids.values()), key=order), 1)}
         classes = {key: number for number, key in enumerate(self.category_ids, 1) if key is not None}
-
-        def numbered(row: Mapping[str, Any]) -> dict[str, Any]:
-            return dict(row) | {"image_id": images[row["image_id"]], "category_id": classes[row["category_id"]]}
-
-        found = [numbered(row) for row in rows if row["image_id"] in images and row["category_id"] in classes]
-        content = {
-            "info": {},
-            "images": [{"id": number} for number in images.values()],
-            "categories": [{"id": number, "name": str(key)} for key, number in classes.items()],
-            "annotations": [numbered(row) | {"id": number} for number, row in enumerate(self.annotations, 1)],
-        }
-        return _evaluate(content, found, self.merged)
-
-
-def _evaluate(content: dict[str, Any], rows: list[dict[str, Any]], merged: bool) -> tuple[float, float] | None:
-    """Return what the first package that is installed makes of detections; log its table."""
-    for module, kind, home in EVALUATORS:
-        try:
-            evaluation = getattr(importlib.import_module(module), kind)
-            truth = importlib.import_module(home).COCO()
-        except ImportError:
-            continue
-        if not rows:
-            return 0.0, 0.0
-        with contextlib.redirect_stdout(io.StringIO()) as table:
-            truth.dataset = content
-            truth.createIndex()
-            scored = evaluation(truth, truth.loadRes(rows), "bbox")
-            scored.print_function = print  # one of the packages is silent without it
-            scored.params.useCats = int(not merged)
-            scored.evaluate()
-            scored.accumulate()
-            scored.summarize()
-        LOGGER.info("\n".join(line for line in table.getvalue().splitlines() if line.startswith(" Average")))
-        return float(scored.stats[0]), float(scored.stats[1])
-    LOGGER.info("pip install pycocotools (or faster-coco-eval) to have COCO's own evaluation as well")
-    return None
+        found, notes = (
+            [
+                dict(row) | {"id": number, "image_id": images[image], "category_id": classes[kind]}
+                for number, row in enumerate(several, 1)
+                if (image := row["image_id"]) in images and (kind := row["category_id"]) in classes
+            ]
+            for several in (rows, self.annotations)
+        )
+        for module, kind, home in EVALUATORS:
+            try:
+                evaluation = getattr(importlib.import_module(module), kind)
+                truth = importlib.import_module(home).COCO()
+            except ImportError:
+                continue
+            if not found:
+                return 0.0, 0.0
+            with contextlib.redirect_stdout(io.StringIO()) as table:
+                categories = [{"id": number, "name": str(key)} for key, number in classes.items()]
+                listed = [{"id": number} for number in images.values()]
+                truth.dataset = {"info": {}, "images": listed, "categories": categories, "annotations": notes}
+                truth.createIndex()
+                scored = evaluation(truth, truth.loadRes(found), "bbox")
+                scored.print_function = print  # one of the packages is silent without it
+                scored.params.useCats = int(not self.merged)
+                scored.evaluate()
+                scored.accumulate()
+                scored.summarize()
+            LOGGER.info("\n".join(re.findall("^ Average.*", table.getvalue(), re.MULTILINE)))
+            return float(scored.stats[0]), float(scored.stats[1])
+        LOGGER.info("pip install pycocotools (or faster-coco-eval) to have COCO's own evaluation as well")
+        return None
 
 
 def find_annotations(root: Path, split: str, folders: Iterable[Path]) -> Path | None:
@@ -126,10 +122,10 @@ def read_truth(file: Path, images: Sequence[str], names: Sequence[str], merged: 
     firsts = {kind: key for key, kind in reversed(kinds.items())}
     truth = CocoTruth(image_ids, list(map(firsts.get, range(len(names)))), merged)
     lost = _add_annotations(truth, notes, entries, categories, kinds)
-    if not merged:
-        lost["classes that it lacks"] = [names[kind] for kind in _without(range(len(names)), firsts)]
-    lost["scored images that it lacks"] = _without(images, image_ids)
-    lost["images of its own that are not scored"] = [entries[k] for k in _without(entries, set(image_ids.values()))]
+    scored = set(image_ids.values())
+    lost["classes that it lacks"] = [name for kind, name in enumerate(names) if not merged and kind not in firsts]
+    lost["scored images that it lacks"] = list(filterfalse(image_ids.__contains__, images))
+    lost["images of its own that are not scored"] = [name for key, name in entries.items() if key not in scored]
     _log_lost(file, lost)
     if not truth.annotations:
         LOGGER.warning(f"{printable(file)} has no objects to score by on these images: COCO's evaluation will say -1")
@@ -185,10 +181,6 @@ def _log_lost(file: Path, lost: dict[str, list[str]]) -> None:
     parts = [f"{reason}: {len(items)} (first: {items[0][:80]})" for reason, items in lost.items() if items]
     if parts:
         LOGGER.warning(f"COCO's evaluation by {printable(file)} leaves out {printable('; '.join(parts))}")
-
-
-def _without(items: Iterable[Any], others: Container[Any]) -> list[Any]:
-    return [item for item in items if item not in others]
 
 
 def upright(box: Sequence[float] | None) -> list[float] | None:

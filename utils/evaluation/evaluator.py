@@ -24,7 +24,7 @@ from utils.boxes.convert import xywh2xyxy
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import agreed, gather_to_main, is_main
 from utils.evaluation.metrics import DetectionMetrics
-from utils.evaluation.reports import Found, Report, ReportSettings, ValResult
+from utils.evaluation.reports import Found, Report, ValResult
 from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
@@ -67,12 +67,12 @@ def evaluate(
 ) -> ValResult | None:
     """Detect on every batch of `loader` and score it against the labels.
 
-    `forward` maps (B, 3, H, W) images in 0..1 to (predictions (B, M, 5 + C), raw maps per level); the raw maps reach
-    `report.loss`. Boxes are compared in the pixels of the images on disk. With a `settings.stride` above 1 every
-    process of the run must come here, each with its own batches; the main one gets the result of all of them, the
-    others None. An error of one is then raised in all.
+    `forward` maps (B, 3, H, W) images in 0..1 to (predictions (B, M, 5 + C), raw maps per level); these reach
+    `report.compute_loss`. Boxes are compared in the pixels of the images on disk. With a `settings.stride` above 1
+    every process of the run must come here, each with its own batches; the main one gets the result of all of them,
+    the others None. An error of one is then raised in all.
     """
-    report = report or Report(ReportSettings(Path(), names, plots=False))
+    report = report or Report(Path(), names, plots=False)
     metrics = DetectionMetrics(["item"] if settings.single_cls else names)
     with agreed() if settings.stride > 1 else nullcontext():
         share = _score_share(forward, loader, metrics.names, device, settings, report)
@@ -123,9 +123,10 @@ def _score_share(
         targets = batch.targets.to(device)
         truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2, device=device)), 1)
         candidates = [truth[targets[:, 0] == i] for i in range(count)]
-        chosen = replace(suppression, labels=candidates if settings.hybrid else ())
+        chosen = replace(suppression, labels=candidates * settings.hybrid)
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
-        losses.append(losses[0] if raw is None else report.loss([level.float() for level in raw], targets))
+        levels = raw and [level.float() for level in raw]
+        losses.append(report.compute_loss(levels, targets)[1] if levels else losses[0])
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]
             geometry = Geometry(image, (height, width), ratio_pad)

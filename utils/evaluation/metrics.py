@@ -153,11 +153,8 @@ def ap_per_class(
     """Return v6.1's scores of the k classes that have labels: true positives, false positives, precision, recall, F1
     (k,) at the confidence where the mean F1 is best, average precision (k, t) and classes (k,).
 
-    Args:
-        tp: (n, t) bool, which detections are right at which IoU threshold.
-        conf, pred_cls: (n,) confidence and class of the detections.
-        target_cls: (m,) classes of all labels.
-        plot, save_dir, names: v6.1 drew its curves here; `utils.evaluation.plots.plot_curves` does now.
+    `tp` (n, t) says which detections are right at which IoU threshold, `conf` and `pred_cls` (n,) are theirs,
+    `target_cls` (m,) are the classes of all labels. `plots.plot_curves` draws what v6.1 drew here.
     """
     if plot:
         raise ValueError("ap_per_class does not draw: utils.evaluation.plots.plot_curves does, with plot=False here")
@@ -230,10 +227,6 @@ class DetectionMetrics:
         xyxy, in its own pixels. Either may have no rows. Raise ValueError for a class that has no name.
         """
         found, meant = detections.detach().cpu().double(), labels.detach().cpu().double()
-        self.images.append(self._counts(found, meant))
-        self.confusion.update(found, meant)
-
-    def _counts(self, found: Tensor, meant: Tensor) -> ImageCounts:
         predicted, true, confidence = found[:, 5].numpy(), meant[:, 0].numpy(), found[:, 4].numpy()
         for classes, what in ((predicted, "detection"), (true, "label")):
             if len(classes) and not 0 <= classes.max() < len(self.names):
@@ -244,16 +237,15 @@ class DetectionMetrics:
         areas, true_areas = ((box[:, 2:] - box[:, :2]).prod(1).numpy() for box in (found[:, :4], meant[:, 1:]))
         iou = np.where(predicted[:, None] == true[None], iou, -1.0)
         by_size = match_by_size(iou, confidence, predicted, areas, true_areas)
-        return ImageCounts(correct, confidence, predicted, true, *by_size)
+        self.images.append(ImageCounts(correct, confidence, predicted, true, *by_size))
+        self.confusion.update(found, meant)
 
     def compute(self) -> DetectionResult:
         """Return the scores of all images. Their order decides between detections of one confidence."""
-        images = [self._counts(torch.zeros(0, 6).double(), torch.zeros(0, 5).double()), *self.images]
-
-        def joined(column: int, axis: int = 0) -> np.ndarray:
-            return np.concatenate([one[column] for one in images], axis)
-
-        correct, confidence, predicted, true = map(joined, range(4))
+        empty = DetectionMetrics(self.names)
+        empty.update(torch.zeros(0, 6), torch.zeros(0, 5))
+        images = [*empty.images, *self.images]
+        correct, confidence, predicted, true = (np.concatenate([one[column] for one in images]) for column in range(4))
         sized = np.concatenate([np.stack((one.confidence, one.predicted))[:, one.by_size] for one in images], axis=1)
         curves = curves_of(correct, confidence, predicted, true)
         having = np.concatenate([np.unique(one.true) for one in images]).astype(np.int64)
@@ -267,7 +259,8 @@ class DetectionMetrics:
         precision, recall, map50, overall = scores.mean(axis=0).tolist() if rows else (0.0, 0.0, 0.0, 0.0)
         maps = np.full(len(self.names), overall)
         maps[curves.classes] = scores[:, 3]
-        by_size = results_by_size(joined(5, -1), sized[0], sized[1], true, joined(6, -1))
+        states, counted = (np.concatenate([one[column] for one in images], axis=-1) for column in (5, 6))
+        by_size = results_by_size(states, sized[0], sized[1], true, counted)
         shown = curves if rows else None
         means = precision, recall, map50, overall
         return DetectionResult(len(self.images), len(true), *means, maps, rows, by_size, shown, self.confusion)

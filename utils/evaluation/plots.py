@@ -76,17 +76,11 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path |
     side, has_numbers = float(np.clip(0.42 * len(ticks) + 3, 5, 18)), len(ticks) <= ANNOTATED_CLASSES
     figure, (axis,) = new_figure(1, 1, (side + 1, side))
     axis.grid(False)
-    look: dict[str, Any] = {
-        "mask": blank,
-        "vmin": 0,
-        "cmap": "Blues",
-        "square": True,
-        "xticklabels": False,
-        "yticklabels": False,
-    }
-    bar, numbers = {"fraction": 0.04, "pad": 0.02}, {"size": float(np.clip(130 / len(ticks), 4.5, 9))}
     most, form = (1, ".2f") if normalize else (max(1, shown.max()), ".0f")
-    heatmap(shown, vmax=most, annot=has_numbers, fmt=form, annot_kws=numbers, cbar_kws=bar, ax=axis, **look)
+    numbers = {"size": float(np.clip(130 / len(ticks), 4.5, 9))}
+    look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "Blues", "square": True, "fmt": form, "annot_kws": numbers}
+    look |= {"xticklabels": False, "yticklabels": False, "cbar_kws": {"fraction": 0.04, "pad": 0.02}}
+    heatmap(shown, mask=blank, annot=has_numbers, ax=axis, **look)
     figure.axes[-1].tick_params(colors=GREY, labelsize=9)  # the colour bar's
     title(axis, "Confusion matrix" + (", share of each true class" if normalize else ""), "True", "Predicted")
     font = text_font(ticks, float(np.clip(0.6 * 72 * side / len(ticks), 4, 9)))  # 72 points to an inch

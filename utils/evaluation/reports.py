@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,6 @@ Found = tuple[int, str, np.ndarray]  # number of the batch, path of an image and
 
 
 @dataclass(slots=True)
-class ReportSettings:
-    """Which of it is wanted, and where."""
-
-    folder: Path
-    names: Sequence[str]
-    plots: bool = True
-    txt: bool = False  # labels/*.txt
-    confidence: bool = False  # in these
-    json: Path | None = None  # file to write the COCO rows to
-    categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
-    truth: CocoTruth | None = None  # annotations whose ids the rows take; images and classes without are left out
-
-
-@dataclass(slots=True)
 class ValResult:
     """Metrics, mean losses (box, obj, cls) and milliseconds per image (preparation, network, suppression)."""
 
@@ -56,59 +42,62 @@ class ValResult:
         return (m.precision, m.recall, m.map50, m.map, *self.losses)
 
 
+@dataclass
 class Report:
-    """What `evaluate` reports to: writes as it goes, and `finish`es with plots and JSON.
+    """What `evaluate` reports to, and what is wanted of it: writes as it goes, and `finish`es with plots and JSON.
 
     Each process writes the label files and draws the mosaics of its own batches, the main one does the rest. `rows` are
     COCO's of all images in the order of the data set, once it has received what every process found.
     """
 
-    def __init__(
-        self, settings: ReportSettings, loss: Callable[..., Any] | None = None, callbacks: Callbacks | None = None
-    ) -> None:
-        self.settings, self.compute_loss = settings, loss
-        self.callbacks = callbacks or Callbacks()
-        self.rows: list[dict[str, Any]] = []
-        self.found: list[Found] = []
-        self._labels: dict[str, Path] = {}
-        self._ids: dict[str, int | str] = {}
+    folder: Path
+    names: Sequence[str]
+    plots: bool = True
+    txt: bool = False  # labels/*.txt
+    confidence: bool = False  # in these
+    json: Path | None = None  # file to write the COCO rows to
+    categories: Sequence[int] | None = None  # COCO's 91 ids for its 80 classes
+    truth: CocoTruth | None = None  # annotations whose ids the rows take; images and classes without are left out
+    # (raw maps, targets) -> (loss, mean losses box, obj, cls)
+    compute_loss: Callable[..., Any] = lambda raw, targets: (None, torch.zeros(3, device=targets.device))
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+    _labels: dict[str, Path] = field(default_factory=dict)
+    _ids: dict[str, int | str] = field(default_factory=dict)
 
     def name_images(self, images: Sequence[str]) -> None:
         """Give each image of the data set a label file and an id of its own, if wanted; log which are named alike."""
-        if not self.settings.txt and (self.settings.truth or not self.settings.json):
+        if not self.txt and (self.truth or not self.json):
             return
         outputs = [Output(path, file_stem(Path(path).stem), Path(path).suffix) for path in images]
-        names = OutputNames(self.settings.folder, outputs)
+        names = OutputNames(self.folder, outputs)
         names.report_changes()
         self._labels = {path: names.label(position) for position, path in enumerate(images)}
         ids = unique_names([str(int(stem)) if stem.isdecimal() else stem for stem in names.stems])
         self._ids = {path: int(key) if key.isdecimal() else key for path, key in zip(images, ids, strict=True)}
 
-    def loss(self, raw: list[Tensor], targets: Tensor) -> Tensor:
-        """Return the mean losses (box, obj, cls) of one batch, zeros without a loss to compute."""
-        return self.compute_loss(raw, targets)[1] if self.compute_loss else torch.zeros(3, device=targets.device)
-
     def image(self, path: str, shape: tuple[int, int], detections: Tensor, batch: int) -> None:
         """Write the label file of one image of size `shape` (h, w); keep its detections (n, 6) for the JSON."""
-        wanted, detections = self.settings, detections.cpu()
-        if wanted.txt:
-            file = self._labels.get(path) or wanted.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
-            write_labels(file, detections, shape, wanted.confidence)
-        if wanted.json:
+        detections = detections.cpu()
+        if self.txt:
+            file = self._labels.get(path) or self.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
+            write_labels(file, detections, shape, self.confidence)
+        if self.json:
             self.found.append((batch, path, detections.numpy()))
-        self.callbacks.run("on_val_image_end", detections, detections, path, wanted.names, None)
+        self.callbacks.run("on_val_image_end", detections, detections, path, self.names, None)
 
     def batch(self, index: int, batch: Any, detections: list[Tensor]) -> None:
         """Draw the mosaics of batch `index` of the whole set, if it is one of the first; boxes are in its pixels."""
-        if self.settings.plots and index < DRAWN_BATCHES:
+        if self.plots and index < DRAWN_BATCHES:
             for name, boxes in (("labels", batch.targets), ("pred", output_to_target(detections))):
-                file = self.settings.folder / f"val_batch{index}_{name}.jpg"
-                plot_images(batch.images, boxes, batch.paths, file, self.settings.names)
+                file = self.folder / f"val_batch{index}_{name}.jpg"
+                plot_images(batch.images, boxes, batch.paths, file, self.names)
 
     def receive(self, found: Sequence[Sequence[Found]]) -> None:
         """Make the JSON's rows of what all processes found."""
-        truth = self.settings.truth
-        categories = truth.category_ids if truth else self.settings.categories
+        truth = self.truth
+        categories = truth.category_ids if truth else self.categories
         self.found = sorted((one for several in found for one in several), key=lambda one: one[0])
         for _, path, detections in self.found:
             image_id = (truth.image_ids if truth else self._ids).get(path)
@@ -119,17 +108,17 @@ class Report:
         """Draw the curves and the confusion matrix, write and score the JSON; nothing without a result."""
         if result is None:
             return
-        wanted, metrics = self.settings, result.metrics
-        if wanted.plots and metrics.curves:
-            plot_curves(metrics.curves, wanted.names, wanted.folder)
-            plot_confusion_matrix(metrics.confusion.matrix, wanted.names, wanted.folder / "confusion_matrix.png")
-        if wanted.json:
-            wanted.json.write_text(json.dumps(self.rows), encoding="utf-8")
+        metrics = result.metrics
+        if self.plots and metrics.curves:
+            plot_curves(metrics.curves, self.names, self.folder)
+            plot_confusion_matrix(metrics.confusion.matrix, self.names, self.folder / "confusion_matrix.png")
+        if self.json:
+            self.json.write_text(json.dumps(self.rows), encoding="utf-8")
             left_out = sum(len(detections) for *_, detections in self.found) - len(self.rows)
             lost = f" ({left_out} of images or classes without annotations are not)" * bool(left_out)
-            LOGGER.info(f"{len(self.rows)} detections saved to {shown(wanted.json)}{lost}")
-        if wanted.truth:
-            wanted.truth.score(self.rows)
+            LOGGER.info(f"{len(self.rows)} detections saved to {shown(self.json)}{lost}")
+        if self.truth:
+            self.truth.score(self.rows)
         self.callbacks.run("on_val_end")
 
 

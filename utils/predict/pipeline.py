@@ -65,11 +65,6 @@ class Clock:
     suppress: float = 0.0
     images: int = 0
 
-    def line(self, shape: tuple[int, ...]) -> str:
-        """Return the line of speeds, in milliseconds per image."""
-        spent = (1000 * seconds / max(self.images, 1) for seconds in (self.prepare, self.network, self.suppress))
-        return SPEED.format(*spent, shape)
-
 
 def prepare_image(
     image: np.ndarray, shape: tuple[int, int], stride: int = 32, auto: bool = True, bgr: bool = True

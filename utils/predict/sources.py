@@ -21,16 +21,7 @@ from utils.images.reading import decode_image, read_image
 from utils.predict.pipeline import Geometry, prepare_image
 from utils.predict.source_files import WEB_SCHEMES, is_url, sources_in
 from utils.predict.streams import read_streams
-from utils.predict.video_files import (
-    LARGEST_FILE,
-    NO_FRAME,
-    VID_FORMATS,
-    frame_limit,
-    length_and_rate,
-    limit_reached,
-    open_file,
-    suffix_of,
-)
+from utils.predict.video_files import LARGEST_FILE, NO_FRAME, VID_FORMATS, Video, open_file, suffix_of
 from utils.prepare.web import open_url
 
 WEB_TIMEOUT = 30.0  # seconds a server may be silent
@@ -99,7 +90,7 @@ class Source:
 
     A file that cannot be read is a warning, and the run goes on. `imgsz` is the (height, width) that images are
     letterboxed to, padded only to a multiple of `stride` when `auto`. `max_frames` of a video are read, without it no
-    more than `frame_limit` allows.
+    more than `Video` allows.
     """
 
     files: Sequence[str]
@@ -117,10 +108,15 @@ class Source:
     def __iter__(self) -> Iterator[Frame]:
         for position, file in enumerate(self.files):
             try:
-                if suffix_of(file) in VID_FORMATS:
-                    yield from self._video(file, position)
-                else:
+                if suffix_of(file) not in VID_FORMATS:
                     yield self._frame(fetch_image(file) if is_url(file) else read_image(file), "image", position)
+                    continue
+                video, size = Video(open_file(file)), file_size(file, LARGEST_FILE)
+                for image in video.images(file, self.vid_stride, self.max_frames, size):
+                    rate = video.fps / self.vid_stride
+                    yield self._frame(image, "video", position, video.number, video.total, rate)
+                if not video.number:
+                    raise ValueError(NO_FRAME)
             except (OSError, ValueError) as error:
                 name, reason = printable(file), printable(str(error))
                 LOGGER.warning(reason if name in reason else f"{name}: {reason}")
@@ -146,24 +142,6 @@ class Source:
         image, geometry = prepare_image(original, self.imgsz, self.stride, self.auto)
         path = [*self.files, *self.streams][source]
         return Frame(path, image, original, geometry, kind, source, len(self), number, total, fps)
-
-    def _video(self, file: str, position: int) -> Iterator[Frame]:
-        capture = open_file(file)
-        try:
-            total, rate = length_and_rate(capture)
-            limit = frame_limit(total, file_size(file, LARGEST_FILE), self.max_frames)
-            number = 0
-            while capture.grab():
-                if number == limit:
-                    LOGGER.warning(limit_reached(file, total, limit))
-                    break
-                number += 1
-                if (number - 1) % self.vid_stride == 0 and (read := capture.retrieve())[0]:
-                    yield self._frame(read[1], "video", position, number, total, rate / self.vid_stride)
-        finally:
-            capture.release()
-        if not number:
-            raise ValueError(f"{printable(file)}: {NO_FRAME}")
 
 
 def open_source(

@@ -20,7 +20,7 @@ import numpy as np
 
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.predict.video_files import VID_FORMATS, frame_limit, length_and_rate, limit_reached, open_video, suffix_of
+from utils.predict.video_files import VID_FORMATS, Video, open_video, suffix_of
 
 CLIP_QUEUE = 8  # decoded frames of a clip that wait for the consumer; of a live stream one does
 REOPENINGS, REOPEN_PAUSE = 3, 1.0  # tries to get a lost live stream back, and the seconds before each
@@ -46,7 +46,6 @@ class _Inbox:
         self.changed = threading.Condition()
         self.stopped = threading.Event()
         self.running = streams
-        self.last = -1  # stream served last: the next one has precedence
 
     def put(self, frame: StreamFrame, live: bool) -> None:
         """Leave a frame; a clip waits for room, a live stream replaces what was not fetched."""
@@ -58,27 +57,19 @@ class _Inbox:
             queue.append(frame)
             self.changed.notify_all()
 
-    def take(self, patience: float) -> StreamFrame | None:
-        """The next frame, the streams taking turns; None when all have ended, TimeoutError after `patience` seconds."""
-        with self.changed:
-            if not self.changed.wait_for(lambda: any(self.queues) or self.running == 0, patience):
-                raise TimeoutError
-            count = len(self.queues)
-            for stream in ((self.last + step) % count for step in range(1, count + 1)):
-                if self.queues[stream]:
-                    self.last = stream
-                    self.changed.notify_all()
-                    return self.queues[stream].popleft()
-        return None
-
     def read(self, address: str, stream: int, vid_stride: int, max_frames: int | None) -> None:
         """In a thread: decode a stream until it ends, breaks for good, or is stopped; a lost one is opened again."""
         name, number, lost = printable(address), 0, 0
         try:
             while not self.stopped.is_set():
-                before = number
-                number, is_clip = self._read_once(address, stream, number, vid_stride, max_frames)
-                lost = lost + 1 if number == before else 1
+                video = Video(open_video(address), number)
+                is_clip = video.total > 0 or suffix_of(address) in set(VID_FORMATS) - set(LIVE_FORMATS)
+                for image in video.images(address, vid_stride, max_frames, endless=not is_clip):
+                    self.put(StreamFrame(stream, image, video.number, video.total, video.fps), live=not is_clip)
+                    if self.stopped.is_set():
+                        return
+                lost = lost + 1 if number == video.number else 1
+                number = video.number
                 if is_clip or not number or lost > REOPENINGS:
                     break
                 LOGGER.warning(f"{name}: lost, opening it again ({lost} of {REOPENINGS})")
@@ -92,44 +83,32 @@ class _Inbox:
                 self.running -= 1
                 self.changed.notify_all()
 
-    def _read_once(
-        self, address: str, stream: int, number: int, vid_stride: int, max_frames: int | None
-    ) -> tuple[int, bool]:
-        """Open the stream and hand on its frames -> the number of the last one, and whether it was a clip."""
-        capture = open_video(address)
-        try:
-            total, fps = length_and_rate(capture)
-            is_clip = total > 0 or suffix_of(address) in set(VID_FORMATS) - set(LIVE_FORMATS)
-            limit = frame_limit(total, max_frames=max_frames)
-            while not self.stopped.is_set() and capture.grab():
-                if is_clip and number == limit:
-                    LOGGER.warning(limit_reached(address, total, limit))
-                    break
-                number += 1
-                if (number - 1) % vid_stride == 0 and (read := capture.retrieve())[0]:
-                    self.put(StreamFrame(stream, read[1], number, total, fps), live=not is_clip)
-            return number, is_clip
-        finally:
-            capture.release()
-
 
 def read_streams(addresses: Sequence[str], vid_stride: int = 1, max_frames: int | None = None) -> Iterator[StreamFrame]:
     """Frames of all streams as they come: webcam numbers, rtsp/rtmp/http addresses or video files.
 
-    Every `vid_stride`-th frame is taken, of a clip no more than `frame_limit` allows. A stream that cannot be opened is
+    Every `vid_stride`-th frame is taken, of a clip no more than `Video` allows. A stream that cannot be opened is
     a warning; ValueError when none could be.
     """
     inbox = _Inbox(len(addresses))
-    for stream, address in enumerate(addresses):
-        given = (address, stream, vid_stride, max_frames)
-        threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {stream}").start()
-    frames = 0
+    for i, address in enumerate(addresses):
+        given = (address, i, vid_stride, max_frames)
+        threading.Thread(target=inbox.read, args=given, daemon=True, name=f"stream {i}").start()
+    frames, last = 0, -1  # the stream served last: the next one has precedence
     try:
-        while (frame := inbox.take(SILENCE)) is not None:
+        while True:
+            with inbox.changed:
+                if not inbox.changed.wait_for(lambda: any(inbox.queues) or inbox.running == 0, SILENCE):
+                    LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
+                    break
+                turns = ((last + step) % len(addresses) for step in range(1, len(addresses) + 1))
+                last = next((stream for stream in turns if inbox.queues[stream]), -1)
+                if last < 0:  # all have ended
+                    break
+                frame = inbox.queues[last].popleft()
+                inbox.changed.notify_all()
             frames += 1
             yield frame
-    except TimeoutError:
-        LOGGER.warning(f"no stream has sent a frame for {SILENCE:.0f} s; ending")
     finally:
         with inbox.changed:
             inbox.stopped.set()

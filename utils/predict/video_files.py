@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import cv2
+import numpy as np
 
 from utils.base.files import file_size, printable
+from utils.base.log import LOGGER
 
 VID_FORMATS = (
     "3g2", "3gp", "asf", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts",
@@ -30,18 +31,18 @@ UNPROMISED_LIMIT = 1_000_000  # where it promises nothing: nine hours at 30 fram
 LARGEST_FILE = 1 << 62  # bytes: any file, but a file
 HEAD = 512  # bytes that distinguish text from a container
 
-
 _changed = threading.Condition()
 _openings: list[str] = []  # FFmpeg's extra options of the openings under way, which are all the same
 _users_own: list[str | None] = [None]  # what the environment held before the first of them
 
 
-@contextmanager
-def _options(extra: str) -> Iterator[None]:
-    """While the block runs, `extra` comes after the options that the user has set.
+def _open(place: str, extra: str = "") -> cv2.VideoCapture:
+    """Open with `extra` after the options that the user has set: openings of the same side by side, others after them.
 
-    Openings that want the same go side by side, the others wait for them.
+    With some it is FFmpeg that opens, where OpenCV has it: the next in line would take a number in a name for a series
+    of images.
     """
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
     with _changed:
         _changed.wait_for(lambda: not _openings or _openings[0] == extra)
         if not _openings:
@@ -50,7 +51,7 @@ def _options(extra: str) -> Iterator[None]:
                 os.environ[OPTIONS] = "|".join(filter(None, (_users_own[0], extra)))
         _openings.append(extra)
     try:
-        yield
+        return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg and extra else cv2.CAP_ANY)
     finally:
         with _changed:
             _openings.pop()
@@ -84,10 +85,7 @@ def open_video(place: str) -> cv2.VideoCapture:
         return cv2.VideoCapture(int(place))
     if "://" not in place:
         return open_file(place)
-    if suffix_of(place) in VID_FORMATS:
-        return _open(place, f"format_whitelist;{CONTAINERS}")
-    with _options(""):
-        return cv2.VideoCapture(place)
+    return _open(place, f"format_whitelist;{CONTAINERS}" * (suffix_of(place) in VID_FORMATS))
 
 
 def open_file(file: str) -> cv2.VideoCapture:
@@ -113,29 +111,38 @@ def open_file(file: str) -> cv2.VideoCapture:
     return _open(os.path.abspath(file), f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
 
 
-def _open(place: str, extra: str) -> cv2.VideoCapture:
-    """With FFmpeg where OpenCV has it: the next in line would take a number in a name for a series of images."""
-    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()
-    with _options(extra):
-        return cv2.VideoCapture(place, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
+class Video:
+    """What comes out of a capture.
 
-
-def length_and_rate(capture: cv2.VideoCapture) -> tuple[int, float]:
-    """Frames in all, 0 for unknown or endless, and frames per second; many containers report nonsense for either."""
-    total, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    return int(total) if 0 < total < MANY_FRAMES else 0, float(fps) if 0 < fps < 1000 else FALLBACK_FPS
-
-
-def frame_limit(total: int, size: int = MANY_FRAMES, max_frames: int | None = None) -> int:
-    """Frames after which a video of `size` bytes that promises `total` (0: nothing) is left; `max_frames` where given.
-
-    A promise of more frames than bytes counts for nothing.
+    `total` is the frames in all, 0 for unknown or endless, `fps` those in a second (many containers report nonsense for
+    either), `number` that of the latest frame, which goes on from the one given.
     """
-    promised = total if total <= size else 0
-    return max_frames or (max(MORE_THAN_PROMISED * promised, LEAST_LIMIT) if promised else UNPROMISED_LIMIT)
 
+    def __init__(self, capture: cv2.VideoCapture, number: int = 0) -> None:
+        total, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        self.total = int(total) if 0 < total < MANY_FRAMES else 0
+        self.fps = float(fps) if 0 < fps < 1000 else FALLBACK_FPS
+        self.capture, self.number = capture, number
 
-def limit_reached(file: str, total: int, limit: int) -> str:
-    """Return the message that a video is left after `limit` frames."""
-    promise = f"it promises {total}" if total else "it does not say how many it has"
-    return f"{printable(file)}: left after {limit} frames ({promise}); --max-frames {10 * limit} reads on"
+    def images(
+        self, name: str, stride: int = 1, max_frames: int | None = None, size: int = MANY_FRAMES, endless: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield every `stride`-th frame (H, W, 3) uint8 BGR; the capture is released in the end.
+
+        Unless it may be endless, it is left after `max_frames`, by default after so many times what it promises. A
+        promise of more frames than its `size` in bytes counts for nothing.
+        """
+        promised = self.total if self.total <= size else 0
+        limit = max_frames or (max(MORE_THAN_PROMISED * promised, LEAST_LIMIT) if promised else UNPROMISED_LIMIT)
+        try:
+            while self.capture.grab():
+                if self.number == limit and not endless:
+                    promise = f"it promises {self.total}" if self.total else "it does not say how many it has"
+                    left = f"{printable(name)}: left after {limit} frames ({promise})"
+                    LOGGER.warning(f"{left}; --max-frames {10 * limit} reads on")
+                    break
+                self.number += 1
+                if (self.number - 1) % stride == 0 and (read := self.capture.retrieve())[0]:
+                    yield read[1]
+        finally:
+            self.capture.release()

@@ -23,9 +23,6 @@ class RoutingMap:
     index: np.ndarray  # (R, K) numbers of the regions that each region is routed to, best first
     weight: np.ndarray  # (R, K) shares of these in the routing, each row summing to 1
 
-    def __post_init__(self) -> None:
-        assert self.index.shape == self.weight.shape and self.index.shape[0] == self.rows * self.cols
-
     @property
     def topk(self) -> int:
         """Regions that each region is routed to."""

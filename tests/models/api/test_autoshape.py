@@ -1,8 +1,6 @@
 """Pictures of every kind in, boxes in several forms out."""
 
-import http.server
 import struct
-import threading
 import zlib
 
 import cv2
@@ -16,6 +14,7 @@ from models.api.autoshape import AutoShape, load_image, to_rgb
 from models.api.detections import Detections, describe_counts
 from models.backends import DetectMultiBackend
 from tests.known_detector import NAMES, by_rows, expected_boxes, known_model, write_weights
+from tests.pages import serving
 from utils.drawing.writers import write_image
 
 
@@ -37,13 +36,10 @@ def test_no_picture_is_refused(model):
         model([3])
 
 
-def test_boxes_are_those_of_the_detector(model):
+def test_native_pixels(model):
     result = model(coloured(), size=32)
     assert isinstance(result, Detections) and len(result) == result.n == 1 and result.s == (1, 3, 32, 32)
     assert torch.allclose(by_rows(result.xyxy[0][:, :4]), expected_boxes(), atol=1e-2)
-
-
-def test_native_pixels(model):
     result = model(coloured(64, 128), size=32)  # letterboxed to 32 x 32: half of it is padding
     boxes = result.xyxy[0][:, :4]
     assert float(boxes.max()) <= 128 and float(boxes[:, [1, 3]].max()) <= 64
@@ -53,14 +49,12 @@ def test_native_pixels(model):
     assert torch.equal(result.xywhn[0][:, 4:], result.xyxy[0][:, 4:])
 
 
-def test_common_shape_is_whole_strides(model):
+def test_common_shape_is_whole_strides_and_batches_give_raw_predictions(model):
     result = model([coloured(20, 40), coloured(30, 40), coloured(10, 10)], size=64)
+    assert torch.equal(model(torch.zeros(3, 32, 32), size=32).xyxy[0], model((np.zeros((32, 32, 3)),), size=32).xyxy[0])
     assert result.s == (3, 3, 64, 64) and [im.shape[0] for im in result.imgs] == [20, 30, 10]
     assert model([coloured(20, 40)], size=64).s == (1, 3, 32, 64)
     assert model([coloured(3, 400)], size=64).s == (1, 3, 32, 64)
-
-
-def test_batches_give_raw_predictions(model):
     batch = torch.rand(2, 3, 32, 64)
     assert torch.equal(model(batch)[0], model.model(batch)[0])
     assert torch.equal(model(batch.double())[0], model.model(batch)[0])
@@ -72,19 +66,6 @@ def test_batches_give_raw_predictions(model):
 def test_what_is_no_size(model, size):
     with pytest.raises(ValueError, match="longer side in pixels"):
         model(coloured(), size=size)
-
-
-def test_mixed_lists(model, tmp_path):
-    rgb = coloured(20, 30)
-    path = write_image(tmp_path / "red.png", rgb[..., ::-1])
-    tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
-    items = [path, str(path), Image.fromarray(rgb), rgb, tensor, tensor / 255, rgb.transpose(2, 0, 1)]
-    result = model(items, size=32)
-    assert result.n == len(items) and all(np.array_equal(picture, rgb) for picture in result.imgs)
-    assert result.files == ["red.jpg", "red-2.jpg", *(f"image{i}.jpg" for i in range(2, 7))]
-    assert all(torch.equal(rows, result.xyxy[0]) for rows in result.xyxy)
-    assert torch.equal(model(tensor, size=32).xyxy[0], result.xyxy[0])  # one picture, not a batch
-    assert model(tuple(items[:2]), size=32).n == 2
 
 
 @pytest.mark.parametrize(
@@ -119,16 +100,6 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
 )
 def test_flat_and_narrow_images_are_not_taken_for_channels_first(shape, size):
     assert to_rgb(np.zeros(shape, np.uint8)).shape == (*size, 3)
-
-
-def test_tensors_have_their_channels_first():
-    assert load_image(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
-    assert load_image(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_image(torch.zeros(5, 6))[0].shape[1] == 6
-    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
-    load_image(shared)[0][:] = 9
-    assert not shared.any()
-    with pytest.raises(ValueError, match="is no image"):
-        load_image(torch.zeros(1, 3, 4, 5))
 
 
 PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
@@ -167,39 +138,15 @@ def test_every_orientation(orientation, tmp_path):
         assert np.array_equal(load_image(item)[0], turned[orientation])
 
 
-def png_that_claims(width, height):
-    """The beginning of a picture of any size, in a hundred bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
 @pytest.fixture(scope="module")
 def site():
-    """A server on this machine, with a picture and with what is none."""
-    red = cv2.imencode(".png", coloured(20, 30)[..., ::-1])[1].tobytes()
-    pages = {"/red.png": red, "/bomb.png": png_that_claims(60000, 60000), "/text.png": b"hello", "/empty.png": b""}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            page = pages.get(self.path.partition("?")[0])
-            self.send_response(200 if page is not None else 404)
-            self.end_headers()
-            self.wfile.write(page or b"")
-
-        def log_message(self, *words):
-            """Quiet."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A server on this machine, with a picture and with what is none, such as the beginning of an enormous one."""
+    red, buffer = cv2.imencode(".png", coloured(20, 30)[..., ::-1])[1].tobytes(), bytearray()
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")):
+        buffer += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    bomb = b"\x89PNG\r\n\x1a\n" + bytes(buffer)
+    with serving({"/red.png": red, "/bomb.png": bomb, "/text.png": b"hello", "/empty.png": b""}) as address:
+        yield address
 
 
 def test_addresses(model, site, monkeypatch):
@@ -220,11 +167,18 @@ def test_addresses_of_no_image(model, site, page, message):
     assert page in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_depths():
+def test_depths_and_flat_images():
     assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[-5, 300]], np.int64))[0].tolist() == [[0] * 3, [255] * 3]
     assert load_image(Image.fromarray(np.array([[0, 65535]], np.uint16)))[0][0, 1].tolist() == [255] * 3
+    assert load_image(torch.zeros(3, 40, 3))[0].shape == (40, 3, 3)
+    assert load_image(torch.zeros(1, 2, 4))[0].shape == (2, 4, 3) and load_image(torch.zeros(5, 6))[0].shape[1] == 6
+    shared = torch.zeros(3, 4, 5, dtype=torch.uint8, requires_grad=False)
+    load_image(shared)[0][:] = 9
+    assert not shared.any()
+    with pytest.raises(ValueError, match="is no image"):
+        load_image(torch.zeros(1, 3, 4, 5))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
@@ -267,14 +221,6 @@ def test_settings_are_those_of_the_instance(model):
     assert len(strict(coloured(), size=32).xyxy[0]) == 5
 
 
-def test_wrapping_a_backend(tmp_path):
-    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
-    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
-    result = wrapped(coloured(), size=32, profile=True)
-    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
-    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
-
-
 class Exported(DetectMultiBackend):
     """In place of weights of another format: no parameters, and pictures of one size only."""
 
@@ -290,12 +236,17 @@ class Exported(DetectMultiBackend):
         return self.inner[0](im)[0]
 
 
-def test_other_formats_get_squares():
+def test_other_formats_get_squares_and_a_backend_is_wrapped(tmp_path):
     wrapped = AutoShape(Exported())
     result = wrapped([coloured(20, 40), coloured(30, 40)], size=64)
     assert result.s == (2, 3, 64, 64) and not wrapped.pt and result.names == NAMES
     assert float(result.xyxy[0][:, :4].max()) <= 40 and len(result.xyxy[0])
     assert wrapped(torch.rand(1, 3, 64, 64).double()).shape == (1, 252, 8)
+    wrapped = AutoShape(DetectMultiBackend(write_weights(tmp_path / "known.pt")))
+    assert wrapped.names == NAMES and wrapped.pt and wrapped.nc == 3 and common.AutoShape is AutoShape
+    result = wrapped(coloured(), size=32, profile=True)
+    assert len(result.xyxy[0]) == 16 and common.Detections is Detections
+    assert not wrapped.train().training and wrapped(coloured(), size=32, augment=True).n == 1
 
 
 def test_words():
@@ -304,42 +255,9 @@ def test_words():
     assert describe_counts([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
 
 
-def test_empty_results_have_every_form(model, tmp_path, caplog):
-    nothing = AutoShape(model.model)
-    nothing.conf = 0.999
-    result = nothing([coloured(), coloured(10, 20)], size=32)
-    assert [len(table) for table in result.pandas().xywhn] == [0, 0]
-    assert list(result.pandas().xyxy[0].columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
-    assert result.crop(save=False) == [] and len(result.render()) == 2
-    assert "(no detections)" in str(result)
-
-
 def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
     mine, pil = coloured(), Image.fromarray(coloured())
     result = model([mine, pil], size=32)
     rendered = result.render()
     assert np.array_equal(mine, coloured()) and np.array_equal(np.asarray(pil), coloured())
     assert all((picture != coloured()).any() for picture in rendered) and rendered[0] is result.imgs[0]
-
-
-def test_saving(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = model([coloured(), coloured()], size=32)
-    assert sorted(path.name for path in result.save(save_dir="mine").iterdir()) == ["image0.jpg", "image1.jpg"]
-    assert [result.save().name, result.save().name] == ["exp", "exp2"]
-
-
-def test_crops(model, tmp_path):
-    result = model(coloured(), size=32)
-    crops = result.crop(save_dir=tmp_path / "mine")
-    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
-    assert len(crops) == len(files) == 16 and files[0] == "mine/crops/person/image0.jpg"  # and no full picture
-    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["label"].startswith("person 0.9")
-    assert np.abs(crops[0]["im"][5, 5].astype(int) - (200, 0, 0)).max() < 3  # red, as given
-    assert result.crop(save=False)[0]["im"].size and len(list(tmp_path.rglob("*.jpg"))) == 16
-
-
-def test_showing_needs_a_display(model, monkeypatch):
-    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
-    with pytest.raises(ValueError, match="no display.*save"):
-        model(coloured(), size=32).show()

@@ -42,7 +42,7 @@ def test_no_pictures(nothing, tmp_path):
 
 
 # ---- v6.1's attributes
-def test_attributes(results):
+def test_attributes_and_tables(results):
     assert (len(results), results.n, results.names, results.s) == (3, 3, NAMES, (3, 3, 64, 64))
     assert results.times == (0.0, 0.03, 0.09, 0.12) and results.t == pytest.approx((10, 20, 10))
     assert results.xyxy is results.pred
@@ -50,6 +50,13 @@ def test_attributes(results):
     assert results.xywhn[0][0].tolist() == pytest.approx([0.15, 0.5, 0.2, 0.6, 0.9, 0])
     assert results.xyxyn[0][0].tolist() == pytest.approx([0.05, 0.2, 0.25, 0.8, 0.9, 0])
     assert [len(rows) for rows in results.xyxyn] == [2, 0, 1]
+    tables = results.pandas()
+    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    frame = tables.xyxy[0]
+    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert frame["name"].tolist() == ["car", "行人"] and frame["class"].dtype.kind == "i"
+    assert frame[["xmin", "confidence"]].to_numpy()[0].tolist() == pytest.approx([10, 0.9])
+    assert '"name":"car"' in frame.to_json(orient="records")
 
 
 # ---- one picture, some pictures
@@ -61,28 +68,12 @@ def test_indexing_as_of_a_list(results):
     for wrong in (3, -4):
         with pytest.raises(IndexError):
             results[wrong]
-
-
-def test_parts_have_the_times_of_the_batch(results):
     """A part of three pictures is not three times as slow as the whole."""
     for part in (results[0], results[:2], results.tolist()[1]):
         assert part.t == results.t and part.s == results.s and part.names == NAMES
-
-
-def test_list_of_results(results):
     first, second, third = results.tolist()
     assert first.xyxy[0] is BUS and (second.n, len(second.xyxy[0])) == (1, 0) and third.files == ["c.jpg"]
     assert str(third).startswith("image 1/1: 64x64 1 person")
-
-
-def test_tables(results):
-    tables = results.pandas()
-    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
-    frame = tables.xyxy[0]
-    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
-    assert frame["name"].tolist() == ["car", "行人"] and frame["class"].dtype.kind == "i"
-    assert frame[["xmin", "confidence"]].to_numpy()[0].tolist() == pytest.approx([10, 0.9])
-    assert '"name":"car"' in frame.to_json(orient="records")
 
 
 # ---- what is printed, drawn, saved and shown
@@ -92,24 +83,27 @@ def test_printing(results, caplog):
     assert "image 2/3: 50x60 (no detections)" in caplog.text and "image 1/3: 100x200 1 car, 1 行人" in caplog.text
 
 
-def test_images_and_clean_crops(results, tmp_path):
+def test_images_and_clean_crops(results, tmp_path, monkeypatch):
     crops = results.crop(save_dir=tmp_path / "a")
     results.save(save_dir=tmp_path / "a")
     files = sorted(path.relative_to(tmp_path / "a").as_posix() for path in tmp_path.rglob("*.jpg"))
     assert files == ["a.jpg", "b.jpg", "c.jpg", "crops/car/a.jpg", "crops/person/c.jpg", "crops/行人/a.jpg"]
     assert len(crops) == 3 and all((crop["im"] == 90).all() for crop in crops)
+    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["label"] == "行人 0.40"
     assert (cv2.imread(str(tmp_path / "a/a.jpg")) != 90).any() and (results.imgs[0] != 90).any()
+    monkeypatch.chdir(tmp_path)
+    assert [results.save().name, results.save().name] == ["exp", "exp2"]
 
 
-def test_showing(results, monkeypatch):
+def test_showing_and_drawing_twice(results, monkeypatch):
     opened = []
     monkeypatch.setattr("models.api.detections.display_problem", lambda probe: None)
     monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
     results.show()
     assert opened == [(200, 100), (60, 50), (64, 64)]
-
-
-def test_drawing_twice_is_drawing_once(results):
+    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: "no display")
+    with pytest.raises(ValueError, match="no display.*save"):
+        results.show()
     once = [image.copy() for image in results.render()]
     assert all(np.array_equal(image, before) for image, before in zip(results.render(), once, strict=True))
 

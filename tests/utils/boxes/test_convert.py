@@ -65,37 +65,25 @@ def test_fractions_there_and_back(values, width, height):
     np.testing.assert_allclose(B.xyxy2xywhn(pixels, width, height), fractions, atol=1e-9)
 
 
-def test_padding_moves_boxes_and_points():
+def test_padding_clipping_and_scaling_back():
     np.testing.assert_allclose(B.xywhn2xyxy(np.array([[0.5, 0.5, 0.5, 1.0]]), 100, 40, 7, 3), [[32, 3, 82, 43]])
     np.testing.assert_allclose(B.xyn2xy(np.array([[0.5, 0.25]]), 100, 40, 7, 3), [[57, 13]])
-
-
-def test_clipping_at_a_image_of_50_by_40():
     outside = np.array([[-5.0, -6.0, 70.0, 80.0], [10.0, 10.0, 20.0, 20.0]])
     np.testing.assert_array_equal(B.clip_boxes(outside, (40, 50)), [[0, 0, 50, 40], [10, 10, 20, 20]])
     np.testing.assert_allclose(B.xyxy2xywhn(outside[:1], 50, 40, clip=True, eps=10), [[0.4, 0.375, 0.8, 0.75]])
-
-
-def test_scaling_back_with_and_without_what_letterboxing_did():
     box = np.array([[0.0, 0.0, 64.0, 48.0]])
     np.testing.assert_allclose(B.scale_boxes((64, 64), box, (480, 640), ((0.1, 0.1), (0, 8))), [[0, 0, 640, 400]])
     np.testing.assert_allclose(B.scale_boxes((64, 64), box, (480, 640)), [[0, 0, 640, 400]])
 
 
-def test_polygons_to_boxes():
+def test_polygons():
     assert B.segments2boxes([]).shape == (0, 4)
     triangle = np.array([[0.0, 0.0], [4.0, 1.0], [2.0, 6.0]])
     np.testing.assert_array_equal(B.segments2boxes([triangle, triangle + 1]), [[2, 3, 4, 6], [3, 4, 4, 6]])
-
-
-def test_a_polygon_s_box_counts_only_points_in_the_image():
     points = np.array([[-3.0, 5.0], [2.0, 3.0], [8.0, 4.0], [9.0, 99.0]])
     np.testing.assert_array_equal(B.segment2box(points, 10, 10), [2, 3, 8, 4])
     np.testing.assert_array_equal(B.segment2box(points + 1000, 10, 10), np.zeros(4))
     np.testing.assert_array_equal(B.segment2box(np.zeros((0, 2)), 10, 10), np.zeros(4))
-
-
-def test_resampled_polygons_keep_ends_and_spread_over_the_points():
     line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0]])
     (result,) = B.resample_segments([line], n=5)
     np.testing.assert_allclose(result, [[0, 0], [5, 0], [10, 0], [10, 15], [10, 30]])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import utils.boxes.nms as nms_file
 from utils.boxes.iou import box_iou
@@ -19,7 +18,7 @@ OPTIONS = [
 ]
 
 
-def predictions(batch=2, rows=200, classes=3, seed=0) -> Tensor:
+def predictions(batch=2, rows=200, classes=3, seed=0):
     rng = np.random.default_rng(seed)
     groups = rng.uniform(50, 300, (8, 2))
     centres = groups[rng.integers(8, size=(batch, rows))] + rng.normal(0, 6, (batch, rows, 2))
@@ -27,7 +26,7 @@ def predictions(batch=2, rows=200, classes=3, seed=0) -> Tensor:
     return torch.from_numpy(np.concatenate((centres, sides, rng.random((batch, rows, 1 + classes))), axis=2)).float()
 
 
-def greedy(rows: Tensor, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, multi_label=False, max_det=300):
+def greedy(rows, conf_thres=0.25, iou_thres=0.45, classes=None, agnostic=False, multi_label=False, max_det=300):
     """One image, one pair at a time."""
     found = []
     for x, y, w, h, objectness, *scores in rows.tolist():
@@ -87,21 +86,22 @@ def test_only_the_most_confident_compete_where_there_are_too_many(monkeypatch):
     torch.testing.assert_close(result[:, 4], scores[:5])
 
 
-def test_v61_s_example():
+def test_v61_s_example_and_half_precision():
     prediction = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9, 0.8], [50, 50, 20, 20, 0.9, 0.5, 0.6]]])
     single = non_max_suppression(prediction)[0]
     np.testing.assert_allclose(single[:, 4:], [[0.81, 0], [0.54, 1]], rtol=1e-6)
     multi = non_max_suppression(prediction, multi_label=True)[0]
     np.testing.assert_allclose(multi[:, 4:], [[0.81, 0], [0.72, 1]], rtol=1e-6)
     np.testing.assert_allclose(multi[:, :4], [[40, 40, 60, 60]] * 2)
+    results = non_max_suppression(predictions().half())
+    assert results[0].dtype == torch.float32 and len(results[0])
 
 
 NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    "column, value",
-    [(2, 1.99), (2, 7681), (2, NAN), (3, 0), (3, INF), (0, NAN), (0, INF), (4, NAN), (4, 0.25)],
+    "column, value", [(2, 1.99), (2, 7681), (2, NAN), (3, 0), (3, INF), (0, NAN), (0, INF), (4, NAN), (4, 0.25)]
 )
 def test_noise_is_left_out(column, value):
     row = torch.tensor([[[50.0, 50, 20, 20, 0.9, 0.9]]])
@@ -110,22 +110,14 @@ def test_noise_is_left_out(column, value):
     assert len(non_max_suppression(row)[0]) == 0
 
 
-def test_labels_join_with_full_confidence():
+def test_labels_join_and_classes_far_apart_do_not_suppress_each_other():
     labels = [torch.tensor([[2.0, 500, 500, 40, 40]]), torch.zeros(0, 5)]
     with_labels = non_max_suppression(predictions(), labels=labels)
     np.testing.assert_allclose(with_labels[0][0], [480, 480, 520, 520, 1, 2])
     torch.testing.assert_close(with_labels[1], non_max_suppression(predictions())[1])
-
-
-def test_classes_far_apart_never_suppress_each_other_even_outside_the_usual_range():
     rows = torch.tensor([[[-20_000.0, 10, 50, 50, 0.9, 0.9, 0.1], [-20_000 + 7680, 10, 50, 50, 0.8, 0.9, 0.1]]])
     rows = torch.cat((rows, torch.tensor([[[-20_000.0, 10, 50, 50, 0.7, 0.1, 0.9]]])), dim=1)
     assert len(non_max_suppression(rows)[0]) == 3
-
-
-def test_half_precision_input_gives_float_detections():
-    results = non_max_suppression(predictions().half())
-    assert results[0].dtype == torch.float32 and len(results[0])
 
 
 @pytest.mark.parametrize("options", [{"conf_thres": 1.5}, {"iou_thres": -0.1}])

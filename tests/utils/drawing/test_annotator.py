@@ -18,18 +18,7 @@ def blank(height=100, width=200):
     return np.zeros((height, width, 3), np.uint8)
 
 
-def test_no_label_draws_only_the_outline():
-    im = Annotator(blank(), line_width=2).result()
-    assert not im.any()
-    drawing = Annotator(blank(), line_width=2)
-    drawing.box_label((50, 30, 80, 60), color=(10, 20, 30))
-    ys, xs = np.nonzero(drawing.result().any(2))
-    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (49, 29, 80, 60)  # two pixels centred on each edge
-    assert not drawing.result()[31:59, 51:79].any()
-    assert set(map(tuple, drawing.result()[ys, xs])) == {(10, 20, 30)}
-
-
-def test_array_is_drawn_in_place_but_read_only_ones_are_copied():
+def test_arrays_are_drawn_in_place_where_that_can_be():
     im = blank()
     Annotator(im).box_label((10, 10, 50, 50), "a")
     assert im.any()
@@ -38,9 +27,6 @@ def test_array_is_drawn_in_place_but_read_only_ones_are_copied():
     drawing.box_label((10, 10, 30, 30), "a")
     assert drawing.result().any() and not frozen.any()
     assert Annotator(Image.new("L", (60, 40))).result().shape == (40, 60, 3)
-
-
-def test_what_is_no_image_is_refused():
     for wrong in (np.zeros((10, 10), np.uint8), np.zeros((10, 10, 4), np.uint8), np.zeros((10, 10, 3), np.float32)):
         with pytest.raises(ValueError, match="cannot draw on"):
             Annotator(wrong)
@@ -53,18 +39,23 @@ def test_boxes_may_leave_the_picture(box):
     assert drawing.result().shape == (100, 200, 3)
 
 
-def test_label_stands_above_the_box_and_inside_it_at_the_upper_edge():
+def test_labels_and_their_colours():
     above, inside = Annotator(blank(), 1, 12), Annotator(blank(), 1, 12)
     above.box_label((50, 60, 90, 90), "x", (0, 0, 200))
     inside.box_label((50, 2, 90, 90), "x", (0, 0, 200))
     assert above.result()[50, 51].any() and not above.result()[65, 55].any()
     assert inside.result()[8, 52].any()
-
-
-def test_colours_repeat_after_twenty_and_turn_round_for_opencv():
     assert colors(0) == (0xFF, 0x38, 0x38)
     assert colors(21) == colors(1) == colors(1.0) and colors(0, bgr=True) == (0x38, 0x38, 0xFF)
     assert len(set(colors.palette)) == 20
+    im = Annotator(blank(), line_width=2).result()
+    assert not im.any()
+    drawing = Annotator(blank(), line_width=2)
+    drawing.box_label((50, 30, 80, 60), color=(10, 20, 30))
+    ys, xs = np.nonzero(drawing.result().any(2))
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (49, 29, 80, 60)  # two pixels centred on each edge
+    assert not drawing.result()[31:59, 51:79].any()
+    assert set(map(tuple, drawing.result()[ys, xs])) == {(10, 20, 30)}
 
 
 @pytest.mark.parametrize("colour, text", [((255, 255, 0), (20, 20, 20)), ((0, 0, 200), (255, 255, 255))])
@@ -98,15 +89,12 @@ def test_tags_are_smaller_than_what_they_name_whatever_the_size(image):
     assert all(after >= before - 1 for before, after in pairwise(heights)), "it grows with the box"
 
 
-def test_large_boxes_have_tags_in_full_size():
+def test_large_boxes_have_tags_in_full_size_and_only_what_is_in_the_image_counts():
     mask = module._text_mask("person 0.87", "", 12)
     pixels, height = tag_pixels((50, 100, 350, 350), font_size=12, line_width=1)
     margin = 2
     assert height == mask.shape[0] + 2 - 1 and pixels == height * (mask.shape[1] + 2 * margin)
     assert tag_pixels((50, 100, 350, 350), font_size=5, line_width=1)[0] > 0, "somebody wants it small"
-
-
-def test_only_what_is_in_the_image_of_a_box_counts():
     assert tag_pixels((-80, 100, 20, 120))[0] == 0 and tag_pixels((20, 100, 120, 160))[0] > 0
     assert tag_pixels((500, 500, 600, 600))[0] == 0
 

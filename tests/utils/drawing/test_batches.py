@@ -38,19 +38,19 @@ def write_table(path, rows):
 
 
 # ---- mosaics
-def test_nothing_detected_is_an_empty_target():
+def test_detections_become_targets():
     assert output_to_target([]).shape == (0, 7)
     assert output_to_target([torch.zeros(0, 6)] * 3).shape == (0, 7)
-
-
-def test_detections_become_targets():
     found = output_to_target([torch.zeros(0, 6), torch.tensor([[0.0, 10.0, 20.0, 40.0, 0.5, 3.0]])])
     assert np.allclose(found, [[1, 3, 10, 25, 20, 30, 0.5]])
 
 
-def test_mosaic_without_pictures_is_refused(tmp_path):
+def test_mosaics_of_nothing_and_of_one_pixel(tmp_path):
     with pytest.raises(ValueError, match="at least one image"):
         plot_images(np.zeros((0, 3, 8, 8)), np.zeros((0, 6)), fname=tmp_path / "a.jpg")
+    images = torch.ones(2, 3, 1, 1)
+    path = plot_images(images, np.array([[0, 99, 0.5, 0.5, 1, 1]]), ["x/图.jpg", "b.jpg"], tmp_path / "é.jpg", ["one"])
+    assert read(path).shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize("count, side", [(1, 1), (3, 2), (16, 4), (20, 4)])
@@ -76,25 +76,13 @@ def test_labels_are_fractions_predictions_are_pixels_and_mean_the_same(tmp_path)
         assert np.abs(picture[20, 20] - 128).max() < 3
 
 
-def test_mosaic_of_one_pixel_and_unknown_classes(tmp_path):
-    images = torch.ones(2, 3, 1, 1)
-    path = plot_images(images, np.array([[0, 99, 0.5, 0.5, 1, 1]]), ["x/图.jpg", "b.jpg"], tmp_path / "é.jpg", ["one"])
-    assert read(path).shape == (2, 2, 3)
-
-
 # ---- training curves
-def test_results_of_one_epoch_and_of_none(tmp_path):
+def test_results_of_no_one_and_many_epochs(tmp_path):
     assert read(plot_results(write_table(tmp_path / "results.csv", [range(14)]))).size
     assert read(plot_results(write_table(tmp_path / "results.csv", []))).size
-
-
-def test_results_survive_nan_and_are_found_by_folder(tmp_path):
     write_table(tmp_path / "results.csv", [[np.nan] * 14, [1.0] * 14])
     write_table(tmp_path / "results2.csv", [[i] * 14 for i in range(40)])
     assert plot_results("", dir=tmp_path) == tmp_path / "results.png"
-
-
-def test_results_panels_have_the_values(tmp_path):
     table = write_table(tmp_path / "results.csv", [[i, *(10 * i + c for c in range(13))] for i in range(5)])
     found = read_results(table)
     assert found["epoch"].tolist() == [0, 1, 2, 3, 4] and found["metrics/mAP_0.5"].tolist() == [5, 15, 25, 35, 45]
@@ -113,25 +101,29 @@ def test_foreign_results_are_refused_in_one_line(tmp_path, text):
 
 
 # ---- labels
-def test_label_plots(tmp_path):
+def test_label_plots_leave_global_state(tmp_path):
     rng = np.random.default_rng(0)
     for labels in (np.zeros((0, 5)), np.column_stack([rng.integers(0, 3, 50), rng.uniform(0, 1, (50, 4))])):
         paths = plot_labels(labels, ["a", "b", "c"], tmp_path / "new")
         assert [path.name for path in paths] == ["labels.jpg", "labels_correlogram.jpg"]
         assert all(read(path).size for path in paths)
 
+    def state():
+        return dict(matplotlib.rcParams), np.get_printoptions(), logging.root.handlers[:]
+
+    before = state()
+    plot_labels(np.array([[0, 0.5, 0.5, 0.1, 0.1]]), ["a"], tmp_path)
+    assert state() == before
+
 
 # ---- feature maps
-def test_channels_lie_eight_to_a_row_in_their_own_range(tmp_path):
+def test_feature_maps(tmp_path):
     maps = np.stack([np.linspace(0, 2.0**i, 16).reshape(4, 4) for i in range(9)] + [np.zeros((4, 4))])
     sheet = read(feature_visualization(torch.from_numpy(maps)[None], "x.Conv", 1, save_dir=tmp_path))
     assert sheet.shape == (2 * 164 + 4, 8 * 164 + 4, 3)
     first, second, flat = sheet[4:164, 4:164], sheet[4:164, 168:328], sheet[168:328, 168:328]
     assert np.array_equal(first, second) and len(np.unique(first.reshape(-1, 3), axis=0)) == 16
     assert len(np.unique(flat.reshape(-1, 3), axis=0)) == 1 and (sheet[200, 400] == 255).all()
-
-
-def test_feature_maps(tmp_path):
     maps = torch.randn(2, 5, 6, 7)
     path = feature_visualization(maps, "models.common.C3", 4, save_dir=tmp_path / "new")
     assert path.name == "stage4_C3_features.png" and np.array_equal(np.load(path.with_suffix(".npy")), maps[0].numpy())
@@ -139,15 +131,6 @@ def test_feature_maps(tmp_path):
     assert feature_visualization(maps, "models.yolo.Detect", 9, save_dir=tmp_path / "no") is None
     assert feature_visualization(maps[..., :1], "x.Conv", 1, save_dir=tmp_path / "no") is None
     assert not (tmp_path / "no").exists()
-
-
-def test_global_state_stays(tmp_path):
-    def state():
-        return dict(matplotlib.rcParams), np.get_printoptions(), logging.root.handlers[:]
-
-    before = state()
-    plot_labels(np.array([[0, 0.5, 0.5, 0.1, 0.1]]), ["a"], tmp_path)
-    assert state() == before
 
 
 @pytest.mark.parametrize("epochs, ticks", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2])])
@@ -162,7 +145,7 @@ def test_epochs_are_whole_numbers(tmp_path, monkeypatch, epochs, ticks):
 
 @pytest.mark.parametrize("names, turned", [(["a", "b"], 0), (["a bolt of some size"] * 4, 90), (["n" * 300] * 3, 90)])
 def test_long_names_do_not_write_over_each_other(tmp_path, monkeypatch, names, turned):
-    seen = []
-    monkeypatch.setattr(plots, "name_ticks", lambda *args, rotation: seen.append(rotation))
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figures.append(figure))
     plots.plot_labels(np.full((3, 5), 0.5), names, tmp_path)
-    assert seen == [turned]
+    assert [tick.get_rotation() for tick in figures[1].axes[0].get_xticklabels()] == [turned] * len(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ CACHES = (module._system_fonts, module._characters_in, module.font_runs)
 
 
 @pytest.fixture
-def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_system_fonts(monkeypatch):
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
     monkeypatch.setattr(module, "_warned", set())
     monkeypatch.setattr(module.sys, "platform", "linux")
@@ -34,7 +33,7 @@ def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         cached.cache_clear()
 
 
-def made_font(file: Path, characters: str) -> Path:
+def made_font(file, characters):
     """A font whose glyphs are bars of different widths, for these characters and no others."""
     builder = pytest.importorskip("fontTools.fontBuilder").FontBuilder(1000, isTTF=True)
     from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -60,25 +59,23 @@ def made_font(file: Path, characters: str) -> Path:
     return file
 
 
-def read(path: Path) -> np.ndarray:
+def read(path):
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_nothing_and_plain_letters_need_no_font_file(no_system_fonts: None) -> None:
+def test_text_and_names_that_need_no_font_file(no_system_fonts):
     assert font_runs("") == [("", "")] and font_runs(" ") == [("", " ")] and drawable_names([]) == []
     assert font_runs("car #3 0.5") == [("", "car #3 0.5")]
     assert drawable_names(["car", "bus"]) == ["car", "bus"] and drawable_names({1: "b", 0: "a"}) == ["a", "b"]
-
-
-def test_text_is_drawn_on_one_line_without_what_cannot_be_seen() -> None:
+    long = "a bolt of the kind that nobody has in the house "
+    names = [long + "A", long + "B", "b" * 40, "c" * 41]
+    assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
     assert plain("a\u0308") == "ä", "macOS takes letters apart in file names"
     assert plain("x\u3000y\u00a0z") == "x y z" and plain("❤\ufe0f\u200d\u200f") == "❤"
     assert plain("a\nb\udcff") == "a\\nb\\udcff"
 
 
-def test_names_without_glyphs_become_numbers_with_one_warning(
-    no_system_fonts: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_without_glyphs_become_numbers_with_one_warning(no_system_fonts, caplog):
     with caplog.at_level("WARNING", "yolov5"):
         for _ in range(3):
             assert drawable_names(["car", "行人", "Straße", "bus 行"]) == ["car", "#1", "Straße", "#3"]
@@ -96,14 +93,12 @@ def test_names_without_glyphs_become_numbers_with_one_warning(
         ("darwin", "한국", "Noto Sans CJK from"),
     ],
 )
-def test_a_font_to_install_is_named(no_system_fonts, monkeypatch, caplog, system: str, text: str, package: str) -> None:
+def test_a_font_to_install_is_named(no_system_fonts, monkeypatch, caplog, system, text, package):
     monkeypatch.setattr(module.sys, "platform", system)
     assert drawable_names([text]) == ["#0"] and package in caplog.text
 
 
-def test_the_environment_names_a_font(
-    no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_environment_names_a_font(no_system_fonts, monkeypatch, tmp_path, caplog):
     (tmp_path / "none.ttf").write_text("no font")
     monkeypatch.setenv("YOLOV5_FONT", str(tmp_path / "none.ttf"))
     assert font_runs("car") == [("", "car")] and font_runs("bus") == [("", "bus")]
@@ -114,9 +109,7 @@ def test_the_environment_names_a_font(
     assert font_runs("行 ö", font)[0] == (font, "行 ")
 
 
-def test_system_fonts_are_found_the_better_looking_first(
-    no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_system_fonts_are_found_the_better_looking_first(no_system_fonts, monkeypatch, tmp_path):
     best = ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc", "wqy-zenhei.ttc", "Any.TTF", "Any-Bold.ttf"]
     files = [str(tmp_path / name) for name in [*best[::-1], "LastResort.otf"]]
     for file in files:
@@ -126,9 +119,7 @@ def test_system_fonts_are_found_the_better_looking_first(
     assert drawable_names(["行"]) == ["#0"], "files that are no fonts are passed over"
 
 
-def test_a_text_has_one_font_where_that_can_be_and_else_one_for_each_piece(
-    no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_text_has_one_font_where_that_can_be_and_else_one_for_each_piece(no_system_fonts, monkeypatch, tmp_path):
     cjk, thai = made_font(tmp_path / "wqy-microhei.ttf", "行人0.9"), made_font(tmp_path / "Thai.ttf", "คน")
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: list(map(str, tmp_path.glob("*.ttf"))))
     assert drawable_names(["行人", "คน", "人 คน ß", "語"]) == ["行人", "คน", "人 คน ß", "#3"]
@@ -142,13 +133,13 @@ NAMES = ["ö", "ß", "Д", "λ", "行", "人"]
 
 
 @pytest.fixture
-def cjk(no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def cjk(no_system_fonts, monkeypatch, tmp_path):
     font = made_font(tmp_path / "simhei.ttf", "行人")
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: list(map(str, tmp_path.glob("*.ttf"))))
     return font
 
 
-def test_each_letter_has_its_own_look_in_captions_and_images(cjk: Path, tmp_path: Path) -> None:
+def test_each_letter_has_its_own_look_in_captions_and_images(cjk, tmp_path):
     image = np.full((1, 3, 320, 320), 90, np.uint8)
     captions = [read(plot_images(image, np.zeros((0, 6)), [f"d/{name}.jpg"], tmp_path / "m.png")) for name in NAMES]
     annotated = []
@@ -160,7 +151,7 @@ def test_each_letter_has_its_own_look_in_captions_and_images(cjk: Path, tmp_path
         assert len({one.tobytes() for one in drawn}) == len(NAMES)
 
 
-def test_figures_have_every_letter(cjk: Path) -> None:
+def test_figures_have_every_letter(cjk):
     names = [*NAMES, "行ö", "Straße 人", "$x", "a$b$c"]
     figure, (axis,) = new_figure(1, 1, (4, 3))
     for place, name in enumerate(names):
@@ -173,9 +164,7 @@ def test_figures_have_every_letter(cjk: Path) -> None:
             figure.canvas.draw()
 
 
-def test_every_figure_is_drawn_whatever_the_classes_are_called(
-    cjk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_figure_is_drawn_whatever_the_classes_are_called(cjk, tmp_path, monkeypatch):
     """Also with signs that matplotlib takes for mathematics, or for lines to hide."""
     monkeypatch.setattr("utils.drawing.figures.warnings.filterwarnings", lambda *_, **__: None)
     names = ["行人", "_hidden", "a$b$c^", "Straße"]
@@ -197,13 +186,7 @@ def test_every_figure_is_drawn_whatever_the_classes_are_called(
     assert read(tmp_path / "PR_curve.png").size and read(tmp_path / "labels.jpg").size
 
 
-def test_long_names_are_cut_and_numbered() -> None:
-    long = "a bolt of the kind that nobody has in the house "
-    names = [long + "A", long + "B", "b" * 40, "c" * 41]
-    assert drawable_names(names) == [f"{long[:28]}... #0", f"{long[:28]}... #1", "b" * 40, "c" * 28 + "... #3"]
-
-
-def test_one_font_for_a_whole_text(no_system_fonts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_font_for_a_whole_text(no_system_fonts, monkeypatch, tmp_path):
     own = made_font(tmp_path / "own.ttf", "\u0b95")
     assert find_font("plain") == "" and find_font("\u0b95") is None
     monkeypatch.setenv("YOLOV5_FONT", str(own))

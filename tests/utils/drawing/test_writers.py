@@ -21,9 +21,14 @@ from utils.drawing.writers import (
 NONE = torch.zeros(0, 6)
 
 
-def test_no_detections_make_no_lines_and_no_rows(tmp_path):
+def test_coco_rows(tmp_path):
     assert coco_rows(NONE, "a.jpg") == []
     assert write_labels(tmp_path / "new/a.txt", NONE, (10, 10)).read_text() == ""
+    rows = torch.tensor([[1.23456, 2.0, 11.0, 22.0, 0.123456789, 1.0]])
+    assert coco_rows(rows, "x/000042.jpg", categories=[1, 90]) == [
+        {"image_id": 42, "category_id": 90, "bbox": [1.235, 2.0, 9.765, 20.0], "score": 0.12346}
+    ]
+    assert coco_rows(rows, "frame_7.jpg")[0]["image_id"] == "frame_7"
 
 
 ROWS = torch.tensor([[10.0, 20.0, 30.0, 60.0, 0.87654321, 2.0], [0.0, 0.0, 3.0, 1.0, 0.5, 0.0]])
@@ -44,14 +49,6 @@ def test_labels_are_fractions_with_six_digits_and_replace_earlier_ones(tmp_path,
         assert write_labels(tmp_path / "a.txt", rows, (100, 200), with_confidence).read_text() == text
 
 
-def test_coco_rows():
-    rows = torch.tensor([[1.23456, 2.0, 11.0, 22.0, 0.123456789, 1.0]])
-    assert coco_rows(rows, "x/000042.jpg", categories=[1, 90]) == [
-        {"image_id": 42, "category_id": 90, "bbox": [1.235, 2.0, 9.765, 20.0], "score": 0.12346}
-    ]
-    assert coco_rows(rows, "frame_7.jpg")[0]["image_id"] == "frame_7"
-
-
 @pytest.mark.parametrize("name", ["图像 1.png", "a b/ü.bmp"])
 def test_pictures_at_any_path(tmp_path, name):
     picture = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
@@ -65,16 +62,13 @@ def test_picture_formats_that_cannot_be_written(tmp_path):
     assert write_image(tmp_path / "b.JPG", np.zeros((2, 2, 3), np.uint8)).is_file()
 
 
-def test_crops_are_enlarged_and_clipped():
+def test_crops(tmp_path):
     def size(box, gain=1.0, pad=0, square=False):
         return save_one_box(box, np.zeros((100, 100, 3), np.uint8), "", gain, pad, square, save=False).shape[:2]
 
     assert size([20, 30, 40, 40]) == (10, 20) and size([20, 30, 40, 40], gain=1.5, pad=4) == (19, 34)
     assert size([20, 30, 40, 40], square=True) == (20, 20) and size([-50, -50, 10, 10]) == (10, 10)
     assert size([200, 200, 210, 210]) == (0, 0)
-
-
-def test_crops_keep_their_colours_and_are_never_overwritten(tmp_path):
     bgr = np.full((40, 40, 3), (200, 100, 0), np.uint8)
     for _ in range(3):
         cut = save_one_box(torch.tensor([10.0, 10, 20, 20]), bgr, tmp_path / "000000.png", BGR=True)
@@ -123,9 +117,10 @@ def test_no_two_sources_write_one_file(tmp_path, names, stems, caplog):
     assert not changed or f"{changed} of {len(names)} sources" in caplog.text
 
 
-def test_without_labels_only_drawn_files_are_in_the_way(tmp_path):
+def test_only_drawn_files_are_in_the_way_without_labels_and_many_take_no_time(tmp_path):
     names = ["a.jpg", "a.png", "A.PNG", "a_1.jpg", "a.mp4"]
     assert OutputNames(tmp_path, outputs(*names), labelled=False).stems == ["a", "a", "A-2", "a_1", "a"]
+    assert OutputNames(tmp_path, outputs(*["1.jpg"] * 20_000)).stems[-1] == "1-20000"
 
 
 def test_changes_are_said_once_with_names_that_can_be_shown(tmp_path, caplog):
@@ -136,14 +131,21 @@ def test_changes_are_said_once_with_names_that_can_be_shown(tmp_path, caplog):
     assert record.getMessage().startswith(text) and record.getMessage().endswith("-> x-4, ...")
 
 
-def test_many_of_one_name_take_no_time(tmp_path):
-    assert OutputNames(tmp_path, outputs(*["1.jpg"] * 20_000)).stems[-1] == "1-20000"
-
-
-def test_folders_of_features_stay_inside_and_apart(tmp_path):
+def test_folders_stay_inside_and_apart(tmp_path):
     made = OutputNames(tmp_path, outputs("...jpg", "..jpg", "labels.jpg", "Crops.png", "a.jpg", "a.mp4", "con.jpg"))
     folders = [made.features(source).relative_to(tmp_path).as_posix() for source in range(7)]
     assert folders == ["__", "_", "labels-2", "Crops-2", "a", "a-2", "_con"]
+    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", ""]
+    classes += ["x" * 300, "x" * 301, "e.", "\0"]
+    names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
+    places = [names.crop(0, 0, kind) for kind in range(len(classes))]
+    folders = [place.parent.name for place in places]
+    assert folders[:10] == ["car", "__", "_", "a_b", "a_b-2", "car", "CAR-2", "_]0;own_", "_con", "_-2"]
+    assert len({folder.casefold() for folder in folders}) == len(classes) - 1
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        assert place.resolve().parents[1] == (tmp_path / "crops").resolve()
 
 
 def crops(names, source, number, kind, count):
@@ -167,20 +169,6 @@ def test_crops_are_never_taken_for_those_of_another(tmp_path):
     assert crops(names, 0, 0, 0, 1) == ["bus_5.jpg"]
 
 
-def test_crops_of_classes_of_any_name_stay_apart_and_inside(tmp_path):
-    classes = ["car", "..", ".", "a/b", "a:b", "car", "CAR", "\x1b]0;own\x07", "con", ""]
-    classes += ["x" * 300, "x" * 301, "e.", "\0"]
-    names = OutputNames(tmp_path, outputs("bus.jpg"), classes)
-    places = [names.crop(0, 0, kind) for kind in range(len(classes))]
-    folders = [place.parent.name for place in places]
-    assert folders[:10] == ["car", "__", "_", "a_b", "a_b-2", "car", "CAR-2", "_]0;own_", "_con", "_-2"]
-    assert len({folder.casefold() for folder in folders}) == len(classes) - 1
-    for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-        assert place.resolve().parents[1] == (tmp_path / "crops").resolve()
-
-
 def read_video(path):
     capture = cv2.VideoCapture(str(path))
     frames = []
@@ -189,7 +177,15 @@ def read_video(path):
     return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
+@pytest.mark.parametrize("fps", [0.0, float("nan"), float("inf"), -1.0])
+def test_videos_without_a_rate_get_one(fps):
+    assert VideoWriter("a.mp4", fps).fps == 30
+
+
 def test_videos_hold_every_frame_at_the_first_ones_size(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4"):
+        pass
+    assert not list(tmp_path.iterdir())
     with VideoWriter(tmp_path / "new" / "a.avi", 12.0) as writer:
         for i in range(5):
             writer.write(np.full((48 + 16 * (i == 3), 64, 3), 40 * i, np.uint8))
@@ -198,20 +194,6 @@ def test_videos_hold_every_frame_at_the_first_ones_size(tmp_path):
     assert len(frames) == 5 and round(fps) == 12
     assert {frame.shape for frame in frames} == {(48, 64, 3)}
     assert abs(int(frames[4].mean()) - 160) < 10
-
-
-@pytest.mark.parametrize("fps", [0.0, float("nan"), float("inf"), -1.0])
-def test_videos_without_a_rate_get_one(fps):
-    assert VideoWriter("a.mp4", fps).fps == 30
-
-
-def test_no_frame_leaves_no_video(tmp_path):
-    with VideoWriter(tmp_path / "a.mp4"):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         VideoWriter(tmp_path / "file" / "a.mp4").write(np.zeros((32, 32, 3), np.uint8))

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from utils.drawing.writers import coco_rows
 from utils.evaluation import coco_truth
-from utils.evaluation.coco_truth import CocoTruth, find_annotations, match_images, order, read_truth, upright
+from utils.evaluation.coco_truth import find_annotations, match_images, order, read_truth, upright
 from utils.evaluation.reports import coco_score
 from utils.prepare.coco_json import box_of
 from utils.prepare.label_formats import COCO_IDS
@@ -26,7 +25,7 @@ IMAGES = [f"/data/own/images/val/{name}" for name in ("first.jpg", "007.jpg", "t
 Doc = dict[str, Any]
 
 
-def document() -> Doc:
+def document():
     """Three images of 100 x 50 with bolts and nuts, as an exporter writes them: ids from 1, all keys there."""
     boxes = {1: [(1, 10, 10, 20, 20), (2, 60, 5, 30, 40)], 2: [(1, 0, 0, 50, 25)], 3: [(2, 5, 5, 40, 40)]}
     notes = [(image, *note) for image, several in boxes.items() for note in several]
@@ -44,7 +43,7 @@ def document() -> Doc:
     }
 
 
-def rows_for(truth: CocoTruth) -> list[Doc]:
+def rows_for(truth):
     """Detections: all right but one, which is off, and one too many; as val.py writes them for these annotations."""
     found = {
         IMAGES[0]: [[10, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 1]],
@@ -58,7 +57,7 @@ def rows_for(truth: CocoTruth) -> list[Doc]:
     return rows
 
 
-def straight(doc: Doc, rows: list[Doc]) -> tuple[float, float]:
+def straight(doc, rows):
     """What pycocotools makes of a well-formed document and rows with its ids."""
     pycocotools = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
@@ -74,102 +73,94 @@ def straight(doc: Doc, rows: list[Doc]) -> tuple[float, float]:
     return scored.stats[0], scored.stats[1]
 
 
-def written(folder: Path, doc: Any) -> Path:
+def written(folder, doc):
     file = folder / "own.json"
     file.write_text(json.dumps(doc), encoding="utf-8")
     return file
 
 
-# ---- one after the other, what exporters do: each takes the document and changes it
-def _ids_as_text(doc: Doc) -> None:
-    for thing in (*doc["images"], *doc["categories"]):
-        thing["id"] = str(thing["id"])
+# ---- what exporters do: each takes the document and changes it
+def each(part, change):
+    """Return what changes every entry of a part of a document."""
+    return lambda doc: [change(thing) for thing in doc[part]]
 
 
-def _references_as_text(doc: Doc) -> None:
-    for note in doc["annotations"]:
-        note.update(image_id=str(note["image_id"]), category_id=float(note["category_id"]), id="a")
-
-
-def _words_for_ids(doc: Doc) -> None:
-    for thing, key in [(image, "id") for image in doc["images"]] + [(note, "image_id") for note in doc["annotations"]]:
-        thing[key] = f"image-{thing[key]}"
-
-
-def _ids_from_0(doc: Doc) -> None:
-    for number, note in enumerate(doc["annotations"]):
-        note.update(id=number, image_id=note["image_id"] - 1, category_id=note["category_id"] - 1)
-    for thing in (*doc["images"], *doc["categories"]):
-        thing["id"] -= 1
-
-
-def _other_order(doc: Doc) -> None:
-    doc["categories"] = [{"id": 9, "name": "hex nut"}, {"id": 70, "name": "bolt"}]
-    for note in doc["annotations"]:
-        note["category_id"] = {1: 70, 2: 9}[note["category_id"]]
-
-
-def _nothing_but_boxes(doc: Doc) -> None:
-    del doc["info"]
-    doc["annotations"] = [
-        {key: note[key] for key in ("image_id", "category_id", "bbox")} for note in doc["annotations"]
-    ]
-    doc["images"] = [{key: image[key] for key in ("id", "file_name")} for image in doc["images"]]
-
-
-def _outlines_only(doc: Doc) -> None:
-    for note in doc["annotations"]:
-        x, y, width, height = note.pop("bbox")
-        note["segmentation"] = [[x, y, x + width, y, x + width, y + height], [x, y + height, x + 1, y, x, y]]
-
-
-def _swapped_corners(doc: Doc) -> None:
-    for note in doc["annotations"]:
-        x, y, width, height = note["bbox"]
-        note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
-
-
-def _renamed(part: str, change: Callable[[str], str]) -> Callable[[Doc], None]:
+def renamed(part, change):
     key = "file_name" if part == "images" else "name"
-    return lambda doc: [thing.update({key: change(thing[key])}) for thing in doc[part]] and None
+    return each(part, lambda thing: thing.update({key: change(thing[key])}))
 
 
-def _other_images(doc: Doc) -> None:
+def both(*changes):
+    return lambda doc: [change(doc) for change in changes]
+
+
+def only(*keys):
+    return lambda thing: [thing.pop(key) for key in set(thing) - set(keys)]
+
+
+def outlined(note):
+    x, y, width, height = note.pop("bbox")
+    note["segmentation"] = [[x, y, x + width, y, x + width, y + height], [x, y + height, x + 1, y, x, y]]
+
+
+def swapped(note):
+    x, y, width, height = note["bbox"]
+    note["bbox"] = [str(x + width), str(y + height), str(-width), str(-height)]
+
+
+def other_order(doc):
+    doc["categories"] = [{"id": 9, "name": "hex nut"}, {"id": 70, "name": "bolt"}]
+    each("annotations", lambda note: note.update(category_id={1: 70, 2: 9}[note["category_id"]]))(doc)
+
+
+def other_images(doc):
     doc["images"] += [{"id": 8, "file_name": "train/other.jpg"}, {"id": 9, "file_name": "train/first.jpg"}]
     doc["images"][0]["file_name"] = "val/first.jpg"
     doc["annotations"] += [{"id": 99, "image_id": 8, "category_id": 1, "bbox": [0, 0, 9, 9]}]
 
 
-def _more_categories(doc: Doc) -> None:
+def more_categories(doc):
     parts = {"id": 0, "name": "parts", "supercategory": "none"}
     doc["categories"] = [parts, *doc["categories"], {"id": 5, "name": "x"}]
-    box: Doc = {"bbox": [0, 0, 9, 9]}
+    box = {"bbox": [0, 0, 9, 9]}
     pairs = [((1, 5), box), ((44, 1), box), ((1, 1), {}), ((1, 1), {"bbox": [0, 0, float("nan"), 9]})]
     doc["annotations"] += [{"id": 99, "image_id": i, "category_id": k} | more for (i, k), more in pairs]
 
 
-WAYS: dict[str, Callable[[Doc], None]] = {
+text_ids = lambda thing: thing.update(id=str(thing["id"]))  # noqa: E731
+from_0 = lambda thing: thing.update({key: value - 1 for key, value in thing.items() if key.endswith("id")})  # noqa: E731
+WAYS = {
     "as exporters write it": lambda doc: None,
-    "ids as text": _ids_as_text,
-    "references as text and as fractions": _references_as_text,
-    "words for ids": _words_for_ids,
-    "ids from 0": _ids_from_0,
-    "categories in another order": _other_order,
-    "nothing but boxes": _nothing_but_boxes,
-    "outlines only": _outlines_only,
-    "swapped corners, as text": _swapped_corners,
-    "folders": _renamed("images", lambda name: f"images/val/{name}"),
-    "Windows": _renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
-    "upper case": _renamed("images", str.upper),
-    "another ending": _renamed("images", lambda name: f"{Path(name).stem}.tif"),
-    "names in other letters": _renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
-    "other images": _other_images,
-    "more categories, broken objects": _more_categories,
+    "ids as text": both(each("images", text_ids), each("categories", text_ids)),
+    "references as text and as fractions": each(
+        "annotations",
+        lambda note: note.update(image_id=str(note["image_id"]), category_id=float(note["category_id"]), id="a"),
+    ),
+    "words for ids": both(
+        each("images", lambda image: image.update(id=f"image-{image['id']}")),
+        each("annotations", lambda note: note.update(image_id=f"image-{note['image_id']}")),
+    ),
+    "ids from 0": both(*(each(part, from_0) for part in ("images", "categories", "annotations"))),
+    "categories in another order": other_order,
+    "nothing but boxes": both(
+        lambda doc: doc.pop("info"),
+        each("annotations", only("image_id", "category_id", "bbox")),
+        each("images", only("id", "file_name")),
+    ),
+    "outlines only": each("annotations", outlined),
+    "swapped corners, as text": each("annotations", swapped),
+    "folders": renamed("images", lambda name: f"images/val/{name}"),
+    "Windows": renamed("images", lambda name: f"C:\\Users\\me\\images\\{name}"),
+    "upper case": renamed("images", str.upper),
+    "another ending": renamed("images", lambda name: f"{Path(name).stem}.tif"),
+    "names in other letters": renamed("categories", {"bolt": " Bolt", "hex nut": "HEX_NUT"}.__getitem__),
+    "other images": other_images,
+    "more categories, broken objects": more_categories,
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_annotations_score_the_same_however_they_are_written(tmp_path: Path, way: str) -> None:
+def test_annotations_score_the_same_however_they_are_written(tmp_path, way):
     plain = read_truth(written(tmp_path, document()), IMAGES, NAMES)
     expected = straight(document(), rows_for(plain))
     assert 0.5 < expected[0] < 1
@@ -182,7 +173,7 @@ def test_annotations_score_the_same_however_they_are_written(tmp_path: Path, way
 
 
 @pytest.mark.parametrize("package", [one[0].partition(".")[0] for one in coco_truth.EVALUATORS])
-def test_either_package_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_either_package_will_do(tmp_path, monkeypatch, package):
     pytest.importorskip(package)
     truth = read_truth(written(tmp_path, document()), IMAGES, NAMES)
     expected = straight(document(), rows_for(truth))
@@ -193,7 +184,7 @@ def test_either_package_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert truth.score(rows_for(truth)) is None, "without a package there is no score, and no error"
 
 
-def test_coco_itself_scores_to_the_last_digit_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_itself_scores_to_the_last_digit_as_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(coco_truth, "EVALUATORS", coco_truth.EVALUATORS[1:])  # pycocotools
     rng = np.random.default_rng(0)
     ids = sorted(rng.choice(600000, 40, replace=False).tolist())
@@ -226,8 +217,15 @@ def test_coco_itself_scores_to_the_last_digit_as_ever(tmp_path: Path, monkeypatc
     assert coco_score(tmp_path / "rows.json", tmp_path / "own.json", ids) == expected
 
 
-def test_what_is_left_out_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _more_categories(doc := document())
+def test_one_class_for_all_and_what_is_left_out(tmp_path, caplog):
+    truth = read_truth(written(tmp_path, document()), IMAGES, ["item"], merged=True)
+    found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 0]])
+    rows = coco_rows(found, IMAGES[0], truth.category_ids, 1)
+    rows += coco_rows(torch.tensor([[0, 0, 50, 25, 0.7, 0]]), IMAGES[1], truth.category_ids, 2)
+    rows += coco_rows(torch.tensor([[5, 5, 45, 45, 0.7, 0]]), IMAGES[2], truth.category_ids, 3)
+    assert truth.score(rows) in (pytest.approx((1, 1)), None)
+    assert len(truth.annotations) == 4
+    more_categories(doc := document())
     doc["images"] = [*doc["images"][1:], {"id": 20, "file_name": "unseen.jpg"}]
     truth = read_truth(written(tmp_path, doc), IMAGES, [*NAMES, "washer"])
     assert truth.image_ids == {IMAGES[1]: 2, IMAGES[2]: 3} and truth.category_ids == [1, 2, None]
@@ -243,16 +241,6 @@ def test_what_is_left_out_is_counted_and_logged(tmp_path: Path, caplog: pytest.L
     assert coco_rows(found, IMAGES[1], truth.category_ids, 2) == [], "no row for a class without a category"
 
 
-def test_one_class_for_all(tmp_path: Path) -> None:
-    truth = read_truth(written(tmp_path, document()), IMAGES, ["item"], merged=True)
-    found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 0]])
-    rows = coco_rows(found, IMAGES[0], truth.category_ids, 1)
-    rows += coco_rows(torch.tensor([[0, 0, 50, 25, 0.7, 0]]), IMAGES[1], truth.category_ids, 2)
-    rows += coco_rows(torch.tensor([[5, 5, 45, 45, 0.7, 0]]), IMAGES[2], truth.category_ids, 3)
-    assert truth.score(rows) in (pytest.approx((1, 1)), None)
-    assert len(truth.annotations) == 4
-
-
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -266,7 +254,7 @@ def test_one_class_for_all(tmp_path: Path) -> None:
         (document() | {"categories": [{"id": i, "name": f"c{i}"} for i in range(1, 9)]}, r"'c3' \.\.\..*'hex nut'"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, content: Any, words: str) -> None:
+def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, content, words):
     file = written(tmp_path, content)
     if content == "":
         file.write_text("{")
@@ -275,10 +263,10 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, content: 
     assert "\n" not in str(caught.value) and "own.json" in str(caught.value)
 
 
-def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all() -> None:
+def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all():
     images = ["/d/a/1.jpg", "/d/b/1.jpg", "/d/c/2.jpg"]
 
-    def ids(*names: str) -> dict[str, int | str]:
+    def ids(*names):
         return match_images(dict(enumerate(names, 1)), images)
 
     assert ids() == match_images({1: "a.jpg"}, []) == {}
@@ -291,36 +279,30 @@ def test_images_of_one_name_are_told_apart_by_their_folders_or_not_at_all() -> N
     assert match_images({1: "ca\u0308t.tif"}, ["d/CÄT.jpg"]) == {"d/CÄT.jpg": 1}
 
 
-def test_ids_are_ordered_as_numbers_however_they_are_written() -> None:
+def test_ids_and_names(tmp_path, caplog):
     assert sorted([10, "9", "b", 1, "a"], key=order) == [1, "9", 10, "a", "b"]
-
-
-def test_images_without_a_name_go_by_their_number(tmp_path: Path) -> None:
     doc = document() | {"images": [{"id": 7}, {"id": 1}]}
     assert read_truth(written(tmp_path, doc), IMAGES, NAMES).image_ids == {IMAGES[1]: 7}
+    (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
+    assert read_truth(file, IMAGES, NAMES).annotations == []
+    assert "a.json has no objects to score by on these images" in caplog.text
 
 
 @pytest.mark.parametrize(
     "note, box",
     [
-        ({}, None),
-        ({"bbox": []}, None),
-        ({"bbox": ["a", 1, 2, 3]}, None),
-        ({"bbox": [1, 2, 3]}, None),
-        ({"bbox": [1, 2, float("inf"), 3]}, None),
-        ({"bbox": [1, 2, 3, 4]}, [1, 2, 3, 4]),
+        *((note, None) for note in ({}, {"bbox": []}, {"bbox": ["a", 1, 2, 3]}, {"bbox": [1, 2, 3]})),
+        *(({"bbox": [1, 2, float("inf"), 3]}, None), ({"segmentation": [[1, 2, 3]]}, None)),
+        *(({"bbox": [1, 2, 3, 4]}, [1, 2, 3, 4]), ({"bbox": [5, 5, -5, -1]}, [0, 4, 5, 1])),
         ({"bbox": None, "segmentation": [0, 0, 4, 0, 4, 2]}, [0, 0, 4, 2]),
-        ({"bbox": [5, 5, -5, -1]}, [0, 4, 5, 1]),
         ({"segmentation": {"counts": "abc", "size": [3, 3]}}, None),
-        ({"segmentation": {"counts": [7, 2, 3], "size": [4, 3]}}, [1, 0, 2, 4]),
-        ({"segmentation": [[1, 2, 3]]}, None),
     ],
 )
-def test_boxes_of_annotations(note: Doc, box: list[float] | None) -> None:
+def test_boxes_of_annotations(note, box):
     assert upright(box_of(note)) == box
 
 
-def test_annotations_are_found_where_tools_put_them(tmp_path: Path) -> None:
+def test_annotations_are_found_where_tools_put_them(tmp_path):
     folder = tmp_path / "images/val2017"
     assert find_annotations(tmp_path, "val", [folder]) is None
     places = [
@@ -336,7 +318,7 @@ def test_annotations_are_found_where_tools_put_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name, key", [("1.jpg", 1), ("a word.jpg", 5), ("000123.jpg", "x")])
-def test_rows_by_stem_and_class_number_score_as_well(tmp_path: Path, name: str, key: Any) -> None:
+def test_rows_by_stem_and_class_number_score_as_well(tmp_path, name, key):
     pytest.importorskip("pycocotools")
     doc = document()
     doc["images"] = [{"id": key, "file_name": name}]
@@ -347,9 +329,3 @@ def test_rows_by_stem_and_class_number_score_as_well(tmp_path: Path, name: str, 
     assert coco_score(rows, written(tmp_path, doc)) == pytest.approx((1, 1))
     rows.write_text("[]")
     assert coco_score(rows, tmp_path / "own.json", [Path(name).stem]) == (0, 0)
-
-
-def test_annotations_without_objects_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (file := tmp_path / "a.json").write_text(json.dumps(document() | {"annotations": []}))
-    assert read_truth(file, IMAGES, NAMES).annotations == []
-    assert "a.json has no objects to score by on these images" in caplog.text

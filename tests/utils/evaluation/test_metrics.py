@@ -34,22 +34,16 @@ def measured(*pictures, names=NAMES):
 
 
 # --------------------------------------------------------------------------------------------------- nothing to count
-def test_no_pictures():
+def test_images_without_labels_or_detections():
     result = DetectionMetrics(NAMES).compute()
     assert (result.images, result.labels, result.precision, result.recall, result.map50, result.map) == (0,) * 6
     assert result.per_class == [] and result.curves is None and not result.maps.any()
     assert [size.labels for size in result.by_size.values()] == [0] * 3
     assert all(np.isnan(size.map) for size in result.by_size.values())
-
-
-def test_empty_pictures_and_false_detections_only():
     detections, _ = scene(0)
     result = measured((NO_DETECTIONS, NO_LABELS), (detections, NO_LABELS))
     assert result.images == 2 and result.labels == 0 and result.map == 0
     assert result.confusion.matrix[:, :-1].sum() == 0 < result.confusion.matrix[:, -1].sum()
-
-
-def test_labels_that_nothing_finds_are_counted():
     _, labels = scene(0)
     result = measured((NO_DETECTIONS, labels), (NO_DETECTIONS, NO_LABELS))
     assert result.labels == 8 and result.images == 2
@@ -60,16 +54,13 @@ def test_labels_that_nothing_finds_are_counted():
 
 
 # ------------------------------------------------------------------------------------------------------ whole results
-def test_perfect_detections():
+def test_results_of_perfect_detections_and_per_class():
     _, labels = scene(2)
     perfect = torch.cat((labels[:, 1:], torch.linspace(0.9, 0.6, 8)[:, None], labels[:, :1]), dim=1)
     result = measured((perfect, labels))
     assert result.map == pytest.approx(0.995) and result.precision == result.recall == pytest.approx(1)
     assert np.array_equal(result.confusion.matrix, np.diag([*np.bincount(labels[:, 0].int(), minlength=3), 0]))
     assert all(size.map == pytest.approx(1) for size in result.by_size.values() if size.labels)
-
-
-def test_results_per_class():
     detections = torch.tensor([[0.0, 0, 10, 10, 0.9, 0], [50, 50, 60, 60, 0.8, 0], [20, 0, 30, 10, 0.7, 2]])
     labels = torch.tensor([[0.0, 0, 0, 10, 10], [0, 90, 90, 99, 99], [2, 20, 0, 30, 10]])
     result = measured((detections, labels), (NO_DETECTIONS, torch.tensor([[2.0, 0, 0, 5, 5]])))
@@ -84,22 +75,16 @@ def test_results_per_class():
     assert list(result.curves.classes) == [0, 2] and result.curves.precision.shape == (2, 1000)
     np.testing.assert_allclose(result.curves.ap[:, 0], [cat.map50, owl.map50])
     assert result.precision == pytest.approx(np.mean([cat.precision, owl.precision]))
-
-
-def test_curves_keep_a_row_for_a_class_that_nothing_finds():
     detections, labels = torch.tensor([[0.0, 0, 9, 9, 0.9, 2]]), torch.tensor([[1.0, 50, 50, 60, 60], [2, 0, 0, 9, 9]])
     curves = measured((detections, labels)).curves
     assert list(curves.classes) == [1, 2] and len(curves.pr_precision) == len(curves.ap) == 2
     assert not curves.pr_precision[0].any() and curves.pr_precision[1, 0] == 1
 
 
-def test_the_order_of_images_does_not_matter():
+def test_the_order_of_images_and_classes_without_a_name():
     pictures = [scene(seed) for seed in range(4)]
     forward, backward = measured(*pictures), measured(*pictures[::-1])
     assert forward.map == pytest.approx(backward.map) and forward.map > 0.1
-
-
-def test_classes_without_a_name_are_refused():
     detections, labels = scene(0)
     with pytest.raises(ValueError, match="detection has class .* 2 names"):
         DetectionMetrics(["cat", "dog"]).update(detections, NO_LABELS)
@@ -148,7 +133,14 @@ def test_results_by_size_are_pycocotools(seed, capsys):
         assert result.by_size[name].map == pytest.approx(overall, abs=1e-9), name
 
 
-def test_only_the_first_hundred_detections_of_a_class_count_by_size():
+def test_a_size_s_detections_are_not_wrong_in_another_and_a_hundred_count():
+    small, large = [0.0, 0, 20, 20], [100.0, 100, 300, 300]
+    labels = torch.tensor([[0, *small], [0, *large]])
+    detections = torch.tensor([[*small, 0.9, 0], [*large, 0.8, 0], [400, 0, 420, 20, 0.95, 0]])
+    sizes = measured((detections, labels)).by_size
+    assert sizes["large"].map == pytest.approx(1)  # the false small box is no error among the large
+    assert sizes["small"].map50 == pytest.approx(0.5)
+    assert np.isnan(sizes["medium"].map) and sizes["medium"].labels == 0
     picture = scene(5)
     many = torch.cat([picture[0]] + [picture[0] + torch.tensor([0, 0, 0, 0, -1.0, 0])] * 13)
     many[:, 5] = 0
@@ -157,16 +149,6 @@ def test_only_the_first_hundred_detections_of_a_class_count_by_size():
     stats = coco_stats([(many, labels)])
     for name, size in measured((many, labels)).by_size.items():
         assert size.map == pytest.approx(stats[name][1], abs=1e-9, nan_ok=True)
-
-
-def test_a_size_s_detections_are_not_wrong_in_another():
-    small, large = [0.0, 0, 20, 20], [100.0, 100, 300, 300]
-    labels = torch.tensor([[0, *small], [0, *large]])
-    detections = torch.tensor([[*small, 0.9, 0], [*large, 0.8, 0], [400, 0, 420, 20, 0.95, 0]])
-    sizes = measured((detections, labels)).by_size
-    assert sizes["large"].map == pytest.approx(1)  # the false small box is no error among the large
-    assert sizes["small"].map50 == pytest.approx(0.5)
-    assert np.isnan(sizes["medium"].map) and sizes["medium"].labels == 0
 
 
 # ------------------------------------------------------------------------------------------------------ v6.1's names
@@ -195,7 +177,7 @@ def test_matching_takes_the_surest_detection_of_a_label_not_the_nearest():
     assert not process_batch(detections, NO_LABELS, IOUS).any()
 
 
-def test_scores_per_class():
+def test_v61_s_scores():
     correct = np.array([[1], [0], [1], [1]], dtype=bool)
     right, wrong, precision, recall, f1, ap, classes = ap_per_class(
         correct, np.array([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 0, 4]), np.array([0, 0, 4, 7])
@@ -206,21 +188,15 @@ def test_scores_per_class():
     np.testing.assert_allclose(recall, [1, 1, 0])
     np.testing.assert_allclose(f1, [0.8, 1, 0])
     assert right.tolist() == [2, 1, 0] and wrong.tolist() == [1, 0, 0]
-
-
-def test_ap_per_class_without_anything_and_with_a_plot():
     empty = ap_per_class(np.zeros((0, 10), bool), np.zeros(0), np.zeros(0), np.zeros(0))
     assert [len(part) for part in empty] == [0] * 7
     with pytest.raises(ValueError, match="plot_curves"):
         ap_per_class(np.zeros((0, 10), bool), np.zeros(0), np.zeros(0), np.zeros(0), plot=True)
-
-
-def test_fitness_weighs_map50_a_tenth_and_map_nine():
     np.testing.assert_allclose(fitness(np.array([[9.0, 9, 0.5, 0.25, 7]])), [0.05 + 0.225])
 
 
 # -------------------------------------------------------------------------------------------------------- confusion
-def test_confusion_of_every_kind():
+def test_confusion():
     labels = torch.tensor([[0.0, 0, 0, 10, 10], [1, 50, 50, 60, 60], [2, 80, 80, 90, 90]])
     detections = torch.tensor(
         [[0.0, 0, 10, 9, 0.9, 0], [50, 50, 60, 60, 0.8, 2], [20, 20, 30, 30, 0.7, 1], [0, 0, 10, 10, 0.2, 1]]
@@ -230,17 +206,11 @@ def test_confusion_of_every_kind():
     expected = np.zeros((4, 4))
     expected[0, 0] = expected[2, 1] = expected[1, 3] = expected[3, 2] = 1
     np.testing.assert_array_equal(matrix.matrix, expected)
-
-
-def test_confusion_pairs_what_overlaps_most():
     labels = torch.tensor([[0.0, 0, 0, 10, 10]])
     detections = torch.tensor([[0.0, 0, 10, 8, 0.9, 1], [0, 0, 10, 10, 0.5, 0]])
     matrix = ConfusionMatrix(2)
     matrix.update(detections, labels)
     assert matrix.matrix[0, 0] == 1 and matrix.matrix[1, 2] == 1 and matrix.matrix.sum() == 2
-
-
-def test_pictures_without_a_match_count_except_under_v61_s_name():
     detections, labels = torch.tensor([[0.0, 0, 5, 5, 0.9, 1]]), torch.tensor([[0.0, 50, 50, 60, 60]])
     ours, theirs = ConfusionMatrix(2), ConfusionMatrix(2)
     ours.update(detections, labels)

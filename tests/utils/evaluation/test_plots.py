@@ -36,21 +36,18 @@ def test_curves_are_named_by_their_class_not_their_row(tmp_path, monkeypatch):
     assert named == [["_a", "c", "class", "all"]] * 4
 
 
-def test_confusion_matrix_shape_is_checked(tmp_path):
+def test_confusion_matrices_have_blank_cells(tmp_path):
     with pytest.raises(ValueError, match="has 3 rows"):
         plot_confusion_matrix(np.zeros((2, 2)), ["a", "b"], tmp_path / "a.png")
+    empty = read(plot_confusion_matrix(np.zeros((4, 4)), list("abc"), tmp_path / "empty.png"))
+    filled = read(plot_confusion_matrix(np.ones((4, 4)), list("abc"), tmp_path / "ones.png"))
+    assert empty.shape == filled.shape and empty.mean() > filled.mean() + 5  # blank cells against blue ones
 
 
 @pytest.mark.parametrize("nc, normalize", [(1, True), (3, False), (31, True)])
 def test_confusion_matrices(tmp_path, nc, normalize):
     names = [str(i) for i in range(nc)]
     assert read(plot_confusion_matrix(np.eye(nc + 1) * 9, names, tmp_path / "new/a.png", normalize)).std() > 0
-
-
-def test_confusion_matrix_leaves_empty_cells_blank(tmp_path):
-    empty = read(plot_confusion_matrix(np.zeros((4, 4)), list("abc"), tmp_path / "empty.png"))
-    filled = read(plot_confusion_matrix(np.ones((4, 4)), list("abc"), tmp_path / "ones.png"))
-    assert empty.shape == filled.shape and empty.mean() > filled.mean() + 5  # blank cells against blue ones
 
 
 def test_study(tmp_path):

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 
-from utils.evaluation.reports import Report, ReportSettings
+from utils.evaluation.reports import Report
 from utils.prepare.label_formats import COCO_IDS
 
 
-def add(report: Report, name: str = "7.jpg", batch: int = 0, count: int = 1) -> None:
+def add(report, name="7.jpg", batch=0, count=1):
     """An image with detections of the class 1."""
     report.image(name, (100, 200), torch.tensor([[10.0, 20, 30, 60, 0.9, 1]]).repeat(count, 1), batch)
 
 
-def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
-    add(Report(ReportSettings(tmp_path, ["a", "b"], plots=False)))
+def test_nothing_is_written_unless_asked(tmp_path):
+    add(Report(tmp_path, ["a", "b"], plots=False))
+    assert not list(tmp_path.iterdir())
+    Report(tmp_path, ["a"], json=tmp_path / "rows.json").finish(None)
     assert not list(tmp_path.iterdir())
 
 
-def test_label_file_and_rows(tmp_path: Path) -> None:
-    settings = ReportSettings(
+def test_label_file_and_rows(tmp_path):
+    report = Report(
         tmp_path, ["a", "b"], plots=False, txt=True, confidence=True, json=tmp_path / "rows.json", categories=COCO_IDS
     )
-    report = Report(settings)
     add(report)
     assert (tmp_path / "labels/7.txt").read_text() == "1 0.1 0.4 0.1 0.4 0.9\n"
     report.receive([report.found])
     assert report.rows == [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 20, 40], "score": 0.9}]
 
 
-def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = Report(ReportSettings(tmp_path, ["a", "b"], plots=False, txt=True))
+def test_images_of_one_name_have_label_files_of_their_own(tmp_path, caplog):
+    report = Report(tmp_path, ["a", "b"], plots=False, txt=True)
     report.name_images([])
     images = ["x/1.jpg", "x/1.png", "y/1.jpg", "y/2.jpg"]
     report.name_images(images)
@@ -48,16 +46,10 @@ def test_images_of_one_name_have_label_files_of_their_own(tmp_path: Path, caplog
     assert record.getMessage().startswith("2 of 4 sources are named like others")
 
 
-def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
-    settings = ReportSettings(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json")
-    reports = [Report(settings) for _ in range(3)]  # the third has heard of nothing
+def test_rows_of_several_processes_come_in_the_order_of_the_data_set(tmp_path):
+    reports = [Report(tmp_path, ["a", "b"], plots=False, json=tmp_path / "rows.json") for _ in range(3)]
     for batch in range(5):
         for place in range(2):
             add(reports[batch % 2], f"{10 * batch + place}.jpg", batch, count=int(batch != 3))
     reports[0].receive([report.found for report in reports])
     assert [row["image_id"] for row in reports[0].rows] == [0, 1, 10, 11, 20, 21, 40, 41]
-
-
-def test_a_process_without_a_result_writes_nothing(tmp_path: Path) -> None:
-    Report(ReportSettings(tmp_path, ["a"], json=tmp_path / "rows.json")).finish(None)
-    assert not list(tmp_path.iterdir())

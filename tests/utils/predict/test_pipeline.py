@@ -13,11 +13,17 @@ def rows(*boxes):
     return torch.tensor([[[x, y, side, side, 0.9 - 0.1 * i, i % 2, 1 - i % 2] for i, (x, y, side) in enumerate(boxes)]])
 
 
-def test_nothing_found():
+def test_nothing_found_and_there_and_back():
     clock = Clock()
     found, output = find_objects(lambda images: torch.zeros(2, 0, 7), torch.zeros(2, 3, 8, 8), Suppression(), clock)
     assert [one.shape for one in found] == [(0, 6)] * 2 and output.shape == (2, 0, 7) and clock.images == 2
     assert Geometry((4, 4), (8, 8)).to_image(found[0]).shape == (0, 6)
+    geometry = Geometry((100, 200), (64, 64))  # half of the input is padding
+    assert geometry.to_input([(0, 0), (200, 100)]) == [(0, 16), (64, 48)]
+    boxes = torch.tensor([[0.0, 16, 32, 32, 0.5, 3], [-5, 0, 80, 64, 0.4, 1]])
+    assert geometry.to_image(boxes).tolist() == [[0, 0, 100, 50, 0.5, 3], [0, 0, 200, 100, pytest.approx(0.4), 1]]
+    loaded = Geometry((100, 200), (64, 64), ((0.16, 0.16), (0, 8)))
+    assert loaded.to_image(np.array([[0.0, 8, 16, 16]])).tolist() == [[0, 0, 100, 50]]
 
 
 @pytest.mark.parametrize("bgr", [True, False])
@@ -32,15 +38,6 @@ def test_images_are_letterboxed_as_in_training(shape, auto, bgr):
     assert batch.dtype == torch.float32 and torch.equal(batch, torch.from_numpy(np.stack([pixels] * 2)).float() / 255)
 
 
-def test_boxes_and_points_there_and_back():
-    geometry = Geometry((100, 200), (64, 64))  # half of the input is padding
-    assert geometry.to_input([(0, 0), (200, 100)]) == [(0, 16), (64, 48)]
-    boxes = torch.tensor([[0.0, 16, 32, 32, 0.5, 3], [-5, 0, 80, 64, 0.4, 1]])
-    assert geometry.to_image(boxes).tolist() == [[0, 0, 100, 50, 0.5, 3], [0, 0, 200, 100, pytest.approx(0.4), 1]]
-    loaded = Geometry((100, 200), (64, 64), ((0.16, 0.16), (0, 8)))
-    assert loaded.to_image(np.array([[0.0, 8, 16, 16]])).tolist() == [[0, 0, 100, 50]]
-
-
 def test_the_whole_way_with_settings_for_each_image():
     images = [np.zeros((3, 64, 64), np.uint8)] * 2
     both = rows((32, 32, 10), (32, 33, 10), (9, 9, 8)).repeat(2, 1, 1)
@@ -49,8 +46,3 @@ def test_the_whole_way_with_settings_for_each_image():
     assert output[1] == "more" and first[:, 5].tolist() == [1, 1] and second.tolist() == [first[0].tolist()]
     for one, alone in zip(settings, (first, second), strict=True):
         assert torch.equal(suppress(both[:1], one)[0], alone)
-
-
-def test_the_line_of_speeds():
-    line = Clock(0.2, 0.4, 0.1, 2).line((1, 3, 64, 64))
-    assert line == "Speed: 100.0ms pre-process, 200.0ms inference, 50.0ms NMS per image at shape (1, 3, 64, 64)"

@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from utils.predict.source_files import is_url, passed_over, sources_in
+from utils.predict.source_files import passed_over, sources_in
 
 
-def touch(folder: Path, *names: str) -> Path:
+def touch(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
 
-def found(source: Path | str, folder: Path) -> list[str]:
+def found(source, folder):
     return [Path(os.path.relpath(file, folder)).as_posix() for file in sources_in(str(source))[0]]
 
 
 # ---- what is passed over
-def test_nothing(tmp_path: Path) -> None:
+def test_nothing(tmp_path):
     assert passed_over([]) == ""
     with pytest.raises(ValueError, match=r"nothing found in .*: looked for images .*\*\*/\*"):
         sources_in(str(tmp_path))
 
 
-def test_a_folder_says_what_it_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_says_what_it_passed_over(tmp_path, caplog):
     touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "d.xml", "e", ".DS_Store", "below/f.jpg", "g.webm")
     assert found(tmp_path, tmp_path) == ["a.jpg", "g.webm"]
     (record,) = caplog.records
@@ -38,7 +38,7 @@ def test_a_folder_says_what_it_passed_over(tmp_path: Path, caplog: pytest.LogCap
     assert "; 1 folder (end the source in '/**/*' to look into them)" in message
 
 
-def test_what_nobody_takes_for_an_image_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nobody_takes_for_an_image_is_no_warning(tmp_path, caplog):
     touch(tmp_path, "a.jpg", "a.txt", "b.json")
     with caplog.at_level("INFO", "yolov5"):
         sources_in(f"{tmp_path}/*")
@@ -48,7 +48,7 @@ def test_what_nobody_takes_for_an_image_is_no_warning(tmp_path: Path, caplog: py
     assert found(touch(tmp_path / "new", "x.png"), tmp_path) == ["new/x.png"] and not caplog.records
 
 
-def test_a_folder_of_what_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_what_cannot_be_read_says_so(tmp_path):
     touch(tmp_path, *(f"{i}.heic" for i in range(3)), *(f"x.{chr(97 + i)}\x1b{chr(97 + i)}" for i in range(12)))
     with pytest.raises(ValueError, match=r"there are 3 \.heic, .*, 5 others \(convert images to JPEG") as caught:
         sources_in(str(tmp_path))
@@ -56,7 +56,7 @@ def test_a_folder_of_what_cannot_be_read_says_so(tmp_path: Path) -> None:
 
 
 # ---- globs
-def test_globs_go_down_and_skip_what_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_globs_go_down_and_skip_what_is_hidden(tmp_path, monkeypatch):
     touch(tmp_path, "a.jpg", "x/b.jpg", "x/y/c.jpg", "x/y/d.png", ".h/e.jpg", ".h/._e.jpg", "x/.f.jpg", "z[1]/g.jpg")
     assert found(tmp_path / ".h", tmp_path) == [".h/e.jpg"]
     assert found(f"{tmp_path}/**/*.jpg", tmp_path) == ["a.jpg", "x/b.jpg", "x/y/c.jpg", "z[1]/g.jpg"]
@@ -70,7 +70,7 @@ def test_globs_go_down_and_skip_what_is_hidden(tmp_path: Path, monkeypatch: pyte
     ))]  # fmt: skip
 
 
-def test_links_in_circles_do_not_multiply(tmp_path: Path) -> None:
+def test_links_in_circles_do_not_multiply(tmp_path):
     touch(tmp_path, "x/a.jpg")
     for name in ("one", "two", "three"):
         (tmp_path / "x" / name).symlink_to(tmp_path / "x")
@@ -80,7 +80,7 @@ def test_links_in_circles_do_not_multiply(tmp_path: Path) -> None:
 
 
 # ---- lists
-def test_lists_that_name_lists_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_that_name_lists_end(tmp_path, caplog):
     touch(tmp_path, "a.jpg")
     (tmp_path / "one.txt").write_text("one.txt\ntwo.txt\na.jpg\nnone.jpg\nnot.jpg\n")
     (tmp_path / "two.txt").write_text("one.txt\n")
@@ -93,7 +93,7 @@ def test_lists_that_name_lists_end(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_lists_as_other_programs_write_them(tmp_path: Path, encoding: str) -> None:
+def test_lists_as_other_programs_write_them(tmp_path, encoding):
     touch(tmp_path, "x/a b.jpg", "图.png")
     lines = ['"x/a b.jpg"', "'图.png'", "x\\a b.jpg", '".\\x\\a b.jpg"', "", "# words", "rtsp://h/1", "0"]
     (tmp_path / "list.txt").write_bytes("\r\n".join(lines).encode(encoding))
@@ -102,11 +102,7 @@ def test_lists_as_other_programs_write_them(tmp_path: Path, encoding: str) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_list_that_never_ends_is_not_begun(tmp_path: Path) -> None:
+def test_a_list_that_never_ends_is_not_begun(tmp_path):
     os.mkfifo(tmp_path / "list.txt")
     with pytest.raises(ValueError, match="it is a pipe, not a file"):
         sources_in(str(tmp_path / "list.txt"))
-
-
-def test_addresses() -> None:
-    assert is_url("RTSP://x") and not is_url("x.jpg") and sources_in("12") == ([], ["12"])

@@ -1,13 +1,12 @@
 """What counts as a source, and what comes out of it."""
 
-import functools
-import http.server
-import threading
+import hashlib
 import time
 
 import numpy as np
 import pytest
 
+from tests.pages import Pages, serving
 from utils.drawing.writers import VideoWriter, write_image
 from utils.predict.sources import Frame, Source, fetch_image, open_source, readable_name
 
@@ -37,15 +36,8 @@ def folder(tmp_path):
 @pytest.fixture
 def server(folder):
     """Address of an HTTP server for `folder`."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+    with serving(folder) as address:
+        yield address
 
 
 def names_of(source):
@@ -60,16 +52,14 @@ def test_nothing_there(source, folder, monkeypatch):
     assert source in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_folder_gives_pictures_then_videos(folder):
+def test_a_folder_and_what_its_files_become(folder):
     expected = [("image", "a 图.png"), ("image", "b.JPG"), *[("video", "0.mp4")] * 5]
     assert names_of(open_source(folder, 64)) == expected
     assert len(open_source(folder)) == 3
-
-
-def test_a_files_own_name_is_no_pattern(folder):
-    odd = folder / "a[1].png"
-    write_image(odd, picture())
+    odd = write_image(folder / "a[1].png", picture())  # a file's own name is no pattern
     assert names_of(open_source(odd)) == [("image", "a[1].png")]
+    names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
+    assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}
 
 
 def test_a_picture_is_letterboxed_rgb(tmp_path):
@@ -116,8 +106,7 @@ def test_names_reach_the_log_as_one_line(folder, caplog):
 
 
 def test_webcams_and_addresses_are_streams():
-    source = open_source("0")
-    assert source.streams == ["0"] and not source.files
+    assert open_source("0").streams == ["0"] and not open_source("0").files and open_source("RTSP://x").streams
     assert open_source("rtsp://camera/1.jpg").streams and open_source("HTTP://host/live").streams
     assert open_source("https://host/X.JPG?size=1.mp4").files and not open_source("https://host/X.JPG").streams
     with pytest.raises(ValueError, match="download"):
@@ -134,15 +123,22 @@ def test_pictures_and_clips_over_http(server, folder, monkeypatch):
     assert sorted(path.name for path in (folder / "below").iterdir()) == ["c.bmp"]  # nothing is downloaded to a file
 
 
-def test_addresses_that_fail_say_so(server):
+def test_addresses_that_fail_and_a_server_that_drips_or_writes_to_the_terminal(server, odd_server, monkeypatch):
     bad = ((f"{server}/none.jpg", "404"), (f"{server}/note.md", "no image"), ("ftp://host/a.jpg", "http"))
     for url, words in bad:
         with pytest.raises(ValueError, match=words) as caught:
             fetch_image(url)
         assert url in str(caught.value)
+    monkeypatch.setattr("utils.predict.sources.WEB_LONGEST", 0.2)
+    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
+        fetch_image(f"{odd_server}/drip.jpg")
+    for url in (f"{odd_server}/rude.jpg", f"{odd_server}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
+        with pytest.raises(ValueError) as caught:
+            fetch_image(url)
+        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
 
 
-class Redirecting(http.server.BaseHTTPRequestHandler):
+class Redirecting(Pages):
     """Leads to where the query says; drips bytes without an end; answers with control characters."""
 
     def do_GET(self):
@@ -162,16 +158,11 @@ class Redirecting(http.server.BaseHTTPRequestHandler):
             except OSError:
                 break
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def odd_server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+    with serving(Redirecting) as address:
+        yield address
 
 
 def test_redirections_stay_on_the_web_and_end(odd_server, server):
@@ -181,16 +172,6 @@ def test_redirections_stay_on_the_web_and_end(odd_server, server):
         with pytest.raises(ValueError, match="cannot be fetched: ") as caught:
             fetch_image(f"{odd_server}/to.jpg?{place}")
         assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(odd_server, monkeypatch):
-    monkeypatch.setattr("utils.predict.sources.WEB_LONGEST", 0.2)
-    with pytest.raises(ValueError, match=r"drip\.jpg cannot be fetched: it takes longer than 0 s"):
-        fetch_image(f"{odd_server}/drip.jpg")
-    for url in (f"{odd_server}/rude.jpg", f"{odd_server}/\x1b[2J.jpg", "ftp://\x1b[2J.jpg"):
-        with pytest.raises(ValueError) as caught:
-            fetch_image(url)
-        assert str(caught.value).isprintable() and r"\x1b" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -205,16 +186,8 @@ def test_a_server_can_neither_drip_for_ever_nor_write_to_the_terminal(odd_server
         ("https://h/%E5%9B%BE%20a.mp4", "图 a"),
         ("0", "0"),
         ("http://user:pw@host:80", "host_80"),
+        ("http://h/" + "x" * 300, "x" * 221 + "~" + hashlib.sha256(b"x" * 300).hexdigest()[:8]),
     ],
 )
 def test_names_for_results(address, name):
     assert readable_name(address) == name
-
-
-def test_long_names_are_cut():
-    assert len(readable_name("http://h/" + "x" * 300)) < 240
-
-
-def test_results_keep_the_format_of_an_image_where_it_can_be_written():
-    names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
-    assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}

@@ -82,16 +82,13 @@ def test_every_frame_of_every_clip_arrives_once_and_in_order(clips, caplog):
     assert not caplog.records and no_threads_left()
 
 
-def test_a_slow_consumer_loses_nothing_of_a_clip(clips, monkeypatch):
+def test_a_slow_consumer_loses_nothing_of_a_clip_and_gets_every_nth_frame(clips, monkeypatch):
     monkeypatch.setattr(streams, "CLIP_QUEUE", 1)
     numbers = []
     for frame in read_streams([clips[1]]):
         time.sleep(0.01)
         numbers.append(frame.number)
     assert numbers == list(range(1, 13))
-
-
-def test_stride(clips):
     assert [frame.number for frame in read_streams([clips[1]], vid_stride=5)] == [1, 6, 11]
     assert [frame.number for frame in read_streams([clips[2]], vid_stride=5)] == [1]
 

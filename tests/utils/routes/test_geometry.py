@@ -15,10 +15,17 @@ def routes(rows, cols, cell_height, cell_width, topk=1, seed=0):
     return RoutingMap("layer", rows, cols, cell_height, cell_width, index, np.full(index.shape, 1 / topk))
 
 
-def test_one_region_is_the_whole_picture():
+def test_one_region_and_regions_of_broken_pixels():
     whole = routes(1, 1, 30, 50)
     assert whole.boxes(30, 50).tolist() == [[0, 0, 50, 30]] and not whole.is_padding(30, 50).any()
     assert whole.region_at(49.9, 29.9) == 0 and whole.topk == 1
+    cell = 2 * 320 / 12  # a map of 12 tokens cut into 7 regions of 2, under a picture of 320 pixels
+    grid = routes(7, 7, cell, cell)
+    assert 6 * cell == pytest.approx(320)
+    hidden = grid.is_padding(320, 320).reshape(7, 7)
+    assert hidden[6].all() and hidden[:, 6].all() and hidden.sum() == 13
+    x, y = grid.edges(320, 320)
+    assert x.tolist() == y.tolist() == [0, 53.333, 106.667, 160, 213.333, 266.667, 320, 320]
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,18 +46,3 @@ def test_every_pixel_is_in_one_region(rows, cols, cell_height, cell_width, data)
     assert grid.is_padding(height, width).tolist() == [number not in painted for number in range(rows * cols)]
     right, bottom = np.nextafter((width, height), 0)
     assert grid.region_at(right, bottom) == asked[-1][-1]
-
-
-def test_regions_of_broken_pixels_leave_no_sliver():
-    cell = 2 * 320 / 12  # a map of 12 tokens cut into 7 regions of 2, under a picture of 320 pixels
-    grid = routes(7, 7, cell, cell)
-    assert 6 * cell == pytest.approx(320)
-    hidden = grid.is_padding(320, 320).reshape(7, 7)
-    assert hidden[6].all() and hidden[:, 6].all() and hidden.sum() == 13
-    x, y = grid.edges(320, 320)
-    assert x.tolist() == y.tolist() == [0, 53.333, 106.667, 160, 213.333, 266.667, 320, 320]
-
-
-def test_arrays_that_do_not_fit_are_a_mistake_of_the_program():
-    with pytest.raises(AssertionError):
-        RoutingMap("layer", 2, 2, 8, 8, np.zeros((3, 1), int), np.ones((3, 1)))

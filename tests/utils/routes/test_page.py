@@ -75,9 +75,6 @@ def test_what_is_written_comes_back(page):
         assert layer["cell"] == [routes.cell_height, routes.cell_width]
     # the second map is 64 x 73.5 pixels: its last row is padding and its last column is cut
     assert data["layers"][1]["x"] == [0, 24.5, 49, 64] and data["layers"][1]["y"] == [0, 16, 32, 48, 48]
-
-
-def test_the_picture_is_inside(page):
     kind, _, content = page().json("data")["picture"].partition(",")
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert kind == "data:image/jpeg;base64" and picture.shape == PICTURE.shape
@@ -117,7 +114,7 @@ def test_names_that_are_no_text_or_move_what_is_around_them(page):
         assert found.json("data")["name"] == found.data["title"] == f"{shown}.jpg"
 
 
-def test_every_word_is_there_in_both_languages(page):
+def test_every_word_and_element_is_there(page):
     found = page()
     words, script = found.json("words"), found.data["script"]
     assert words["en"].keys() == words["zh"].keys()
@@ -127,9 +124,6 @@ def test_every_word_is_there_in_both_languages(page):
         assert key == "other" or ((english.isascii() or "×" in english) and not chinese.isascii())
     used = {a["data-text"] for _, a in found.elements if "data-text" in a} | set(re.findall(r'say\("(\w+)"', script))
     assert used == words["en"].keys()
-
-
-def test_the_script_finds_every_element_it_asks_for(page):
     found = page()
     asked = set(re.findall(r'byId\("(\w+)"\)', found.data["script"]))
     assert asked and asked <= {attributes.get("id") for _, attributes in found.elements}

@@ -32,11 +32,8 @@ def boxes(*centres):
 
 
 # ---- positions in words
-def test_no_positions():
-    assert parse_points(None) == [] and parse_points([]) == []
-
-
 def test_positions_are_read():
+    assert parse_points(None) == [] and parse_points([]) == []
     assert parse_points(["3,4", " 5.5 , 6 ", (7, 8), [0, 0.5]]) == [(3, 4), (5.5, 6), (7, 8), (0, 0.5)]
 
 
@@ -49,11 +46,8 @@ def test_what_is_no_position_is_one_line(word):
 
 
 # ---- whose regions
-def test_the_middle_when_nothing_is_asked_for_or_found():
+def test_the_surest_detections_or_the_middle():
     assert choose_points(frame(), [], NOTHING) == [(50, 30)]
-
-
-def test_the_surest_detections():
     found = boxes((20, 30), (80, 10), (50, 50), (70, 40))
     assert choose_points(frame(), [], found) == [(20, 30), (80, 10), (50, 50)]
     assert choose_points(frame(), [], boxes((100, 60))) == [(99, 59)]  # its middle is on the very edge
