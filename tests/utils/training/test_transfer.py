@@ -9,10 +9,11 @@ import yaml
 
 from models.description.build import SIZES, resolve_cfg
 from models.experimental import attempt_load
-from models.initial import build_model, take_over
+from models.initial import build_model
 from models.yolo import Model
 from utils.base.config import Hyp
 from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 from utils.training.transfer import Layer, align, carried, intersect_dicts, match_names, report, transfer
 
 
@@ -195,16 +196,18 @@ def test_the_report_says_what_came_from_where(plain):
 
 
 # ---- a training run
+def begun(weights, cfg, names):
+    opt = SimpleNamespace(weights=str(weights), cfg=cfg, freeze=[0])
+    return build_model(SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu")))
+
+
 def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
     file = ROOT / "tests/golden/yolov5n.pt"
     if not file.is_file():
         pytest.skip("needs tests/golden/yolov5n.pt")
     donor = attempt_load(file, fuse=False)
-    opt = SimpleNamespace(weights=str(file), cfg="yolov5n_BiFormer.yaml", freeze=[0])
-    names, cpu = [donor.names[1], "kite"], torch.device("cpu")
-    setup = SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=cpu)
-    model = build_model(setup)
-    assert model.names == setup.names
+    model = begun(file, "yolov5n_BiFormer.yaml", [donor.names[1], "kite"])
+    assert model.names == [donor.names[1], "kite"]
     assert torch.equal(model.model[25].cv3.conv.weight, donor.model[23].cv3.conv.weight)
     new, old = model.model[26].m[0].bias.view(3, 7), donor.model[24].m[0].bias.view(3, -1)
     assert torch.equal(new[:, :5], old[:, :5]) and torch.equal(new[:, 5], old[:, 6])
@@ -213,8 +216,7 @@ def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
 def test_anchors_that_a_description_names_stay(tmp_path, plain):
     description = yaml.safe_load((ROOT / "models/yolov5n.yaml").read_text())
     description["anchors"][0] = [5, 5, 6, 6, 7, 7]
-    mine = Model(description, nc=3, verbose=False)
-    before = mine.model[-1].anchors.clone()
-    take_over(plain, mine, plain.names, "donor.pt")
-    assert torch.equal(mine.model[-1].anchors, before)
+    save_checkpoint(tmp_path / "donor.pt", {"epoch": -1, "model": describe_model(plain), "ema": None})
+    mine = begun(tmp_path / "donor.pt", description, plain.names)
+    assert torch.equal(mine.model[-1].anchors, Model(description, nc=3, verbose=False).model[-1].anchors)
     assert torch.equal(mine.model[0].conv.weight, plain.model[0].conv.weight)
