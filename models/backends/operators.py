@@ -54,11 +54,8 @@ NUMBERS: Mapping[str, Callable[..., Any]] = {
     **{"torch.sym_max": max, "torch.sym_min": min, "torch.sym_int": int, "torch.sym_float": float},
     "torch.sym_not": operator.not_,
 }
-_DTYPES = dict(
-    enumerate(
-        (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64), 1
-    )
-) | {12: torch.bool, 13: torch.bfloat16}
+_NUMERIC = "uint8 int8 int16 int32 int64 float16 float32 float64".split()
+_DTYPES = {i: getattr(torch, name) for i, name in enumerate(_NUMERIC, 1)} | {12: torch.bool, 13: torch.bfloat16}
 _STRIDED = 7
 _CONSTANTS: Mapping[str, Mapping[int, Any]] = {
     "as_scalar_type": _DTYPES,

@@ -12,7 +12,7 @@ import torch
 from models import common
 from models.api.autoshape import AutoShape
 from models.backends import BACKENDS, DetectMultiBackend, _names_from, kind_of
-from models.backends.base import ExportedBackend, as_candidates
+from models.backends.base import ExportedBackend
 from models.backends.metadata import Metadata, read_metadata, with_shape
 from models.backends.tools import is_there, need
 from models.experimental import attempt_load
@@ -276,13 +276,16 @@ def test_what_a_file_returns_is_looked_at(tmp_path, run, match):
 
 
 def test_detections_as_candidates(tmp_path):
-    assert as_candidates(torch.zeros(2, 0, 6), 3).shape == (2, 0, 8)
+    def candidates(rows):
+        return exported(tmp_path, Metadata(("a", "b", "c"), nms=True), lambda images: rows)(torch.rand(1, 3, 8, 8))[0]
+
+    assert candidates(torch.zeros(1, 0, 6)).shape == (1, 0, 8)
     rows = torch.tensor([[[10.0, 20, 30, 60, 0.9, 2], [0, 0, 0, 0, 0, 0]]])
-    (found,) = non_max_suppression(as_candidates(rows, 3))
+    (found,) = non_max_suppression(candidates(rows))
     assert torch.allclose(found, rows[0, :1])
     for wrong in (torch.zeros(1, 4, 7), torch.zeros(1, 6)):
         with pytest.raises(ValueError, match="for 1 images"):
-            exported(tmp_path, Metadata(("a",), nms=True), lambda images, wrong=wrong: wrong)(torch.rand(1, 3, 8, 8))
+            candidates(wrong)
 
 
 def test_tools_that_are_missing():
