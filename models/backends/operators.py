@@ -120,30 +120,23 @@ class Graph:
 
     def _step(self, node: Mapping[str, Any]) -> _Step | None:
         """A node as what is called; None for one that only checks. Raises NotListed for anything else."""
-        target = str(node["target"])
-        function = self._function(target)
-        if function is None:
+        target, function = str(node["target"]), None
+        found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)", target)
+        if found is None:
+            function = CALLS.get(target)
+        elif found[1] in CHECKS:
             return None
+        elif found[1] in ATEN:
+            overload = getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+            function = overload if isinstance(overload, torch._ops.OpOverload) else None
+        if function is None:
+            raise NotListed(f"the operator {target[:100]}")
         arguments = [self._argument(given["arg"]) for given in node["inputs"] if not given["name"]]
         keywords = {str(given["name"]): self._argument(given["arg"]) for given in node["inputs"] if given["name"]}
         if target in NUMBERS:  # their arguments have names of no meaning
             arguments, keywords = [*arguments, *keywords.values()], {}
         results = [_results(output) for output in node["outputs"]]
         return _Step(function, arguments, keywords, results, len(results) > 1 or target in BLOCKS, [])
-
-    def _function(self, target: str) -> Callable[..., Any] | None:
-        """What a node calls, None where it only checks. Raises NotListed for anything else."""
-        if target in NUMBERS:
-            return _bounded(NUMBERS[target])
-        if target in BLOCKS:
-            return BLOCKS[target]
-        found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)", target)
-        if found is not None and found[1] in CHECKS:
-            return None
-        function = getattr(getattr(torch.ops.aten, found[1], None), found[2], None) if found else None
-        if found is None or found[1] not in ATEN or not isinstance(function, torch._ops.OpOverload):
-            raise NotListed(f"the operator {target[:100]}")
-        return function
 
     def _argument(self, given: Mapping[str, Any]) -> Any:
         """A value, a `_Name` for one that is computed, or a list of these."""
@@ -297,3 +290,4 @@ BLOCKS: Mapping[str, Callable[..., Any]] = {  # parts of the graph in another mo
     "torch.ops.higher_order.wrap_with_autocast": _autocast,
     "torch.ops.higher_order.wrap_with_set_grad_enabled": lambda enabled, body, *given: body(*given),
 }
+CALLS = {target: _bounded(function) for target, function in NUMBERS.items()} | {**BLOCKS}
