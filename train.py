@@ -212,7 +212,9 @@ class Run:
 
     def after_step(self) -> None:
         """Between two steps the state is whole: save it when it is time, stop when any process got a signal."""
-        self.writer.save_in_time()
+        minutes = self.setup.opt.save_minutes
+        if is_main() and minutes > 0 and time.monotonic() - self.writer.saved >= 60 * minutes:
+            self.writer.save()
         if self.vote(bool(self.interruption.number)):
             raise Interrupted(self.interruption.number or signal.SIGTERM)
 

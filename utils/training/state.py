@@ -128,7 +128,7 @@ class CheckpointWriter:
     def __init__(self, setup: Setup, trainer: Trainer, progress: Progress, batches: int) -> None:
         self.setup, self.trainer, self.progress, self.batches = setup, trainer, progress, batches
         self.last, self.best = (setup.folder / "weights" / name for name in ("last.pt", "best.pt"))
-        self._saved = time.monotonic()
+        self.saved = time.monotonic()  # when last.pt was written last
         self._is_stripped = bool(setup.resumed and setup.resumed["finished"])
         if is_main():
             for leftover in setup.folder.rglob(".*.tmp"):  # of a process that died while it wrote
@@ -174,13 +174,7 @@ class CheckpointWriter:
         if progress.position.batch == 0 and period > 0 and epoch > 0 and epoch % period == 0:
             save_checkpoint(self.last.with_name(f"epoch{epoch}.pt"), content)
         save_checkpoint(self.last, content)
-        self._saved, self._is_stripped = time.monotonic(), False
-
-    def save_in_time(self) -> None:
-        """Save when `--save-minutes` have passed since the last time."""
-        minutes = self.setup.opt.save_minutes
-        if is_main() and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes:
-            self.save()
+        self.saved, self._is_stripped = time.monotonic(), False
 
     def finish(self) -> None:
         """Strip last.pt to what inference needs; all of it stays in resume.pt, for a run that is to be extended."""
