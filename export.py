@@ -22,13 +22,7 @@ from torch import Tensor
 
 from models.backends import ACTS, ending_of
 from models.experimental import attempt_load
-from models.exporters import (
-    DEFAULT_OPSET,
-    FORMATS,
-    ExportJob,
-    ExportSettings,
-    export,
-)
+from models.exporters import DEFAULT_OPSET, FORMATS, ExportJob, ExportSettings, export
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging

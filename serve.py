@@ -162,9 +162,13 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listener, f"http://{name}:{listener.getsockname()[1]}"
 
 
-def serve(opt: ServeOptions) -> None:
-    """Serve until stopped by SIGTERM, or by SIGINT (KeyboardInterrupt). ValueError for what cannot be served."""
-    opt = complete(opt)
+def run(**given: object) -> None:
+    """`serve.run(weights="best.pt", port=8080)`: the command line as keyword arguments.
+
+    Serves until stopped by SIGTERM, or by SIGINT (KeyboardInterrupt). ValueError for what cannot be served.
+    """
+    set_up_logging()
+    opt = complete(options(ServeOptions, given))
     listener, address = listen(opt.host, opt.port)  # first: a port that is taken is known before the weights are read
     with listener:
         server = make_server(opt)
@@ -172,12 +176,6 @@ def serve(opt: ServeOptions) -> None:
         server.run(sockets=[listener])
     if server.asked == signal.SIGINT:
         raise KeyboardInterrupt
-
-
-def run(**given: object) -> None:
-    """`serve.run(weights="best.pt", port=8080)`: the command line as keyword arguments; serves until interrupted."""
-    set_up_logging()
-    serve(options(ServeOptions, given))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ from utils.loggers import check_loggers
 from utils.prepare.dataset_tools import write_report
 from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
-from utils.training.autobatch import check_train_batch_size
+from utils.training.autobatch import autobatch
 from utils.training.guard import Interrupted, Interruption, StoppableLoader, out_of_memory
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer, choose_recipe
@@ -117,13 +117,14 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
     """Build the network, its loaders and all that trains it, in the state that a resumed run was left in."""
     opt = setup.opt
     check_loggers(opt.loggers)
-    Precision.choose(opt.amp, setup.device, setup.resumed)  # raises before there is a folder
+    precision = Precision.choose(opt.amp, setup.device, setup.resumed)  # raises before there is a folder
     seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
     model = build_model(setup)
     stride = max(int(model.stride.max()), 32)
     imgsz = check_img_size(opt.imgsz, stride, floor=stride * 2)
     if opt.batch_size < 0:
-        setup.opt = opt = replace(opt, batch_size=min(gather(check_train_batch_size(model, imgsz))) * world_size())
+        largest = autobatch(model, imgsz, dtype=precision.dtype)
+        setup.opt = opt = replace(opt, batch_size=min(gather(largest)) * world_size())
     loader, dataset, val_loader = build_loaders(setup, imgsz, stride, opt.batch_size)
     if is_main():
         open_folder(setup, dataset.index.all_labels, callbacks)
@@ -135,7 +136,7 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
         callbacks.run("on_pretrain_routine_end")
     model.hyp = asdict(setup.hyp.scaled(model.model[-1].nl, model.nc, imgsz, opt.label_smoothing))
     model.class_weights = labels_to_class_weights([dataset.index.all_labels], model.nc).to(setup.device) * model.nc
-    trainer = build_trainer(setup, model, len(loader), imgsz, callbacks)
+    trainer = build_trainer(setup, model, len(loader), imgsz, precision, callbacks)
     LOGGER.info(
         f"Image sizes {imgsz} train, {imgsz} val\nUsing {loader.num_workers} dataloader workers\n"
         f"Logging results to {colorstr('bold', shown(setup.folder))}\nStarting training for {opt.epochs} epochs..."
@@ -145,7 +146,9 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
     return Run(setup, trainer, loader, dataset, val_loader, callbacks, progress, writer)
 
 
-def build_trainer(setup: Setup, model: Model, batches: int, imgsz: int, callbacks: Callbacks) -> Trainer:
+def build_trainer(
+    setup: Setup, model: Model, batches: int, imgsz: int, precision: Precision, callbacks: Callbacks
+) -> Trainer:
     """Build loss, optimiser, schedule and weight average around the model, for epochs of so many batches."""
     opt, hyp, device = setup.opt, setup.hyp, setup.device
     steps = opt.epochs * batches // max(round(hyp.nominal_batch / opt.batch_size), 1)
@@ -166,10 +169,10 @@ def build_trainer(setup: Setup, model: Model, batches: int, imgsz: int, callback
     settings = EpochSettings(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm or np.inf, opt.seed
     )
-    precision = Precision.choose(opt.amp, device, setup.resumed)
     LOGGER.info(str(precision))
-    loss = ComputeLoss(model, shared=True)
-    return Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
+    return Trainer(
+        net, model, ComputeLoss(model, shared=True), optimizer, schedule, ema, precision, settings, callbacks
+    )
 
 
 @dataclass(slots=True)
@@ -209,7 +212,9 @@ class Run:
 
     def after_step(self) -> None:
         """Between two steps the state is whole: save it when it is time, stop when any process got a signal."""
-        self.writer.save_in_time()
+        minutes = self.setup.opt.save_minutes
+        if is_main() and minutes > 0 and time.monotonic() - self.writer.saved >= 60 * minutes:
+            self.writer.save()
         if self.vote(bool(self.interruption.number)):
             raise Interrupted(self.interruption.number or signal.SIGTERM)
 

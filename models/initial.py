@@ -20,43 +20,34 @@ def build_model(setup: Setup) -> Model:
 
     Raise ValueError for weights or a description that training cannot begin with, and for layers that are not there.
     """
-    opt, nc = setup.opt, len(setup.names)
-    if setup.resumed:
-        model = load_model({"model": setup.resumed["model"]})
-    else:
-        donor = None
-        if opt.weights:
-            if (file := find_weights(opt.weights)).suffix not in (".pt", ".safetensors"):
-                raise ValueError(f"--weights {opt.weights}: training begins with .pt or .safetensors, no other file")
-            donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
-        model = Model(opt.cfg or (donor.yaml if donor else DEFAULT_CFG), ch=3, nc=nc, anchors=setup.hyp.anchors)
-        if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
-            raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
-        if donor:
-            take_over(donor, model, setup.names, opt.weights, fresh_anchors=bool(setup.hyp.anchors))
-    freeze(model, opt.freeze)
+    opt = setup.opt
+    model = load_model({"model": setup.resumed["model"]}) if setup.resumed else _begun(setup)
+    frozen = range(opt.freeze[0]) if len(opt.freeze) == 1 else opt.freeze  # the first N, or exactly those named
+    if any(not 0 <= index < len(model.model) for index in frozen):
+        raise ValueError(f"--freeze {' '.join(map(str, opt.freeze))}: the model has layers 0 to {len(model.model) - 1}")
+    for index, layer in enumerate(model.model):
+        layer.requires_grad_(index not in frozen)
     model.names = setup.names
     # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
     return model.to(setup.device).to(memory_format=torch.channels_last)
 
 
-def take_over(donor: Model, model: Model, names: list[str], source: str, fresh_anchors: bool = False) -> None:
-    """Load what the donor has for this model, which will know the classes `names`, and log what came from where.
-
-    Anchors written in a description stay where they differ from the donor's: somebody chose them.
-    """
-    chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
-    found = transfer(donor, model, names, keep_anchors=fresh_anchors or chosen)
-    model.load_state_dict(found.state, strict=False)
-    LOGGER.info(f"Transferred {len(found.state)}/{len(model.state_dict())} items from {source}")
-    for line in report(found, model):
-        LOGGER.info(f"  {line}")
-
-
-def freeze(model: Model, layers: list[int]) -> None:
-    """Keep the first N layers as they are, or exactly those that are named when there are several."""
-    frozen = range(layers[0]) if len(layers) == 1 else layers
-    if any(not 0 <= index < len(model.model) for index in frozen):
-        raise ValueError(f"--freeze {' '.join(map(str, layers))}: the model has layers 0 to {len(model.model) - 1}")
-    for index, layer in enumerate(model.model):
-        layer.requires_grad_(index not in frozen)
+def _begun(setup: Setup) -> Model:
+    """Return a new network with what the weights asked for, if any, have for it; log what came from where."""
+    opt, donor = setup.opt, None
+    if opt.weights:
+        file = find_weights(opt.weights)
+        if file.suffix not in (".pt", ".safetensors"):
+            raise ValueError(f"--weights {opt.weights}: expected .pt or .safetensors, as training begins with no other")
+        donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
+    cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
+    model = Model(cfg, ch=3, nc=len(setup.names), anchors=setup.hyp.anchors)
+    if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
+        raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
+    if donor:  # anchors written in a description stay where they differ from the donor's: somebody chose them
+        chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
+        found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
+        model.load_state_dict(found.state, strict=False)
+        taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
+        LOGGER.info("\n  ".join([taken, *report(found, model)]))
+    return model

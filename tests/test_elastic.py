@@ -44,13 +44,9 @@ def launch(folder: Path, words: list[str], restarts: int = 0, **env: str) -> sub
     program = folder / "program.py"
     program.write_text(PROGRAM)
     launcher = ["--nproc-per-node", "2", "--master-port", str(free_port()), "--max-restarts", str(restarts)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, str(program), *words],
-        env=os.environ | QUIET | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(program), *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=os.environ | QUIET | env, text=True, **streams)
 
 
 @pytest.fixture

@@ -138,6 +138,9 @@ def test_tensorflow_agrees(weights, tensorflow_files, name):
     model = DetectMultiBackend(tensorflow_files[name], trust=True)
     assert (model.names, model.stride, model.shape) == (NAMES, 32, (SIZE, SIZE))
     assert agrees(weights, model)
+    folder, graph = (tensorflow_files[one] for one in ("saved_model", "pb"))  # of one conversion
+    assert folder.stat().st_mtime <= graph.stat().st_mtime
+    assert json.loads((folder / NOTES).read_text()) == json.loads(Path(f"{graph}.json").read_text())
 
 
 def run_in_node(folder: Path, batch: torch.Tensor, work: Path) -> torch.Tensor:
@@ -200,25 +203,11 @@ def job_of(weights: Path, **settings: object) -> ExportJob:
     return ExportJob(model, weights, chosen, calibration=lambda: list(pictures(SIZE, SIZE)[:, None]))
 
 
-def test_one_conversion_serves_all_of_tensorflow(tensorflow_files):
-    folder = tensorflow_files["saved_model"]
-    assert folder.stat().st_mtime <= tensorflow_files["pb"].stat().st_mtime
-    assert json.loads((folder / NOTES).read_text()) == json.loads(Path(f"{tensorflow_files['pb']}.json").read_text())
-
-
 # ----------------------------------------------------------------------------------------------------------- Edge TPU
 def put_compiler(folder, monkeypatch, script):
     (folder / COMPILER).write_text(f"#!/bin/sh\n{script}\n")
     (folder / COMPILER).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-def test_the_compiler_is_missing(plain, monkeypatch):
-    skip_without("edgetpu")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=f"needs the program {COMPILER}, which is not on PATH") as caught:
-        export.run(weights=plain, include="edgetpu", imgsz=64, int8=True)
-    assert "\n" not in str(caught.value)
 
 
 def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
@@ -238,11 +227,15 @@ def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
         DetectMultiBackend(file, trust=True)
 
 
-def test_a_compiler_that_fails_is_quoted(plain, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_is_quoted_and_one_that_is_missing_named(plain, tmp_path, monkeypatch):
     put_compiler(tmp_path, monkeypatch, "echo Model not quantized >&2\nexit 1")
     monkeypatch.setattr("models.exporters.tensorflow.whole_numbers", lambda job, file: Metadata())
     with pytest.raises(ValueError, match=f"{COMPILER} failed: Model not quantized"):
         FORMATS["edgetpu"].write(job_of(plain, int8=True))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=f"needs the program {COMPILER}, which is not on PATH") as caught:
+        FORMATS["edgetpu"].write(job_of(plain, int8=True))
+    assert "\n" not in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- TensorRT
@@ -289,10 +282,7 @@ def test_what_tensorrt_is_asked_for(gpu_job, trt):
     most = (8, 3, SIZE, SIZE)
     profile.set_shape.assert_called_once_with("images", (1, 3, 32, 32), most, most)
     config.add_optimization_profile.assert_called_once_with(profile)
-
-
-def test_engines_that_cannot_be_built(gpu_job, trt):
-    trt.Builder.return_value.build_serialized_network.return_value = None
+    builder.build_serialized_network.return_value = None
     with pytest.raises(ValueError, match="could not build"):
         FORMATS["engine"].write(gpu_job)
     trt.OnnxParser.return_value.parse.return_value = False
@@ -349,15 +339,16 @@ RUNTIMES = {
 @pytest.mark.parametrize("content", [b"", b"nothing" * 99], ids=["empty", "noise"])
 def test_damaged_files_are_one_line(tmp_path, ending, content):
     module, parts = RUNTIMES[ending]
-    if not is_there(module):
-        pytest.skip(f"*{ending} needs {module}, which is not installed")
     file = tmp_path / f"a{ending}"
     for part in parts:
         place = file / part if part else file
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
-    notes = Metadata(("a",), imgsz=(64, 64), batch=1)
+    notes = Metadata(("猫",), imgsz=(64, 64), batch=1, unit=320)
     keep_metadata(file, notes)
+    assert kept_metadata(file) == notes and (file.is_dir() or file.read_bytes().startswith(content))
+    if not is_there(module):
+        pytest.skip(f"*{ending} needs {module}, which is not installed")
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
         DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
@@ -376,15 +367,6 @@ def test_truncated_files_are_one_line(tmp_path, name):
     with pytest.raises(ValueError, match="cannot open it; export it again") as caught:
         DetectMultiBackend(file, trust=True)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["a.tflite", "a.pte", "a_ncnn_model"])
-def test_metadata_comes_back(tmp_path, name):
-    file = tmp_path / name
-    file.mkdir() if name.endswith("_model") else file.write_bytes(b"network")
-    keep_metadata(file, Metadata(("猫",), unit=320))
-    assert kept_metadata(file) == Metadata(("猫",), unit=320)
-    assert file.is_dir() or file.read_bytes().startswith(b"network")
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest

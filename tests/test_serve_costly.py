@@ -82,16 +82,12 @@ def test_what_nobody_waits_for_is_not_decoded(port: int) -> None:
     assert 'status="499"' in exchange(port, get("/metrics"))[1].decode()
 
 
-def test_a_request_may_not_ask_for_too_much_at_once(port: int) -> None:
-    heavy = many_scans(7000, 30)
-    status, body = exchange(port, post(f"{ADDRESS}/batch", form([heavy] * 12, "images")))
-    assert status == 413 and "the 12 images would take too long to decode: send fewer" in json.loads(body)["error"]
-
-
 def test_a_damaged_image_ends_the_wait_for_the_others(tmp_path: Path) -> None:
-    """The others of its request are not decoded for nobody."""
+    """The others of its request are not decoded for nobody; and a request may not ask for too much at once."""
     weights = write_lively(tmp_path / "tiny.pt", TINY)
     with running(weights) as port:
+        status, body = exchange(port, post(f"{ADDRESS}/batch", form([many_scans(7000, 30)] * 12, "images")))
+        assert status == 413 and "the 12 images would take too long to decode: send fewer" in json.loads(body)["error"]
         damaged = picture(kind="JPEG")[:-400]
         exchange(port, post(f"{ADDRESS}/batch", form([damaged, *[many_scans(7000, 10)] * 9], "images")), patience=60)
         assert gauge(port, "decoding_queue_length") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -73,18 +74,11 @@ def statuses(answer: bytes) -> list[int]:
 
 
 # ---- smuggling
-def test_nothing_sent(port: int) -> None:
-    half_sent(port, b"").close()
-    assert exchange(port, get("/health"))[0] == 200
-
-
-@pytest.mark.parametrize("first", ["length", "encoding"])
-@pytest.mark.parametrize("length", ["0", "3", "1000"])
-@pytest.mark.parametrize("pause", [0.0, 0.05])
-def test_length_and_chunks_together_close_the_connection(port: int, first: str, length: str, pause: float) -> None:
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("length, pause", [("0", 0.0), ("3", 0.0), ("1000", 0.05)])
+def test_length_and_chunks_together_close_the_connection(port: int, step: int, length: str, pause: float) -> None:
     """Whatever a proxy before this server took for the body: what follows is answered by nobody."""
-    pair = [f"Content-Length: {length}", "Transfer-Encoding: chunked"]
-    lines = "\r\n".join(pair if first == "length" else pair[::-1])
+    lines = "\r\n".join([f"Content-Length: {length}", "Transfer-Encoding: chunked"][::step])
     head = f"POST {ADDRESS} HTTP/1.1\r\nHost: here\r\n{lines}\r\n\r\n".encode()
     answer = talk(port, head, b"0\r\n\r\n" + HEALTH, pause=pause)
     assert statuses(answer) == [400] and b"not both" in answer and b"connection: close" in answer
@@ -116,16 +110,10 @@ def test_one_request_after_the_other_is_fine(port: int) -> None:
 
 
 # ---- long heads, however they arrive
-def head_of(lines: bytes) -> bytes:
-    return b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: close\r\n" + lines + b"\r\n"
-
-
-LONG = {
+LONG = {  # bounds to the byte: tests/utils/serving/test_protocol.py
     "one": b"X: " + b"x" * 20_000 + b"\r\n",
     "many": b"X: y\r\n" * 101,
-    "many long": b"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 400,
     "folded": b"X: y\r\n" + b" \r\n" * 9_000,
-    "folded long": b"X: y\r\n" + (b"\t" + b"y" * 60 + b"\r\n") * 400,
     "blank": b"X:" + b" " * 20_000 + b"\r\n",
 }
 
@@ -133,7 +121,7 @@ LONG = {
 @pytest.mark.parametrize("size", [10**6, 1400])
 @pytest.mark.parametrize("kind", LONG)
 def test_long_heads(port: int, kind: str, size: int) -> None:
-    whole = head_of(LONG[kind])
+    whole = HEALTH[:-2] + LONG[kind] + b"\r\n"
     answer = talk(port, *[whole[i : i + size] for i in range(0, len(whole), size)], pause=0.002)
     assert statuses(answer) == [431], answer[:200]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
@@ -141,12 +129,9 @@ def test_long_heads(port: int, kind: str, size: int) -> None:
 
 
 ENDLESS = {
-    "extensions": (b"1;" + b"x" * 2000 + b"\r\na\r\n") * 50,
     "one extension": b"1;" + b"x" * 30_000 + b"\r\na\r\n",
-    "trailers": b"0\r\n" + b"X: y\r\n" * 4_000 + b"\r\n",
     "one trailer": b"0\r\nX: " + b"y" * 30_000 + b"\r\n\r\n",
     "tiny chunks": b"1\r\na\r\n" * 50_000,
-    "zeros": (b"0" * 19 + b"1\r\na\r\n") * 20_000,
 }
 
 
@@ -220,11 +205,10 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
     raise AssertionError("it did not come true")
 
 
-def ended(running: subprocess.Popen[str], seconds: float) -> tuple[int, str, float]:
-    """Exit status, what was said since, and how long it took."""
-    start = time.monotonic()
+def ended(running: subprocess.Popen[str], seconds: float) -> tuple[int, list[str]]:
+    """Exit status and the lines that were said since; not later than so many seconds."""
     said = running.communicate(timeout=seconds)[1]
-    return running.returncode, said, time.monotonic() - start
+    return running.returncode, said.splitlines()
 
 
 @pytest.mark.parametrize("sign, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -233,9 +217,7 @@ def test_a_stop_with_nothing_to_do(weights: Path, sign: int, status: int) -> Non
         idle = half_sent(port, HEALTH)
         until(lambda: idle.recv(1, socket.MSG_PEEK))
         running.send_signal(sign)
-        code, said, seconds = ended(running, 30)
-    assert code == status and seconds < 10
-    assert said.splitlines() == [f"Stopped by {sign.name}: 0 requests finished, 0 turned away with 503"]
+        assert ended(running, 10) == (status, [f"Stopped by {sign.name}: 0 requests finished, 0 turned away with 503"])
     assert statuses(rest(idle)) == [200]
 
 
@@ -251,22 +233,18 @@ def test_a_stop_lets_requests_finish_and_turns_the_others_away(weights: Path) ->
         goes_on.sendall(whole[-50:])
         with ThreadPoolExecutor(3) as readers:
             answers = readers.map(rest, (goes_on, never_ends, half_head))
-            code, said, seconds = ended(running, 30)
+            end = ended(running, 12)
             finished, *given_up = answers
     assert statuses(finished) == [200]
     for answer in given_up:
         assert statuses(answer) == [503] and b"retry-after: 5" in answer.lower(), answer
         assert "being stopped" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-    assert code == 0 and seconds < 12
-    assert said.splitlines() == ["Stopped by SIGTERM: 1 requests finished, 1 turned away with 503"]
+    assert end == (0, ["Stopped by SIGTERM: 1 requests finished, 1 turned away with 503"])
 
 
 def refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except ConnectionRefusedError:
-        return True
-    return False
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def test_a_second_signal_ends_the_grace(weights: Path) -> None:
@@ -277,10 +255,9 @@ def test_a_second_signal_ends_the_grace(weights: Path) -> None:
         running.send_signal(signal.SIGINT)
         until(lambda: refused(port))
         running.send_signal(signal.SIGINT)
-        code, said, seconds = ended(running, 40)
-    assert code == 130 and seconds < 20
+        code, said = ended(running, 20)
+    assert code == 130 and len(said) == 1 and "Traceback" not in said[0]
     assert statuses(rest(never_ends)) == [503]
-    assert len(said.splitlines()) == 1 and "Traceback" not in said
 
 
 def test_an_impatient_stop_waits_for_no_thread(weights: Path) -> None:
@@ -290,6 +267,5 @@ def test_an_impatient_stop_waits_for_no_thread(weights: Path) -> None:
         until(lambda: b"yolov5_requests_in_progress 1" in exchange(port, get("/metrics"))[1])
         time.sleep(0.3)
         running.send_signal(signal.SIGTERM)
-        code, said, seconds = ended(running, 40)
-    assert statuses(rest(slow)) in ([503], [200])
-    assert code == 0 and len(said.splitlines()) == 1 and seconds < 10
+        code, said = ended(running, 10)
+    assert statuses(rest(slow)) in ([503], [200]) and code == 0 and len(said) == 1

@@ -83,9 +83,9 @@ class DetectMultiBackend(nn.Module):
         files = [find_weights(file) for file in given]
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
         self.pt = BACKENDS[kind] is PyTorchBackend
-        chosen, in_half = _chosen(kind, self.device, dnn, fp16, files[0].name)
+        opener, in_half = _chosen(kind, self.device, dnn, fp16, files[0].name)
         self.fp16 = in_half and self.pt
-        self.backend: Any = _opened(chosen, kind, files, self.device, in_half, trust)
+        self.backend: Any = _opened(opener, kind, files, self.device, in_half, trust)
         self.stride: int = self.backend.stride
         self.names: list[str] = [printable(name) for name in self.backend.names or _names_from(data)]
         self.metadata: Metadata = getattr(self.backend, "metadata", None) or Metadata(tuple(self.names), self.stride)
@@ -130,37 +130,34 @@ class DetectMultiBackend(nn.Module):
 
 def _chosen(kind: str, device: torch.device, dnn: bool, fp16: bool, name: str) -> tuple[Callable[..., Any], bool]:
     """What opens the files, and whether it shall compute in 16 bits; flags that do nothing are warned of."""
-    in_opencv = dnn and kind == ".onnx"
-    chosen = open_opencv if in_opencv else BACKENDS[kind]
-    is_able = device.type != "cpu" if chosen is PyTorchBackend else chosen is open_openvino
+    opener = open_opencv if dnn and kind == ".onnx" else BACKENDS[kind]
+    is_able = device.type != "cpu" if opener is PyTorchBackend else opener is open_openvino
     if fp16 and not is_able:
         exported = f"the precision of {name} was chosen when it was exported; --half changes nothing"
         on_cpu = "half precision is for GPUs; the CPU computes in single precision"
-        LOGGER.warning(on_cpu if chosen is PyTorchBackend else exported)
-    if dnn and not in_opencv:
+        LOGGER.warning(on_cpu if opener is PyTorchBackend else exported)
+    if dnn and opener is not open_opencv:
         LOGGER.warning(f"OpenCV's runtime (--dnn) is for .onnx files; {name} does not need it")
-    return chosen, fp16 and is_able
+    return opener, fp16 and is_able
 
 
 def _opened(
-    chosen: Callable[..., Any], kind: str, files: list[Path], device: torch.device, in_half: bool, trust: bool
+    opener: Callable[..., Any], kind: str, files: list[Path], device: torch.device, fp16: bool, trust: bool
 ) -> Any:
     """The files in their runtime. Raises ValueError for those that can act, unless they are trusted."""
-    acts = ACTS.get(kind)
+    file, acts, ask = files[0], ACTS.get(kind), "if you trust who made it, give --trust (in Python trust=True)"
     if kind == ".tflite" and not is_there("ai_edge_litert"):  # TensorFlow's reader knows all of TensorFlow's operators
         acts = "a .tflite file that TensorFlow would read, with which it can write files (pip install ai-edge-litert)"
     if acts and not trust:
-        raise ValueError(f"{files[0]}: is {acts}; if you trust who made it, give --trust (in Python trust=True)")
+        raise ValueError(f"{file}: is {acts}; {ask}")
     try:
-        return chosen(files, device, in_half)
+        return opener(files, device, fp16)
     except NotListed as error:
-        if trust:
-            LOGGER.warning(f"{files[0].name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
-            return open_foreign_program(files, device, in_half)
-        raise ValueError(
-            f"{files[0]}: needs {error}, and PyTorch's own reader of .pt2 files can run code; if you trust who made "
-            "it, give --trust (in Python trust=True)"
-        ) from error
+        if not trust:
+            reader = "PyTorch's own reader of .pt2 files can run code"
+            raise ValueError(f"{file}: needs {error}, and {reader}; {ask}") from error
+        LOGGER.warning(f"{file.name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
+        return open_foreign_program(files, device, fp16)
 
 
 def ending_of(file: str | Path) -> str | None:

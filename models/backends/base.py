@@ -42,7 +42,14 @@ class ExportedBackend(nn.Module):
             raise ValueError(f"{self.file.name} takes images of {wanted} pixels, not {got}; export one with --dynamic")
         parts = im.to(self.device, torch.float32).split(self.metadata.batch or max(len(im), 1))
         found = torch.cat([self._run(part) for part in parts]).to(self.device)
-        return (as_candidates(found, len(self.names)) if self.metadata.nms else found.float()), None
+        if not self.metadata.nms:
+            return found.float(), None
+        # As a network would return them, so that every later step is the same for all files; suppressing again what is
+        # suppressed already changes nothing, and rows of confidence 0 are padding
+        nc = len(self.names)
+        corner, opposite, score, number = found.float().split((2, 2, 1, 1), -1)  # (B, K, 6) xyxy, confidence, class
+        kinds = torch.nn.functional.one_hot(number.squeeze(-1).long().clamp(0, nc - 1), nc).to(score)
+        return torch.cat(((corner + opposite) / 2, opposite - corner, score, kinds), -1), None
 
     def _run(self, part: Tensor) -> Tensor:
         """One batch of the file's own size, filled up with black images; NMS looks at the numbers that come back."""
@@ -58,14 +65,3 @@ class ExportedBackend(nn.Module):
             returned = " x ".join(map(str, shape)) or "no table"
             raise ValueError(f"{self.file}: returns {returned} for {wanted} images; export it again")
         return found[:count]
-
-
-def as_candidates(found: Tensor, nc: int) -> Tensor:
-    """Detections (B, K, 6) xyxy, confidence, class -> (B, K, 5 + nc) as a network would return them.
-
-    So every later step is the same for all files; suppressing again what is suppressed already changes nothing. Rows of
-    confidence 0 are padding.
-    """
-    corner, opposite, score, number = found.float().split((2, 2, 1, 1), -1)
-    kinds = torch.nn.functional.one_hot(number.squeeze(-1).long().clamp(0, nc - 1), nc).to(score)
-    return torch.cat(((corner + opposite) / 2, opposite - corner, score, kinds), -1)

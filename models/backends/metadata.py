@@ -130,25 +130,20 @@ def with_shape(metadata: Metadata, shape: Sequence[Any], file: object) -> Metada
     return replace(metadata, batch=batch, imgsz=(height, width) if height and width else None)
 
 
-def _place(file: Path) -> Path:
-    """Where the metadata of a format without a place for it lies: inside a folder, else beside as `file`.json."""
-    return file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")
-
-
 def keep_metadata(file: Path, metadata: Metadata) -> None:
     """Write metadata into a model's folder, into an archive at the end of a .tflite file, or beside another file."""
     if file.suffix == ".tflite":  # where such files keep what is not the model
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(NOTES, metadata.as_json())
     else:
-        content = json.dumps(metadata.as_dict(), ensure_ascii=False, indent=1) + "\n"
-        _place(file).write_text(content, encoding="utf-8")
+        place = file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")
+        place.write_text(json.dumps(metadata.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def kept_metadata(file: Path) -> Metadata:
     """Read what `keep_metadata` wrote. Raises ValueError where it is missing or damaged."""
     if file.suffix != ".tflite":
-        place = _place(file)
+        place = file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")
         if not place.is_file():
             raise ValueError(f"{file}: {place.name}, which says its classes and sizes, is missing; copy it along")
         return read_metadata(place.read_bytes(), place)

@@ -54,11 +54,8 @@ NUMBERS: Mapping[str, Callable[..., Any]] = {
     **{"torch.sym_max": max, "torch.sym_min": min, "torch.sym_int": int, "torch.sym_float": float},
     "torch.sym_not": operator.not_,
 }
-_DTYPES = dict(
-    enumerate(
-        (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64), 1
-    )
-) | {12: torch.bool, 13: torch.bfloat16}
+_NUMERIC = "uint8 int8 int16 int32 int64 float16 float32 float64".split()
+_DTYPES = {i: getattr(torch, name) for i, name in enumerate(_NUMERIC, 1)} | {12: torch.bool, 13: torch.bfloat16}
 _STRIDED = 7
 _CONSTANTS: Mapping[str, Mapping[int, Any]] = {
     "as_scalar_type": _DTYPES,
@@ -123,30 +120,23 @@ class Graph:
 
     def _step(self, node: Mapping[str, Any]) -> _Step | None:
         """A node as what is called; None for one that only checks. Raises NotListed for anything else."""
-        target = str(node["target"])
-        function = self._function(target)
-        if function is None:
+        target, function = str(node["target"]), None
+        found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)", target)
+        if found is None:
+            function = CALLS.get(target)
+        elif found[1] in CHECKS:
             return None
+        elif found[1] in ATEN:
+            overload = getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+            function = overload if isinstance(overload, torch._ops.OpOverload) else None
+        if function is None:
+            raise NotListed(f"the operator {target[:100]}")
         arguments = [self._argument(given["arg"]) for given in node["inputs"] if not given["name"]]
         keywords = {str(given["name"]): self._argument(given["arg"]) for given in node["inputs"] if given["name"]}
         if target in NUMBERS:  # their arguments have names of no meaning
             arguments, keywords = [*arguments, *keywords.values()], {}
         results = [_results(output) for output in node["outputs"]]
         return _Step(function, arguments, keywords, results, len(results) > 1 or target in BLOCKS, [])
-
-    def _function(self, target: str) -> Callable[..., Any] | None:
-        """What a node calls, None where it only checks. Raises NotListed for anything else."""
-        if target in NUMBERS:
-            return _bounded(NUMBERS[target])
-        if target in BLOCKS:
-            return BLOCKS[target]
-        found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)", target)
-        if found is not None and found[1] in CHECKS:
-            return None
-        function = getattr(getattr(torch.ops.aten, found[1], None), found[2], None) if found else None
-        if found is None or found[1] not in ATEN or not isinstance(function, torch._ops.OpOverload):
-            raise NotListed(f"the operator {target[:100]}")
-        return function
 
     def _argument(self, given: Mapping[str, Any]) -> Any:
         """A value, a `_Name` for one that is computed, or a list of these."""
@@ -300,3 +290,4 @@ BLOCKS: Mapping[str, Callable[..., Any]] = {  # parts of the graph in another mo
     "torch.ops.higher_order.wrap_with_autocast": _autocast,
     "torch.ops.higher_order.wrap_with_set_grad_enabled": lambda enabled, body, *given: body(*given),
 }
+CALLS = {target: _bounded(function) for target, function in NUMBERS.items()} | {**BLOCKS}

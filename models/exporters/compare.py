@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,21 +136,13 @@ def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) 
         with torch.inference_mode():
             expected = job.model(batch.to(kind))[0].float()
             found = backend(batch).to(expected.device)
-            pair, limits = (expected, found), (view, limit)
-            row = _between_detections(*pair, *limits, nms) if nms else difference(*pair, *limits)
-            if not row.fits(
-                limit
-            ):  # how much of that is the network's own, which rounding hardly counts for in double?
-                exact = deepcopy(job.model).double()(batch.double())[0].to(expected)
-                own = (
-                    _between_detections(expected, exact, *limits, nms) if nms else difference(expected, exact, *limits)
-                )
+            measure = partial(_between_detections, nms=nms) if nms else difference
+            row = measure(expected, found, view, limit)
+            if not row.fits(limit):  # how much is the network's own, which rounding hardly counts for in double?
+                own = measure(expected, deepcopy(job.model).double()(batch.double())[0].to(expected), view, limit)
                 usual = nms or ExportSettings(iou_thres=OVERLAP, conf_thres=CONFIDENCE)
-                row = replace(
-                    row,
-                    rounding=(own.box, own.score),
-                    changes=changes(_suppressed(expected, usual), _suppressed(found, usual)),
-                )
+                moves = changes(_suppressed(expected, usual), _suppressed(found, usual))
+                row = replace(row, rounding=(own.box, own.score), changes=moves)
         yield row
 
 

@@ -84,9 +84,9 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One thing to do. Jobs of the same key may share a batch; numbers rise in the order of arrival."""
+    """One thing to do. Jobs of the same key may share a batch; `turn` counts those of its request before it."""
 
-    number: int
+    turn: int
     key: Hashable
     item: Any
     done: asyncio.Future[Any]
@@ -96,8 +96,8 @@ class Batcher:
     """Collects jobs and has `work(key, items)` done in one thread, for up to `largest` items of one key at a time.
 
     When the thread is free and fewer than `largest` jobs wait, it lingers `window` seconds for more. At most `waiting`
-    jobs wait. Every request has a lane of its own and lanes take turns, so that one with many images does not keep the
-    others waiting; the oldest job is in the next batch, whatever its key. For one event loop, not for threads.
+    jobs wait. Requests take turns, so that one with many images does not keep the others waiting; the oldest job is in
+    the next batch, whatever its key. For one event loop, not for threads.
 
     `on_batch(size)` is called after every batch.
     """
@@ -112,8 +112,7 @@ class Batcher:
     ) -> None:
         self.work, self.largest, self.window, self.waiting, self.on_batch = work, largest, window, waiting, on_batch
         self.pace = 0.0  # seconds for an image, as measured
-        self._lanes: list[list[_Job]] = []
-        self._numbers = itertools.count()
+        self._jobs: list[_Job] = []  # in the order of their arrival
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
         self._loop: asyncio.Task[None] | None = None
@@ -128,9 +127,9 @@ class Batcher:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
-            for job in itertools.chain(*self._lanes):
+            for job in self._jobs:
                 job.done.cancel()
-            self._lanes = []
+            self._jobs = []
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -140,7 +139,7 @@ class Batcher:
 
     def __len__(self) -> int:
         """Jobs that wait."""
-        return sum(map(len, self._lanes))
+        return len(self._jobs)
 
     async def submit(self, jobs: Sequence[tuple[Hashable, Any]]) -> list[Any]:
         """Results of the (key, item) pairs, in their order; what `work` raises is raised here.
@@ -152,9 +151,8 @@ class Batcher:
             wait = min(max(math.ceil(length * self.pace), 1), LONGEST_WAIT)
             raise Refusal(503, f"{length} images are waiting; try again in {wait} s", retry_after=wait)
         loop = asyncio.get_running_loop()
-        lane = [_Job(next(self._numbers), key, item, loop.create_future()) for key, item in jobs]
-        futures = [job.done for job in lane]
-        self._lanes.append(lane)
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in jobs]
+        self._jobs += [_Job(turn, *job, done) for turn, (job, done) in enumerate(zip(jobs, futures, strict=True))]
         self._arrived.set()
         try:
             return await asyncio.gather(*futures)
@@ -168,31 +166,24 @@ class Batcher:
             if self.window and len(self) < self.largest:
                 await asyncio.sleep(self.window)
             batch = self._take()
-            if not self._lanes:
+            if not self._jobs:
                 self._arrived.clear()
             if batch:
                 await self._do(batch)
 
     def _take(self) -> list[_Job]:
-        """The next batch: the oldest job, and lane by lane in turn others of its key. Served lanes go to the back.
+        """The next batch: the oldest job, and others of its key, one of each request in turn.
 
         It has `largest` jobs, or else the greatest power of two that is there: for every shape of a batch PyTorch works
         out kernels and keeps them, and with few shapes memory stops growing sooner, and much lower.
         """
-        lanes = [[job for job in lane if not job.done.done()] for lane in self._lanes]
-        self._lanes = lanes = [lane for lane in lanes if lane]
-        if not lanes:
-            return []
-        oldest = min(lanes, key=lambda lane: lane[0].number)
-        lanes.sort(key=lambda lane: lane is not oldest)
-        fronts = [list(itertools.takewhile(lambda job: job.key == oldest[0].key, lane)) for lane in lanes]
-        ready = [job for turn in itertools.zip_longest(*fronts) for job in turn if job is not None]
-        size = self.largest if len(ready) >= self.largest else 1 << (len(ready).bit_length() - 1)
-        batch = ready[:size]
-        taken = set(batch)
-        lanes.sort(key=lambda lane: lane[0] in taken)
-        self._lanes = [left for lane in lanes if (left := [job for job in lane if job not in taken])]
-        return batch
+        waiting = [job for job in self._jobs if not job.done.done()]
+        ready = sorted((job for job in waiting[1:] if job.key == waiting[0].key), key=lambda job: job.turn)
+        ready = waiting[:1] + ready
+        size = self.largest if len(ready) >= self.largest else 1 << len(ready).bit_length() >> 1
+        taken = set(ready[:size])
+        self._jobs = [job for job in waiting if job not in taken]
+        return ready[:size]
 
     async def _do(self, batch: list[_Job]) -> None:
         """Work on a batch; where that fails, on each of its jobs alone, so that only the culprit gets the error."""

@@ -18,29 +18,21 @@ FRACTION = 0.9  # of the free memory
 LEAST_GROWTH = 0.01  # of the memory measured; below it the batch is not what fills it
 
 
-def check_train_batch_size(model: nn.Module, imgsz: int = 640, dtype: torch.dtype | None = torch.float16) -> int:
-    """Return the batch size for training `model` with images of side `imgsz`: what fits the GPU, 16 on a CPU.
-
-    `dtype` is that of autocast while training; None for none.
-    """
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        LOGGER.info(f"AutoBatch: the model is on {device.type}, using batch size {DEFAULT_BATCH}")
-        return DEFAULT_BATCH
-    return autobatch(model, imgsz, dtype=dtype)
-
-
 def autobatch(
     model: nn.Module, imgsz: int = 640, fraction: float = FRACTION, batch_size: int = DEFAULT_BATCH,
     dtype: torch.dtype | None = torch.float16,
 ) -> int:  # fmt: skip
     """Measure the memory of a few small batches on the model's GPU and extrapolate to `fraction` of what is free.
 
-    `batch_size` is the answer where fewer than two batches could be measured.
+    `batch_size` is the answer on a CPU, and where fewer than two batches could be measured. `dtype` is that of autocast
+    while training; None for none.
     """
     device = next(model.parameters()).device
+    if device.type != "cuda":
+        LOGGER.info(f"AutoBatch: the model is on {device.type}, using batch size {batch_size}")
+        return batch_size
     trial = copy.deepcopy(model).train().requires_grad_(True)
-    used: dict[int, float] = {}  # batch size: bytes at its peak beyond the start
+    used: dict[int, float] = {}  # batch size: GiB at its peak beyond the start
     for size in TRIED:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -54,18 +46,20 @@ def autobatch(
             LOGGER.info(f"AutoBatch: batch size {size} does not fit")
             break
         trial.zero_grad(set_to_none=True)
-        used[size] = float(torch.cuda.max_memory_reserved(device) - start)
+        used[size] = (torch.cuda.max_memory_reserved(device) - start) / (1 << 30)
     del trial
     gc.collect()
     torch.cuda.empty_cache()
     free, total = (value / (1 << 30) for value in torch.cuda.mem_get_info(device))
-    measured = {size: value / (1 << 30) for size, value in used.items()}
-    chosen = largest_batch([*measured], [*measured.values()], free * fraction) if len(used) > 1 else batch_size
+    chosen = largest_batch([*used], [*used.values()], free * fraction) if len(used) > 1 else batch_size
     LOGGER.info(
         f"AutoBatch: {free:.2f} of {total:.2f} GiB are free; batch size {chosen} should use {fraction:.0%} of them "
-        f"(measured { ({size: round(value, 2) for size, value in measured.items()}) })"
+        f"(measured { ({size: round(value, 2) for size, value in used.items()}) })"
     )
     return chosen
+
+
+check_train_batch_size = autobatch  # v6.1's name of it for a training run
 
 
 def largest_batch(sizes: Sequence[int], used: Sequence[float], budget: float) -> int:

@@ -53,9 +53,7 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
     decay = hyp.weight_decay * total_batch * accumulate / hyp.nominal_batch
     if name != "auto":
         return Recipe(name, hyp.lr0, hyp.momentum, decay)
-    if steps < _LONG_RUN:
-        return Recipe("AdamW", 0.003, 0.9, decay)
-    return Recipe("SGD", 0.01, 0.9, decay)
+    return Recipe("AdamW", 0.003, 0.9, decay) if steps < _LONG_RUN else Recipe("SGD", 0.01, 0.9, decay)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -46,10 +46,11 @@ class Precision:
         if on_cpu:  # the first processor that lacks the instructions decides for all processes
             quick, why = min(gather(bfloat16_on_cpu()), key=itemgetter(0))
         if name != "auto":
-            in_vain = name == "bf16" and not quick
-            return cls(device, KINDS[name], f"as asked for, though {why}" if in_vain else "as asked for")
-        if begun := _begun_with(resumed, on_cpu):
-            return cls(device, KINDS[begun], "as the run was begun")
+            return cls(device, KINDS[name], "as asked for" + f", though {why}" * (name == "bf16" and not quick))
+        if resumed is not None:  # files of before `auto` looked at the processor lack it: on a CPU that was float32
+            begun = resumed.get("precision", "off" if on_cpu else None)
+            if begun in KINDS.keys() - {"fp16" if on_cpu else ""}:  # no CPU can keep what a GPU began
+                return cls(device, KINDS[begun], "as the run was begun")
         return cls(device, {"cpu": torch.bfloat16 if quick else None, "cuda": torch.float16}.get(device.type), why)
 
     @property
@@ -90,12 +91,3 @@ def bfloat16_on_cpu() -> tuple[bool, str]:
     if found == _INSTRUCTIONS["bf16"] and not torch.backends.mkldnn.is_acl_available():
         return False, "this PyTorch has no Arm Compute Library"
     return (True, f"this CPU has {found}") if found else (False, "this CPU has no bfloat16 instructions")
-
-
-def _begun_with(resumed: Mapping[str, Any] | None, on_cpu: bool) -> str | None:
-    """Return `--amp`'s name of what a run that goes on was begun with; None where it may be chosen."""
-    if resumed is None:
-        return None
-    # files of before `auto` looked at the processor lack it: on a CPU that was float32
-    begun = resumed.get("precision", "off" if on_cpu else None)
-    return None if begun not in KINDS or (begun == "fp16" and on_cpu) else begun  # no CPU can keep what a GPU began

@@ -47,6 +47,7 @@ STATE = frozenset(  # what a checkpoint must have for its run to go on
 )
 FULL_STATE = "resume.pt"  # what last.pt was before it was stripped, for training on with more epochs
 PIECES = "pieces.txt"  # left by a process that ran out of memory: how finely batches are to be cut from then on
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 VAL_BATCH = 32  # most images in a batch of validation, as val.py takes: its number decides their shapes
 
 
@@ -68,13 +69,7 @@ class Setup:
     @property
     def names(self) -> list[str]:
         """Class names of this run."""
-        single = self.opt.single_cls and self.data.nc != 1
-        return ["item"] if single else list(self.data.names)
-
-    @property
-    def weights(self) -> Path:
-        """The folder of the run's checkpoints."""
-        return self.folder / "weights"
+        return ["item"] if self.opt.single_cls and self.data.nc != 1 else list(self.data.names)
 
 
 def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
@@ -119,7 +114,7 @@ def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:
                 )
         if is_main():
             folder = hold.enter_context(claimed(path, same))
-            hold.callback(RunLock(folder, patient=_is_restart()).release)
+            hold.callback(RunLock(folder, patient=int(os.environ.get(RESTARTS, 0)) > 0).release)
             locked = str(folder)
     return Path(broadcast(locked))
 
@@ -143,7 +138,7 @@ def own_device(asked: str, batch_size: int = 0) -> torch.device:
 
 def open_folder(setup: Setup, labels: np.ndarray, callbacks: Callbacks) -> None:
     """Write down what a run was begun with, and let the loggers in; `labels` (N, 5) are those of its training set."""
-    setup.weights.mkdir(parents=True, exist_ok=True)
+    (setup.folder / "weights").mkdir(parents=True, exist_ok=True)
     launch = {"launch": launch_id()} if launch_id() else {}
     write_yaml(setup.folder / "hyp.yaml", asdict(setup.hyp))
     write_yaml(setup.folder / "opt.yaml", asdict(setup.opt) | {"save_dir": str(setup.folder)} | launch)
@@ -182,11 +177,6 @@ def launch_id() -> str | None:
     return f"{platform.node()}-{os.getppid()}" if run == "none" else run
 
 
-def _is_restart() -> bool:
-    """Return whether torchrun has begun anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def find_run(opt: TrainOptions) -> Path | None:
     """Return the last.pt to go on from, as the main process finds it; None where a run is to begin.
 
@@ -197,16 +187,15 @@ def find_run(opt: TrainOptions) -> Path | None:
         pass
     elif opt.resume == "auto":
         last = Path(opt.project) / opt.name / "weights/last.pt"
-        last = last if last.is_file() else None
     elif opt.resume:
         last = latest_checkpoint(opt.project, "last.pt") if opt.resume is True else check_file(opt.resume, (".pt",))
         if last is None:
             raise ValueError(
                 f"--resume: there is no */weights/last.pt below {opt.project}; name one, or train without --resume"
             )
-    elif _is_restart():
+    elif int(os.environ.get(RESTARTS, 0)) > 0:
         last = _begun_by(launch_id(), opt)
-    answer = broadcast(str(last) if last else None)
+    answer = broadcast(str(last) if last and last.is_file() else None)
     return Path(answer) if answer else None
 
 

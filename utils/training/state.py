@@ -105,7 +105,7 @@ def cut_finer(trainer: Trainer, setup: Setup, epoch: int) -> None:
     """
     trainer.split *= 2
     if is_joined():
-        (setup.weights / PIECES).write_text(str(trainer.split), encoding="utf-8")
+        (setup.folder / "weights" / PIECES).write_text(str(trainer.split), encoding="utf-8")
         raise TrainingFault(f"out of memory in epoch {epoch}; --resume goes on in smaller pieces")
     if trainer.split >= 2 * setup.opt.batch_size:
         raise TrainingFault(
@@ -127,8 +127,8 @@ class CheckpointWriter:
 
     def __init__(self, setup: Setup, trainer: Trainer, progress: Progress, batches: int) -> None:
         self.setup, self.trainer, self.progress, self.batches = setup, trainer, progress, batches
-        self.last, self.best = setup.weights / "last.pt", setup.weights / "best.pt"
-        self._saved = time.monotonic()
+        self.last, self.best = (setup.folder / "weights" / name for name in ("last.pt", "best.pt"))
+        self.saved = time.monotonic()  # when last.pt was written last
         self._is_stripped = bool(setup.resumed and setup.resumed["finished"])
         if is_main():
             for leftover in setup.folder.rglob(".*.tmp"):  # of a process that died while it wrote
@@ -172,15 +172,9 @@ class CheckpointWriter:
         if improved:
             save_checkpoint(self.best, content)
         if progress.position.batch == 0 and period > 0 and epoch > 0 and epoch % period == 0:
-            save_checkpoint(setup.weights / f"epoch{epoch}.pt", content)
+            save_checkpoint(self.last.with_name(f"epoch{epoch}.pt"), content)
         save_checkpoint(self.last, content)
-        self._saved, self._is_stripped = time.monotonic(), False
-
-    def save_in_time(self) -> None:
-        """Save when `--save-minutes` have passed since the last time."""
-        minutes = self.setup.opt.save_minutes
-        if is_main() and minutes > 0 and time.monotonic() - self._saved >= 60 * minutes:
-            self.save()
+        self.saved, self._is_stripped = time.monotonic(), False
 
     def finish(self) -> None:
         """Strip last.pt to what inference needs; all of it stays in resume.pt, for a run that is to be extended."""

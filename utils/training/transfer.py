@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -246,27 +247,19 @@ def _listed(title: str, items: Sequence[str], limit: int = 12) -> str:
 
 def report(found: Transfer, receiver: Any) -> list[str]:
     """Return the lines that say what came from where and what starts fresh; layers that moved together share one."""
-    runs: list[list[tuple[int, int, bool]]] = []  # of (receiver's layer, donor's layer, whole)
-    for index, (source, filled, everything) in sorted(found.pairs.items()):
-        pair = (index, source, filled == everything)
-        if runs and _goes_on(runs[-1][-1], pair, receiver):
-            runs[-1].append(pair)
-        else:
-            runs.append([pair])
-    lines = []
-    for run in runs:
-        (first, source, whole), (end, source_end, _) = run[0], run[-1]
-        moved = f"layers {first}-{end} from {source}-{source_end}" if len(run) > 1 else f"layer {first} from {source}"
-        lines.append(moved + f" ({_kind(receiver.model[first])}, in part)" * (not whole))
     fresh = [row for row in receiver.model[:-1] if row.i not in found.pairs and row.state_dict()]
+
+    def block(pair: tuple[int, tuple[int, int, int]]) -> tuple[int, int, int | None]:
+        """Return what layers of one line have in common: the shift, no fresh one between them, and being whole."""
+        index, (source, filled, everything) = pair
+        return index - source, sum(row.i < index for row in fresh), None if filled == everything else index
+
+    lines = []
+    for (shift, _, in_part), pairs in groupby(sorted(found.pairs.items()), block):
+        first, *rest = (index for index, _ in pairs)
+        end = f"{rest[-1]} from {first - shift}-{rest[-1] - shift}" if rest else ""
+        moved = f"layers {first}-{end}" if rest else f"layer {first} from {first - shift}"
+        lines.append(moved + f" ({_kind(receiver.model[first])}, in part)" * (in_part is not None))
     if fresh:
         lines.append("fresh: layers " + ", ".join(f"{row.i} {_kind(row)}" for row in fresh))
     return lines + found.head
-
-
-def _goes_on(last: tuple[int, int, bool], pair: tuple[int, int, bool], receiver: Any) -> bool:
-    """Return whether nothing but layers without weights lies between two pairs, as many of them here as there."""
-    (here, there, whole), (index, source, also) = last, pair
-    if not whole or not also or index - here != source - there:
-        return False
-    return not any(receiver.model[between].state_dict() for between in range(here + 1, index))

@@ -12,7 +12,7 @@ import torch
 from models import common
 from models.api.autoshape import AutoShape
 from models.backends import BACKENDS, DetectMultiBackend, _names_from, kind_of
-from models.backends.base import ExportedBackend, as_candidates
+from models.backends.base import ExportedBackend
 from models.backends.metadata import Metadata, read_metadata, with_shape
 from models.backends.tools import is_there, need
 from models.experimental import attempt_load
@@ -31,24 +31,16 @@ def backend(weights):
     return DetectMultiBackend(weights)
 
 
-def test_no_weights():
+def test_no_weights_unknown_ones_and_missing_ones(tmp_path):
     with pytest.raises(ValueError, match="no weights"):
         DetectMultiBackend([])
-
-
-@pytest.mark.parametrize("name", ["a.h5", "weights", "a.pt.zip"])
-def test_unknown_formats_name_what_is_readable(tmp_path, name):
-    (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"cannot read weights .*readable: .*\.pt") as caught:
-        DetectMultiBackend(tmp_path / name)
-    assert name in str(caught.value) and all(ending in str(caught.value) for ending in BACKENDS)
-
-
-def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="nowhere.pt") as caught:
-        DetectMultiBackend("nowhere.pt")
-    assert str(tmp_path / "nowhere.pt") in str(caught.value) and "\n" not in str(caught.value)
+    for name in ("a.h5", "weights", "a.pt.zip"):
+        with pytest.raises(ValueError, match=rf"cannot read weights .*{name}.*readable: .*\.pt") as caught:
+            DetectMultiBackend(tmp_path / name)
+        assert all(ending in str(caught.value) for ending in BACKENDS)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'nowhere.pt'}") as caught:
+        DetectMultiBackend(tmp_path / "nowhere.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_are_files_and_their_names_are_escaped(tmp_path, weights):
@@ -81,11 +73,8 @@ def test_weights_know_the_size_of_their_training(weights, tmp_path, given, size)
     assert model.input_size(64) == (64, 64) and AutoShape(model).trained == size
     assert AutoShape(model)(np.zeros((10, 20, 3), np.uint8)).s[-1] == size
     assert attempt_load([tmp_path / "moved.pt", weights]).imgsz == (size if size != 640 else 0)
-
-
-def test_the_runs_folder_knows_the_size_of_older_weights(weights, tmp_path):
     (tmp_path / "weights").mkdir()
-    (tmp_path / "opt.yaml").write_text("imgsz: 160")
+    (tmp_path / "opt.yaml").write_text("imgsz: 160")  # the run's folder knows it of older weights
     shutil.copy(weights, tmp_path / "weights/best.pt")
     assert DetectMultiBackend(tmp_path / "weights/best.pt").trained == 160
 
@@ -104,9 +93,6 @@ def test_predictions_are_those_of_the_model(backend):
     assert isinstance(alone, torch.Tensor) and torch.allclose(alone, expected[0], atol=1e-3)
     assert len(both[1]) == 3 and all(torch.allclose(a, b, atol=1e-3) for a, b in zip(both[1], expected[1], strict=True))
     assert more.shape[1] > alone.shape[1]
-
-
-def test_the_known_detector_is_known(backend):
     with torch.no_grad():
         (found,) = non_max_suppression(backend(torch.zeros(1, 3, 32, 32)))
     assert len(found) == 16 and set(found[:, 5].tolist()) == {1.0}
@@ -231,6 +217,13 @@ def exported(tmp_path, metadata, run):
     return ExportedBackend(tmp_path / "a.onnx", metadata, "cpu", None, run)
 
 
+def raising(error):
+    def run(images):
+        raise error
+
+    return run
+
+
 @pytest.mark.parametrize("batch, sizes", [(None, [5]), (1, [1] * 5), (2, [2] * 3), (7, [7])])
 def test_any_number_of_images_goes_through_a_fixed_batch(tmp_path, batch, sizes):
     seen = []
@@ -238,21 +231,11 @@ def test_any_number_of_images_goes_through_a_fixed_batch(tmp_path, batch, sizes)
     images = torch.rand(5, 3, 8, 8)
     found, raw = exported(tmp_path, Metadata(("a", "b", "c"), batch=batch), run)(images)
     assert raw is None and torch.equal(found, images[:, 0, :1] * 2) and seen == sizes
-
-
-def test_what_only_networks_can_do_is_refused(tmp_path):
-    backend = exported(tmp_path, Metadata(("a",), imgsz=(8, 16)), lambda images: images)
+    fixed = exported(tmp_path, Metadata(("a",), imgsz=(8, 16)), run)
     with pytest.raises(ValueError, match="--augment needs .*a.onnx"):
-        backend(torch.rand(1, 3, 8, 16), augment=True)
+        fixed(torch.rand(1, 3, 8, 16), augment=True)
     with pytest.raises(ValueError, match="8 x 16 pixels, not 8 x 8"):
-        backend(torch.rand(1, 3, 8, 8))
-
-
-def raising(error):
-    def run(images):
-        raise error
-
-    return run
+        fixed(images)
 
 
 @pytest.mark.parametrize("run, match", [
@@ -276,19 +259,16 @@ def test_what_a_file_returns_is_looked_at(tmp_path, run, match):
 
 
 def test_detections_as_candidates(tmp_path):
-    assert as_candidates(torch.zeros(2, 0, 6), 3).shape == (2, 0, 8)
+    def candidates(rows):
+        return exported(tmp_path, Metadata(("a", "b", "c"), nms=True), lambda images: rows)(torch.rand(1, 3, 8, 8))[0]
+
+    assert candidates(torch.zeros(1, 0, 6)).shape == (1, 0, 8)
     rows = torch.tensor([[[10.0, 20, 30, 60, 0.9, 2], [0, 0, 0, 0, 0, 0]]])
-    (found,) = non_max_suppression(as_candidates(rows, 3))
+    (found,) = non_max_suppression(candidates(rows))
     assert torch.allclose(found, rows[0, :1])
     for wrong in (torch.zeros(1, 4, 7), torch.zeros(1, 6)):
         with pytest.raises(ValueError, match="for 1 images"):
-            exported(tmp_path, Metadata(("a",), nms=True), lambda images, wrong=wrong: wrong)(torch.rand(1, 3, 8, 8))
-
-
-def test_tools_that_are_missing():
-    assert is_there("torch.nn") and not is_there("no_such_package.part")
-    with pytest.raises(ValueError, match="--this needs the package no_such_package, which is not installed: pip"):
-        need("no_such_package.part", "--this")
+            candidates(wrong)
 
 
 @pytest.mark.parametrize("name, tool", [
@@ -298,6 +278,8 @@ def test_tools_that_are_missing():
 def test_damaged_files_are_one_line(tmp_path, name, tool):
     if not is_there(tool):
         pytest.skip(f"{name} needs {tool}, which is not installed")
+    with pytest.raises(ValueError, match="--this needs the package no_such_package, which is not installed: pip"):
+        need("no_such_package.part", "--this")
     file = tmp_path / name
     file.mkdir() if name.endswith("_model") else file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
@@ -324,10 +306,7 @@ def write_onnx(file, sides, size, name, extra=()):
     onnx = pytest.importorskip("onnx", reason="needs onnx, which is not installed")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime, which is not installed")
     made, kind = onnx.helper, onnx.TensorProto.FLOAT
-    outputs = [
-        made.make_tensor_value_info("output", kind, None),
-        *(made.make_tensor_value_info(one, kind, sides) for one in extra),
-    ]
+    outputs = [made.make_tensor_value_info(one, kind, sides if one in extra else None) for one in ("output", *extra)]
     nodes = [made.make_node("Reshape", ["images", "size"], ["output"], name=name)]
     nodes += [made.make_node("Identity", ["images"], [one]) for one in extra]
     constant = made.make_tensor("size", onnx.TensorProto.INT64, (3,), size)

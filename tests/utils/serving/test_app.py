@@ -31,11 +31,7 @@ from utils.images.decoding_limits import DecodingBudget  # noqa: E402
 from utils.serving.app import POLICY, Endpoints, build_app  # noqa: E402
 from utils.serving.batching import Batcher  # noqa: E402
 from utils.serving.detector import Settings  # noqa: E402
-from utils.serving.uploads import (  # noqa: E402
-    Decoder,
-    Limits,
-    Refusal,
-)
+from utils.serving.uploads import Decoder, Limits, Refusal  # noqa: E402
 
 ONE, BATCH = "/v1/object-detection/x", "/v1/object-detection/x/batch"
 LIMITS = Limits(upload=10_000, files=3, requests=4)
@@ -95,11 +91,8 @@ def mistake(answer: Any) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]
 
 
-def test_nothing_sent(client: TestClient) -> None:
-    assert mistake(client.post(ONE))[0] == 415
-
-
 def test_one_and_many(client: TestClient) -> None:
+    assert mistake(client.post(ONE))[0] == 415
     assert send(client, b"abc").json()[0] == 3
     assert [row[0] for row in send(client, b"abc", b"", b"a", address=BATCH, field="images").json()] == [3, 0, 1]
     assert send(client, *[b"a"] * 4, address=BATCH).status_code == 400
@@ -130,9 +123,7 @@ def test_what_a_request_chooses(client: TestClient, query: str, chosen: list[Any
     ("classes=4", "4 classes"),
     ("classes=cub", "did you mean 'cup'"),
     ("classes=", "not among"),
-    ("size=31", "32 to 1280"),
-    ("size=1281", "32 to 1280"),
-    ("size=0", "32 to 1280"),
+    *[(f"size={size}", "32 to 1280") for size in (0, 31, 1281)],
     ("size=3.2", "size=3.2: give a whole number of pixels"),
     ("conf=0.1&conf=0.2", "conf is given twice"),
 ])  # fmt: skip
@@ -141,10 +132,21 @@ def test_what_cannot_be_chosen(client: TestClient, query: str, message: str) -> 
     assert status == 400 and message in found
 
 
-def test_files_of_one_size_take_no_other() -> None:
-    with client_of(shape=(320, 320)) as client:
-        assert send(client, b"abc", address=f"{ONE}?size=320").status_code == 200
-        assert "320 pixels only" in mistake(send(client, b"abc", address=f"{ONE}?size=640"))[1]
+def test_addresses_that_are_none_and_failures_that_keep_their_text_to_themselves(client: TestClient) -> None:
+    for answer, status in ((client.get("/docs"), 404), (client.get(ONE), 405)):
+        assert mistake(answer)[0] == status and "address" in answer.text
+    assert mistake(send(client, b"abc", address="/v1/routes/x")) == (
+        404, "these weights have no routing attention whose routes could be shown"
+    )  # fmt: skip
+    answer = send(client, b"fail")
+    assert answer.status_code == 500 and "internal" not in answer.text
+    assert send(client, b"abc").status_code == 200 and client.get("/health").json()["status"] == "ok"
+    stopped = Endpoints(client.service.detector, Batcher(lambda *given: []), Settings(), LIMITS, "name")
+    answer = asyncio.run(stopped.health())
+    assert answer.status_code == 503 and json.loads(answer.body)["status"] == "stopped"
+    with client_of(shape=(320, 320)) as fixed:
+        assert send(fixed, b"abc", address=f"{ONE}?size=320").status_code == 200
+        assert "320 pixels only" in mistake(send(fixed, b"abc", address=f"{ONE}?size=640"))[1]
 
 
 def test_any_text_gives_settings_or_one_line() -> None:
@@ -159,20 +161,6 @@ def test_any_text_gives_settings_or_one_line() -> None:
             assert answer.status_code in (200, 400) and len(answer.text) < 900
 
         check()
-
-
-def test_addresses_that_are_none(client: TestClient) -> None:
-    for answer, status in ((client.get("/docs"), 404), (client.get(ONE), 405)):
-        assert mistake(answer)[0] == status and "address" in answer.text
-    assert mistake(send(client, b"abc", address="/v1/routes/x")) == (
-        404, "these weights have no routing attention whose routes could be shown"
-    )  # fmt: skip
-
-
-def test_failures_keep_their_text_to_themselves(client: TestClient) -> None:
-    answer = send(client, b"fail")
-    assert answer.status_code == 500 and "internal" not in answer.text
-    assert send(client, b"abc").status_code == 200 and client.get("/health").json()["status"] == "ok"
 
 
 def test_no_answer_in_time() -> None:
@@ -221,13 +209,6 @@ def test_description_for_programs(client: TestClient) -> None:
     assert post["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
     assert {one["name"] for one in post["parameters"]} == {"model", "conf", "iou", "classes", "size"}
     assert "4XX" in post["responses"] and "422" not in post["responses"]
-
-
-def test_health_is_bad_when_nobody_works() -> None:
-    detector = Lengths(10**6, None)
-    service = Endpoints(detector, Batcher(detector.work), Settings(), LIMITS, "name")
-    answer = asyncio.run(service.health())
-    assert answer.status_code == 503 and json.loads(answer.body)["status"] == "stopped"
 
 
 def test_metrics_know_routes_not_clients(client: TestClient) -> None:

@@ -57,39 +57,34 @@ async def test_results_come_in_order_and_batches_have_few_sizes(largest: int, si
     assert [item for _, items in work.batches for item in items] == list(range(13))
 
 
+@pytest.mark.parametrize("requests, batches", [
+    ([("k", [i]) for i in range(10)], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]),  # what waits together goes together
+    ([("a", [1]), ("b", [2]), ("a", [3])], [[1, 3], [2]]),  # of one key, the oldest first
+    ([("k", [*range(10)]), ("k", [100]), ("k", [200, 201])], [[0, 100, 200, 1], [2, 201, 3, 4], [5, 6, 7, 8], [9]]),
+])  # fmt: skip
 @in_a_loop
-async def test_what_waits_together_goes_together_in_one_thread() -> None:
+async def test_requests_take_turns_in_one_thread(requests: list, batches: list) -> None:
     sizes: list[int] = []
-    batcher = Batcher(work := Recorder(0.02), largest=4, window=0.01, on_batch=sizes.append)
+    batcher = Batcher(work := Recorder(0.01), largest=4, window=0.01, on_batch=sizes.append)
     async with batcher.running():
-        assert await asyncio.gather(*(many(batcher, i) for i in range(10))) == [[2 * i] for i in range(10)]
-    assert sizes == [len(items) for _, items in work.batches] == [4, 4, 2]
+        found = await asyncio.gather(*(many(batcher, *items, key=key) for key, items in requests))
+    assert found == [[2 * item for item in items] for _, items in requests]
+    assert [items for _, items in work.batches] == batches and sizes == [*map(len, batches)]
     assert len(work.threads) == 1 and threading.get_ident() not in work.threads
 
 
 @in_a_loop
-async def test_batches_are_of_one_key_and_the_oldest_goes_first() -> None:
-    batcher = Batcher(work := Recorder(0.01), window=0.01)
-    async with batcher.running():
-        await asyncio.gather(many(batcher, 1, key="a"), many(batcher, 2, key="b"), many(batcher, 3, key="a"))
-    assert work.batches == [("a", [1, 3]), ("b", [2])]
-
-
-@in_a_loop
-async def test_a_long_request_does_not_keep_short_ones_waiting() -> None:
-    batcher = Batcher(work := Recorder(0.01), largest=4, window=0.01)
-    async with batcher.running():
-        await asyncio.gather(many(batcher, *range(40)), many(batcher, 100), many(batcher, 200, 201))
-    assert work.batches[0][1] == [0, 100, 200, 1] and 201 in work.batches[1][1]
-
-
-@in_a_loop
-async def test_only_the_culprit_fails() -> None:
-    batcher = Batcher(Recorder(), window=0.01)
+async def test_only_the_culprit_fails_and_closing_leaves_nobody_waiting() -> None:
+    batcher = Batcher(Recorder(0.05), window=0.01)
     async with batcher.running():
         jobs = (many(batcher, item) for item in (1, "bad", 3))
         first, second, third = await asyncio.gather(*jobs, return_exceptions=True)
+        task = asyncio.create_task(many(batcher, *range(20)))
+        await asyncio.sleep(0.02)
+        assert batcher.alive
     assert first == [2] and isinstance(second, KeyError) and third == [6] and batcher.alive is False
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
 
 
 @in_a_loop
@@ -114,17 +109,6 @@ async def test_jobs_of_clients_that_gave_up_are_not_done() -> None:
         gone.cancel()
         await asyncio.gather(first, last)
     assert work.batches == [("k", [1]), ("k", [3])]
-
-
-@in_a_loop
-async def test_closing_leaves_nobody_waiting() -> None:
-    batcher = Batcher(Recorder(0.1), largest=1)
-    async with batcher.running():
-        task = asyncio.create_task(many(batcher, 1, 2, 3))
-        await asyncio.sleep(0.02)
-        assert batcher.alive
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
 
 
 # ---- lanes of images to be decoded
@@ -167,33 +151,24 @@ async def test_never_more_memory_nor_threads_than_there_are() -> None:
 
 
 @in_a_loop
-async def test_the_cheapest_goes_first() -> None:
-    order: list[int] = []
-    lane = Lane(1, 100, "x")
-    first = asyncio.ensure_future(lane.run(9, 1, lambda: time.sleep(0.05)))
-    await asyncio.sleep(0)
-    await asyncio.gather(*(lane.run(work, 1, lambda work=work: order.append(work)) for work in (5, 3, 4, 3)), first)
-    assert order == [3, 3, 4, 5]
-
-
-@in_a_loop
 async def test_jobs_of_clients_that_gave_up_are_not_begun() -> None:
-    begun: list[str] = []
+    """The cheapest of the others goes first."""
+    begun: list[int] = []
     end, lane = threading.Event(), Lane(1, 100, "x")
     first = asyncio.ensure_future(lane.run(1, 70, end.wait))
-    gone = asyncio.ensure_future(lane.run(2, 70, lambda: begun.append("gone")))
-    last = asyncio.ensure_future(lane.run(3, 70, lambda: begun.append("last")))
+    others = [
+        asyncio.ensure_future(lane.run(work, 70, lambda work=work: begun.append(work))) for work in (5, 2, 4, 3, 4)
+    ]
     await asyncio.sleep(0.02)
-    assert len(lane) == 2
-    gone.cancel()
+    assert len(lane) == 5
+    others[1].cancel()
     await asyncio.sleep(0)
-    assert len(lane) == 1
+    assert len(lane) == 4
     end.set()
-    await asyncio.gather(first, last)
-    with pytest.raises(asyncio.CancelledError):
-        await gone
+    await asyncio.gather(first, *others, return_exceptions=True)
+    assert others[1].cancelled()
     await until(lambda: lane.free == 1)
-    assert begun == ["last"] and lane.left == 100
+    assert begun == [3, 4, 4, 5] and lane.left == 100
 
 
 @in_a_loop

@@ -31,13 +31,9 @@ async def hello(scope, receive, send) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    settings = {
-        "http": type("Hasty", (PatientProtocol,), {"patience": PATIENCE}),
-        "lifespan": "off",
-        "log_config": None,
-        "log_level": "critical",
-    }
-    server = uvicorn.Server(uvicorn.Config(hello, **settings, timeout_keep_alive=5))
+    hasty = type("Hasty", (PatientProtocol,), {"patience": PATIENCE})
+    config = uvicorn.Config(hello, http=hasty, lifespan="off", log_config=None, log_level="critical")
+    server = uvicorn.Server(config)
     listener, _ = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -89,12 +85,9 @@ def cut(data: bytes, size: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
-def test_no_bytes() -> None:
-    assert events() == [] and BoundedConnection().next_event() is h11.NEED_DATA
-
-
 @pytest.mark.parametrize("size", [1, 7, 100, 10**6])
 def test_a_body_in_chunks(size: int) -> None:
+    assert events() == [] and BoundedConnection().next_event() is h11.NEED_DATA
     data = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nT: x\r\n\r\n"
     seen = events(*cut(data, size))
     assert b"".join(bytes(one.data) for one in seen if isinstance(one, h11.Data)) == b"hello"
@@ -118,17 +111,13 @@ def test_the_bounds_of_a_head_are_the_same_however_it_comes(size: int, lines: by
         assert refused.value.error_status_hint == 431
 
 
-def test_large_bodies_in_usual_chunks() -> None:
-    """A megabyte in chunks of 300 bytes, and in one of a megabyte."""
-    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    for size in (300, 1_000_000):
-        body = (b"%x\r\n" % size + bytes(size) + b"\r\n") * (1_000_000 // size) + b"0\r\n\r\n"
-        assert isinstance(events(*cut(head + body, 65536))[-1], h11.EndOfMessage)
-
-
 @pytest.mark.parametrize("size", [1000, 10**6])
 @pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"10\r\n0123456789abcdef\r\n", b"1;x=" + b"y" * 900 + b"\r\na\r\n"])
 def test_bodies_that_are_mostly_sizes(chunk: bytes, size: int) -> None:
+    """Not a megabyte in chunks of 300 bytes, or in one of a megabyte."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for usual in (300, 1_000_000):
+        body = (b"%x\r\n" % usual + bytes(usual) + b"\r\n") * (1_000_000 // usual) + b"0\r\n\r\n"
+        assert isinstance(events(*cut(head + body, 65536))[-1], h11.EndOfMessage)
     with pytest.raises(h11.RemoteProtocolError, match="chunk sizes"):
         events(*cut(head + chunk * 10_000, size))

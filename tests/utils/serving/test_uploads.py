@@ -80,17 +80,14 @@ def test_uploads_that_are_refused(chunks: list[bytes], options: dict[str, Any], 
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_files_in_pieces_of_any_size(size: int) -> None:
+def test_files_in_pieces_of_any_size_are_never_written_to_disk(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: pytest.fail("written to disk"))
+    large = bytes(2_900_000)
+    assert read(upload([form([large])])) == [large]
     files = [b"one", b"", b"\r\n--" * 9, bytes(range(256))]
     content = form(files, "images")
     pieces = [content[i : i + size] for i in range(0, len(content), size)]
     assert read(upload(pieces), ["images", "image"], 4) == files
-
-
-def test_nothing_is_written_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: pytest.fail("written to disk"))
-    large = bytes(2_900_000)
-    assert read(upload([form([large])])) == [large]
 
 
 def test_the_rest_goes_by() -> None:
@@ -156,12 +153,6 @@ def fail(image: Image.Image) -> np.ndarray:
     raise OSError("broken\n\x1b[31m" + "x" * 500)
 
 
-def test_an_empty_file() -> None:
-    with pytest.raises(Refusal, match="image 3 is an empty file") as refused:
-        DECODE(b"", "image 3")
-    assert refused.value.status == 400
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format(kind: str) -> None:
     image = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
@@ -181,18 +172,20 @@ def test_images_that_are_refused(size: tuple[int, int], kind: str, status: int, 
     assert refused.value.status == status and refused.value.message.isprintable() and len(refused.value.message) < 150
 
 
-@pytest.mark.parametrize("size, status", [((0, 5), 400), ((5, -1), 400), ((101, 100), 413)])
-def test_sizes_that_cannot_be(size: tuple[int, int], status: int) -> None:
+def test_empty_files_sizes_that_cannot_be_and_endless_scans() -> None:
+    cases = [(lambda: DECODE(b"", "image 3"), 400, "image 3 is an empty file")]
+    cases += [(lambda: DECODE(many_scans(90, 101)), 413, "more than 100 scans")]
+    for size, status in (((0, 5), 400), ((5, -1), 400), ((101, 100), 413)):
+        cases.append((lambda size=size: DECODE.check_size("it", *size), status, "it is"))
+    for refuse, status, message in cases:
+        with pytest.raises(Refusal, match=message) as refused:
+            refuse()
+        assert refused.value.status == status
     DECODE.check_size("it", 100, 100)
-    with pytest.raises(Refusal) as refused:
-        DECODE.check_size("it", *size)
-    assert refused.value.status == status
-
-
-def test_progressive_images_are_taken_endless_ones_not() -> None:
     assert DECODE(many_scans(90, 99)).shape == (90, 90, 3)
-    with pytest.raises(Refusal, match="more than 100 scans"):
-        DECODE(many_scans(90, 101))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert SERVER(file_of(Image.new("RGB", (40, 30)), "WEBP", exif=exif)).shape == (40, 30, 3), "turned upright"
 
 
 @pytest.mark.parametrize("name", COSTLY)
@@ -223,12 +216,6 @@ def test_unusual_images_are_taken(name: str) -> None:
         found = SERVER(data)
         assert found.shape == (height, width, 3)
         assert name not in SAME or (found == np.array(Image.open(io.BytesIO(data)).convert("RGB"))).all()
-
-
-def test_a_webp_is_turned_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert SERVER(file_of(Image.new("RGB", (40, 30)), "WEBP", exif=exif)).shape == (40, 30, 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.autobatch import DEFAULT_BATCH, autobatch, check_train_batch_size, largest_batch
+from utils.training.autobatch import DEFAULT_BATCH, autobatch, largest_batch
 
 
 def test_a_cpu_gets_the_default_and_the_model_is_left_alone():
     model = nn.Conv2d(3, 4, 1).eval()
-    assert check_train_batch_size(model, 64) == DEFAULT_BATCH == 16
+    assert autobatch(model, 64) == DEFAULT_BATCH == 16
     assert not model.training
 
 

@@ -16,11 +16,11 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
 
 
-def test_no_parameters_no_groups() -> None:
+def test_every_parameter_is_in_one_group_and_only_weights_are_decayed() -> None:
     assert parameter_groups(nn.Identity()) == ([], [], [])
-
-
-def test_every_parameter_is_in_one_group() -> None:
+    for name in ("SGD", "Adam", "AdamW"):
+        groups = build_optimizer(net(), Recipe(name, 0.01, 0.9, 0.05)).param_groups
+        assert [group["weight_decay"] for group in groups] == [0.0, 0.05, 0.0]
     model = net()
     model.scale = nn.Parameter(torch.ones(3))
     norms, weights, biases = parameter_groups(model)
@@ -29,18 +29,9 @@ def test_every_parameter_is_in_one_group() -> None:
     assert len(everything) == len(set(everything)) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-def test_only_weights_are_decayed(name: str) -> None:
-    optimizer = build_optimizer(net(), Recipe(name, 0.01, 0.9, 0.05))
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05, 0.0]
-
-
 @pytest.mark.parametrize("batch, decay", [(16, 0.0005), (128, 0.001), (48, 0.0005 * 48 / 64)])
 def test_decay_is_scaled_to_the_nominal_batch(batch: int, decay: float) -> None:
     assert choose_recipe("SGD", Hyp(), 10**6, batch).weight_decay == pytest.approx(decay)
-
-
-def test_auto_depends_on_the_run_length() -> None:
     assert [choose_recipe("auto", Hyp(), steps, 16).optimizer for steps in (780, 10**6)] == ["AdamW", "SGD"]
 
 
@@ -95,24 +86,16 @@ def test_average_of_a_worked_example():
     assert average.ema.weight.item() == pytest.approx((1 - past) * later + 2 * (1 - later))
 
 
-@pytest.mark.parametrize("updates, decay", [(0, 0), (1, 0.0005), (100, 0.04877), (2000, 0.63206), (10000, 0.99316)])
-def test_decay_ramp(updates, decay):
-    assert ModelEMA(nn.Identity()).decay(updates) == pytest.approx(decay, abs=5e-6)
-
-
 def test_average_takes_part_in_nothing_and_counts_batches():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     average = ModelEMA(model, updates=5)
+    decays = [average.decay(updates) for updates in (0, 1, 100, 2000, 10000)]
+    assert decays == pytest.approx([0, 0.0005, 0.04877, 0.63206, 0.99316], abs=5e-6)
     model(torch.rand(2, 1, 3, 3))
     average.update(model)
     assert not average.ema.training and not any(p.requires_grad for p in average.ema.parameters())
     assert all(p.requires_grad for p in model.parameters())
     assert average.ema[1].num_batches_tracked == 1 and average.updates == 6
-
-
-def test_average_copies_attributes():
-    model = nn.Identity()
-    average = ModelEMA(model)
     model.names, model.reducer = ["a"], 1
     average.update_attr(model)
     assert average.ema.names == ["a"] and not hasattr(average.ema, "reducer")

@@ -88,35 +88,23 @@ def test_what_is_asked_for_is_taken_or_refused(processor, monkeypatch) -> None:
         Precision.choose("auto", CPU)
 
 
-def test_this_machine_answers(monkeypatch) -> None:
-    monkeypatch.delenv("YOLOV5_CPU_BF16", raising=False)
-    quick, why = bfloat16_on_cpu()
-    assert isinstance(quick, bool) and why
-    if Path("/proc/cpuinfo").exists() and "AVX512-BF16" in why:
-        assert "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-
-
-@pytest.mark.parametrize(
-    "state, flags, name",
-    [
-        ({"precision": "bf16"}, WITHOUT, "bf16"),
-        ({"precision": "off"}, WITH, "off"),
-        ({"precision": "fp16"}, WITH, "bf16"),  # begun on a GPU: no CPU can keep it
-        ({}, WITH, "off"),  # a file of before the processor was looked at
-    ],
-)
+@pytest.mark.parametrize("state, flags, name", [
+    ({"precision": "bf16"}, WITHOUT, "bf16"), ({"precision": "off"}, WITH, "off"),
+    ({"precision": "fp16"}, WITH, "bf16"),  # begun on a GPU: no CPU can keep it
+    ({}, WITH, "off"),  # a file of before the processor was looked at
+])  # fmt: skip
 def test_a_run_that_goes_on_keeps_its_precision(processor, state, flags, name) -> None:
     processor(flags)
     assert Precision.choose("auto", CPU, state).name == name
 
 
 def agree() -> str:
-    """The first process has no bfloat16, the other has."""
     os.environ["YOLOV5_CPU_BF16"] = str(rank())
     return Precision.choose("auto", CPU).name
 
 
 def test_processes_on_different_machines_agree(tmp_path: Path) -> None:
+    """The first process has no bfloat16, the other has."""
     assert together(agree, tmp_path) == ["off", "off"]
 
 

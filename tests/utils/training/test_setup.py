@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from utils.checkpoints.checkpoint import save_checkpoint
-from utils.training.setup import STATE, find_run, meet, own_device, set_up
+from utils.training.setup import STATE, meet, own_device, set_up
 from utils.training.train_options import CHANGEABLE, TrainOptions, check_options, continued
 
 
 def test_defaults_are_in_order_and_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert {item.name for item in fields(TrainOptions)} >= CHANGEABLE
     check_options(TrainOptions())
     assert not caplog.text
     check_options(replace(TrainOptions(), bucket="mine", upload_dataset="val"))
@@ -62,17 +63,12 @@ def test_a_run_that_goes_on_keeps_all_but_what_is_given_and_may_change(
         continued(stored, replace(stored, **asked), given)
 
 
-def test_what_may_change_are_options() -> None:
-    assert {item.name for item in fields(TrainOptions)} >= CHANGEABLE
-
-
-def test_alone_there_is_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_up_finds_everything_and_claims_the_folder(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    meet()
+    meet()  # alone there is nobody to join
     assert not torch.distributed.is_initialized() and own_device("cpu") == torch.device("cpu")
-
-
-def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: Path) -> None:
     setup = set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), device="cpu"))
     assert setup.names == ["red", "blue"] and setup.folder == tmp_path / "runs/exp"
     assert [path.name for path in setup.folder.iterdir()] == ["run.lock"]
@@ -81,11 +77,6 @@ def test_set_up_finds_everything_and_claims_the_folder(squares: Path, tmp_path: 
     with pytest.raises(ValueError, match="later"), setup.hold:
         raise ValueError("later")
     assert not (tmp_path / "runs").exists()
-
-
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no .*last.pt below"):
-        find_run(TrainOptions(resume=True, project=str(tmp_path)))
 
 
 def test_a_checkpoint_out_of_its_run_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

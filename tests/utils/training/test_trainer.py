@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
 from utils.training.guard import TrainingFault
-from utils.training.optim import Recipe, Schedule, build_optimizer
+from utils.training.optim import Recipe, Schedule
 from utils.training.precision import Precision
 from utils.training.state import cut_finer
 from utils.training.trainer import EpochSettings, Position, Trainer
@@ -101,23 +101,19 @@ def loader(batches: int = 4, side: int = 64) -> list[Images]:
     return [Images(torch.full((1, 3, side, side), 255, dtype=torch.uint8), torch.zeros(0, 6))] * batches
 
 
-def test_an_epoch_without_batches_changes_nothing() -> None:
-    one = trainer(Hyp(warmup_epochs=0))
-    assert one.epoch([], Position(0)) == [0, 0, 0] and one.model.weight.item() == 0
-
-
 def test_gradients_gather_up_to_the_nominal_batch_and_the_epoch_ends_with_a_step() -> None:
-    one = trainer(Hyp(warmup_epochs=0, nominal_batch=3))
+    one, seen = trainer(Hyp(warmup_epochs=0, nominal_batch=3), epochs=2), []
+    assert one.epoch([], Position(0)) == [0, 0, 0] and one.model.weight.item() == 0
+    one.callbacks.register_action("on_train_batch_end", "", lambda number, *rest: seen.append(number))
     losses = one.epoch(loader(4), Position(0))
     # three images give one gradient of 3 * 2 * (0 - 1), so 0 -> 0.6; the fourth alone 2 * (0.6 - 1), so 0.6 -> 0.68
     assert one.ema.steps == 2 and one.model.weight.item() == pytest.approx(0.68)
     assert losses == pytest.approx([(1 + 1 + 1 + 0.16) / 4] * 3)
-
-
-def test_long_gradients_are_clipped() -> None:
+    one.epoch(loader(4), Position(1))
+    assert seen == [*range(8)], "callbacks get every batch"
     one = trainer(Hyp(warmup_epochs=0, nominal_batch=1), clip_norm=0.5)
     one.epoch(loader(1), Position(0))
-    assert one.model.weight.item() == pytest.approx(0.05)
+    assert one.model.weight.item() == pytest.approx(0.05), "long gradients are clipped"
 
 
 def test_multi_scale_stays_on_the_grid_and_repeats_with_the_seed() -> None:
@@ -150,13 +146,6 @@ def test_what_the_network_draws_depends_on_seed_epoch_and_process_alone() -> Non
     others = [drawn(3, seed=4), drawn(4, seed=5), drawn(5, seed=3), drawn(3, seed=5, rank=1), drawn(3, 5, 2)]
     numbers = [number for batches in (first, *others) for batch in batches for number in batch]
     assert len(set(numbers)) == len(numbers) == 6 * 2 * 3
-
-
-def test_callbacks_get_every_batch() -> None:
-    seen, one = [], trainer(Hyp(), epochs=2)
-    one.callbacks.register_action("on_train_batch_end", "", lambda ni, *rest: seen.append(ni))
-    one.epoch(loader(4), Position(1))
-    assert seen == [4, 5, 6, 7]
 
 
 def test_after_a_step_the_state_is_whole() -> None:
@@ -209,10 +198,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(caplog: pytest.LogCaptureFixtur
     with pytest.raises(TrainingFault, match="10 steps in a row"):
         one.epoch([poison] * 12, Position())
     assert torch.equal(one.model.weight, clean.model.weight)
-
-
-def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    one = trainer(Hyp(warmup_epochs=0, nominal_batch=1), loss=Steep())
+    one = trainer(Hyp(warmup_epochs=0, nominal_batch=1), loss=Steep())  # only its gradient is not finite
     one.epoch(loader(4), Position())
     assert one.model.weight.item() == 0 and one.guard.skipped == 4 and one.ema.steps == 0
 
@@ -252,25 +238,3 @@ def test_out_of_memory_cuts_batches_in_pieces_and_changes_no_step(caplog: pytest
     assert {shape[0] for shape in cramped.model.seen} <= {1, 2} and len(found) == len(expected)
     with pytest.raises(TrainingFault, match="single image.*--imgsz"):
         in_memory(trainer(hyp, model=Cramped(0)), batches, setup)
-
-
-def test_bf16_trains_a_convolution() -> None:
-    torch.manual_seed(0)
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 1, 3)
-
-        def forward(self, images: Tensor) -> list[Tensor]:
-            return [self.conv(images).mean((1, 2, 3))]
-
-    model = Net()
-    recipe = Recipe("AdamW", 0.05, 0.9, 0.0)
-    one = Trainer(
-        model, model, ToOne(), build_optimizer(model, recipe),
-        Schedule(Hyp(warmup_epochs=0, nominal_batch=1), recipe, 3, 10, 1), Average(),
-        Precision.choose("bf16", CPU), EpochSettings(3, 64, 32), Callbacks(),
-    )  # fmt: skip
-    losses = [one.epoch(loader(10), Position(epoch))[0] for epoch in range(3)]
-    assert losses[2] < 0.1 * losses[0]

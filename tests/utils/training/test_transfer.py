@@ -9,10 +9,11 @@ import yaml
 
 from models.description.build import SIZES, resolve_cfg
 from models.experimental import attempt_load
-from models.initial import build_model, take_over
+from models.initial import build_model
 from models.yolo import Model
 from utils.base.config import Hyp
 from utils.base.paths import ROOT
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 from utils.training.transfer import Layer, align, carried, intersect_dicts, match_names, report, transfer
 
 
@@ -40,12 +41,8 @@ def layer(index, **shapes):
 
 
 # ---- sequences of layers
-def test_nothing_is_aligned_with_nothing():
-    assert align([], []) == [] and align([layer(0, a_b=2)], []) == [] and align([], [layer(0, a_b=2)]) == []
-    assert intersect_dicts({}, {}) == {} and match_names([], ["a"]) == {} and match_names(["a"], []) == {}
-
-
 def test_rows_put_in_taken_out_and_repeated():
+    assert align([], []) == [] and align([layer(0, a_b=2)], []) == [] and align([], [layer(0, a_b=2)]) == []
     donor = [layer(0, conv_weight=(4, 3)), layer(1, conv_weight=(8, 4)), layer(2, conv_weight=(8, 8))]
     receiver = [donor[0], layer(1, qkv_weight=(4, 4)), *donor[1:]]
     receiver = [Layer(index, old.tensors) for index, old in enumerate(receiver)]
@@ -68,14 +65,11 @@ def test_what_feeds_a_layer_settles_ties_and_units_are_carried_whole_at_one_stri
 
 
 # ---- states
-def test_intersect_dicts_of_plain_states_goes_by_name_and_shape():
+def test_intersect_dicts_goes_by_name_and_shape_and_sees_through_other_numbers_of_layers(plain):
     wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "anchor": torch.zeros(1), "new": torch.zeros(1)}
     there = {"a": torch.ones(2), "b": torch.ones(4), "anchor": torch.ones(1)}
-    assert list(intersect_dicts(wanted, there)) == ["a", "anchor"]
+    assert list(intersect_dicts(wanted, there)) == ["a", "anchor"] and intersect_dicts({}, {}) == {}
     assert list(intersect_dicts(wanted, there, exclude=["anch"])) == ["a"]
-
-
-def test_intersect_dicts_of_detectors_sees_through_other_numbers(plain):
     there = network("yolov5n_BiFormer.yaml").state_dict()
     fitting = intersect_dicts(plain.state_dict(), there, exclude=["anchor"])
     assert len(fitting) == len(plain.state_dict()) - 1 and fitting.keys() <= there.keys()
@@ -126,11 +120,11 @@ def test_a_fourth_level_takes_what_lies_at_the_same_strides(plain):
         **{19: 13, 20: 14, 23: 17, 24: 18, 26: 20, 27: 21},
     }  # not SPPF, which is as wide there, at stride 64
     assert "head: boxes kept at stride 8, 16; fresh at stride 32, 64" in found.head
-
-
-def test_a_block_of_the_same_shape_for_another_place_is_left_alone(plain):
     pyramid = network("yolov5-fpn.yaml", "n")
     assert 10 not in transfer(plain, pyramid, plain.names).pairs  # one input; the donor's like it joins two maps
+    found = transfer(plain, Model("yolov5n.yaml", nc=3, anchors=4, verbose=False), plain.names)
+    fresh = "head: starts fresh (no level of the same stride, width and number of anchors)"
+    assert len(found.state) == 342 and found.head == [fresh]
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (64, 96), (320, 320), (416, 640)])
@@ -154,12 +148,9 @@ def test_classes_go_by_name(plain):
     assert torch.equal(new[:, 6], old[:, 7]) and torch.equal(new[:, 8], old[:, 5])
     assert torch.equal(new[:, [5, 7]], start[:, [5, 7]])
     assert "head: 2 of 4 classes kept: Bus, PERSON; fresh: tram, bicycle" in found.head
-
-
-def test_names_are_compared_exactly_first():
     assert match_names(["Cat", "dog", "stop sign"], ["cat", "dog", "Stop_Sign", "bird"]) == {0: 0, 1: 1, 2: 2}
     assert match_names(["Cat", "cat"], ["cat", "Cat", "CAT"]) == {0: 1, 1: 0}  # which of the two is CAT?
-    assert match_names(["a", "a"], ["a"]) == {0: 0}
+    assert match_names(["a", "a"], ["a"]) == {0: 0} and match_names([], ["a"]) == match_names(["a"], []) == {}
 
 
 @pytest.mark.parametrize("keep, says", [(False, "the weights"), (True, "the model description")])
@@ -169,14 +160,6 @@ def test_anchors_go_with_the_boxes_made_for_them(plain, keep, says):
     found = transfer(donor, network("yolov5-p34.yaml", "n"), plain.names, keep_anchors=keep)
     assert ("model.21.anchors" in found.state) != keep and f"anchors: those of {says}" in found.head
     assert keep or torch.equal(found.state["model.21.anchors"], donor.model[-1].anchors[:2])
-
-
-def test_another_number_of_anchors_starts_the_head_fresh(plain):
-    other = Model("yolov5n.yaml", nc=3, anchors=4, verbose=False)
-    found = transfer(plain, other, plain.names)
-    assert len(found.state) == 342 and found.head == [
-        "head: starts fresh (no level of the same stride, width and number of anchors)"
-    ]
 
 
 def test_the_report_says_what_came_from_where(plain):
@@ -195,16 +178,18 @@ def test_the_report_says_what_came_from_where(plain):
 
 
 # ---- a training run
+def begun(weights, cfg, names):
+    opt = SimpleNamespace(weights=str(weights), cfg=cfg, freeze=[0])
+    return build_model(SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu")))
+
+
 def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
     file = ROOT / "tests/golden/yolov5n.pt"
     if not file.is_file():
         pytest.skip("needs tests/golden/yolov5n.pt")
     donor = attempt_load(file, fuse=False)
-    opt = SimpleNamespace(weights=str(file), cfg="yolov5n_BiFormer.yaml", freeze=[0])
-    names, cpu = [donor.names[1], "kite"], torch.device("cpu")
-    setup = SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=cpu)
-    model = build_model(setup)
-    assert model.names == setup.names
+    model = begun(file, "yolov5n_BiFormer.yaml", [donor.names[1], "kite"])
+    assert model.names == [donor.names[1], "kite"]
     assert torch.equal(model.model[25].cv3.conv.weight, donor.model[23].cv3.conv.weight)
     new, old = model.model[26].m[0].bias.view(3, 7), donor.model[24].m[0].bias.view(3, -1)
     assert torch.equal(new[:, :5], old[:, :5]) and torch.equal(new[:, 5], old[:, 6])
@@ -213,8 +198,7 @@ def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
 def test_anchors_that_a_description_names_stay(tmp_path, plain):
     description = yaml.safe_load((ROOT / "models/yolov5n.yaml").read_text())
     description["anchors"][0] = [5, 5, 6, 6, 7, 7]
-    mine = Model(description, nc=3, verbose=False)
-    before = mine.model[-1].anchors.clone()
-    take_over(plain, mine, plain.names, "donor.pt")
-    assert torch.equal(mine.model[-1].anchors, before)
+    save_checkpoint(tmp_path / "donor.pt", {"epoch": -1, "model": describe_model(plain), "ema": None})
+    mine = begun(tmp_path / "donor.pt", description, plain.names)
+    assert torch.equal(mine.model[-1].anchors, Model(description, nc=3, verbose=False).model[-1].anchors)
     assert torch.equal(mine.model[0].conv.weight, plain.model[0].conv.weight)
