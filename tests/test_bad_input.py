@@ -214,7 +214,7 @@ MODEL = {
     "unknown layer": (replaced("C3, [128]", "C33, [128]"), ["tiny.yaml: layer 2", "'C33'; did you mean 'C3'?"]),
     "unknown module": (replaced("C3, [128]", "nn.Convv, [1]"), ["tiny.yaml: layer 2", "did you mean 'nn.Conv"]),
     "head without arguments": (replaced("Detect, [nc, anchors]", "Detect, []"), ["layer 8", "needs the arguments [nc"]),
-    "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors must be", "above 0"]),
+    "negative anchor": (replaced("10,10,", "-10,10,"), ["tiny.yaml: anchors=-10: give widths and heights", "above 0"]),
     "depth is text": (replaced("0.33", "deep"), ["tiny.yaml: depth_multiple='deep': give a number above 0"]),
     "inplace is text": (replaced("nc: 2", "nc: 2\ninplace: maybe"), ["tiny.yaml: inplace='maybe': give true or false"]),
     "no Detect": (replaced("  - [[4, 7], 1, Detect, [nc, anchors]]\n", ""), ["tiny.yaml: training needs", "Detect"]),
