@@ -175,7 +175,7 @@ def _count_anchors(name: str, anchors: Any) -> int:
     if len(lengths) != 1 or 0 in lengths or sum(lengths) % 2:
         raise ValueError("anchors: every level needs the same number of them, each with a width and a height")
     for side in chain.from_iterable(anchors):
-        real_number(name, side, lambda length: 0 < length < math.inf, "lengths above 0")
+        real_number(name, side, lambda length: 0 < length < math.inf, "widths and heights above 0")
     return len(anchors[0]) // 2
 
 
