@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,27 +17,20 @@ _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", re.
 _FAILED = re.compile(r"Caught (\w+) in (?:DataLoader worker process|pin memory thread)")
 _BY_SIGNAL = "is killed by signal: "
 _LESS_MEMORY = "train with fewer --workers, a smaller --batch-size or without --cache"
+_deaths: dict[int, str] = {}  # what torch's signal handler said, by process
 
 
 class WorkerFault(Fault):
     """A loader process died or failed; the message names it, the likely cause and the remedy."""
 
 
-class _LateHandler:
-    """torch's signal handler for children that end, without its raising in the midst of anything.
-
-    A death is noticed when the next batch is asked for; what torch said of it is kept by process.
-    """
-
-    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        self.handler, self.said = handler, dict[int, str]()
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        try:
-            self.handler(number, frame)
-        except RuntimeError as error:
-            if found := _DEAD.match(str(error)):
-                self.said[int(found[1])] = found[2]
+def _late(handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+    """Call torch's handler for children that end: a death is noticed when the next batch is asked for, not before."""
+    try:
+        handler(number, frame)
+    except RuntimeError as error:
+        if found := _DEAD.match(str(error)):
+            _deaths[int(found[1])] = found[2]
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
@@ -50,8 +44,8 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
             iterator = iterator or iter(loader)
             if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
                 handler = signal.getsignal(signal.SIGCHLD)  # which torch sets when the first loader process starts
-                if callable(handler) and not isinstance(handler, _LateHandler):
-                    signal.signal(signal.SIGCHLD, _LateHandler(handler))
+                if callable(handler) and getattr(handler, "func", None) is not _late:
+                    signal.signal(signal.SIGCHLD, partial(_late, handler))
             batch = next(iterator)
         except StopIteration:
             return
@@ -66,9 +60,7 @@ def _message(error: Exception) -> str | None:
     """Return one line on the loader process whose end or failure an error is; None for an error of another kind."""
     text = str(error)
     if found := _DEAD.match(text):
-        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        said = handler.said.pop(int(found[1]), found[2]) if isinstance(handler, _LateHandler) else found[2]
-        return f"the loader process {found[1]} {_ending(said)}"
+        return f"the loader process {found[1]} {_ending(_deaths.pop(int(found[1]), found[2]))}"
     if found := _FAILED.match(text):
         named = [one.start() for one in re.finditer(rf"^(?:[\w.]+\.)?{found[1]}\b", text, re.MULTILINE)]
         reason = " ".join(text[named[-1] if named else 0 :].split())  # what follows the traceback
