@@ -332,7 +332,7 @@ def fail() -> None:
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"process \d+ was killed \(SIGKILL\).*fewer --workers"),
         (lambda: os.kill(os.getpid(), signal.SIGBUS), r"process \d+ was ended by SIGBUS: /dev/shm.*--shm-size"),
-        (lambda: os._exit(7), r"process \d+ ended without a word"),
+        (lambda: os._exit(7), r"process \d+ ended without a message"),
         (fail, "a loader process failed with ValueError: bad luck"),
     ],
     ids=["killed", "bus", "exit", "raised"],
