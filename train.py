@@ -157,7 +157,7 @@ def build_trainer(
         recipe = Recipe(**setup.resumed["recipe"])
     optimizer = build_optimizer(model, recipe)
     LOGGER.info(
-        f"optimizer: {recipe.optimizer}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
+        f"optimizer: {type(optimizer).__name__}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
         f"weight_decay={recipe.weight_decay:g})"
     )
     ema = ModelEMA(model, tau=hyp.ema_tau)
