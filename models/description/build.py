@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models import biformer, common, extra_blocks
+from models import biformer, common, custom, extra_blocks
 from models.bra.arguments import real_number, refusal, true_or_false, whole_number
 from models.description import budget
 from utils.base.config import MAX_CLASSES, make_divisible
@@ -121,9 +121,9 @@ def find_block(name: str) -> Block:
         if isinstance(found, type) and issubclass(found, nn.Module):
             return Block(found, "c1" if found is nn.BatchNorm2d else "")
     near = difflib.get_close_matches(name, [*BLOCKS, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     own = "a layer of your own is registered in a file of models/custom/ (docs/extending.md)"
-    raise ValueError(f"unknown layer {name!r}{hint}; {own}; known: nn.*, {', '.join(sorted(BLOCKS))}")
+    raise ValueError(f"unknown layer {name!r}{hint} {own}; known: nn.*, {', '.join(sorted(BLOCKS))}")
 
 
 # ------------------------------------------------------------------------------------------- finding descriptions
@@ -133,6 +133,8 @@ def resolve_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Pa
     `yolov5{n,s,m,l,x}<rest>.yaml`, in any case, is `yolov5<rest>.yaml` of models/ or models/hub/ with the multiples of
     that size, unless there is a file of that very name. Raise ValueError for a file that is missing or no mapping.
     """
+    if custom.BROKEN:
+        raise ValueError("; ".join(custom.BROKEN))
     if isinstance(cfg, Mapping):
         return copy.deepcopy(dict(cfg)), None
     sized = re.fullmatch(r"yolov5([nsmlx]?)([-_].+)\.ya?ml", Path(cfg).name.lower())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import custom
 from models.description.build import BLOCKS, register_block
 from models.experimental import attempt_load
 from models.yolo import Model
@@ -176,3 +177,25 @@ def test_attributes_that_the_model_needs() -> None:
     register_block(Odd, takes="")
     with pytest.raises(ValueError, match="layer 1 .*keeps its own 'f' in a layer"):
         model_with([-1, 1, "Odd", []])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("x = 1\ndef f(:\n", "line 2: SyntaxError: invalid syntax"),
+        ("import no_such_package\n", "line 1: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("\n\nraise SystemExit('bye')\n", "line 3: SystemExit: bye"),
+        ("from models.description.build import register_block\nclass C3:\n    pass\nregister_block(C3)\n", "line 4: "),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    (tmp_path / "zz.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        __import__("zz")
+    except (Exception, SystemExit) as error:
+        line = custom.line_of(error, "zz")
+    assert line.startswith(f"models/custom/zz.py, {said}") and line.endswith("out of the folder") and "\n" not in line
+    monkeypatch.setattr(custom, "BROKEN", [line])
+    with pytest.raises(ValueError, match="^models/custom/zz.py"):
+        Model("yolov5n.yaml", verbose=False)
