@@ -232,10 +232,10 @@ def test_training_without_a_single_label_stops(place: Path, said: Said, left: st
 def lose(monkeypatch: pytest.MonkeyPatch, images: list[Path]) -> None:
     """From here on these cannot be read any more."""
 
-    def read(path: str, content: np.ndarray | None = None) -> np.ndarray:
+    def read(path: str) -> np.ndarray:
         if Path(path) in images:
             raise ValueError(f"{path}: cannot be read (gone); check that the file exists")
-        return read_image(path, content)
+        return read_image(path)
 
     monkeypatch.setattr("utils.data.label_arrays.read_image", read)
 

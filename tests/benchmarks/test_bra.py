@@ -56,7 +56,7 @@ def test_the_maps_of_a_model(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     bra.main([*TINY, "--models", "n", "--imgsz", "64", "--rivals", "auto", "--no-memory", "--save", str(file)])
     rows = json.loads(file.read_text())["rows"]
-    assert [(row["model"], row["picture"], row["level"], row["shape"]) for row in rows] == [
+    assert [(row["model"], row["image"], row["level"], row["shape"]) for row in rows] == [
         ("n", 64, "P4", "1x128x4x4"),
         ("n", 64, "P5", "1x256x2x2"),
     ]
