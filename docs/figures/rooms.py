@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from utils.base.paths import ROOT
+
 PAGE = ROOT / "docs/architecture.md"
 BEGIN, END = "<!-- rooms: python -m docs.figures.rooms -->", "<!-- end of rooms -->"
 # A file imports from its own room and from rooms above it here, from the layer below, and from nothing else.
