@@ -167,9 +167,8 @@ def build_trainer(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm or np.inf, opt.seed
     )
     LOGGER.info(str(precision))
-    return Trainer(
-        net, model, ComputeLoss(model, shared=True), optimizer, schedule, ema, precision, settings, callbacks
-    )
+    loss = ComputeLoss(model, shared=True)
+    return Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
 
 
 @dataclass(slots=True)
@@ -224,8 +223,7 @@ class Run:
             copy_from_main(trainer.ema.ema)
             loss = ComputeLoss(trainer.ema.ema)  # as it stands; a validation must not move it
             loss.load_state_dict(trainer.loss.state_dict())
-            names, callbacks = self.setup.names, self.callbacks
-            report = Report(self.setup.folder, names, plots=False, compute_loss=loss, callbacks=callbacks)
+            report = Report(self.setup.folder, self.setup.names, False, compute_loss=loss, callbacks=self.callbacks)
             progress.result = self.validate(trainer.ema.ema, report)
             if progress.result:  # in the main process
                 progress.maps = progress.result.metrics.maps

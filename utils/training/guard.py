@@ -73,7 +73,7 @@ class StepGuard:
     def __init__(self, model: nn.Module, loss: Any) -> None:
         self.skipped = self.streak = 0
         self._loss, self._loss_state = loss, loss.state_dict()
-        self._buffers = list(model.buffers())
+        self._buffers = list(model.buffers()) or [torch.empty(0)]  # as torch copies no empty list
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._suspects: list[str] = []
 
@@ -85,16 +85,14 @@ class StepGuard:
 
     def accept(self) -> None:
         """Keep the state after a good step, for later ones to be taken back to."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        torch._foreach_copy_(self._kept, self._buffers)
         self._loss_state = self._loss.state_dict()
         self._suspects.clear()
         self.streak = 0
 
     def undo(self) -> None:
         """Give model and loss the state they had after the last good step."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)
+        torch._foreach_copy_(self._buffers, self._kept)
         self._loss.load_state_dict(self._loss_state)
         self._suspects.clear()
 
