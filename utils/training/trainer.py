@@ -66,10 +66,12 @@ class Trainer:
     callbacks: Callbacks
     split: int = 1
     guard: StepGuard = field(init=False)
+    classes: list[str] = field(init=False)  # of optimiser and loss, which a script of the user's may replace
     pace: Pace | None = None  # of the run, in epochs
 
     def __post_init__(self) -> None:
         self.guard = StepGuard(self.model, self.loss)
+        self.classes = [type(part).__name__ for part in (self.optimizer, self.loss)]
 
     def epoch(self, loader: Any, position: Position, after_step: Callable[[], None] = lambda: None) -> list[float]:
         """Train on every batch of `position.epoch` from `position.batch` on; return the mean (box, obj, cls) losses.
