@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -59,7 +59,7 @@ from utils.prepare.dataset_tools import write_report
 from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import autobatch
-from utils.training.guard import Interrupted, Interruption, StoppableLoader, out_of_memory
+from utils.training.guard import Interrupted, Interruption, OutOfMemory, StoppableLoader
 from utils.training.loss import ComputeLoss
 from utils.training.optim import ModelEMA, Recipe, Schedule, build_optimizer, choose_recipe
 from utils.training.precision import Precision
@@ -94,11 +94,8 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
                 if opt.image_weights:
                     weights = epoch_weights(run.dataset.labels, trainer.model.class_weights, progress.maps)
                     run.loader.sampler.set_weights(weights)
-                try:
+                with suppress(OutOfMemory):  # it holds the memory until this block is left
                     losses = trainer.epoch(run.loader, progress.position, run.after_step)
-                except (RuntimeError, MemoryError) as error:  # it holds the memory until this block is left
-                    if not out_of_memory(error):
-                        raise
                 if losses is None:
                     cut_finer(trainer, setup, epoch)
                     continue
@@ -170,9 +167,8 @@ def build_trainer(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm or np.inf, opt.seed
     )
     LOGGER.info(str(precision))
-    return Trainer(
-        net, model, ComputeLoss(model, shared=True), optimizer, schedule, ema, precision, settings, callbacks
-    )
+    loss = ComputeLoss(model, shared=True)
+    return Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
 
 
 @dataclass(slots=True)
@@ -227,8 +223,7 @@ class Run:
             copy_from_main(trainer.ema.ema)
             loss = ComputeLoss(trainer.ema.ema)  # as it stands; a validation must not move it
             loss.load_state_dict(trainer.loss.state_dict())
-            names, callbacks = self.setup.names, self.callbacks
-            report = Report(self.setup.folder, names, plots=False, compute_loss=loss, callbacks=callbacks)
+            report = Report(self.setup.folder, self.setup.names, False, compute_loss=loss, callbacks=self.callbacks)
             progress.result = self.validate(trainer.ema.ema, report)
             if progress.result:  # in the main process
                 progress.maps = progress.result.metrics.maps
@@ -263,13 +258,9 @@ class Run:
 
     def validate(self, model: nn.Module, report: Report) -> ValResult | None:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
-        first, stride = my_share()
+        opt, autocast, (first, stride) = self.setup.opt, self.trainer.precision.dtype, my_share()
         settings = EvalSettings(
-            max_det=self.setup.opt.max_det,
-            single_cls=self.setup.opt.single_cls,
-            autocast=self.trainer.precision.dtype,
-            first=first,
-            stride=stride,
+            max_det=opt.max_det, single_cls=opt.single_cls, autocast=autocast, first=first, stride=stride
         )
         report.progress = is_terminal()
         loader = StoppableLoader(self.val_loader, self.interruption)
@@ -291,7 +282,7 @@ class Run:
         stored = broadcast(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)
-            plots = self.setup.opt.evolve is None  # of hundreds of trials nobody looks at the images
+            plots = setup.opt.evolve is None  # of hundreds of trials nobody looks at the images
             result = self.validate(model, Report(setup.folder, setup.names, plots, compute_loss=ComputeLoss(model)))
             if result:
                 log_table(result, per_class=True)

@@ -23,6 +23,7 @@ from utils.data.datasets import DetectionDataset
 from utils.data.loader_faults import WorkerFault
 from utils.distributed.run_lock import Busy
 from utils.training.guard import TrainingFault
+from utils.training.optim import Recipe, parameter_groups
 from utils.training.setup import PIECES, STATE, set_up
 from utils.training.train_options import TrainOptions
 
@@ -196,6 +197,37 @@ def test_the_device_is_that_of_the_run_unless_another_is_asked_for(
     data.write_text(data.read_text().replace("[red, blue]", "[red, green]"))
     with pytest.raises(ValueError, match="has the classes .*green.*, the run was begun with .*blue"):
         train.run(resume=last, epochs=2)
+
+
+def test_a_run_goes_on_with_the_optimiser_and_loss_that_it_was_begun_with(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/extending.md replaces them."""
+
+    class Mine(train.ComputeLoss):
+        pass
+
+    def build(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        return torch.optim.NAdam([{"params": group} for group in parameter_groups(model)], lr=recipe.lr)
+
+    last, longer = Path(job["project"]) / "exp/weights/last.pt", {"epochs": 2}
+    with monkeypatch.context() as script:
+        script.setattr(train, "ComputeLoss", Mine)
+        script.setattr(train, "build_optimizer", build)
+        train.run(**job | {"epochs": 1})
+        assert "optimizer: NAdam(" in capsys.readouterr().err
+        script.setattr(train, "ComputeLoss", Mine.__base__)
+        with pytest.raises(ValueError, match=r"begun with .*'Mine'\], this script has .*'ComputeLoss'\]; go on with"):
+            train.run(resume=str(last), **longer)
+    with pytest.raises(ValueError, match="begun with .*'NAdam'.*, this script has .*'Adam'"):
+        train.run(resume=str(last), **longer)
+    monkeypatch.setattr(train, "ComputeLoss", Mine)
+    monkeypatch.setattr(train, "build_optimizer", build)
+    train.run(resume=str(last), **longer)
+    content = load_checkpoint(last.with_name("resume.pt"))
+    assert content.pop("classes") == ["NAdam", "Mine"]
+    save_checkpoint(last, content)  # files of earlier versions do not tell
+    train.run(resume=str(last), epochs=3)
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -62,8 +62,7 @@ def join(backend: str) -> None:
     prefixed = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=prefixed, rank=number, world_size=size, timeout=PATIENCE)
     _groups[False] = dist.new_group(backend="gloo", timeout=PATIENCE)
-    machines: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(machines, os.environ.get("GROUP_RANK", "0"), group=_groups[False])
+    machines = gather(os.environ.get("GROUP_RANK", "0"))
     for machine in sorted(set(machines)):  # everyone makes every group, in the same order
         ranks = [number for number, where in enumerate(machines) if where == machine]
         group = dist.new_group(ranks, backend="gloo", timeout=PATIENCE)
@@ -218,7 +217,6 @@ class Vote:
 
     def __init__(self) -> None:
         self._pending: Any = None
-        self._count = torch.zeros(1, dtype=torch.int32)
 
     def __call__(self, stop: bool) -> bool:
         """Cast this step's vote and return the last one's result; alone, `stop` itself."""

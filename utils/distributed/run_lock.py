@@ -18,7 +18,7 @@ import uuid
 import weakref
 from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,8 +70,7 @@ class RunLock:
             if not stat.S_ISREG(os.lstat(self.path).st_mode):
                 raise ValueError(f"{shown(self.path)} is a link, or no file; remove it")  # its target would be emptied
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=partial(_close_all, weakref.WeakSet([file])))
+        _closed_in_children().add(file)
         try:
             if sys.platform == "win32":
                 file.seek(_FAR)
@@ -112,9 +111,12 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
 
 
-def _close_all(files: weakref.WeakSet[IO[str]]) -> None:
-    for file in list(files):
-        file.close()
+@cache
+def _closed_in_children() -> weakref.WeakSet[IO[str]]:
+    files: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+    if hasattr(os, "register_at_fork"):  # which cannot be undone, so once and not at each attempt
+        os.register_at_fork(after_in_child=lambda: [file.close() for file in list(files)])
+    return files
 
 
 # ------------------------------------------------------------------------------------------------ who holds a lock

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -34,11 +35,19 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on a GPU or on a CPU."""
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return True
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+class OutOfMemory(Exception):
+    """Memory ran out while a batch's gradients were computed: the last step can be gone back to."""
+
+
+@contextmanager
+def short_of_memory() -> Iterator[None]:
+    """Raise OutOfMemory where memory runs out in the block, on a GPU or on a CPU; what it moves can be undone."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+            raise OutOfMemory from None
+        raise
 
 
 def in_pieces(images: Tensor, targets: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,7 +73,7 @@ class StepGuard:
     def __init__(self, model: nn.Module, loss: Any) -> None:
         self.skipped = self.streak = 0
         self._loss, self._loss_state = loss, loss.state_dict()
-        self._buffers = list(model.buffers())
+        self._buffers = list(model.buffers()) or [torch.empty(0)]  # as torch copies no empty list
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._suspects: list[str] = []
 
@@ -76,28 +85,25 @@ class StepGuard:
 
     def accept(self) -> None:
         """Keep the state after a good step, for later ones to be taken back to."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        torch._foreach_copy_(self._kept, self._buffers)
         self._loss_state = self._loss.state_dict()
         self._suspects.clear()
         self.streak = 0
 
     def undo(self) -> None:
         """Give model and loss the state they had after the last good step."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)
+        torch._foreach_copy_(self._buffers, self._kept)
         self._loss.load_state_dict(self._loss_state)
+        self._suspects.clear()
 
     def refuse(self, epoch: int, batch: int) -> None:
         """Take back a step that ended with this batch, and log which batch did it, in every process alike.
 
         Raise TrainingFault when it was the last of `LIMIT` in a row.
         """
-        self.undo()
         self.skipped, self.streak = self.skipped + 1, self.streak + 1
-        gathered = gather_to_main(self._suspects)
-        self._suspects = []
-        suspects = [suspect for process in gathered or () for suspect in process]
+        suspects = [suspect for process in gather_to_main(self._suspects) or () for suspect in process]
+        self.undo()
         where = "; ".join(suspects) or f"the gradient up to batch {batch}"
         if is_main():
             LOGGER.warning(f"epoch {epoch}: not finite: {where}; step skipped ({self.streak} in a row)")

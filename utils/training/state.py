@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,14 @@ class Progress:
 def begin_or_restore(setup: Setup, trainer: Trainer, batches: int) -> Progress:
     """Return where the run stands; one that goes on gives the new trainer the state that its checkpoint was written in.
 
-    `batches` are those of an epoch. The trainer's model has its weights already.
+    `batches` are those of an epoch. The trainer's model has its weights. Raise ValueError for another script's run.
     """
     progress, resumed = Progress(EarlyStopping(setup.opt.patience), np.zeros(len(setup.names))), setup.resumed
     if not resumed:
         return progress
+    begun, here = resumed.get("classes", trainer.classes), trainer.classes  # older files have none
+    if begun != here:
+        raise ValueError(f"--resume: begun with {begun}, this script has {here}; go on with the script that began it")
     trainer.optimizer.load_state_dict(resumed["optimizer"])
     trainer.ema.ema.load_state_dict(resumed["ema"]["state_dict"])
     trainer.ema.updates = resumed["updates"]
@@ -82,8 +86,7 @@ def begin_or_restore(setup: Setup, trainer: Trainer, batches: int) -> Progress:
         trainer.precision.scaler.load_state_dict(resumed["scaler"])
     trainer.loss.load_state_dict(resumed["loss"])
     trainer.guard.accept()
-    trainer.guard.skipped, trainer.guard.streak = resumed["skipped"], resumed["streak"]
-    trainer.split = resumed["split"]
+    trainer.guard.skipped, trainer.guard.streak, trainer.split = itemgetter("skipped", "streak", "split")(resumed)
     progress.position = Position(**resumed["position"])
     progress.stopper.best_epoch, progress.stopper.best_fitness = resumed["stopper"].values()
     progress.maps, progress.history = np.array(resumed["maps"]), resumed["history"]
@@ -113,8 +116,7 @@ def cut_finer(trainer: Trainer, setup: Setup, epoch: int) -> None:
         )
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.guard.undo()
-    if trainer.precision.device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     LOGGER.warning(f"out of memory: every batch is now computed in {trainer.split} pieces, with the same steps")
 
 
@@ -129,7 +131,6 @@ class CheckpointWriter:
         self.setup, self.trainer, self.progress, self.batches = setup, trainer, progress, batches
         self.last, self.best = (setup.folder / "weights" / name for name in ("last.pt", "best.pt"))
         self.saved = time.monotonic()  # when last.pt was written last
-        self._is_stripped = bool(setup.resumed and setup.resumed["finished"])
         if is_main():
             for leftover in setup.folder.rglob(".*.tmp"):  # of a process that died while it wrote
                 leftover.unlink(missing_ok=True)
@@ -152,6 +153,7 @@ class CheckpointWriter:
             "updates": trainer.ema.updates,
             "optimizer": trainer.optimizer.state_dict(),
             "recipe": asdict(trainer.schedule.recipe),
+            "classes": trainer.classes,
             "precision": trainer.precision.name,
             "scaler": trainer.precision.scaler.state_dict(),
             "loss": trainer.loss.state_dict(),
@@ -174,14 +176,12 @@ class CheckpointWriter:
         if progress.position.batch == 0 and period > 0 and epoch > 0 and epoch % period == 0:
             save_checkpoint(self.last.with_name(f"epoch{epoch}.pt"), content)
         save_checkpoint(self.last, content)
-        self.saved, self._is_stripped = time.monotonic(), False
+        self.saved = time.monotonic()
 
     def finish(self) -> None:
         """Strip last.pt to what inference needs; all of it stays in resume.pt, for a run that is to be extended."""
-        if self._is_stripped or not self.last.exists():
-            return  # a finished run that was resumed and had nothing to do
-        if load_checkpoint(self.last).get("optimizer") is None:
-            return  # somebody stripped it meanwhile: resume.pt, if there is one, has more
+        if not self.last.exists() or load_checkpoint(self.last).get("optimizer") is None:
+            return  # a finished run had nothing to do, or somebody stripped it meanwhile: resume.pt may have more
         if not self.setup.opt.nosave:
             with replacing(self.last.with_name(FULL_STATE)) as beside:
                 try:

@@ -18,7 +18,7 @@ from utils.base.log import LOGGER
 from utils.base.progress import BAR, Pace, is_terminal, memory_in_use, memory_name, progress
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import is_main, mean_over_ranks, rank, world_size
-from utils.training.guard import StepGuard, in_pieces
+from utils.training.guard import StepGuard, in_pieces, short_of_memory
 from utils.training.optim import ModelEMA, Schedule
 from utils.training.precision import Precision
 
@@ -66,10 +66,12 @@ class Trainer:
     callbacks: Callbacks
     split: int = 1
     guard: StepGuard = field(init=False)
+    classes: list[str] = field(init=False)  # of optimiser and loss, which a script of the user's may replace
     pace: Pace | None = None  # of the run, in epochs
 
     def __post_init__(self) -> None:
         self.guard = StepGuard(self.model, self.loss)
+        self.classes = [type(part).__name__ for part in (self.optimizer, self.loss)]
 
     def epoch(self, loader: Any, position: Position, after_step: Callable[[], None] = lambda: None) -> list[float]:
         """Train on every batch of `position.epoch` from `position.batch` on; return the mean (box, obj, cls) losses.
@@ -78,7 +80,7 @@ class Trainer:
         `Schedule.apply` batches; after each step `position` has moved on and `after_step` is called, which may raise:
         the state between two steps is the whole state. What is not finite moves nothing.
 
-        Raise TrainingFault when the loss stays infinite.
+        Raise TrainingFault when the loss stays infinite, OutOfMemory when a batch in `split` pieces does not fit.
         """
         epoch, total, optimizer, scaler = position.epoch, len(loader), self.optimizer, self.precision.scaler
         # each process averages its gradients with the others', the loss is a sum over images; a quad batch is four
@@ -89,15 +91,16 @@ class Trainer:
         bar = self._bar(loader, position, total)
         for index, batch in enumerate(bar, start=position.batch):
             accumulate = self.schedule.apply(optimizer, epoch * total + index)
-            images, targets = self._prepare(batch, epoch, index)
-            losses = torch.zeros(3, device=images.device)
-            for piece, labels in in_pieces(images, targets, self.split):
-                with self.precision.autocast():
-                    predictions = self.net(piece)
-                loss, parts = self.loss(predictions, labels)
-                scaler.scale(loss.sum() * weight).backward()
-                losses += parts * (len(piece) / len(images))
-                del predictions, loss  # or they would take memory while the next ones are computed
+            with short_of_memory():
+                images, targets = self._prepare(batch, epoch, index)
+                losses = torch.zeros(3, device=images.device)
+                for piece, labels in in_pieces(images, targets, self.split):
+                    with self.precision.autocast():
+                        predictions = self.net(piece)
+                    loss, parts = self.loss(predictions, labels)
+                    scaler.scale(loss.sum() * weight).backward()
+                    losses += parts * (len(piece) / len(images))
+                    del predictions, loss  # or they would take memory while the next ones are computed
             waiting += 1
             joint = mean_over_ranks(losses)
             if not joint.isfinite().all():

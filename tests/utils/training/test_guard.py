@@ -20,11 +20,12 @@ from utils.training.guard import (
     LIMIT,
     Interrupted,
     Interruption,
+    OutOfMemory,
     StepGuard,
     StoppableLoader,
     TrainingFault,
     in_pieces,
-    out_of_memory,
+    short_of_memory,
 )
 
 NAN = torch.tensor([1.0, float("nan"), 0.0])
@@ -65,11 +66,23 @@ def test_the_batch_is_named_a_good_step_ends_the_streak_and_many_end_the_run(cap
 
 
 def test_memory_errors_differ_from_others() -> None:
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and out_of_memory(MemoryError())
-    with pytest.raises(RuntimeError) as no_room:
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+        with pytest.raises(OutOfMemory), short_of_memory():
+            raise error
+    with pytest.raises(OutOfMemory), short_of_memory():
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert out_of_memory(no_room.value)
-    assert not out_of_memory(RuntimeError("shapes do not match")) and not out_of_memory(ValueError())
+    for error in (RuntimeError("shapes do not match"), ValueError()):
+        with pytest.raises(type(error)), short_of_memory():
+            raise error
+
+
+def test_what_is_taken_back_is_not_suspected_again(caplog: pytest.LogCaptureFixture) -> None:
+    guard = StepGuard(nn.Linear(1, 1), nn.Identity())
+    guard.suspect(NAN, 4, ("bad.jpg",))
+    guard.undo()  # as when memory runs out in the next batch, and this one is computed again
+    guard.suspect(NAN, 4, ("bad.jpg",))
+    guard.refuse(0, 5)
+    assert caplog.text.count("bad.jpg") == 1
 
 
 @given(count=st.integers(1, 9), parts=st.integers(1, 12), owners=st.lists(st.integers(0, 8), max_size=20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from utils.base.callbacks import Callbacks
 from utils.base.config import Hyp
-from utils.training.guard import TrainingFault
+from utils.data.loader_faults import WorkerFault
+from utils.training.guard import OutOfMemory, TrainingFault
 from utils.training.optim import Recipe, Schedule
 from utils.training.precision import Precision
 from utils.training.state import cut_finer
@@ -222,7 +224,7 @@ def in_memory(one: Trainer, batches: list[Images], setup: SimpleNamespace) -> li
     while True:
         try:
             return one.epoch(Rest(batches[position.batch :], len(batches)), position)
-        except torch.OutOfMemoryError:
+        except OutOfMemory:
             cut_finer(one, setup, 0)
 
 
@@ -238,3 +240,32 @@ def test_out_of_memory_cuts_batches_in_pieces_and_changes_no_step(caplog: pytest
     assert {shape[0] for shape in cramped.model.seen} <= {1, 2} and len(found) == len(expected)
     with pytest.raises(TrainingFault, match="single image.*--imgsz"):
         in_memory(trainer(hyp, model=Cramped(0)), batches, setup)
+
+
+class Failing(list):
+    """A loader that gives an error instead of its first batch."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[Images]:
+        raise self.error
+
+
+def test_memory_that_runs_out_elsewhere_is_no_reason_for_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that failed half way cannot be repeated, and a loader or a listener is not helped."""
+    one = trainer(Hyp(warmup_epochs=0))
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    one.callbacks.register_action("on_train_batch_end", "", lambda *seen: fail(MemoryError("a listener's")))
+    with pytest.raises(MemoryError, match="a listener's"):
+        one.epoch(loader(1), Position())
+    monkeypatch.setattr(one, "callbacks", Callbacks())
+    monkeypatch.setattr(one.optimizer, "step", lambda: fail(torch.OutOfMemoryError("of moments")))
+    with pytest.raises(torch.OutOfMemoryError, match="of moments"):
+        one.epoch(loader(1), Position())
+    gone = WorkerFault("a loader process failed with RuntimeError: DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(WorkerFault):
+        one.epoch(Failing(gone), Position())
