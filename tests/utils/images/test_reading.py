@@ -49,6 +49,13 @@ def saved(mode: str, size: tuple[int, int], kind: str, **options: object) -> byt
     return content.getvalue()
 
 
+def jpeg(width: int, height: int, filler: bytes = b"") -> bytes:
+    """A JPEG that claims this size, with the content of a small one; `filler` before its frame header."""
+    small = saved("RGB", (64, 48), "jpeg")
+    frame = small.index(b"\xff\xc0")
+    return small[:frame] + filler + small[frame : frame + 5] + struct.pack(">HH", height, width) + small[frame + 9 :]
+
+
 def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -58,6 +65,8 @@ BOMBS = {
     "60000 x 60000": png(60000, 60000),
     "30000 x 30000": png(30000, 30000),
     "a line without end": png(2**31 - 1, 1),
+    "a JPEG": jpeg(60000, 60000),
+    "a JPEG with filling bytes": jpeg(60000, 60000, b"\xff\xff"),
     "a BMP": bmp(30000, 30000),
     "a BMP upside down": bmp(20000, -20000),
     "a part that ends beyond the file": png(64, 48, part(b"tEXt", b"a\0b", length=2**31 - 1)),  # memory for all of it
@@ -88,6 +97,16 @@ def test_large_images_of_little_are_kept_and_thin_ones(tmp_path: Path) -> None:
         said.append("tiles" in record.message)
     assert said == [True, False] and limit == Image.MAX_IMAGE_PIXELS
     assert fit_longest(read_image(tmp_path / "a.png"), 320).shape == (1, 320, 3)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_an_image_is_decoded_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, calls = cv2.imdecode, []
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: calls.append(args) or decode(*args))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(saved("RGB", (64, 48), kind, exif=exif.tobytes()), "a").size == 64 * 48 * 3
+    assert len(calls) == 1, "its size is known without a look at what OpenCV makes of the header"
 
 
 def test_content_may_be_given(tmp_path: Path) -> None:
