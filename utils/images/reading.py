@@ -25,10 +25,10 @@ from utils.images.image_headers import (
     Depth,
     Inspection,
     depth_of,
-    jpeg_size,
     kind_of,
     plain_header,
     png_chunks,
+    read_jpeg,
     tiff_numbers,
     webp_size,
 )
@@ -191,7 +191,7 @@ def _stored_size(content: bytes | memoryview) -> tuple[int, int]:
         return tags[WIDTH], tags[HEIGHT]
     if kind == "JPEG":
         with contextlib.suppress(Exception):  # unusual ones are for Pillow
-            return jpeg_size(file)
+            return read_jpeg(file, judged=False).size
     if (size := webp_size(content)) is not None:
         return size
     with _pillow_limit:  # Pillow's guess that a large image is an attack is lifted for that moment

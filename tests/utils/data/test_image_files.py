@@ -83,6 +83,9 @@ def test_odd_names_stay_on_one_line_and_hidden_copies_are_said(tmp_path: Path) -
     assert "1 .x\\ny, 1 .z, the first" in search_images(tmp_path)[1][0].reason
     (tmp_path / "l.txt").write_bytes(b"a.jpg\nb.\xff\x0c\x1b!\n")
     assert search_images(tmp_path / "l.txt")[1][0].reason.isprintable()
+    (tmp_path / "l.txt").write_text("9" * 5000)
+    with pytest.raises(ValueError, match="1 without an ending, the first 9{500}; put some there"):
+        search_images(tmp_path / "l.txt")
     make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
     found, (problem,) = search_images(tmp_path / ".set")
     assert found == [tmp_path / ".set/a.jpg"]
