@@ -87,6 +87,8 @@ def warp_labels(
 
     A polygon gives the tightest box; a plain box becomes the box around its four mapped corners.
     """
+    if not len(labels):
+        return labels, ()
     corners = warp_points(labels[:, [[1, 2], [3, 2], [3, 4], [1, 4]]], warp.matrix)  # (n, 4, 2)
     boxes = np.clip(np.concatenate((corners.min(1), corners.max(1)), 1), 0, (*warp.size, *warp.size))
     moved = list(segments)
