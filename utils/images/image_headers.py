@@ -119,10 +119,8 @@ def read_jpeg(file: BinaryIO, judged: bool = True) -> Inspection:
         if marker == _SCAN and progressive:
             _need(body[-3:-1] == b"\0\0", body[-1] <= 13, not any(tables & 15 for tables in body[2:-3:2]))
             tiny, body = tiny + _END_OF_BLOCK, body[:-3] + b"\0\x3f\0"
-        if marker == _RESTARTS:  # which the small image has none of
-            _need(length == 2)
-        else:
-            tiny += head + body
+        _need(marker != _RESTARTS or length == 2)
+        tiny += b"" if marker == _RESTARTS else head + body  # the small image has no restarts
     _need(0 < size[0] <= MAX_JPEG_SIDE, 0 < size[1] <= MAX_JPEG_SIDE)
     return Inspection(size[::-1] if _is_turned(bytes(tiny) + bytes(_MOST_SCAN)) else size)
 

@@ -100,7 +100,7 @@ def test_a_list_may_have_any_names(tmp_path: Path) -> None:
     found = {os.fsencode(path) for path in find_images(tmp_path / "l.txt")}
     assert found == {*names, os.fsencode(tmp_path) + b"/a\x85.png"}
     for name in found:
-        assert "\n" not in check_pair(os.fsdecode(name), "none.txt").message
+        assert "\n" not in str(check_pair(os.fsdecode(name), "none.txt").problem)
 
 
 AS_WRITTEN = {

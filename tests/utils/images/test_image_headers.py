@@ -231,7 +231,7 @@ def test_kinds_are_known_by_their_first_bytes() -> None:
     assert kind_of(heic) == "HEIC" and kind_of(b"\0\0\0\x20ftypavif") == "AVIF"
     record = check_pair("a.jpg", "none.txt", (io.BytesIO(heic), None))
     assert record.size is None
-    assert "OpenCV decodes no such HEIC file, or it is damaged; save it as .jpg or .png" in record.message
+    assert "OpenCV decodes no such HEIC file, or it is damaged; save it as .jpg or .png" in str(record.problem)
     if avif := encoded(".avif", NOISE):  # read whatever it is called
         assert check_pair("a.jpg", "none.txt", (io.BytesIO(avif), None)).size == (WIDTH, HEIGHT)
 

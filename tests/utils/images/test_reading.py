@@ -78,13 +78,12 @@ BOMBS = {
 def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, case: str) -> None:
     (tmp_path / "a.png").write_bytes(BOMBS[case])
     before = peak()
-    with pytest.raises(
-        ValueError,
-        match=r"a\.png: .*(pixels|a part of 2,147,483,647|cannot be decoded|empty file; re-save)",
-    ):
+    others = {"nothing": "empty file", "a part that ends beyond the file": "a part of 2,147,483,647"}
+    reason = others.get(case, "pixels")
+    with pytest.raises(ValueError, match=rf"a\.png: .*({reason}|cannot be decoded)"):
         read_image(tmp_path / "a.png")
     record = check_pair(str(tmp_path / "a.png"), "none.txt")
-    assert record.size is None and ("pixels" in record.message or len(BOMBS[case]) < 100) and peak() - before < 64 << 20
+    assert record.size is None and reason in str(record.problem) and peak() - before < 64 << 20
 
 
 def test_large_images_of_little_are_kept_and_thin_ones(tmp_path: Path) -> None:
@@ -93,8 +92,8 @@ def test_large_images_of_little_are_kept_and_thin_ones(tmp_path: Path) -> None:
     for size in ((12000, 10000), (20000, 10)):
         (tmp_path / "a.png").write_bytes(saved("1", size, "png"))
         record = check_pair(str(tmp_path / "a.png"), "none.txt")
-        assert record.size == size == inspect_image(tmp_path / "a.png").size and "left out" not in record.message
-        said.append("tiles" in record.message)
+        assert record.size == size == inspect_image(tmp_path / "a.png").size and "left out" not in str(record.problem)
+        said.append("tiles" in str(record.problem))
     assert said == [True, False] and limit == Image.MAX_IMAGE_PIXELS
     assert fit_longest(read_image(tmp_path / "a.png"), 320).shape == (1, 320, 3)
 
