@@ -107,7 +107,7 @@ def _use_image(path: Path) -> None:
     except ValueError as error:
         image, said = None, str(error)
     if record.size is None:
-        raise ValueError(record.message)
+        raise ValueError(str(record.problem))
     if image is None:
         raise ValueError(said)
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3

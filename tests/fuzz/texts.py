@@ -105,7 +105,7 @@ def _good_image(folder: Path, name: str = "good.png") -> Path:
 def _use_labels(path: Path) -> None:
     record = check_pair(str(_good_image(path.parent)), str(path))
     if record.size is None:
-        raise ValueError(record.message)
+        raise ValueError(str(record.problem))
     boxes, classes = record.labels[:, 1:], record.labels[:, 0]
     assert ((boxes >= 0) & (boxes <= 1)).all() and ((classes >= 0) & (classes < MAX_CLASSES)).all()
     assert len(record.segments) == len(record.labels)
@@ -128,7 +128,7 @@ def _converted(path: Path, convert: Callable[[Path], int]) -> None:
     convert(labels)
     for file in labels.rglob("*.txt"):
         record = check_pair(str(_good_image(path.parent)), str(file))
-        assert record.size is not None, f"what was written cannot be read: {record.message}"
+        assert record.size is not None, f"what was written cannot be read: {record.problem}"
 
 
 def _use_sku(path: Path) -> None:

@@ -87,6 +87,8 @@ def warp_labels(
 
     A polygon gives the tightest box; a plain box becomes the box around its four mapped corners.
     """
+    if not len(labels):
+        return labels, ()
     corners = warp_points(labels[:, [[1, 2], [3, 2], [3, 4], [1, 4]]], warp.matrix)  # (n, 4, 2)
     boxes = np.clip(np.concatenate((corners.min(1), corners.max(1)), 1), 0, (*warp.size, *warp.size))
     moved = list(segments)
@@ -309,8 +311,7 @@ def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
     """Return x1, y1, x2, y2 of the part of the canvas that the warped view shows, at least one pixel wide."""
     if warp.matrix[2, :2].any():
         return 0, 0, side, side  # under perspective the view may reach the horizon
-    width, height = warp.size
-    view = np.array(((0, 0), (width, 0), (width, height), (0, height)), float)
+    view = np.array(((0, 0), (1, 0), (1, 1), (0, 1)), float) * warp.size
     corners = warp_points(view, np.linalg.inv(warp.matrix))
     x1, y1 = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, side - 1)  # 2: neighbours that interpolation reads
     x2, y2 = np.clip(np.ceil(corners.max(0)).astype(int) + 2, 1, side)
@@ -345,6 +346,5 @@ def train_transforms(sample: Sample, hyp: Hyp, rng: Generator) -> Sample:
     """Change colours and flip: what a training image gets after its geometry."""
     image = rare_effects(sample.image, hyp.albumentations, rng) if hyp.albumentations else sample.image
     sample = replace(sample, image=augment_hsv(image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
-    if rng.random() < hyp.flipud:
-        sample = flip(sample, 1)
+    sample = flip(sample, 1) if rng.random() < hyp.flipud else sample
     return flip(sample, 0) if rng.random() < hyp.fliplr else sample

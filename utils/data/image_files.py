@@ -14,7 +14,7 @@ from utils.base.log import LOGGER
 from utils.images.reading import IMG_FORMATS
 
 MAX_LIST_BYTES = 2048 * MIB  # some twenty million names
-SHOWN_ENDINGS = 8
+SHOWN_ENDINGS, SHOWN_NAME = 8, 500  # kinds of files; characters of a line that is no image's name
 _BESIDE = frozenset(  # endings of what may lie among images and nobody takes for one
     "txt xml json csv yaml yml md html log names data cache npz npy db ini tar zip py sh cls".split()
 )
@@ -64,7 +64,7 @@ def passed_over(names: list[str], place: str, what: str, line: int | None = None
     parts = [f"{count} {printable(ending)}" for ending, count in counts[:SHOWN_ENDINGS]]
     if more := sum(count for _, count in counts[SHOWN_ENDINGS:]):
         parts.append(f"{more} of other kinds")
-    reason = f"{what} passed over: {', '.join(parts)}, the first {printable(names[0])}"
+    reason = f"{what} passed over: {', '.join(parts)}, the first {printable(names[0])[:SHOWN_NAME]}"
     remedy = f"if they are images, convert them to .jpg or .png; read are {' '.join(IMG_FORMATS)}"
     return Problem(place, line, reason, remedy, dropped=False)
 

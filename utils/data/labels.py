@@ -62,11 +62,6 @@ class Record(NamedTuple):
     problem: Problem | None = None
     notes: tuple[Problem, ...] = ()  # what is so with many images, and counted
 
-    @property
-    def message(self) -> str:
-        """The problem in one line, or nothing."""
-        return "" if self.problem is None else str(self.problem)
-
 
 def _row(line: int, tokens: list[str], polygons: bool) -> tuple[list[float], np.ndarray]:
     """One line's tokens -> (class cx cy w h), polygon. `polygons`: the file has them, so three points are one too."""
@@ -156,8 +151,8 @@ def _image_problem(path: str, error: Exception) -> Problem:
     reason, _, remedy = str(error).replace(repr(path), "it").partition("; ")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "empty file"
-    reason = printable(reason) or type(error).__name__
-    return Problem(path, None, f"unusable image: {reason}", printable(remedy) or "re-save or remove it")
+    reason = f"unusable image: {printable(reason) or type(error).__name__}"
+    return Problem(path, None, reason, printable(remedy) or "re-save or remove it")
 
 
 def _label_problem(label_path: str, error: Exception) -> Problem:

@@ -169,8 +169,7 @@ def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad
 def collate(items: Sequence[Item]) -> Batch:
     """Put items of one shape together as a batch."""
     targets = torch.cat([item.targets for item in items])
-    numbers = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
-    targets[:, 0] = numbers
+    targets[:, 0] = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
     images = torch.stack([item.image for item in items])
     return Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
 

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -190,6 +190,11 @@ class _Window(io.RawIOBase):
     def __init__(self, read: Callable[[int, int], bytes], member: _Member) -> None:
         self._read, self._member, self._at = read, member, 0
 
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
         self._at = max(base + offset, 0)
@@ -230,7 +235,7 @@ def _check(reader: ShardReader, path: str, pair: _Pair) -> Record:
             problem = Problem(label, None, f"not readable ({error})", _REWRITE)
     if problem is not None:
         return Record(name, label, None, NO_LABELS, (), pair.label is not None, problem)
-    image = cast(BinaryIO, _Window(partial(reader.read, path), pair.image))  # as much of one as is needed
+    image = io.BufferedReader(_Window(partial(reader.read, path), pair.image), 4096)  # as much of one as is needed
     return check_pair(name, label, (image, text))
 
 

@@ -45,6 +45,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of its colour types
 _FRAMES, _SCAN, _RESTARTS, _EXIF, _TABLES = (0xC0, 0xC1, 0xC2), 0xDA, 0xDD, 0xE1, (0xC4, 0xDB)  # markers of JPEG
 _NOTES = frozenset({0xFE, *range(0xE0, 0xF0)} - {_EXIF})  # a comment, and what programs note
 _END_OF_BLOCK = b"\xff\xc4\x00\x14\x10\x01" + bytes(16)  # a table with one code, which means that no more numbers come
+_MOST_HEADER = 1 << 17  # bytes of tables and EXIF data, which have 65,535 at most: what was said of them is kept
 _MOST_SCAN = 5000  # bytes of 20 blocks of 64 numbers, each of a code of 16 bits and 15 bits more
 WIDTH, HEIGHT, _BITS, _LARGEST, _FORMAT, _LARGEST_SIGNED = 256, 257, 258, 281, 339, 341  # tags of TIFF
 _MAX_CHANNELS = 64
@@ -80,16 +81,19 @@ def kind_of(content: bytes | memoryview) -> str:
     return next((kind for kind, beginning in _BEGINNINGS.items() if beginning.match(content)), "")
 
 
-def _as_decoded(size: tuple[int, int], tiny: bytes) -> tuple[int, int]:
-    """Return the size as OpenCV turns the image: it is asked, by way of one of 16 x 8 pixels with the same header."""
-    image = cv2.imdecode(np.frombuffer(tiny, np.uint8), cv2.IMREAD_COLOR)
+@lru_cache(64)  # as many files of a data set have the same header
+def _is_turned(tiny: bytes) -> bool:
+    """Return whether OpenCV turns an image: it is asked, by way of one of 16 x 8 pixels with the same header."""
+    image = cv2.imdecode(np.frombuffer(tiny, np.uint8), cv2.IMREAD_COLOR) if len(tiny) <= _MOST_HEADER else None
     if image is None:
         raise _NotPlainError
-    return size[::-1] if image.shape[0] > image.shape[1] else size
+    return image.shape[0] > image.shape[1]
 
 
-def read_jpeg(file: BinaryIO) -> Inspection:
+def read_jpeg(file: BinaryIO, judged: bool = True) -> Inspection:
     """Return what a JPEG's segments up to the first scan say; an error of any kind where they are not sound.
+
+    Unless they are to be judged, that is the size as it is stored.
 
     OpenCV judges the segments before 16 x 8 pixels of zeros: the shortest code of every table, whatever it means. It
     would wait for all scans of a progressive one, so the first of those is shown as if it were the only one.
@@ -108,17 +112,17 @@ def read_jpeg(file: BinaryIO) -> Inspection:
         if marker in _FRAMES:
             _need(size == (0, 0))
             size = (body[3] << 8 | body[4], body[1] << 8 | body[2])
+            if not judged:
+                return Inspection(size)
             progressive = marker == 0xC2
             head, body = (b"\xff\xc0" if progressive else head[:2]) + head[2:], body[:1] + b"\0\x08\0\x10" + body[5:]
         if marker == _SCAN and progressive:
             _need(body[-3:-1] == b"\0\0", body[-1] <= 13, not any(tables & 15 for tables in body[2:-3:2]))
             tiny, body = tiny + _END_OF_BLOCK, body[:-3] + b"\0\x3f\0"
-        if marker == _RESTARTS:  # which the small image has none of
-            _need(length == 2)
-        else:
-            tiny += head + body
+        _need(marker != _RESTARTS or length == 2)
+        tiny += b"" if marker == _RESTARTS else head + body  # the small image has no restarts
     _need(0 < size[0] <= MAX_JPEG_SIDE, 0 < size[1] <= MAX_JPEG_SIDE)
-    return Inspection(_as_decoded(size, bytes(tiny) + bytes(_MOST_SCAN)))
+    return Inspection(size[::-1] if _is_turned(bytes(tiny) + bytes(_MOST_SCAN)) else size)
 
 
 @lru_cache
@@ -159,7 +163,7 @@ def _read_png(file: BinaryIO, length: int) -> Inspection:
     _need(0 < width <= MAX_PNG_SIDE, 0 < height <= MAX_PNG_SIDE)
     _need(begun[0] & 15 == 8, int.from_bytes(begun, "big") % 31 == 0)
     _need(data * MAX_DEFLATE >= height * (1 + -(-width * bits // 8)))
-    return Inspection(_as_decoded((width, height), bytes(tiny)), depth == 16)
+    return Inspection((height, width) if _is_turned(bytes(tiny)) else (width, height), depth == 16)
 
 
 def png_chunks(content: bytes | memoryview) -> Iterator[tuple[bytes, int, int]]:

@@ -189,11 +189,11 @@ def _stored_size(content: bytes | memoryview) -> tuple[int, int]:
     if kind == "TIFF":
         tags = tiff_numbers(content)[0]
         return tags[WIDTH], tags[HEIGHT]
-    if (size := webp_size(content)) is not None:
-        return size
     if kind == "JPEG":
         with contextlib.suppress(Exception):  # unusual ones are for Pillow
-            return read_jpeg(file).size
+            return read_jpeg(file, judged=False).size
+    if (size := webp_size(content)) is not None:
+        return size
     with _pillow_limit:  # Pillow's guess that a large image is an attack is lifted for that moment
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -83,6 +83,9 @@ def test_odd_names_stay_on_one_line_and_hidden_copies_are_said(tmp_path: Path) -
     assert "1 .x\\ny, 1 .z, the first" in search_images(tmp_path)[1][0].reason
     (tmp_path / "l.txt").write_bytes(b"a.jpg\nb.\xff\x0c\x1b!\n")
     assert search_images(tmp_path / "l.txt")[1][0].reason.isprintable()
+    (tmp_path / "l.txt").write_text("9" * 5000)
+    with pytest.raises(ValueError, match="1 without an ending, the first 9{500}; put some there"):
+        search_images(tmp_path / "l.txt")
     make(tmp_path, ".set/a.jpg", ".set/._a.jpg", ".set/.ipynb_checkpoints/a-checkpoint.jpg", ".set/__MACOSX/a.jpg")
     found, (problem,) = search_images(tmp_path / ".set")
     assert found == [tmp_path / ".set/a.jpg"]
@@ -97,7 +100,7 @@ def test_a_list_may_have_any_names(tmp_path: Path) -> None:
     found = {os.fsencode(path) for path in find_images(tmp_path / "l.txt")}
     assert found == {*names, os.fsencode(tmp_path) + b"/a\x85.png"}
     for name in found:
-        assert "\n" not in check_pair(os.fsdecode(name), "none.txt").message
+        assert "\n" not in str(check_pair(os.fsdecode(name), "none.txt").problem)
 
 
 AS_WRITTEN = {

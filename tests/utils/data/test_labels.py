@@ -55,8 +55,8 @@ def test_unusable_images_are_named(tmp_path: Path, case: str) -> None:
     elif content is not None:
         path.write_bytes(content)
     record = check_pair(str(path), str(tmp_path / "a.txt"))
-    assert record.size is None and str(path) in record.message and reason in record.message
-    assert "\n" not in record.message
+    assert record.size is None and str(path) in str(record.problem) and reason in str(record.problem)
+    assert "\n" not in str(record.problem)
     if not isinstance(content, tuple):
         with pytest.raises(ValueError, match=f"a.png: {reason if content is not None else 'cannot be read'}"):
             read_image(path)
@@ -81,7 +81,7 @@ def test_good_label_files(tmp_path: Path, case: str) -> None:
     text, expected = GOOD_ROWS[case]
     image, label = pair(tmp_path, text)
     record = check_pair(str(image), str(label))
-    assert record.message == "" and len(record.segments) == len(expected)
+    assert record.problem is None and len(record.segments) == len(expected)
     np.testing.assert_allclose(record.labels, np.array(expected).reshape(-1, 5), atol=1e-7)
 
 
@@ -134,8 +134,8 @@ def test_bad_rows_are_named_with_file_line_and_remedy(tmp_path: Path, case: str)
     text, line, reason = BAD_ROWS[case]
     image, label = pair(tmp_path, text)
     record = check_pair(str(image), str(label))
-    assert record.size is None and record.message.startswith(f"{label}:{line}: ") and reason in record.message
-    assert "\n" not in record.message
+    assert record.size is None and str(record.problem).startswith(f"{label}:{line}: ") and reason in str(record.problem)
+    assert "\n" not in str(record.problem)
     with pytest.raises(LabelError):
         parse_label_text(text)
     assert label.read_text() == text
@@ -145,7 +145,7 @@ def test_duplicates_are_removed_and_told(tmp_path: Path) -> None:
     image, label = pair(tmp_path, "2 .9 .9 .1 .1\n0 .5 .5 .2 .2\n2 .90 .9 1e-1 .1\n")
     record = check_pair(str(image), str(label))
     np.testing.assert_allclose(record.labels, [[0, 0.5, 0.5, 0.2, 0.2], [2, 0.9, 0.9, 0.1, 0.1]])
-    assert record.problem.line == 3 and "1 duplicate labels ignored" in record.message
+    assert record.problem.line == 3 and "1 duplicate labels ignored" in str(record.problem)
     image, label = pair(tmp_path, f"{POLYGON}\n1 .5 .5 .2 .2\n{POLYGON}")
     record = check_pair(str(image), str(label))
     assert [len(points) for points in record.segments] == [4, 0], "polygons follow their labels"

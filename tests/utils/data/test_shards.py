@@ -240,7 +240,7 @@ def reasons(file: Path) -> tuple[list[str], list[str]]:
     """Names of the usable images of a shard, and what is said of the rest, each one line."""
     records, spans = check_shard(str(file))
     assert len(records) == len(spans)
-    said = [record.message for record in records if record.problem]
+    said = [str(record.problem) for record in records if record.problem]
     assert all("\n" not in message and str(file) in message for message in said)
     return [record.path.removeprefix(f"{file}/") for record in records if record.size], said
 
