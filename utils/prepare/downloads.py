@@ -77,6 +77,15 @@ def largest(gib: float | None = None) -> float:
     return chosen
 
 
+def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
+    """Return the request for a file, or for the rest of `part` where that is of the version in `note`."""
+    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    if part.exists() and note.exists() and (version := note.read_text(encoding="utf-8")):
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", version)
+    return request
+
+
 def _version(headers: Message) -> str:
     """Return what only this version of a file has: its ETag, or the time it was changed; nothing if none is told.
 
@@ -94,11 +103,7 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     Raises OSError when the connection ends early, ValueError for more than `room` bytes.
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
-    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
-    if part.exists() and note.exists() and (version := note.read_text(encoding="utf-8")):
-        request.add_header("Range", f"bytes={part.stat().st_size}-")
-        request.add_header("If-Range", version)
-    with open_url(request, TIMEOUT, PATIENCE) as answer:
+    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
         length = answer.headers.get("Content-Length", "")
         total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else 0
