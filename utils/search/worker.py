@@ -130,31 +130,31 @@ class Worker:
         return [(one.user_attrs[NUMBER] if NUMBER in one.user_attrs else next(numbers), one) for one in attempts]
 
     def claim(self) -> tuple[int, int] | None:
-        """Return number and attempt of the next trial to train; None while there is none.
-
-        All workers see the attempts in one order: of several that begin the last trial at once, the later give it up.
-        """
+        """Return number and attempt of the next trial to train, one that a dead worker left first; None without any."""
         for number, attempt in self.attempts():
             if attempt.state == TrialState.RUNNING and not self.is_alive(attempt):
                 with suppress(UpdateFinishedTrialError):  # another worker was faster
                     self.storage.set_trial_state_values(attempt._trial_id, TrialState.FAIL)
-                    LOGGER.info(f"going on with trial {number}")
-                    return number, self.begin(attempt.params, attempt.distributions, {NUMBER: number})
+                    return self.begin(attempt.params, attempt.distributions, {NUMBER: number})
         if sum(attempt.state != TrialState.FAIL for _, attempt in self.attempts()) >= self.total:
             return None
-        mine = self.begin({}, {}, {})
-        for number, attempt in [pair for pair in self.attempts() if pair[1].state != TrialState.FAIL][: self.total]:
-            if attempt._trial_id == mine:
-                LOGGER.info(f"starting trial {number} of {self.total}")
+        return self.begin({}, {}, {})
+
+    def begin(self, params: dict[str, Any], limits: dict[str, Any], notes: dict[str, Any]) -> tuple[int, int] | None:
+        """Return number and id of a new attempt, with this worker's name from the start; None if it is one too many.
+
+        All workers see the attempts in one order: of several that begin the last trial at once, be it in a dead
+        worker's place, the later give it up.
+        """
+        about = notes | {WORKER: self.me, HEARTBEAT: 0}
+        attempt = create_trial(state=TrialState.RUNNING, params=params, distributions=limits, user_attrs=about)
+        mine = self.storage.create_new_trial(self.study._study_id, attempt)
+        for number, other in [pair for pair in self.attempts() if pair[1].state != TrialState.FAIL][: self.total]:
+            if other._trial_id == mine:
+                LOGGER.info(f"{'going on with' if notes else 'starting'} trial {number} of {self.total}")
                 return number, mine
         self.storage.set_trial_state_values(mine, TrialState.FAIL)
         return None
-
-    def begin(self, params: dict[str, Any], limits: dict[str, Any], notes: dict[str, Any]) -> int:
-        """Return a new running attempt, with this worker's name from the start."""
-        notes = notes | {WORKER: self.me, HEARTBEAT: 0}
-        attempt = create_trial(state=TrialState.RUNNING, params=params, distributions=limits, user_attrs=notes)
-        return self.storage.create_new_trial(self.study._study_id, attempt)
 
     def is_alive(self, attempt: FrozenTrial) -> bool:
         """Return whether somebody trains an attempt: its process here, or elsewhere a heartbeat that changes."""
