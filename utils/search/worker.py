@@ -40,6 +40,7 @@ from utils.search.results import METRICS, REASON, RESULTS, WORKER
 from utils.search.space import SearchSpace
 from utils.training.train_options import TrainOptions
 
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # their packages
 ATTEMPTS = 5  # at opening a database: the first workers may all be making its tables
 POLL = 2.0  # seconds between visits to the storage when there is nothing else to do
 BEAT, SILENCE = 60.0, 900.0  # seconds between heartbeats, and without any until a worker elsewhere counts as dead
@@ -53,24 +54,32 @@ def open_storage(url: str, shown_as: str) -> BaseStorage:
 
     Raise ValueError where it cannot be opened, or a file is no journal: Optuna would go on in it.
     """
-    if "://" not in url:
-        path = Path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            line, end, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
-            if end and not {"op_code", "worker_id"} <= set(json.loads(line)):
-                raise ValueError("its first line is no operation")
-            return JournalStorage(JournalFileBackend(url, lock_obj=_JournalLock(url)))
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-            raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
+    if "://" in url:
+        return _open_database(url, shown_as)
+    path = Path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        line, end, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+        if end and not {"op_code", "worker_id"} <= set(json.loads(line)):
+            raise ValueError("its first line is no operation")
+        return JournalStorage(JournalFileBackend(url, lock_obj=_JournalLock(url)))
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
+
+
+def _open_database(url: str, shown_as: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # seconds, for another worker
     for attempt in range(ATTEMPTS):
         try:
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | waits))
-        except (SQLAlchemyError, OptunaError, RuntimeError, ImportError) as error:
-            reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+        except ImportError as error:
+            missing = getattr(error.__cause__, "name", None) or "the database's driver"
+            package = DRIVERS.get(missing, missing)
+            raise ValueError(f"--evolve-storage {shown_as}: needs a package: pip install {package}") from None
+        except (SQLAlchemyError, OptunaError, RuntimeError) as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             time.sleep(0.5 * attempt)
     raise ValueError(f"--evolve-storage {shown_as}: cannot be opened ({reason})")
 

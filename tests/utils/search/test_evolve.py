@@ -195,7 +195,7 @@ MISTAKES = [
         {"evolve_storage": "nonsense://me:sec:ret@host/db"},
         r"nonsense://me:\*\*\*@host/db: cannot be opened \(.*nonsense",
     ),
-    ({"evolve_storage": "mysql+mysqldb://me:sec:ret@host/db"}, "cannot be opened .*MySQLdb"),
+    ({"evolve_storage": "mysql+mysqldb://me:sec:ret@host/db"}, r"me:\*\*\*@host/db: .* pip install mysqlclient$"),
 ]
 
 
