@@ -90,10 +90,14 @@ class _JournalLock(JournalFileOpenLock):
     def acquire(self) -> bool:
         """Wait for the lock; mend the journal, which could not be read any more with a next line behind that half."""
         super().acquire()
-        with open(self._lock_file.removesuffix(".lock"), "rb+") as file:
-            if (size := file.seek(0, os.SEEK_END)) and (file.seek(size - 1), file.read())[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        try:
+            with open(self._lock_file.removesuffix(".lock"), "rb+") as file:
+                if (size := file.seek(0, os.SEEK_END)) and (file.seek(size - 1), file.read())[1] != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()  # others need not wait until it counts as left behind
+            raise
         return True
 
 
