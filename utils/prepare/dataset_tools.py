@@ -66,15 +66,19 @@ def _write_lists(folder: Path, images: Sequence[Path], parts: np.ndarray) -> dic
                     f"{printable(listing)}: lists images of {printable(image.parent)}; move it or remove it"
                 )
     for number, listing in enumerate(lists):
-        write_rows(listing, itertools.compress(names, parts == number))
-        if number not in parts:
-            listing.unlink()
+        if number in parts:
+            write_rows(listing, itertools.compress(names, parts == number))
+        else:
+            listing.unlink(missing_ok=True)
     return dict(zip(PARTS, np.bincount(parts, minlength=len(PARTS)).tolist(), strict=True))
 
 
 def _drawn_parts(count: int, weights: Sequence[float], seed: int, folder: Path) -> np.ndarray:
     """Return (count,) numbers of the parts that images belong to."""
-    given = np.array(weights, dtype=float).reshape(-1)
+    try:
+        given = np.array(weights, dtype=float).reshape(-1)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     if not 1 <= len(given) <= len(PARTS) or not (given >= 0).all() or not 0 < given.sum() < np.inf:
         raise ValueError(f"weights {weights!r:.80}: give the shares of {', '.join(PARTS)}, as in (0.9, 0.1, 0.0)")
     chances = np.zeros(len(PARTS))

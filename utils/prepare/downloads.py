@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -76,28 +77,43 @@ def largest(gib: float | None = None) -> float:
     return chosen
 
 
+def _request(url: str, part: Path, note: Path) -> urllib.request.Request:
+    """Return the request for a file, or for the rest of `part` where that is of the version in `note`."""
+    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
+    if part.exists() and note.exists() and (version := note.read_text(encoding="utf-8")):
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", version)
+    return request
+
+
+def _version(headers: Message) -> str:
+    """Return what only this version of a file has: its ETag, or the time it was changed; nothing if none is told.
+
+    Other bytes may have the same weak ETag, and the same time where it is not over when they are sent.
+    """
+    tag, changed, now = (headers.get(name, "") for name in ("ETag", "Last-Modified", "Date"))
+    if re.fullmatch('"[!-~]*"', tag):
+        return tag
+    return changed if now and changed != now and re.fullmatch("[ -~]*", changed) else ""
+
+
 def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees that it is still the same file: `note` says which.
 
     Raises OSError when the connection ends early, ValueError for more than `room` bytes.
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
-    request = urllib.request.Request(url, headers={"User-Agent": "yolov5-biformer"})
-    if part.exists() and note.exists():
-        request.add_header("Range", f"bytes={part.stat().st_size}-")
-        request.add_header("If-Range", note.read_text(encoding="utf-8"))
-    with open_url(request, TIMEOUT, PATIENCE) as answer:
+    with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
-        length, tag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
+        length = answer.headers.get("Content-Length", "")
         total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else 0
         if max(total, size) > room:
             raise ValueError(too_large)
-        note.unlink(missing_ok=True)
-        if re.fullmatch('"[!-~]*"', tag):  # no weak one, which other bytes may have, too
-            note.write_text(tag, encoding="utf-8")
         bar = progress(None, printable(url2file(url)), total or None, "B", initial=size)
         with bar, open(part, "ab") as file:
             file.truncate(size)
+            if not size:  # a rest is of the version that was asked for
+                note.write_text(_version(answer.headers), encoding="utf-8")
             while chunk := answer.read1(CHUNK):
                 size += len(chunk)
                 if size > room:

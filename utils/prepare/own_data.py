@@ -55,7 +55,11 @@ def convert_coco(
     in the order of their ids. `polygons` writes outlines of one piece instead of boxes, `crowds` keeps what is marked
     iscrowd, `overwrite` replaces label files that say something else.
     """
-    file = Path(annotations)
+    file, _ = _paths(annotations=annotations, labels=labels)
+    if file.is_dir():
+        found = sorted(os.path.relpath(path, file) for path in walk_files(file) if path.lower().endswith(".json"))
+        remedy = f"name one of its files: {', '.join(found[:5])}" if found else "and there is no .json file in it"
+        raise ValueError(f"{printable(file)}: is a folder, {printable(remedy)}")
     siblings = (ImageFolder(folder / "images") for folder in (file.parent, file.parent.parent))
     places = LabelPlaces(labels, (ImageFolder(file.parent, deep=False), *siblings))
     classes = None if names is None else ClassNames(names)
@@ -76,7 +80,7 @@ def convert_voc(
     `names` and `overwrite` as in `convert_coco`; `difficult` keeps objects that are marked so. ValueError names a file
     that is no annotation.
     """
-    folder = Path(annotations)
+    folder, _ = _paths(annotations=annotations, labels=labels)
     inner = folder / "Annotations"  # of a whole VOC export
     if inner.is_dir() and not any(file.suffix.lower() == ".xml" for file in folder.iterdir()):
         folder = inner
@@ -205,7 +209,8 @@ def convert_dota(
     The images are below the folder `images`, and its folders are kept. `names` and `overwrite` as in `convert_coco`;
     `polygons` writes the four corners instead of upright boxes.
     """
-    folder, known = Path(annotations), ImageFolder(images)
+    folder = _paths(annotations=annotations, images=images, labels=labels)[0]
+    known = ImageFolder(images)
     places = LabelPlaces(labels, (known,))
     files = _files_below(folder, ".txt", places.labels)
     find_images(images)  # raises where there are none
@@ -259,6 +264,15 @@ def write_labels(
         raise ValueError(f"{labels}: {reason}, then convert again") from error
     places.check(files)
     return kept
+
+
+def _paths(**given: object) -> list[Path]:
+    """Return arguments as paths, in their order. Raises ValueError for what is none, as where the order is another."""
+    for name, value in given.items():
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            order = ", ".join((*given, "names"))
+            raise ValueError(f"{name}: give a path, not {value!r:.80}; the order of arguments is {order}")
+    return [Path(str(value)) for value in given.values()]
 
 
 def _files_below(folder: Path, ending: str, labels: Path | None = None) -> list[Path]:

@@ -47,9 +47,11 @@ def write_shards(
     """Pack the images of folders and lists, and their label files, into `folder`; return the shards' common path.
 
     That path, as in `folder/shard-{000000..000041}.tar`, is what a data YAML names. `seed` shuffles the images; None
-    keeps the order of their paths. Raises ValueError when there are none or shards are there already, OSError where
-    reading or writing fails.
+    keeps the order of their paths. Raises ValueError when there are none, shards are there already or would hold none,
+    OSError where reading or writing fails.
     """
+    if per_shard < 1:
+        raise ValueError(f"per_shard={per_shard}: a shard holds at least one image")
     images = find_images(sources)
     if seed is not None:
         images = [images[number] for number in np.random.default_rng(seed).permutation(len(images))]

@@ -40,6 +40,7 @@ from utils.search.results import METRICS, REASON, RESULTS, WORKER
 from utils.search.space import SearchSpace
 from utils.training.train_options import TrainOptions
 
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # their packages
 ATTEMPTS = 5  # at opening a database: the first workers may all be making its tables
 POLL = 2.0  # seconds between visits to the storage when there is nothing else to do
 BEAT, SILENCE = 60.0, 900.0  # seconds between heartbeats, and without any until a worker elsewhere counts as dead
@@ -53,24 +54,32 @@ def open_storage(url: str, shown_as: str) -> BaseStorage:
 
     Raise ValueError where it cannot be opened, or a file is no journal: Optuna would go on in it.
     """
-    if "://" not in url:
-        path = Path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            line, end, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
-            if end and not {"op_code", "worker_id"} <= set(json.loads(line)):
-                raise ValueError("its first line is no operation")
-            return JournalStorage(JournalFileBackend(url, lock_obj=_JournalLock(url)))
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-            raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
+    if "://" in url:
+        return _open_database(url, shown_as)
+    path = Path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        line, end, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+        if end and not {"op_code", "worker_id"} <= set(json.loads(line)):
+            raise ValueError("its first line is no operation")
+        return JournalStorage(JournalFileBackend(url, lock_obj=_JournalLock(url)))
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{shown(path)}: is not the journal of a search ({error}); name another file") from None
+
+
+def _open_database(url: str, shown_as: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # seconds, for another worker
     for attempt in range(ATTEMPTS):
         try:
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | waits))
-        except (SQLAlchemyError, OptunaError, RuntimeError, ImportError) as error:
-            reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+        except ImportError as error:
+            missing = getattr(error.__cause__, "name", None) or "the database's driver"
+            package = DRIVERS.get(missing, missing)
+            raise ValueError(f"--evolve-storage {shown_as}: needs a package: pip install {package}") from None
+        except (SQLAlchemyError, OptunaError, RuntimeError) as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             time.sleep(0.5 * attempt)
     raise ValueError(f"--evolve-storage {shown_as}: cannot be opened ({reason})")
 
@@ -81,10 +90,14 @@ class _JournalLock(JournalFileOpenLock):
     def acquire(self) -> bool:
         """Wait for the lock; mend the journal, which could not be read any more with a next line behind that half."""
         super().acquire()
-        with open(self._lock_file.removesuffix(".lock"), "rb+") as file:
-            if (size := file.seek(0, os.SEEK_END)) and (file.seek(size - 1), file.read())[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        try:
+            with open(self._lock_file.removesuffix(".lock"), "rb+") as file:
+                if (size := file.seek(0, os.SEEK_END)) and (file.seek(size - 1), file.read())[1] != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()  # others need not wait until it counts as left behind
+            raise
         return True
 
 
@@ -130,31 +143,31 @@ class Worker:
         return [(one.user_attrs[NUMBER] if NUMBER in one.user_attrs else next(numbers), one) for one in attempts]
 
     def claim(self) -> tuple[int, int] | None:
-        """Return number and attempt of the next trial to train; None while there is none.
-
-        All workers see the attempts in one order: of several that begin the last trial at once, the later give it up.
-        """
+        """Return number and attempt of the next trial to train, one that a dead worker left first; None without any."""
         for number, attempt in self.attempts():
             if attempt.state == TrialState.RUNNING and not self.is_alive(attempt):
                 with suppress(UpdateFinishedTrialError):  # another worker was faster
                     self.storage.set_trial_state_values(attempt._trial_id, TrialState.FAIL)
-                    LOGGER.info(f"going on with trial {number}")
-                    return number, self.begin(attempt.params, attempt.distributions, {NUMBER: number})
+                    return self.begin(attempt.params, attempt.distributions, {NUMBER: number})
         if sum(attempt.state != TrialState.FAIL for _, attempt in self.attempts()) >= self.total:
             return None
-        mine = self.begin({}, {}, {})
-        for number, attempt in [pair for pair in self.attempts() if pair[1].state != TrialState.FAIL][: self.total]:
-            if attempt._trial_id == mine:
-                LOGGER.info(f"starting trial {number} of {self.total}")
+        return self.begin({}, {}, {})
+
+    def begin(self, params: dict[str, Any], limits: dict[str, Any], notes: dict[str, Any]) -> tuple[int, int] | None:
+        """Return number and id of a new attempt, with this worker's name from the start; None if it is one too many.
+
+        All workers see the attempts in one order: of several that begin the last trial at once, be it in a dead
+        worker's place, the later give it up.
+        """
+        about = notes | {WORKER: self.me, HEARTBEAT: 0}
+        attempt = create_trial(state=TrialState.RUNNING, params=params, distributions=limits, user_attrs=about)
+        mine = self.storage.create_new_trial(self.study._study_id, attempt)
+        for number, other in [pair for pair in self.attempts() if pair[1].state != TrialState.FAIL][: self.total]:
+            if other._trial_id == mine:
+                LOGGER.info(f"{'going on with' if notes else 'starting'} trial {number} of {self.total}")
                 return number, mine
         self.storage.set_trial_state_values(mine, TrialState.FAIL)
         return None
-
-    def begin(self, params: dict[str, Any], limits: dict[str, Any], notes: dict[str, Any]) -> int:
-        """Return a new running attempt, with this worker's name from the start."""
-        notes = notes | {WORKER: self.me, HEARTBEAT: 0}
-        attempt = create_trial(state=TrialState.RUNNING, params=params, distributions=limits, user_attrs=notes)
-        return self.storage.create_new_trial(self.study._study_id, attempt)
 
     def is_alive(self, attempt: FrozenTrial) -> bool:
         """Return whether somebody trains an attempt: its process here, or elsewhere a heartbeat that changes."""

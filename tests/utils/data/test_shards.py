@@ -224,6 +224,9 @@ def test_the_command_and_its_mistakes(folder: Path, tmp_path: Path, capsys: pyte
         assert write_shards.main(wrong) == 1
         message = capsys.readouterr().err
         assert said in message and message.count("\n") == 1
+    with pytest.raises(ValueError, match="^per_shard=0: a shard holds at least one image$"):
+        write_shards.write_shards(folder, tmp_path / "none", per_shard=0)
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_interrupted_writer_leaves_no_half_shard(folder: Path, tmp_path: Path) -> None:

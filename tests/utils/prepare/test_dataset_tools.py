@@ -42,7 +42,7 @@ def test_an_empty_folder_one_image_and_no_shares_are_errors(tmp_path: Path) -> N
         autosplit(tmp_path / "none")
     with pytest.raises(ValueError, match=f"{tmp_path}/gone: no such folder"):
         autosplit(tmp_path / "gone")
-    for weights in ((), (0, 0, 0), (-1, 2), (float("nan"), 1), (1, 1, 1, 1), None):
+    for weights in ((), (0, 0, 0), (-1, 2), (float("nan"), 1), (1, 1, 1, 1), None, "a", {}):
         with pytest.raises(ValueError, match="give the shares of train, val, test"):
             autosplit(tmp_path / "photos", weights)
 

@@ -23,8 +23,9 @@ CONTENT = bytes(range(256)) * 2000
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves `body` at any path; `cut` ends the first answers early, `tag` is the version, `fail` an error to send,
-    `to` where the first answers lead; `endless` says no length and does not stop."""
+    """Serves `body` at any path; `cut` ends the first answers early, `tag` and `changed` are the version (the latter in
+    whole answers only), `fail` an error to send, `to` where the first answers lead; `endless` says no length and does
+    not stop."""
 
     body: ClassVar[bytes]
     to: ClassVar[list[str]]
@@ -32,12 +33,13 @@ class Server(BaseHTTPRequestHandler):
     cut: ClassVar[list[int]]
     fail: ClassVar[list[int]]
     tag: ClassVar[str]
+    changed: ClassVar[str]
     ranges: ClassVar[list[str | None]]
 
     def do_GET(self) -> None:
         cls, wanted = type(self), self.headers.get("Range")
         cls.ranges.append(wanted)
-        resume = wanted is not None and self.headers.get("If-Range") == cls.tag
+        resume = wanted is not None and self.headers.get("If-Range") in (cls.tag, cls.changed)
         body = cls.body[int(wanted.removeprefix("bytes=").rstrip("-")) if resume else 0 :]
         sent = cls.cut.pop(0) if cls.cut and not cls.to else None
         if cls.fail:
@@ -49,6 +51,8 @@ class Server(BaseHTTPRequestHandler):
         if not cls.endless:
             self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", cls.tag)
+        if cls.changed and not resume:
+            self.send_header("Last-Modified", cls.changed)
         self.end_headers()
         with contextlib.suppress(OSError):
             self.wfile.write(body[:sent])
@@ -64,7 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
     Server.cut, Server.fail, Server.tag, Server.ranges = [], [], '"v1"', []
-    Server.body, Server.to, Server.endless = CONTENT, [], False
+    Server.body, Server.to, Server.endless, Server.changed = CONTENT, [], False, ""
     running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -89,6 +93,18 @@ def test_a_broken_transfer_goes_on_where_it_ended(server: str, tmp_path: Path) -
     target = download_file(server, tmp_path / "a.bin")
     assert target.read_bytes() == CONTENT
     assert Server.ranges == [None, "bytes=100000-", "bytes=150000-"]
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_without_a_strong_tag_the_time_of_the_last_change_tells_the_version(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool
+) -> None:
+    """Unless the file is sent in the second in which it was changed: more of it may have changed since."""
+    Server.cut, Server.tag, Server.changed = [100_000, 50_000], 'W/"v1"', "Wed, 01 Jan 2025 00:00:00 GMT"
+    if now:
+        monkeypatch.setattr(Server, "date_time_string", lambda self: self.changed)
+    assert download_file(server, tmp_path / "a.bin").read_bytes() == CONTENT
+    assert Server.ranges == [None, *([None, None] if now else ["bytes=100000-", "bytes=150000-"])]
 
 
 def test_a_later_run_goes_on_too_but_not_with_another_version(server: str, tmp_path: Path) -> None:

@@ -74,8 +74,11 @@ def test_nothing_is_an_error_that_names_file_and_remedy(tmp_path: Path) -> None:
         convert_coco(empty, tmp_path / "labels")
     with pytest.raises(ValueError, match=r"a\.json: no boxes in it"):
         convert_coco(coco(tmp_path / "a.json", "a.jpg", notes=[]), tmp_path / "labels")
-    with pytest.raises(ValueError, match=rf"{tmp_path}: .*it is a folder, not a file"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: is a folder, name one of its files: a\.json"):
         convert_coco(tmp_path, tmp_path / "labels")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=rf"{tmp_path}/none: is a folder, and there is no \.json file in it"):
+        convert_coco(tmp_path / "none", tmp_path / "labels")
     with pytest.raises(ValueError, match=r"none\.json: cannot be read \(No such file"):
         convert_coco(tmp_path / "none.json", tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
@@ -120,6 +123,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write(tmp_path / "labels", "a file")
     with pytest.raises(ValueError, match=f"{tmp_path}/labels: cannot be written .*; make room there or choose another"):
         convert_coco(coco(tmp_path / "a.json", "a.jpg"), tmp_path / "labels", NAMES)
+
+
+def test_arguments_in_another_order_are_named(tmp_path: Path) -> None:
+    order = "the order of arguments is annotations, labels, names$"
+    with pytest.raises(ValueError, match=rf"^labels: give a path, not \['bolt', 'nut'\]; {order}"):
+        convert_voc(tmp_path, NAMES, tmp_path / "labels")
+    with pytest.raises(ValueError, match=f"^annotations: give a path, not None; {order}"):
+        convert_coco(None, tmp_path)
+    with pytest.raises(ValueError, match=f"^labels: give a path, not ''; {order}"):
+        convert_voc(tmp_path, "", NAMES)
+    with pytest.raises(ValueError, match="^images: give a path, .* annotations, images, labels, names$"):
+        convert_dota(tmp_path, NAMES, tmp_path, tmp_path)
 
 
 # ---- VOC -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes on every machine, truthful labels."""
+"""The embedded data set: the same bytes on every machine, truthful labels, and no short cut to the class."""
 
 from __future__ import annotations
 
@@ -45,6 +45,41 @@ def test_boxes_bound_the_painted_pixels() -> None:
                 np.testing.assert_allclose(box, scene.labels[-1][1:], atol=2.5)
                 checked += 1
     assert checked > 80
+
+
+def share_of_right_neighbours(features: list, kinds: np.ndarray) -> float:
+    """How often the seven nearest of the others, in standardised features, vote for the right class."""
+    scaled = (np.array(features) - np.mean(features, 0)) / np.std(features, 0)
+    distance = ((scaled[:, None] - scaled) ** 2).sum(-1) + np.diag(np.full(len(scaled), np.inf))
+    votes = kinds[np.argsort(distance, 1)[:, :7]]
+    return float(np.mean([np.bincount(row).argmax() for row in votes] == kinds))
+
+
+def test_neither_colour_nor_size_nor_place_tells_the_class() -> None:
+    colours, boxes, outlines, kinds = [], [], [], []
+    for index in range(60):
+        image, labels = draw_scene(np.random.default_rng([5, index]), (320, 320))
+        for kind, x1, y1, x2, y2 in labels:
+            patch = image[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
+            grey = cv2.resize(patch, (12, 12), interpolation=cv2.INTER_AREA).astype(float).mean(-1)
+            colours.append(patch.mean((0, 1)))
+            boxes.append((np.log(x2 - x1), np.log(y2 - y1), x1 + x2, y1 + y2))
+            outlines.append(abs(grey - np.median(grey)).ravel())
+            kinds.append(int(kind))
+    assert len(kinds) > 300 and np.bincount(kinds).max() < 0.25 * len(kinds)
+    assert share_of_right_neighbours(colours, np.array(kinds)) < 0.3
+    assert share_of_right_neighbours(boxes, np.array(kinds)) < 0.3
+    assert share_of_right_neighbours(outlines, np.array(kinds)) > 0.33, "the outline does tell it"
+
+
+def test_every_shape_remains_visible() -> None:
+    for seed in range(6):
+        scene = synthetic._Scene(np.random.default_rng(seed), (200, 200))
+        for _ in range(25):  # crowded on purpose
+            scene.shape()
+        showing = np.bincount(scene.owner.ravel() + 1, minlength=len(scene.areas) + 1)[1:]
+        assert (showing >= synthetic.LEAST_VISIBLE * np.array(scene.areas) - 1e-6).all()
+        assert (showing < 0.98 * np.array(scene.areas)).any(), "nothing is ever covered"
 
 
 def test_the_same_set_twice_and_no_drawing_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

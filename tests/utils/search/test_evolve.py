@@ -29,7 +29,7 @@ from utils.search import results
 from utils.search.evolve import evolve, find_folder
 from utils.search.results import METRICS, plot_evolve
 from utils.search.space import LIMITS
-from utils.search.worker import open_storage
+from utils.search.worker import _JournalLock, open_storage
 from utils.training.train_options import TrainOptions
 
 
@@ -195,7 +195,7 @@ MISTAKES = [
         {"evolve_storage": "nonsense://me:sec:ret@host/db"},
         r"nonsense://me:\*\*\*@host/db: cannot be opened \(.*nonsense",
     ),
-    ({"evolve_storage": "mysql+mysqldb://me:sec:ret@host/db"}, "cannot be opened .*MySQLdb"),
+    ({"evolve_storage": "mysql+mysqldb://me:sec:ret@host/db"}, r"me:\*\*\*@host/db: .* pip install mysqlclient$"),
 ]
 
 
@@ -269,6 +269,10 @@ def test_what_is_no_journal_is_refused_and_one_survives_a_line_that_was_torn(tmp
     later = optuna.load_study(storage=open_storage(str(file), ""), study_name="search")
     later.ask()
     assert len(later.trials) == len(study.trials) == 3 and "killed whi" not in file.read_text()
+    file.unlink()  # where it cannot be opened any more no lock is left behind
+    with pytest.raises(FileNotFoundError):
+        _JournalLock(str(file)).acquire()
+    assert not list(file.parent.iterdir())
 
 
 @pytest.mark.parametrize("trials", [1, 12])

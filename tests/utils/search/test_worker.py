@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -113,3 +117,53 @@ def test_the_heart_beats_until_the_trial_is_lost(study: optuna.Study, monkeypatc
         storage.set_trial_state_values(attempt, TrialState.FAIL)
         while not callbacks.stop_training:
             assert module.time.monotonic() < deadline
+
+
+class Meanwhile:
+    """A storage with a gap around each new attempt, in which other workers may act."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, act: Callable[[], None]) -> None:
+        self.storage, self.act = storage, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+    def create_new_trial(self, *given: Any) -> int:
+        self.act()
+        made = self.storage.create_new_trial(*given)
+        self.act()
+        return made
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whoever_dies_whenever_n_trials_are_done_once(seed: int) -> None:
+    """Workers act in random order, also between another's steps, and die at random; who is left finishes."""
+    chance, total = Random(seed), seed % 7
+    study = optuna.create_study(direction="maximize")
+    workers = {pid: worker(study, total, pid) for pid in range(5)}
+    dead, acting, busy = set(), set(), {}
+
+    def act(pid: int) -> None:
+        if pid in dead | acting:
+            return
+        acting.add(pid)
+        if pid not in busy:
+            claim = workers[pid].claim()
+            if claim and pid not in dead:
+                busy[pid] = claim[1]
+        elif chance.random() < 0.5:
+            finish(study, busy.pop(pid))
+        acting.discard(pid)
+
+    for pid, one in workers.items():
+        one.storage = Meanwhile(study._storage, lambda: chance.random() < 0.7 and act(chance.randrange(5)))
+        one.is_alive = lambda attempt, me=pid: attempt.user_attrs["worker"]["pid"] not in dead | {me}
+    for _ in range(40):
+        act(chance.randrange(5))
+        if chance.random() < 0.25 and len(dead) < 4:
+            dead.add(victim := chance.choice(sorted(workers.keys() - dead)))
+            busy.pop(victim, None)
+    for _ in range(400):
+        act(chance.choice(sorted(workers.keys() - dead)))
+    states = Counter(number for number, attempt in workers[0].attempts() if attempt.state == TrialState.COMPLETE)
+    assert states.total() == total and set(states.values()) <= {1} and not busy
