@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import write_image
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -149,6 +149,8 @@ def read_results(path: Path) -> pd.DataFrame:
 
     Raises ValueError for what is no table.
     """
+    import pandas as pd  # a third of a second that validation need not wait for
+
     try:
         table = pd.read_csv(path, skipinitialspace=True)
         table = table.rename(columns=lambda name: name.strip()).apply(pd.to_numeric, errors="coerce").astype(float)
@@ -158,7 +160,7 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def _draw_result(axis: Axes, table: pd.DataFrame, name: str, colour: str, stem: str) -> None:
-    values = table.get(name, pd.Series(math.nan, table.index))  # of an older version without it
+    values = table.get(name, table["epoch"] * math.nan)  # of an older version without it
     smooth = values.rolling(max(len(values) // 10, 1), center=True, min_periods=1).mean()
     few = len(values) <= 30
     axis.plot(table["epoch"], values, color=colour, alpha=0.4, linewidth=1, marker="o" if few else "", markersize=3)
@@ -175,6 +177,7 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
 
     `labels` is (N, 5) class, cx, cy, w, h as fractions of the image.
     """
+    import pandas as pd
     import seaborn  # costs seconds, and only this needs it
     from matplotlib import pyplot
     from matplotlib.collections import LineCollection
