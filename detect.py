@@ -129,6 +129,8 @@ class Results:
         self.videos: dict[Path, VideoWriter] = {}
         self.files = OutputNames(folder, outputs, names, bool(opt.save_txt or opt.save_crop or opt.visualize))
         self.files.report_changes()
+        if opt.tracking and (still := sum(not output.moving for output in outputs)):
+            LOGGER.warning(f"--tracking is for videos and streams: no numbers for {still} image{'s' * (still != 1)}")
         self.viewer = Viewer() if opt.view_img else None
         self.stopped = False  # by the person at the window
         self.visualized: set[int] = set()

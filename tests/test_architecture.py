@@ -202,3 +202,8 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
 def test_the_network_imports_light(tmp_path: Path) -> None:
     came_along = import_in_a_fresh_process(["models.yolo"], "", tmp_path)
     assert not {"cv2", "matplotlib", "pandas", "seaborn", "scipy", "torchvision", "PIL"} & came_along
+
+
+def test_looking_and_scoring_import_light(tmp_path: Path) -> None:
+    came_along = import_in_a_fresh_process(["detect", "val", "hubconf"], "import cv2", tmp_path)
+    assert not {"matplotlib", "pandas", "seaborn", "scipy", "torchvision", "trackers", "supervision"} & came_along

@@ -91,8 +91,13 @@ def test_numbers_stay_through_crossing_hiding_and_dimming(run):
         assert rows.shape == (2, 7) and 0.1 < rows[:, 5].min() < 0.25  # class, box, confidence, track
 
 
-def test_pictures_are_as_without(run):
+def test_pictures_are_as_without_and_a_line_says_so(run, caplog, source):
     tracked, plain = run(tracking=True), run()
+    said = [record.getMessage() for record in caplog.records if "--tracking" in record.getMessage()]
+    assert said == ["--tracking is for videos and streams: no numbers for 1 image"]
+    caplog.clear()
+    run(tracking=True, source=str(source / "one.mp4"))
+    assert "--tracking" not in caplog.text
     assert rows_of(tracked, "still").shape == (1, 6)  # the dim one is below --conf-thres
     assert np.array_equal(rows_of(tracked, "still"), rows_of(plain, "still"))
     assert [len(rows_of(plain, f"one_{frame + 1}")) for frame in (6, 10)] == [1, 1]

@@ -138,12 +138,38 @@ class Detections:
         return crops
 
     def _names(self, save_dir: str | Path) -> OutputNames:
-        """What `save` and `crop` call their files; the folder is made, and the default one counted up as in v6.1."""
-        folder = increment_path(save_dir, exist_ok=str(save_dir) != DEFAULT_DIR, mkdir=True)
+        """What `save` and `crop` call their files; the folder is made."""
+        folder = _new_folder(save_dir)
         outputs = [Output(file, file_stem(Path(file).stem)) for file in self.files]
         names = OutputNames(folder, outputs, [self.names[i] for i in range(len(self.names))])
         names.report_changes()
         return names
+
+    def display(
+        self,
+        pprint: bool = False,
+        show: bool = False,
+        save: bool = False,
+        crop: bool = False,
+        render: bool = False,
+        labels: bool = True,
+        save_dir: str | Path = DEFAULT_DIR,
+    ) -> list[dict[str, Any]] | None:
+        """Do several of `print`, `show`, `save`, `crop` and `render`; the signature is v6.1's.
+
+        Images and crops go to one folder. Returns the crops, cut before anything is drawn, if asked for.
+        """
+        folder = _new_folder(save_dir).absolute() if save or crop else save_dir
+        crops = self.crop(save_dir=folder) if crop else None
+        if pprint:
+            self.print()
+        if save:
+            self.save(labels, folder)
+        if show:
+            self.show(labels)
+        elif render:
+            self.render(labels)
+        return crops
 
     def pandas(self) -> Detections:
         """Return a copy whose xyxy, xyxyn, xywh and xywhn are lists of data frames with columns for people."""
@@ -180,3 +206,8 @@ class Detections:
             boxes, sure = values[:, :4].copy(), values[:, 4].copy()
             found.append(supervision.Detections(boxes, confidence=sure, class_id=numbers, data={"class_name": names}))
         return found
+
+
+def _new_folder(save_dir: str | Path) -> Path:
+    """The folder to save to, made if need be; the default one is counted up as in v6.1."""
+    return increment_path(save_dir, exist_ok=str(save_dir) != DEFAULT_DIR, mkdir=True)

@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from utils import general
+from utils import datasets, general, plots
 
 
 def test_every_promised_name_exists():
     assert all(hasattr(general, name) for name in general.__all__)
     assert len(set(general.__all__)) == len(general.__all__)
+
+
+def test_what_programs_of_v61_import_most():
+    """`{mp4, jpg}` in lower case without dots; label paths beside images/; the crop that is returned, not written."""
+    assert {"jpg", "png"} <= {*datasets.IMG_FORMATS} and {"mp4", "avi"} <= {*datasets.VID_FORMATS}
+    assert datasets.img2label_paths(["a/images/b/c.jpg"]) == [os.path.join("a", "labels", "b", "c.txt")]
+    cut = plots.save_one_box(torch.tensor([2, 2, 6, 8]), np.zeros((20, 20, 3), np.uint8), gain=1, pad=0, save=False)
+    assert cut.shape == (6, 4, 3)
+    assert callable(plots.plot_evolve) and callable(datasets.autosplit)
+    assert general.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1]])).item() == 0.5
+    assert general.fitness(np.array([[0, 0, 1.0, 1.0]])).tolist() == [1]
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from utils.drawing.figures import (
     new_figure,
     save_figure,
     series_colour,
-    style_axis,
     text_font,
     title,
     write_legend,
@@ -31,6 +29,7 @@ from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import write_image
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -149,6 +148,8 @@ def read_results(path: Path) -> pd.DataFrame:
 
     Raises ValueError for what is no table.
     """
+    import pandas as pd  # a third of a second that validation need not wait for
+
     try:
         table = pd.read_csv(path, skipinitialspace=True)
         table = table.rename(columns=lambda name: name.strip()).apply(pd.to_numeric, errors="coerce").astype(float)
@@ -158,7 +159,7 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def _draw_result(axis: Axes, table: pd.DataFrame, name: str, colour: str, stem: str) -> None:
-    values = table.get(name, pd.Series(math.nan, table.index))  # of an older version without it
+    values = table.get(name, table["epoch"] * math.nan)  # of an older version without it
     smooth = values.rolling(max(len(values) // 10, 1), center=True, min_periods=1).mean()
     few = len(values) <= 30
     axis.plot(table["epoch"], values, color=colour, alpha=0.4, linewidth=1, marker="o" if few else "", markersize=3)
@@ -175,8 +176,6 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
 
     `labels` is (N, 5) class, cx, cy, w, h as fractions of the image.
     """
-    import seaborn  # costs seconds, and only this needs it
-    from matplotlib import pyplot
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -208,16 +207,19 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
         axis.set_aspect("equal")
         title(axis, text, BOX[x - 1], BOX[y - 1])
     densities[0].invert_yaxis()  # as in the image: y grows downwards
-    grid = seaborn.PairGrid(pd.DataFrame(labels[:, 1:], columns=BOX), corner=True, height=2.5)
-    if len(labels):  # every pair of x, y, width and height as a density, each alone as a histogram
-        bins = {"bins": 50, "binrange": (0, 1)}
-        grid.map_diag(seaborn.histplot, **bins, color=HEAT[2][1], alpha=1, linewidth=0)
-        grid.map_lower(seaborn.histplot, **bins, cmap=heat)
-    grid.set(xlim=(0, 1), ylim=(0, 1))
-    for axis in grid.figure.axes:
-        style_axis(axis)
-    correlogram = save_figure(grid.figure, folder / "labels_correlogram.jpg", 150)
-    pyplot.close(grid.figure)
+    pairs, cells = new_figure(4, 4, (10, 10))  # every pair as a density, each alone as a histogram
+    for place, axis in enumerate(cells):
+        y, x = divmod(place, 4)
+        if x < y:
+            axis.hist2d(labels[:, x + 1], labels[:, y + 1], bins=50, range=((0, 1), (0, 1)), cmap=heat, vmin=0)
+        elif x == y:
+            axis.hist(labels[:, x + 1], bins=50, range=(0, 1), color=HEAT[2][1])
+            axis.set_yticks([])
+        axis.set_visible(x <= y)
+        axis.set_xlim(0, 1)
+        title(axis, "", BOX[x], BOX[y] * (x < y))
+        axis.label_outer()
+    correlogram = save_figure(pairs, folder / "labels_correlogram.jpg", 150)
     return [save_figure(figure, folder / "labels.jpg"), correlogram]
 
 

@@ -86,7 +86,8 @@ def _candidates(chosen: Sequence[str]) -> Iterator[str]:
 def _owners(text: str, first: str = "") -> dict[str, str]:
     """The font of each character of a plain text: one for all where one has them, else the first that has it.
 
-    The font file `first`, then the one that YOLOV5_FONT names, come before all others. What none has is left out.
+    The font file `first`, then the one that YOLOV5_FONT names, come before all others. Once every character has a font
+    no more are read: a large one takes megabytes. What none has is left out.
     """
     characters, owners = set(text) - {" "}, dict[str, str]()
     for path in _candidates([path for path in (first, os.environ.get("YOLOV5_FONT", "")) if path]):
@@ -96,6 +97,8 @@ def _owners(text: str, first: str = "") -> dict[str, str]:
         if found == characters:
             return dict.fromkeys(characters, path)
         owners = dict.fromkeys(found, path) | owners
+        if len(owners) == len(characters):
+            break
     return owners
 
 
@@ -103,7 +106,7 @@ def find_font(text: str) -> str | None:
     """Return the font file that draws all of a text ("" is Pillow's own), or None where no single one does."""
     drawn = plain(text)
     owners = _owners(drawn)
-    fonts = {owners.get(character) for character in drawn if character != " "}
+    fonts = {owners.get(character) for character in drawn if character != " "} or {BUNDLED}
     return fonts.pop() if len(fonts) == 1 else None
 
 

@@ -120,17 +120,17 @@ def _score_share(
     title, total = HEADER if is_terminal() else "validating", len(loader) if isinstance(loader, Sized) else None
     for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=not is_main(), bar_format=BAR):
         number, (count, _, height, width) = settings.first + len(numbers) * settings.stride, batch.images.shape
-        targets = batch.targets.to(device)
-        truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2, device=device)), 1)
+        targets = batch.targets
+        truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2)), 1)
         candidates = [truth[targets[:, 0] == i] for i in range(count)]
         chosen = replace(suppression, labels=candidates * settings.hybrid)
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
         levels = raw and [level.float() for level in raw]
-        losses.append(report.compute_loss(levels, targets)[1] if levels else losses[0])
+        losses.append(report.compute_loss(levels, targets.to(device))[1] if levels else losses[0])
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]
             geometry = Geometry(image, (height, width), ratio_pad)
-            found, labels = geometry.to_image(found), candidates[i].clone()
+            found, labels = geometry.to_image(found.cpu()), candidates[i]
             labels[:, 1:] = geometry.to_image(xywh2xyxy(labels[:, 1:]))
             if settings.single_cls:
                 found[:, 5] = labels[:, 0] = 0

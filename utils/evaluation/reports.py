@@ -79,7 +79,6 @@ class Report:
 
     def image(self, path: str, shape: tuple[int, int], detections: Tensor, batch: int) -> None:
         """Write the label file of one image of size `shape` (h, w); keep its detections (n, 6) for the JSON."""
-        detections = detections.cpu()
         if self.txt:
             file = self._labels.get(path) or self.folder / LABELS / f"{file_stem(Path(path).stem)}.txt"
             write_labels(file, detections, shape, self.confidence)

@@ -140,7 +140,7 @@ class Source:
         self, original: np.ndarray, kind: Kind, source: int, number: int = 0, total: int = 0, fps: float = 0.0
     ) -> Frame:
         image, geometry = prepare_image(original, self.imgsz, self.stride, self.auto)
-        path = [*self.files, *self.streams][source]
+        path = self.files[source] if source < len(self.files) else self.streams[source - len(self.files)]
         return Frame(path, image, original, geometry, kind, source, len(self), number, total, fps)
 
 

@@ -108,6 +108,37 @@ def test_showing_and_drawing_twice(results, monkeypatch):
     assert all(np.array_equal(image, before) for image, before in zip(results.render(), once, strict=True))
 
 
+# ---- display
+def test_display_does_nothing_by_itself(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert results.display() is None and not list(tmp_path.iterdir())
+    assert all((image == 90).all() for image in results.imgs)
+
+
+def test_display_saves_images_and_clean_crops_into_one_folder(results, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO", "yolov5"):
+        crops = results.display(pprint=True, save=True, crop=True)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
+    crops_of = [f"runs/detect/exp/crops/{name}" for name in ("car/a.jpg", "person/c.jpg", "行人/a.jpg")]
+    assert files == sorted([f"runs/detect/exp/{name}.jpg" for name in "abc"] + crops_of)
+    assert len(crops) == 3 and all((crop["im"] == 90).all() for crop in crops)
+    assert "image 2/3: 50x60 (no detections)" in caplog.text
+    assert (cv2.imread("runs/detect/exp/a.jpg") != 90).any() and (results.imgs[0] != 90).any()
+    results.display(save=True)
+    assert sorted(path.name for path in (tmp_path / "runs/detect").iterdir()) == ["exp", "exp2"]
+
+
+def test_display_renders_and_shows(results, monkeypatch):
+    results.display(render=True, labels=False)
+    assert (results.imgs[0] != 90).any()
+    opened = []
+    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: None)
+    monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
+    results.display(show=True)
+    assert opened == [(200, 100), (60, 50), (64, 64)]
+
+
 # ---- supervision
 def test_for_supervision(results):
     package = pytest.importorskip("supervision")

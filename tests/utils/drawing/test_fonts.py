@@ -126,7 +126,14 @@ def test_a_text_has_one_font_where_that_can_be_and_else_one_for_each_piece(no_sy
     assert font_runs("行人 0.9") == [(str(cjk), "行人 0.9")]
     assert font_runs("คน 0.87") == [(str(thai), "คน "), ("", "0.87")]
     pieces = font_runs("人 คน ß")
-    assert [characters for _, characters in pieces] == ["人 ", "คน ", "ß"]
+    assert [characters for _, characters in pieces] == ["人 ", "คน ", "ß"] and find_font("人 คน ß") is None
+    for cached in CACHES:
+        cached.cache_clear()
+    made_font(tmp_path / "Unneeded.ttf", "x")
+    font_runs("人 คน ß")
+    read_fonts = module._characters_in.cache_info().currsize
+    drawable_names(["語"])
+    assert module._characters_in.cache_info().currsize == read_fonts + 1, "no font is read that nothing is wanted of"
 
 
 NAMES = ["ö", "ß", "Д", "λ", "行", "人"]
@@ -188,7 +195,7 @@ def test_every_figure_is_drawn_whatever_the_classes_are_called(cjk, tmp_path, mo
 
 def test_one_font_for_a_whole_text(no_system_fonts, monkeypatch, tmp_path):
     own = made_font(tmp_path / "own.ttf", "\u0b95")
-    assert find_font("plain") == "" and find_font("\u0b95") is None
+    assert find_font("plain") == find_font("") == find_font(" ") == "" and find_font("\u0b95") is None
     monkeypatch.setenv("YOLOV5_FONT", str(own))
     module.font_runs.cache_clear()
     assert find_font("\u0b95") == str(own) and find_font("a \u0b95") is None

@@ -44,6 +44,26 @@ def names_of(source):
     return [(frame.kind, frame.path.rpartition("/")[2]) for frame in source]
 
 
+def test_frames_are_named_after_their_own_source(folder):
+    """Files first, then streams, whatever number they have among these."""
+    clip = make_video(folder / "below/clip")
+    frames = [(frame.source, frame.path) for frame in Source([str(folder / "b.JPG")], [str(clip), str(clip)], (64, 64))]
+    assert dict(frames) == {0: str(folder / "b.JPG"), 1: str(clip), 2: str(clip)} and len(frames) == 11
+
+
+def test_a_frame_costs_the_same_among_many_files(folder):
+    """Nothing goes through the list of all files for each of them."""
+
+    class Files(list):
+        def __iter__(self):
+            walked.append(self)
+            return super().__iter__()
+
+    walked: list[Files] = []
+    source = Source(Files([str(folder / "b.JPG")] * 5), [], (64, 64))
+    assert len(list(source)) == 5 and len(walked) == 1
+
+
 @pytest.mark.parametrize("source", ["", "nowhere", "no/*.jpg", "nowhere.jpg", "nowhere.txt", "note.md"])
 def test_nothing_there(source, folder, monkeypatch):
     monkeypatch.chdir(folder)
