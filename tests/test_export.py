@@ -287,6 +287,17 @@ def test_mistakes(plain, given, message):
     assert "\n" not in str(caught.value) and set(plain.parent.iterdir()) == before
 
 
+def test_nothing_is_written_over_the_weights(plain):
+    skip_without("safetensors")
+    (weights,) = export.run(weights=plain, include="safetensors", imgsz=64)
+    before = weights.read_bytes()
+    for include in (["safetensors"], ["pt2", "safetensors"]):
+        with pytest.raises(ValueError, match=r"--include safetensors: would be written over .*\.safetensors; copy"):
+            export.run(weights=weights, include=include, imgsz=64, half=include == ["safetensors"])
+    assert weights.read_bytes() == before and not weights.with_suffix(".pt2").exists()
+    assert export.run(weights=weights, include="yolov5", imgsz=64)[0].exists()
+
+
 def test_a_file_that_differs_or_cannot_be_run_does_not_count(plain, monkeypatch):
     def broken(*given, **more):
         raise ZeroDivisionError("no operator\nof that name")

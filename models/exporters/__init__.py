@@ -141,10 +141,14 @@ def _check_flags(name: str, kind: Format, settings: ExportSettings) -> None:
 def export(job: ExportJob, names: Sequence[str]) -> list[Path]:
     """Write the formats named, each loaded again in its own runtime and compared; returns the files.
 
-    Raises ValueError as `check_formats` does, before anything is written, and ExportError for a file that differs.
+    Raises ValueError as `check_formats` does, and for a file that would take the place of the weights, before anything
+    is written, and ExportError for a file that differs.
     """
     names = list(dict.fromkeys(names))
     check_formats(names, job.settings, bool(job.routes))
+    for name in names:
+        if job.file(FORMATS[name].ending) == job.weights:
+            raise ValueError(f"--include {name}: would be written over {job.weights}; copy these under another name")
     files = []
     for name in names:
         kind = FORMATS[name]
