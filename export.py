@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.backends import ACTS, ending_of
 from models.experimental import attempt_load
-from models.exporters import DEFAULT_OPSET, FORMATS, ExportJob, ExportSettings, export
+from models.exporters import DEFAULT_OPSET, FORMATS, ExportJob, ExportSettings, check_names, export
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging
@@ -42,7 +42,7 @@ class ExportOptions:
     """The command line of export.py; every name is also an argument of `run`."""
 
     data: str = flag("", "data set YAML whose images calibrate int8; empty for the one the weights were trained with")
-    weights: list[str] = flag([], "weights (.pt), one after the other; empty for the newest run's best.pt")
+    weights: list[str] = flag([], "weights (.pt, .safetensors), one after the other; empty: the newest run's best.pt")
     imgsz: list[int] = flag(
         [],
         "side, or height and width, in pixels; as the weights were trained if left out",
@@ -63,8 +63,8 @@ class ExportOptions:
     workspace: float = flag(4.0, "TensorRT: memory to build in, GB", bounds=Range(0, 1e6, above=True))
     nms: bool = flag(False, "onnx, openvino: suppression inside the file, which then returns detections")
     agnostic_nms: bool = flag(False, "with --nms: boxes of different classes suppress each other too")
-    topk_per_class: int = flag(100, "with --nms: most detections of a class in a image", bounds=Range(1))
-    topk_all: int = flag(100, "with --nms: most detections in a image", bounds=Range(1))
+    topk_per_class: int = flag(100, "with --nms: most detections of a class in an image", bounds=Range(1))
+    topk_all: int = flag(100, "with --nms: most detections in an image", bounds=Range(1))
     iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes", bounds=SHARE)
     conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection", bounds=SHARE)
     include: list[str] = flag(["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}")
@@ -115,6 +115,7 @@ def convert(opt: ExportOptions, command: str = "") -> list[Path]:
         raise ValueError("--half and --int8 exclude each other; choose one")
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+    check_names(opt.include)  # before the weights are read, and the newest ones looked for
     return [file for one in choose_weights(opt.weights) for file in export_one(opt, find_weights(one), command)]
 
 

@@ -287,6 +287,17 @@ def test_mistakes(plain, given, message):
     assert "\n" not in str(caught.value) and set(plain.parent.iterdir()) == before
 
 
+def test_nothing_is_written_over_the_weights(plain):
+    skip_without("safetensors")
+    (weights,) = export.run(weights=plain, include="safetensors", imgsz=64)
+    before = weights.read_bytes()
+    for include in (["safetensors"], ["pt2", "safetensors"]):
+        with pytest.raises(ValueError, match=r"--include safetensors: would be written over .*\.safetensors; copy"):
+            export.run(weights=weights, include=include, imgsz=64, half=include == ["safetensors"])
+    assert weights.read_bytes() == before and not weights.with_suffix(".pt2").exists()
+    assert export.run(weights=weights, include="yolov5", imgsz=64)[0].exists()
+
+
 def test_a_file_that_differs_or_cannot_be_run_does_not_count(plain, monkeypatch):
     def broken(*given, **more):
         raise ZeroDivisionError("no operator\nof that name")
@@ -305,9 +316,16 @@ def test_a_file_that_differs_or_cannot_be_run_does_not_count(plain, monkeypatch)
     assert export.main(["--weights", str(plain), "--include", "pt2", "--imgsz", "64"]) == 1
 
 
+def test_formats_that_are_none_are_refused_before_anything_is_read(monkeypatch, capfd):
+    monkeypatch.setattr(export, "attempt_load", lambda *given, **more: pytest.fail("the weights were read"))
+    for weights in ([], ["--weights", "nowhere.pt"]):
+        assert export.main([*weights, "--include", "pt2", "onxx"]) == 1
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1 and "--include onxx: unknown format, did you mean 'onnx'?; there are" in said
+
+
 def test_command_line(plain, capfd):
     """A size that is no multiple of the stride is rounded up."""
-    assert export.main(["--weights", str(plain), "--include", "onxx"]) == 1
     assert export.main(f"--weights {plain} --include pt2 --img 50".split()) == 0
     model = DetectMultiBackend(plain.with_name("best.pt2"))
     assert "export.py --weights" in model.metadata.command and model.shape == (64, 64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.hostile import COSTLY
+from tests.hostile import COSTLY, bmp, in_gif, layout, png, tiff
 from tests.lively import write_lively
 from tests.served import EDGE, TINY, GoodClient, exchange, form, get, need_server, picture, post, running
 
@@ -71,7 +73,32 @@ def damaged_rows(rng: np.random.Generator) -> Wrong:
     return send(bytes(file))
 
 
-KINDS |= {made.__name__: made for made in (truncated, damaged_rows)}
+def bomb(rng: np.random.Generator) -> Wrong:
+    """Little to send and up to 81 megapixels, all of which are there."""
+    side = whole(rng, 5_000, 9_000)
+    return send(png(side, side, bytes((side // 8 + 2) * side), kind=(1, 0, 0)))
+
+
+def text_bomb(rng: np.random.Generator) -> Wrong:
+    return send(png(8, 8, bytes(72), (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(whole(rng, 70, 90) << 20), 1))))
+
+
+def huge_webp(rng: np.random.Generator) -> Wrong:
+    sides = b"".join(struct.pack("<I", whole(rng, 9_000, 2**24))[:3] for _ in range(2))
+    return send(b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + sides + bytes(16))
+
+
+def huge_tiff(rng: np.random.Generator) -> Wrong:
+    strips = [(tag, 4, 1, value) for tag, value in ((273, 8), (277, 1), (278, 2**30), (279, 9))]
+    return send(tiff(*layout(2**30, whole(rng, 2**16, 2**31), 8, 1), *strips))
+
+
+KINDS |= {made.__name__: made for made in (truncated, damaged_rows, bomb, text_bomb, huge_webp, huge_tiff)}
+KINDS |= {
+    "huge_png": lambda rng: send(png(whole(rng, 10**5, 2**31), whole(rng, 10**5, 2**31), b"")),
+    "huge_gif": lambda rng: send(b"GIF89a" + struct.pack("<HH", 65535, whole(rng, 1000, 65536)) + in_gif(b"")[10:]),
+    "huge_bmp": lambda rng: send(bmp(whole(rng, 50_000, 2**31), whole(rng, 50_000, 2**31), b"", 24, 0)),
+}
 KINDS |= {name: partial(lambda file, rng: file, send(make())) for name, (_, make) in [*COSTLY.items()][::6]}
 
 

@@ -132,7 +132,7 @@ def with_shape(metadata: Metadata, shape: Sequence[Any], file: object) -> Metada
 
 def keep_metadata(file: Path, metadata: Metadata) -> None:
     """Write metadata into a model's folder, into an archive at the end of a .tflite file, or beside another file."""
-    if file.suffix == ".tflite":  # where such files keep what is not the model
+    if file.suffix.lower() == ".tflite":  # where such files keep what is not the model
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(NOTES, metadata.as_json())
     else:
@@ -142,7 +142,7 @@ def keep_metadata(file: Path, metadata: Metadata) -> None:
 
 def kept_metadata(file: Path) -> Metadata:
     """Read what `keep_metadata` wrote. Raises ValueError where it is missing or damaged."""
-    if file.suffix != ".tflite":
+    if file.suffix.lower() != ".tflite":
         place = file / NOTES if file.is_dir() else file.with_name(f"{file.name}.json")
         if not place.is_file():
             raise ValueError(f"{file}: {place.name}, which says its classes and sizes, is missing; copy it along")

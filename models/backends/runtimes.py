@@ -130,7 +130,8 @@ def open_engine(files: Sequence[Path], device: torch.device, fp16: bool) -> Expo
     def run_piece(images: Tensor) -> Tensor:
         """As many images as the engine wants."""
         if not context.set_input_shape(entry, tuple(images.shape)):
-            raise RuntimeError(f"it was not built for images of {' x '.join(map(str, images.shape[2:]))} pixels")
+            size = " x ".join(map(str, images.shape[2:]))
+            raise RuntimeError(f"it was not built for images of {size} pixels: give such --imgsz")
         shapes = {name: tuple(context.get_tensor_shape(name)) for name in names if name != entry}
         results = {name: torch.empty(shape, dtype=kinds[name], device=device) for name, shape in shapes.items()}
         given = images.to(kinds[entry]).contiguous()

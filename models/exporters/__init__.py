@@ -28,7 +28,7 @@ from utils.base.log import LOGGER
 from utils.base.options import nearest
 from utils.base.paths import shown
 
-__all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "ExportJob", "ExportSettings", "export"]
+__all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "ExportJob", "ExportSettings", "check_names", "export"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +94,23 @@ FORMATS: dict[str, Format] = {
 _ABLE = {flag: ", ".join(name for name in FORMATS if flag in FORMATS[name].flags) for flag in ("cpu_half", "int8")}
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError, one line, for the first format that is unknown, or where none is named."""
+    known = ", ".join(FORMATS)
+    if not names:
+        raise ValueError(f"--include names no format; there are {known}")
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"--include {name}: unknown format{nearest(name, FORMATS)}; there are {known}")
+
+
 def check_formats(names: Sequence[str], settings: ExportSettings, routes: bool = False) -> None:
     """Raise ValueError, one line, for the first format that is unknown, cannot do what is asked or lacks its tools.
 
     `routes`: the network has routing attention. Flags that a format passes over are logged.
     """
-    if not names:
-        raise ValueError(f"--include names no format; there are {', '.join(FORMATS)}")
+    check_names(names)
     for name in names:
-        if name not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise ValueError(f"--include {name}: unknown format{nearest(name, FORMATS)}; there are {known}")
         _check_flags(name, FORMATS[name], settings)
         if routes and not FORMATS[name].routes:
             raise ValueError(
@@ -135,10 +141,14 @@ def _check_flags(name: str, kind: Format, settings: ExportSettings) -> None:
 def export(job: ExportJob, names: Sequence[str]) -> list[Path]:
     """Write the formats named, each loaded again in its own runtime and compared; returns the files.
 
-    Raises ValueError as `check_formats` does, before anything is written, and ExportError for a file that differs.
+    Raises ValueError as `check_formats` does, and for a file that would take the place of the weights, before anything
+    is written, and ExportError for a file that differs.
     """
     names = list(dict.fromkeys(names))
     check_formats(names, job.settings, bool(job.routes))
+    for name in names:
+        if job.file(FORMATS[name].ending) == job.weights:
+            raise ValueError(f"--include {name}: would be written over {job.weights}; copy these under another name")
     files = []
     for name in names:
         kind = FORMATS[name]

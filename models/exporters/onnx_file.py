@@ -75,7 +75,7 @@ def _written_by_pytorch(job: ExportJob) -> Any:
             program = torch.onnx.export(*given, dynamo=is_new, opset_version=settings.opset, **how)
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0][:120]
-        other = LEAST_OPSET + 5 if is_new else DEFAULT_OPSET
+        other = DEFAULT_OPSET - 1 if is_new else DEFAULT_OPSET  # of the other exporter
         raise ValueError(
             f"--opset {settings.opset} cannot hold this network ({reason}); try --opset {other}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -49,7 +50,7 @@ class Ask(BaseModel, extra="forbid"):
     conf: float | None = Field(None, ge=0, le=1, description="lowest confidence")
     iou: float | None = Field(None, ge=0, le=1, description="overlap from which the weaker box goes")
     classes: str | None = Field(None, description="numbers or names, with commas")
-    size: int | None = Field(None, description="longer side of the network's input, pixels")
+    size: int | None = Field(None, ge=0, lt=1_000_000, description="longer side of the network's input, pixels")
 
 
 Asked = Annotated[Ask, Query()]
@@ -158,9 +159,9 @@ class Endpoints:
 
     def _settings(self, request: Request, ask: Ask) -> Settings:
         """The settings that a query asks for, the usual ones where it asks for nothing; raises Refusal(400)."""
-        names = [name for name, _ in request.query_params.multi_items()]
-        if len(set(names)) < len(names):
-            raise Refusal(400, f"{max(names, key=names.count)} is given twice; give it once")
+        for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+            if count > 1:
+                raise Refusal(400, f"{name} is given twice; give it once")
         usual, limits, given = self.usual, self.limits, ask.model_dump(exclude_none=True)
         size = given.get("size", usual.size)
         if self.detector.model.shape is not None and size != usual.size:
@@ -257,6 +258,7 @@ def build_app(service: Endpoints, hosts: Hosts | None = None) -> FastAPI:
     app = FastAPI(title="YOLOv5-BiFormer", docs_url=None, redoc_url=None, lifespan=lifespan)
     one: dict[str, Any] = {"type": "string", "format": "binary"}
     many, boxes = {"type": "array", "items": one}, "/v1/object-detection/{model}"
+    refused = {"description": "{'error': what is wrong, in one line}"}
     for path, endpoint, field, content, answer in (
         (boxes, service.detect_one, "image", one, list[Row]),
         (f"{boxes}/batch", service.detect_many, "images", many, list[list[Row]]),
@@ -268,7 +270,7 @@ def build_app(service: Endpoints, hosts: Hosts | None = None) -> FastAPI:
             endpoint,
             methods=["POST"],
             response_model=answer,
-            responses={"4XX": {"description": "{'error': what is wrong, in one line}"}},
+            responses={"4XX": refused, 503: refused},
             openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": form}}},
         )
     for path, about in (("/v1/models", service.models), ("/health", service.health), ("/metrics", service.numbers)):

@@ -30,7 +30,8 @@ class Hosts:
         for name in given:
             found = _HOST.fullmatch(name.lower())
             if found is None and name != EVERY:
-                raise ValueError(f"--hosts {name!r}: give names like detector.example.com, without http:// or path")
+                wanted = "names like detector.example.com, without http:// or path, or *"
+                raise ValueError(f"--hosts {name!r}: give {wanted}")
             if found is not None:
                 self.names.add(_as_browsers_send((found[1] or found[2]).removesuffix(".")))
         if not given:

@@ -13,7 +13,7 @@ from models import common
 from models.api.autoshape import AutoShape
 from models.backends import BACKENDS, DetectMultiBackend, _names_from, kind_of
 from models.backends.base import ExportedBackend
-from models.backends.metadata import Metadata, read_metadata, with_shape
+from models.backends.metadata import Metadata, keep_metadata, kept_metadata, read_metadata, with_shape
 from models.backends.tools import is_there, need
 from models.experimental import attempt_load
 from tests.known_detector import CONFIDENCE, NAMES, by_rows, expected_boxes, known_model, write_weights
@@ -163,6 +163,17 @@ def test_metadata_comes_back_as_it_went(imgsz, batch):
     metadata = Metadata(("cup", "猫", 'it\'s "odd"'), 64, imgsz, batch, True, "int8", "export.py --nms")
     assert read_metadata(metadata.as_json(), "") == read_metadata(metadata.as_strings(), "") == metadata
     assert metadata.as_dict()["letterbox"] == ("fixed" if imgsz else "dynamic") and metadata.as_dict()["nc"] == 3
+
+
+@pytest.mark.parametrize("name", ["a.pte", "a_ncnn_model", "a.tflite", "A.TFLITE"])
+def test_metadata_lies_beside_a_file_in_a_folder_or_at_the_end(tmp_path, name):
+    file, metadata = tmp_path / name, Metadata(("cup", "猫"), 64, (64, 96), 1, precision="int8", unit=96)
+    file.mkdir() if name == "a_ncnn_model" else file.write_bytes(b"model" * 99)
+    keep_metadata(file, metadata)
+    assert kept_metadata(file) == metadata
+    assert file.is_dir() or file.read_bytes().startswith(b"model" * 99)
+    beside = {"a.pte": ["a.pte", "a.pte.json"]}.get(name, [name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == beside
 
 
 @pytest.mark.parametrize("given, metadata", [
