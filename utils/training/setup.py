@@ -90,9 +90,8 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
                 if found := load_run(last, opt, given):
                     opt, resumed = found
             device = own_device(opt.device, opt.batch_size)
-            source = str(last if resumed else check_yaml(opt.hyp))
-            hyp = Hyp.load(resumed["hyp"] if resumed else source)
-            check_loss_name(hyp.box_iou, f"{source}: ")
+            hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
+            check_loss_name(hyp.box_iou, f"{opt.hyp}: ")
             opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
             data = DataConfig.load(opt.data)
             opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
