@@ -9,19 +9,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.common import Bottleneck, Conv
+from models.common import Conv
 
 
-class CrossConv(Bottleneck):
+class CrossConv(nn.Module):
     """A k x k convolution as a 1 x k one followed by a k x 1 one, with an optional shortcut."""
 
     def __init__(
         self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False
     ) -> None:
-        super().__init__(c1, c2, shortcut, g, e)
+        super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, (1, k), (1, s))
         self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c1, H, W) -> (B, c2, H/s, W/s)."""
+        change = self.cv2(self.cv1(x))
+        return x + change if self.add else change
 
 
 class Sum(nn.Module):

@@ -193,7 +193,7 @@ class Model(nn.Module):
         try:
             with torch.no_grad(), CostGuard():
                 levels = self._forward_once(blank, _look)
-        except build.CANNOT_WORK as error:
+        except Exception as error:  # a block may be anybody's, and raise anything
             wrong = wrong or f"layer {done + 1} cannot take what it is given ({build.in_short(error)})"
             raise ValueError(wrong) from error
         if wrong:

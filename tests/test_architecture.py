@@ -103,6 +103,13 @@ def test_former_paths_lead_to_the_same_module(former: str) -> None:
         assert importlib.import_module(former) is importlib.import_module(FORMER[former])
 
 
+def test_former_paths_are_looked_up_once_however_often_utils_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.delitem(sys.modules, "utils.former_paths")
+    importlib.reload(importlib.reload(sys.modules["utils"]))
+    assert [type(finder).__name__ for finder in sys.meta_path].count("FormerPaths") == 1
+
+
 def test_a_room_has_at_most_fourteen_files() -> None:
     inside = [path for path in FILES if path.parent != ROOT and path.name != "__init__.py" and not is_door(path)]
     crowd = Counter(path.parent for path in inside)

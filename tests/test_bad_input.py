@@ -178,7 +178,7 @@ OPTIONS = {
 }
 HYP = {
     "lr00: 3\n": ["hyp.yaml: unknown key 'lr00', did you mean 'lr0'?"],
-    "box_iou: WIoU\n": ["unknown box_iou 'WIoU'; there are: IoU"],
+    "box_iou: WIoU\n": ["hyp.yaml: unknown box_iou 'WIoU'; there are: IoU", "a file of models/custom/"],
 }
 
 

@@ -165,10 +165,11 @@ LOSSES: dict[str, tuple[str, Weight | None]] = {
 }
 
 
-def check_loss_name(kind: str) -> str:
-    """Return `kind` itself; raise ValueError with the known names where there is no such loss."""
+def check_loss_name(kind: str, source: str = "") -> str:
+    """Return `kind` itself; raise ValueError, which begins with `source`, where there is no such loss."""
     if kind not in LOSSES:
-        raise ValueError(f"unknown box_iou {kind!r}; there are: {', '.join(LOSSES)}")
+        own = "one of your own is added in a file of models/custom/ (docs/extending.md)"
+        raise ValueError(f"{source}unknown box_iou {kind!r}; there are: {', '.join(LOSSES)}; {own}")
     return kind
 
 

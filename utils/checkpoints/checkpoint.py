@@ -48,9 +48,9 @@ _TORCH = """
 PICKLED_CLASSES = (
     *(f"models.common.{name}" for name in _BLOCKS.split()),
     *(f"models.{file}.{name}" for file in ("experimental", "extra_blocks") for name in _RARE.split()),
-    *(f"models.bra.attention.{name}" for name in _ROUTING.split()),
-    "models.bra.modes.KVDownsample",
-    "models.bra.attention.PointwiseLinear",
+    *(f"models.{file}.{name}" for file in ("attention", "bra.attention") for name in _ROUTING.split()),
+    *("models.bra_modes.KVDownsample", "models.bra.modes.KVDownsample"),  # before the rooms, and since
+    *("models.pointwise.PointwiseLinear", "models.bra.attention.PointwiseLinear"),
     *(f"models.yolo.{name}" for name in ("Detect", "DetectionModel", "Model")),
     *(f"torch.nn.modules.{name}" for name in _TORCH.split()),
 )

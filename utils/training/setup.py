@@ -91,7 +91,7 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
                     opt, resumed = found
             device = own_device(opt.device, opt.batch_size)
             hyp = Hyp.load(resumed["hyp"] if resumed else check_yaml(opt.hyp))
-            check_loss_name(hyp.box_iou)
+            check_loss_name(hyp.box_iou, f"{opt.hyp}: ")
             opt = replace(opt, data=str(check_yaml(opt.data).resolve()))
             data = DataConfig.load(opt.data)
             opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from models.common import C3Ghost, Conv
-from models.description.build import BLOCKS, SIZES, _value, build_layers, resolve_cfg
+from models.description.build import BLOCKS, SIZES, _value, build_layers, register_block, resolve_cfg
 from utils.base.paths import ROOT
 from utils.base.yaml import read_yaml
 
@@ -145,3 +145,20 @@ def test_a_wrong_row_is_named_with_the_remedy(row, message):
         build([-1, 1, "Conv", [16]], row)
     assert str(caught.value).startswith(f"layer 1 {row}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error, said", [
+    (KeyError("width"), "KeyError: 'width'"), (ImportError("no module\nof that name"), "ImportError: no module"),
+    (AssertionError(), "AssertionError"), (ValueError("give an odd kernel"), "give an odd kernel"),
+    (ValueError(), "ValueError"), (OSError("gone"), "OSError: gone"),
+])  # fmt: skip
+def test_whatever_a_constructor_raises_is_told_with_its_row_and_class(monkeypatch, error, said):
+    class Raising(nn.Module):
+        def __init__(self):
+            raise error
+
+    monkeypatch.setattr("models.description.build.BLOCKS", dict(BLOCKS))
+    register_block(Raising, takes="")
+    with pytest.raises(ValueError) as caught:
+        build([-1, 1, "Raising", []])
+    assert str(caught.value) == f"layer 0 [-1, 1, 'Raising', []]: {said}"

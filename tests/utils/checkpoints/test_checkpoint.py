@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -141,6 +142,15 @@ def test_further_classes_can_be_allowed(tmp_path):
     content = load_checkpoint(tmp_path / "a.pt", classes=["torch.nn.modules.linear.Bilinear"])
     assert content["model"]["classes"] == {"": "torch.nn.modules.linear.Bilinear"}
     assert "Bilinear" in error_of(tmp_path / "a.pt"), "and only for that one call"
+
+
+@pytest.mark.parametrize("name", ["models.attention.QKVLinear", "models.pointwise.PointwiseLinear"])
+def test_modules_that_were_pickled_before_their_files_moved_are_read(tmp_path, monkeypatch, name):
+    where, _, kind = name.rpartition(".")
+    layer = type(kind, (nn.Linear,), {"__module__": where})
+    monkeypatch.setitem(sys.modules, where, SimpleNamespace(**{kind: layer}))
+    torch.save({"model": layer(1, 2)}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt")["model"]["classes"] == {"": name}
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
