@@ -21,6 +21,7 @@ from utils.drawing.figures import (
     new_figure,
     save_figure,
     series_colour,
+    style_axis,
     text_font,
     title,
     write_legend,
@@ -176,6 +177,9 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
 
     `labels` is (N, 5) class, cx, cy, w, h as fractions of the image.
     """
+    import pandas as pd
+    import seaborn  # costs seconds, and only this needs it
+    from matplotlib import pyplot
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -207,19 +211,16 @@ def plot_labels(labels: np.ndarray, names: Sequence[str] | dict[int, str], save_
         axis.set_aspect("equal")
         title(axis, text, BOX[x - 1], BOX[y - 1])
     densities[0].invert_yaxis()  # as in the image: y grows downwards
-    pairs, cells = new_figure(4, 4, (10, 10))  # every pair as a density, each alone as a histogram
-    for place, axis in enumerate(cells):
-        y, x = divmod(place, 4)
-        if x < y:
-            axis.hist2d(labels[:, x + 1], labels[:, y + 1], bins=50, range=((0, 1), (0, 1)), cmap=heat, vmin=0)
-        elif x == y:
-            axis.hist(labels[:, x + 1], bins=50, range=(0, 1), color=HEAT[2][1])
-            axis.set_yticks([])
-        axis.set_visible(x <= y)
-        axis.set_xlim(0, 1)
-        title(axis, "", BOX[x], BOX[y] * (x < y))
-        axis.label_outer()
-    correlogram = save_figure(pairs, folder / "labels_correlogram.jpg", 150)
+    grid = seaborn.PairGrid(pd.DataFrame(labels[:, 1:], columns=BOX), corner=True, height=2.5)
+    if len(labels):  # every pair of x, y, width and height as a density, each alone as a histogram
+        bins = {"bins": 50, "binrange": (0, 1)}
+        grid.map_diag(seaborn.histplot, **bins, color=HEAT[2][1], alpha=1, linewidth=0)
+        grid.map_lower(seaborn.histplot, **bins, cmap=heat)
+    grid.set(xlim=(0, 1), ylim=(0, 1))
+    for axis in grid.figure.axes:
+        style_axis(axis)
+    correlogram = save_figure(grid.figure, folder / "labels_correlogram.jpg", 150)
+    pyplot.close(grid.figure)
     return [save_figure(figure, folder / "labels.jpg"), correlogram]
 
 
