@@ -12,6 +12,7 @@ torchrun --nproc-per-node 2 train.py --data coco.yaml --cfg yolov5m_BiFormer.yam
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -83,6 +84,7 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
         with run.saved():
             start, began = progress.position.epoch, time.time()
             callbacks.run("on_train_start")
+            run.score_start()
             if is_main() and not setup.resumed and not opt.nosave:
                 run.writer.save()
             stop = progress.stopper.exhausted(progress.last_epoch)
@@ -149,7 +151,7 @@ def build_trainer(
     """Build loss, optimiser, schedule and weight average around the model, for epochs of so many batches."""
     opt, hyp, device = setup.opt, setup.hyp, setup.device
     steps = opt.epochs * batches // max(round(hyp.nominal_batch / opt.batch_size), 1)
-    recipe = choose_recipe(opt.optimizer, hyp, steps, opt.batch_size)
+    recipe = choose_recipe(opt.optimizer, hyp, steps, opt.batch_size, setup.covered)
     if setup.resumed:  # a longer run may have another one by now
         recipe = Recipe(**setup.resumed["recipe"])
     optimizer = build_optimizer(model, recipe)
@@ -157,7 +159,8 @@ def build_trainer(
         f"optimizer: {type(optimizer).__name__}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
         f"weight_decay={recipe.weight_decay:g})"
     )
-    ema = ModelEMA(model, tau=hyp.ema_tau)
+    window = recipe.window
+    ema = ModelEMA(model, 1 - 1 / window, tau=0) if window else ModelEMA(model, tau=hyp.ema_tau)
     net: nn.Module = model
     if is_joined():
         net = convert_sync_batchnorm(model, device) if opt.sync_bn else model
@@ -214,6 +217,18 @@ class Run:
         if self.vote(bool(self.interruption.number)):
             raise Interrupted(self.interruption.number or signal.SIGTERM)
 
+    def score_start(self) -> None:
+        """Validate weights that cover the head before they are trained, as epoch -1, so that a fall is seen."""
+        opt, progress = self.setup.opt, self.progress
+        covered = self.trainer.schedule.recipe.covered
+        if covered != "head" or progress.history or progress.position != Position() or opt.noval or opt.evolve:
+            return
+        began, progress.position = time.monotonic(), Position(-1)
+        try:
+            self.end_epoch([math.nan] * 3, began)
+        finally:  # where it was interrupted, too
+            progress.position = Position()
+
     def end_epoch(self, losses: list[float], began: float) -> bool:
         """Validate, log, save; `losses` are the epoch's, `began` is its start. Return whether training is to stop."""
         opt, progress, trainer, epoch = self.setup.opt, self.progress, self.trainer, self.progress.position.epoch
@@ -248,11 +263,13 @@ class Run:
         """On a terminal the rows of the table that its bars began, elsewhere one line."""
         device, epoch, epochs = self.setup.device, self.progress.last_epoch, self.setup.opt.epochs
         result = self.progress.result if scored else None
-        if not is_terminal():
+        if epoch < 0 and result:
+            LOGGER.info(epoch_line("before the first epoch", (), result.summary[:4], ()))
+        elif not is_terminal():
             rest = [f"{memory_name(device)} {memory_in_use(device)}", f"{time.monotonic() - began:.1f} s"]
             if self.trainer.pace and epoch + 1 < epochs:
                 rest.append(f"{self.trainer.pace.left(epoch + 1)} left")
-            LOGGER.info(epoch_line(f"{epoch}/{epochs - 1}", losses, result.summary[:4] if result else (), rest))
+            LOGGER.info(epoch_line(f"epoch {epoch}/{epochs - 1}", losses, result.summary[:4] if result else (), rest))
         elif result:
             log_table(result)
 

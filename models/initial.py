@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
 
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
+from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.paths import find_weights
 from utils.training.setup import Setup
 from utils.training.train_options import DEFAULT_CFG
-from utils.training.transfer import report, transfer
+from utils.training.transfer import Transfer, match_names, report, transfer
 
 
 def build_model(setup: Setup) -> Model:
@@ -22,14 +24,30 @@ def build_model(setup: Setup) -> Model:
     """
     opt = setup.opt
     model = load_model({"model": setup.resumed["model"]}) if setup.resumed else _begun(setup)
-    frozen = range(opt.freeze[0]) if len(opt.freeze) == 1 else opt.freeze  # the first N, or exactly those named
-    if any(not 0 <= index < len(model.model) for index in frozen):
-        raise ValueError(f"--freeze {' '.join(map(str, opt.freeze))}: the model has layers 0 to {len(model.model) - 1}")
+    frozen = frozen_layers(opt.freeze, model)
     for index, layer in enumerate(model.model):
         layer.requires_grad_(index not in frozen)
     model.names = setup.names
     # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
     return model.to(setup.device).to(memory_format=torch.channels_last)
+
+
+def frozen_layers(freeze: Sequence[str], model: Model) -> Collection[int]:
+    """Return the layers that `--freeze` means: all up to the end of a named part, the first N, or several by number.
+
+    Raise ValueError for a layer that is not there.
+    """
+    head = len(model.model) - 1
+    ends = {"backbone": len(model.yaml["backbone"]), "neck": head}
+    if len(freeze) == 1 and freeze[0] in ends:
+        return range(ends[freeze[0]])
+    numbers = [int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else -1 for word in freeze]
+    if len(numbers) == 1 and 0 <= numbers[0] <= head + 1:
+        return range(numbers[0])
+    if len(numbers) == 1 or not all(0 <= number <= head for number in numbers):
+        known = f"give backbone, neck, how many of the {head + 1} layers, or the numbers (0 to {head}) of several"
+        raise ValueError(f"--freeze {printable(' '.join(freeze))[:80]}: {known}")
+    return numbers
 
 
 def _begun(setup: Setup) -> Model:
@@ -48,6 +66,16 @@ def _begun(setup: Setup) -> Model:
         chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
         found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
         model.load_state_dict(found.state, strict=False)
+        setup.covered = _covered(found, model, match_names(donor.names, setup.names))
         taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
         LOGGER.info("\n  ".join([taken, *report(found, model)]))
     return model
+
+
+def _covered(found: Transfer, model: Model, known: Collection[int]) -> str:
+    """Return how far into the network the weights reach: its "head" with known classes, its "backbone", or "" for less."""
+    head, rows = f"model.{model.model[-1].i}.m.", range(len(model.yaml["backbone"]))
+    if known and any(key.startswith(head) for key in found.state):
+        return "head"
+    filled = sum(found.pairs[row][1] for row in rows if row in found.pairs)
+    return "backbone" if 2 * filled > sum(len(model.model[row].state_dict()) for row in rows) else ""

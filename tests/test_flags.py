@@ -40,7 +40,7 @@ TRAIN: Flags = {
     "--resume": ("a.pt", False, "a.pt"), "--evolve": ("5", None, 5), "--bucket": ("b", "", "b"),
     "--cache": ("disk", None, "disk"), "--device": ("0,1", "", "0,1"), "--workers": ("0", 8, 0),
     "--project": ("p", str(RUNS / "train"), "p"), "--name": ("n", "exp", "n"), "--label-smoothing": (".1", 0.0, 0.1),
-    "--patience": ("0", 100, 0), "--freeze": ("0 2", [0], [0, 2]), "--save-period": ("3", -1, 3),
+    "--patience": ("0", 100, 0), "--freeze": ("0 2", ["0"], ["0", "2"]), "--save-period": ("3", -1, 3),
     "--local_rank": ("1", -1, 1), "--entity": ("me", None, "me"), "--upload_dataset": ("val", False, "val"),
     "--bbox_interval": ("2", -1, 2), "--artifact_alias": ("v1", "latest", "v1"),
     **switches("--rect --nosave --noval --noautoanchor --image-weights --multi-scale --single-cls --sync-bn"),

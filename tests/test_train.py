@@ -232,7 +232,12 @@ def test_weights_transfer_and_frozen_layers_stay(trained: Path, job: dict[str, A
     train.run(**job | {"cfg": "", "weights": str(best), "freeze": [3], "name": "more", "epochs": 1})
     start, after = weights_of(best), weights_of(trained.with_name("more") / "weights/last.pt")
     assert torch.equal(start["model.0.conv.weight"], after["model.0.conv.weight"])
-    assert not torch.equal(start["model.7.cv1.conv.weight"], after["model.7.cv1.conv.weight"])
+    for name in ("cv1.conv.weight", "cv1.bn.running_mean"):
+        assert torch.equal(start[f"model.2.{name}"], after[f"model.2.{name}"])
+        assert not torch.equal(start[f"model.7.{name}"], after[f"model.7.{name}"])
+    table = pd.read_csv(trained.with_name("more") / "results.csv", skipinitialspace=True)
+    assert table["epoch"].tolist() == [-1, 0]  # the weights as they came are scored before the first step
+    assert table["train/box_loss"].isna().tolist() == [True, False] and table["val/box_loss"].gt(0).all()
 
 
 @pytest.mark.parametrize(

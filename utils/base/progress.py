@@ -119,11 +119,11 @@ def memory_in_use(device: torch.device) -> str:
     return f"{held / 1e9:.3g}G"
 
 
-def epoch_line(epoch: str, losses: Sequence[float], scores: Sequence[float], rest: Sequence[str]) -> str:
-    """Return an epoch in one line: its number of all, (box, obj, cls) losses, (P, R, mAP50, mAP50-95), the `rest`.
+def epoch_line(when: str, losses: Sequence[float], scores: Sequence[float], rest: Sequence[str]) -> str:
+    """Return an epoch in one line: which it is, (box, obj, cls) losses, (P, R, mAP50, mAP50-95), the `rest`.
 
-    `scores` are empty when it was not validated.
+    `losses` are empty when nothing was trained, `scores` when it was not validated.
     """
-    words = [f"{name} {value:.4g}" for name, value in zip(("box", "obj", "cls"), losses, strict=True)]
+    words = [f"{name} {value:.4g}" for name, value in zip(("box", "obj", "cls"), losses, strict=False)]
     words += [f"{name} {value:.3g}" for name, value in zip(("P", "R", "mAP50", "mAP50-95"), scores, strict=False)]
-    return f"epoch {epoch}: {', '.join([*words, *rest])}"
+    return f"{when}: {', '.join([*words, *rest])}"

@@ -16,6 +16,9 @@ from utils.base.networks import copy_attr, de_parallel
 
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
+# By how far trained weights reach: the first step size, and the share of a run's steps that the average goes over
+_FINE_TUNING = {"head": (0.0005, 0.05), "backbone": (0.001, 0.05)}
+
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Return (normalisation weights, other weights, biases), each parameter exactly once; only weights are decayed.
@@ -34,25 +37,35 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The optimiser's choice and its first step size, momentum and weight decay."""
+    """The optimiser's choice, its first step size, momentum and weight decay, and what suits trained weights.
+
+    `covered` says how far into the network these reach ("head", "backbone" or ""), `window` over how many steps the
+    average of the weights goes from the start (0: over more and more of them).
+    """
 
     optimizer: str
     lr: float
     momentum: float
     weight_decay: float
+    covered: str = ""
+    window: int = 0
 
 
-def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int) -> Recipe:
-    """Return what `--optimizer` means in a run of this many optimiser steps.
+def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int, covered: str = "") -> Recipe:
+    """Return what `--optimizer` means in a run of this many optimiser steps, with weights that reach so far.
 
-    `auto` takes AdamW with a step size of 0.003 for runs under 10,000 steps, and SGD with 0.01 above;
-    a named optimiser takes lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is
-    scaled with the share of the nominal batch that one step really sees, as in YOLOv5.
+    `auto` takes AdamW with a step size of 0.003 for runs under 10,000 steps, and SGD with 0.01 above; for weights that
+    are trained already, AdamW with smaller steps (docs/fine-tuning.md has the measurements). A named optimiser takes
+    lr0, momentum and weight decay as the hyp file has them. The decay of a named optimiser is scaled with the share of
+    the nominal batch that one step really sees, as in YOLOv5.
     """
     accumulate = max(round(hyp.nominal_batch / total_batch), 1)
     decay = hyp.weight_decay * total_batch * accumulate / hyp.nominal_batch
     if name != "auto":
-        return Recipe(name, hyp.lr0, hyp.momentum, decay)
+        return Recipe(name, hyp.lr0, hyp.momentum, decay, covered)
+    if covered:
+        lr, share = _FINE_TUNING[covered]
+        return Recipe("AdamW", lr, 0.9, decay, covered, max(round(share * steps), 1))
     return Recipe("AdamW", 0.003, 0.9, decay) if steps < _LONG_RUN else Recipe("SGD", 0.01, 0.9, decay)
 
 
@@ -113,8 +126,8 @@ class Schedule:
 class ModelEMA:
     """Exponential moving average of everything in a model's state that is a fraction.
 
-    The decay starts near 0 and approaches `decay` over about `tau` updates, so that the average leaves the random
-    start behind soon. `ema` is the averaged model: in evaluation mode, without gradients.
+    The decay starts near 0 and approaches `decay` over about `tau` updates, so that the average leaves a random start
+    behind soon; with `tau` 0 it is `decay` at once, for a start that is worth keeping. `ema` is the averaged model: in evaluation mode, without gradients.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
@@ -124,7 +137,7 @@ class ModelEMA:
 
     def decay(self, updates: int) -> float:
         """Return the weight of the past after so many updates."""
-        return self._limit * (1 - math.exp(-updates / self._tau))
+        return self._limit * (1 - math.exp(-updates / self._tau)) if self._tau else self._limit
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

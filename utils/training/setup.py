@@ -64,6 +64,7 @@ class Setup:
     device: torch.device
     folder: Path
     resumed: dict[str, Any] | None = None
+    covered: str = ""  # how far into the network given weights reach: its "head", its "backbone", or not even that
     hold: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -98,7 +99,7 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
             folder = last.parent.parent if last else _claim(opt, None, hold)
             if opt.resume != "auto" or last or not find_run(opt):  # else another began it, and ended, meanwhile
                 prepare(data)
-                return Setup(opt, hyp, data, device, folder, resumed, hold.pop_all())
+                return Setup(opt, hyp, data, device, folder, resumed, hold=hold.pop_all())
 
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:

@@ -66,9 +66,9 @@ class TrainOptions:
     cos_lr: bool = flag(False, "cosine instead of linear schedule")
     label_smoothing: float = flag(0.0, "how far class targets move from 0 and 1", bounds=Range(0, 0.99))
     patience: int = flag(100, "epochs without improvement before stopping early, 0 for never", bounds=Range(0))
-    freeze: list[int] = flag(
-        [0], "freeze the first N layers (10: the backbone), or exactly these when several are given",
-        shown="none", bounds=Range(0),
+    freeze: list[str] = flag(
+        ["0"], "freeze the backbone, backbone and neck, the first N layers, or exactly these when several are given",
+        shown="none", metavar="{backbone,neck,N}",
     )  # fmt: skip
     save_period: int = flag(-1, "also save epochN.pt every so many epochs", shown="never", bounds=Range(-1))
     save_minutes: float = flag(

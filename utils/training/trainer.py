@@ -47,6 +47,14 @@ class Position:
     losses: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
+def train_unfrozen(net: nn.Module) -> None:
+    """Put a network into training mode, but for batch norms whose weights are frozen: their statistics stay as well."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
 @dataclass(slots=True)
 class Trainer:
     """Holds what changes while training and does one epoch at a time.
@@ -86,7 +94,7 @@ class Trainer:
         # each process averages its gradients with the others', the loss is a sum over images; a quad batch is four
         weight = world_size() * 4**self.settings.quad
         mean, waiting, finite = torch.tensor(position.losses, device=self.precision.device), 0, True
-        self.net.train()
+        train_unfrozen(self.net)
         optimizer.zero_grad(set_to_none=True)
         bar = self._bar(loader, position, total)
         for index, batch in enumerate(bar, start=position.batch):

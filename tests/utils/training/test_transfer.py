@@ -179,7 +179,7 @@ def test_the_report_says_what_came_from_where(plain):
 
 # ---- a training run
 def begun(weights, cfg, names):
-    opt = SimpleNamespace(weights=str(weights), cfg=cfg, freeze=[0])
+    opt = SimpleNamespace(weights=str(weights), cfg=cfg, freeze=["0"])
     return build_model(SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu")))
 
 

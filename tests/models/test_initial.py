@@ -1,0 +1,60 @@
+"""Tests of models.initial."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from models.initial import build_model, frozen_layers
+from models.yolo import Model
+from utils.base.config import Hyp
+from utils.checkpoints.checkpoint import describe_model, save_checkpoint
+
+NAMES = ["car", "bus"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Model:
+    model = Model("yolov5n.yaml", nc=2, verbose=False)
+    model.names = NAMES
+    return model
+
+
+@pytest.mark.parametrize(
+    "words, frozen",
+    [
+        (["0"], []), (["3"], [0, 1, 2]), (["25"], range(25)), (["0", "3"], [0, 3]),
+        (["backbone"], range(10)), (["neck"], range(24)),
+    ],
+)  # fmt: skip
+def test_what_freeze_means(plain: Model, words: list[str], frozen: list[int]) -> None:
+    assert list(frozen_layers(words, plain)) == list(frozen)
+
+
+@pytest.mark.parametrize("words", ["26", "-1", "head", "neck 3", "backbone neck", "1 25", "1_0", "9" * 30])
+def test_layers_that_are_not_there_are_named_with_the_remedy(plain: Model, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"--freeze {words[:9]}.*: give backbone, neck.*25 layers.*0 to 24"):
+        frozen_layers(words.split(), plain)
+
+
+@pytest.mark.parametrize(
+    "cfg, names, covered",
+    [
+        ("yolov5n.yaml", NAMES, "head"), ("yolov5n_BiFormer.yaml", ["bus"], "head"),
+        ("yolov5n_BiFormer.yaml", ["kite", "kites"], "backbone"), ("yolov5s.yaml", NAMES, ""),
+    ],
+)  # fmt: skip
+def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: list[str], covered: str) -> None:
+    file = tmp_path / "donor.pt"
+    save_checkpoint(file, {"epoch": -1, "model": describe_model(plain), "ema": None})
+    setup: Any = SimpleNamespace(names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu"), covered="")
+    for weights, reach in (("", ""), (str(file), covered)):
+        setup.opt = SimpleNamespace(weights=weights, cfg=cfg, freeze=["backbone"])
+        model = build_model(setup)
+        assert setup.covered == reach
+    assert [index for index, row in enumerate(model.model) if not any(p.requires_grad for p in row.parameters())][
+        :10
+    ] == list(range(10))
