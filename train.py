@@ -159,8 +159,7 @@ def build_trainer(
         f"optimizer: {type(optimizer).__name__}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
         f"weight_decay={recipe.weight_decay:g})"
     )
-    window = recipe.window
-    ema = ModelEMA(model, 1 - 1 / window, tau=0) if window else ModelEMA(model, tau=hyp.ema_tau)
+    ema = ModelEMA(model, tau=hyp.ema_tau, steps=recipe.steps)
     net: nn.Module = model
     if is_joined():
         net = convert_sync_batchnorm(model, device) if opt.sync_bn else model

@@ -73,7 +73,7 @@ def _begun(setup: Setup) -> Model:
 
 
 def _covered(found: Transfer, model: Model, known: Collection[int]) -> str:
-    """Return how far into the network the weights reach: its "head" with known classes, its "backbone", or "" for less."""
+    """Return how far into the network weights reach: its "head" with known classes, its "backbone", or not ("")."""
     head, rows = f"model.{model.model[-1].i}.m.", range(len(model.yaml["backbone"]))
     if known and any(key.startswith(head) for key in found.state):
         return "head"

@@ -16,8 +16,7 @@ from utils.base.networks import copy_attr, de_parallel
 
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
-# By how far trained weights reach: the first step size, and the share of a run's steps that the average goes over
-_FINE_TUNING = {"head": (0.0005, 0.05), "backbone": (0.001, 0.05)}
+_FINE_TUNING = {"head": 0.0005, "backbone": 0.001}  # first step size, by how far trained weights reach
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -39,8 +38,8 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 class Recipe:
     """The optimiser's choice, its first step size, momentum and weight decay, and what suits trained weights.
 
-    `covered` says how far into the network these reach ("head", "backbone" or ""), `window` over how many steps the
-    average of the weights goes from the start (0: over more and more of them).
+    `covered` says how far into the network these reach ("head", "backbone" or ""); `steps` are those of a run whose
+    start is worth keeping, for the average of its weights, 0 of any other.
     """
 
     optimizer: str
@@ -48,7 +47,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     covered: str = ""
-    window: int = 0
+    steps: int = 0
 
 
 def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int, covered: str = "") -> Recipe:
@@ -64,8 +63,7 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int, covered: st
     if name != "auto":
         return Recipe(name, hyp.lr0, hyp.momentum, decay, covered)
     if covered:
-        lr, share = _FINE_TUNING[covered]
-        return Recipe("AdamW", lr, 0.9, decay, covered, max(round(share * steps), 1))
+        return Recipe("AdamW", _FINE_TUNING[covered], 0.9, decay, covered, steps * (covered == "head"))
     return Recipe("AdamW", 0.003, 0.9, decay) if steps < _LONG_RUN else Recipe("SGD", 0.01, 0.9, decay)
 
 
@@ -127,17 +125,23 @@ class ModelEMA:
     """Exponential moving average of everything in a model's state that is a fraction.
 
     The decay starts near 0 and approaches `decay` over about `tau` updates, so that the average leaves a random start
-    behind soon; with `tau` 0 it is `decay` at once, for a start that is worth keeping. `ema` is the averaged model: in evaluation mode, without gradients.
+    behind soon. A start that is worth keeping is given up slowly: with `steps`, those of the whole run, the average
+    goes over as many steps as are left, at least a tenth of all. `ema` is the averaged model: in evaluation mode,
+    without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0, steps: int = 0
+    ) -> None:
         self.ema = copy.deepcopy(de_parallel(model)).eval().requires_grad_(False)
         self.updates = updates
-        self._limit, self._tau = decay, tau
+        self._limit, self._tau, self._steps = decay, tau, steps
 
     def decay(self, updates: int) -> float:
         """Return the weight of the past after so many updates."""
-        return self._limit * (1 - math.exp(-updates / self._tau)) if self._tau else self._limit
+        if self._steps:
+            return 1 - 1 / (1 + max(self._steps - updates, self._steps / 10))
+        return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

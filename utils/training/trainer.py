@@ -51,7 +51,8 @@ def train_unfrozen(net: nn.Module) -> None:
     """Put a network into training mode, but for batch norms whose weights are frozen: their statistics stay as well."""
     net.train()
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
 
 

@@ -35,6 +35,16 @@ def test_decay_is_scaled_to_the_nominal_batch(batch: int, decay: float) -> None:
     assert [choose_recipe("auto", Hyp(), steps, 16).optimizer for steps in (780, 10**6)] == ["AdamW", "SGD"]
 
 
+@pytest.mark.parametrize("steps", [100, 10**6])
+def test_trained_weights_get_smaller_steps_than_random_ones(steps: int) -> None:
+    fresh = choose_recipe("auto", Hyp(), 100, 16)
+    backbone, head = (choose_recipe("auto", Hyp(), steps, 16, covered) for covered in ("backbone", "head"))
+    assert head.lr < backbone.lr < fresh.lr and {head.optimizer, backbone.optimizer} == {"AdamW"}
+    assert (fresh.steps, backbone.steps, head.steps) == (0, 0, steps)  # only what can be used as it is is kept
+    named = choose_recipe("SGD", Hyp(lr0=0.02), steps, 16, "head")
+    assert (named.lr, named.steps, named.covered) == (0.02, 0, "head")
+
+
 def rates(schedule: Schedule, iterations: range, name: str = "SGD") -> list[tuple[float, float, float, float, int]]:
     optimizer, rows = build_optimizer(net(), schedule.recipe), []
     for i in iterations:
@@ -84,6 +94,13 @@ def test_average_of_a_worked_example():
     average.update(nn.DataParallel(model))
     later = 0.5 * (1 - math.exp(-2))
     assert average.ema.weight.item() == pytest.approx((1 - past) * later + 2 * (1 - later))
+
+
+def test_a_start_worth_keeping_is_given_up_as_slowly_as_the_run_is_long():
+    average = ModelEMA(nn.Linear(1, 1), steps=100)
+    assert [average.decay(step) for step in (1, 50, 90, 100, 500)] == pytest.approx([99 / 100, 50 / 51, *[10 / 11] * 3])
+    kept = math.prod(average.decay(step) for step in range(1, 101))
+    assert 0.03 < kept < 0.05  # of the start, at the end: some 0.1 where the windows meet, and exp(-1) of that
 
 
 def test_average_takes_part_in_nothing_and_counts_batches():
