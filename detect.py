@@ -43,6 +43,7 @@ from utils.predict.pipeline import SPEED, Clock, Suppression, find_objects, supp
 from utils.predict.sources import Frame, open_source
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
+from utils.prepare.named_weights import named_weights
 from utils.routes.geometry import RoutingMap
 from utils.routes.routing_report import choose_points, parse_points, write_routes
 
@@ -284,7 +285,7 @@ def finish(opt: DetectOptions, files: OutputNames, pages: Sequence[Path]) -> Non
         LOGGER.info(f"Where the regions look: open {colorstr('bold', shown(pages[0]))} in a browser{more}")
     if opt.update:
         for weights in opt.weights:
-            strip_optimizer(weights)
+            strip_optimizer(named_weights(weights))
 
 
 def run(**given: object) -> Path:

@@ -27,12 +27,13 @@ from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, flag, options
-from utils.base.paths import check_yaml, choose_weights, find_weights, shown, trained_size, trained_with
+from utils.base.paths import check_yaml, choose_weights, shown, trained_size, trained_with
 from utils.data.image_files import find_images
 from utils.distributed.script import run_script
 from utils.images.reading import read_image
 from utils.predict.pipeline import prepare_image, to_network
 from utils.prepare.converters import prepare
+from utils.prepare.named_weights import named_weights
 
 MOST_CALIBRATION = 300  # images; more change little
 
@@ -116,7 +117,7 @@ def convert(opt: ExportOptions, command: str = "") -> list[Path]:
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
     check_names(opt.include)  # before the weights are read, and the newest ones looked for
-    return [file for one in choose_weights(opt.weights) for file in export_one(opt, find_weights(one), command)]
+    return [file for one in choose_weights(opt.weights) for file in export_one(opt, named_weights(one), command)]
 
 
 def run(**given: object) -> list[Path]:

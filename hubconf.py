@@ -5,7 +5,7 @@
     results = model(["bus.jpg", "https://example.org/street.jpg"], size=640)
     results.print()
 
-Nothing is ever downloaded: `pretrained=True` takes yolov5s.pt and its like from the working folder or the repository.
+`pretrained=True` takes yolov5s.pt and its like from where such files lie, else fetches them (docs/fine-tuning.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import models.experimental
 import models.yolo
 import utils.base.devices
 import utils.base.log
-import utils.base.paths
+import utils.prepare.named_weights
 import utils.training.transfer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _entry(name: str, title: str) -> Callable[..., nn.Module]:
         target, weights = _start(verbose, device), None
         if pretrained:
             try:
-                weights = utils.base.paths.find_weights(f"{name}.pt")
+                weights = utils.prepare.named_weights.named_weights(f"{name}.pt")
             except ValueError as error:
                 raise ValueError(f"{error}; pretrained=False builds the model without weights") from error
             if channels == COLOUR_CHANNELS and classes == COCO_CLASSES:
@@ -91,7 +91,7 @@ def _entry(name: str, title: str) -> Callable[..., nn.Module]:
         return (models.api.autoshape.AutoShape(model) if autoshape else model.eval()).to(target)
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{title}; `pretrained` takes {name}.pt from the working folder or the repository.
+    build.__doc__ = f"""{title}; `pretrained` takes {name}.pt by that name (docs/fine-tuning.md).
 
     channels: of the input images; classes: number of classes; autoshape: take images instead of tensors; verbose: log
     what happens; device: "cpu", "0" ..., None for the first GPU, else the CPU. Raises ValueError without weights.

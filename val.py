@@ -25,7 +25,7 @@ from utils.base.callbacks import Callbacks
 from utils.base.config import SIDE, DataConfig
 from utils.base.log import LOGGER, colorstr
 from utils.base.options import SHARE, Range, flag, options
-from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, find_weights, shown, trained_with
+from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, shown, trained_with
 from utils.data.datasets import create_dataloader
 from utils.distributed.processes import agreed, broadcast, is_main, leave, loader_workers, my_share, own_batches, rank
 from utils.distributed.script import run_script
@@ -36,6 +36,7 @@ from utils.evaluation.reports import Report
 from utils.predict.pipeline import SPEED
 from utils.prepare.converters import prepare
 from utils.prepare.label_formats import COCO_IDS
+from utils.prepare.named_weights import weights_of_run
 from utils.training.setup import meet, own_device
 
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -217,9 +218,9 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
 
     Raise ValueError for files and options that cannot work.
     """
-    weights = [str(find_weights(file)) for file in choose_weights(opt.weights)]
-    opt = replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
     meet()
+    weights = [str(weights_of_run(file)) for file in choose_weights(opt.weights)]
+    opt = replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
     device = own_device(opt.device)
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)

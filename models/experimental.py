@@ -13,8 +13,9 @@ from models.description.build import BLOCKS
 from models.extra_blocks import CrossConv, MixConv2d, Sum
 from models.yolo import Model
 from utils.base.files import printable
-from utils.base.paths import find_weights, usable_size
+from utils.base.paths import usable_size
 from utils.checkpoints.checkpoint import load_checkpoint
+from utils.prepare.named_weights import named_weights
 
 __all__ = ["CrossConv", "Ensemble", "MixConv2d", "Sum", "attempt_load", "load_model"]
 
@@ -49,13 +50,13 @@ def attempt_load(
 ) -> Model | Ensemble:  # fmt: skip
     """The trained model of a checkpoint, ours or YOLOv5 6.1's, in float32 and evaluation mode.
 
-    Several files make an ensemble. Each is looked for as everywhere (`utils.base.paths.find_weights`). `map_location`
+    Several files make an ensemble. Each may be a known name (`utils.prepare.named_weights`). `map_location`
     and `device` mean the same. Raises ValueError for files that cannot be used, or not together.
     """
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if not files:
         raise ValueError("no weights given; name at least one .pt file")
-    members = [_load_one(find_weights(file), inplace, fuse).to(device or map_location or "cpu") for file in files]
+    members = [_load_one(named_weights(file), inplace, fuse).to(device or map_location or "cpu") for file in files]
     if len(members) == 1:
         return members[0]
     for given, member in zip(files, members, strict=True):

@@ -11,7 +11,7 @@ from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.base.paths import find_weights
+from utils.prepare.named_weights import weights_of_run
 from utils.training.setup import Setup
 from utils.training.train_options import DEFAULT_CFG
 from utils.training.transfer import Transfer, match_names, report, transfer
@@ -54,7 +54,7 @@ def _begun(setup: Setup) -> Model:
     """Return a new network with what the weights asked for, if any, have for it; log what came from where."""
     opt, donor = setup.opt, None
     if opt.weights:
-        file = find_weights(opt.weights)
+        file = weights_of_run(opt.weights)
         if file.suffix not in (".pt", ".safetensors"):
             raise ValueError(f"--weights {opt.weights}: expected .pt or .safetensors, as training begins with no other")
         donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble

@@ -20,10 +20,11 @@ from utils.base.devices import select_device
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.options import nearest
-from utils.base.paths import check_yaml, find_weights, trained_size
+from utils.base.paths import check_yaml, trained_size
 from utils.base.yaml import read_yaml
+from utils.prepare.named_weights import named_weights
 
-__all__ = ["BACKENDS", "DetectMultiBackend", "find_weights"]
+__all__ = ["BACKENDS", "DetectMultiBackend"]
 
 # Ending of the name -> what opens such files, given the files, a device and fp16: a module with `stride`, `names`,
 # `model` and `metadata`. The longest ending that fits counts.
@@ -80,7 +81,7 @@ class DetectMultiBackend(nn.Module):
         super().__init__()
         given = [weights] if isinstance(weights, (str, Path)) else list(weights)
         kind = kind_of(given)
-        files = [find_weights(file) for file in given]
+        files = [named_weights(file) for file in given]
         self.device = device if isinstance(device, torch.device) else select_device(device or "cpu")
         self.pt = BACKENDS[kind] is PyTorchBackend
         opener, in_half = _chosen(kind, self.device, dnn, fp16, files[0].name)

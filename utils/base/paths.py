@@ -55,27 +55,35 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
     raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
 
 
-def find_weights(weights: str | Path) -> Path:
-    """Return the weights as given, seen from the current folder, else from the repository.
+def existing_weights(weights: str | Path) -> Path | None:
+    """Return the weights as given, seen from the current folder, else from the repository; None if in neither.
 
-    Raises ValueError when they are in neither, naming both places and what comes close there or among the runs, and
-    for what could be read for ever.
+    Raises ValueError for what could be read for ever.
     """
     given = Path(weights).expanduser()
-    places = list(dict.fromkeys([given, ROOT / given]))
-    for place in places:
+    for place in (given, ROOT / given):
         if place.is_file() or place.is_dir():
             return place
         if place.exists():
             raise ValueError(f"{printable(place)}: is a pipe or device, not a file; save what it sends, and give that")
+    return None
+
+
+def find_weights(weights: str | Path) -> Path:
+    """Return `existing_weights`. Raises ValueError when there are none, naming both places and what comes close there
+    or among the runs.
+    """
+    if existing := existing_weights(weights):
+        return existing
+    given = Path(weights).expanduser()
+    places = list(dict.fromkeys([given, ROOT / given]))
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     there = [file for place in places for file in sorted(place.parent.glob(f"*{glob.escape(given.suffix)}"))]
     near = difflib.get_close_matches(given.name, {file.name for file in there}, n=1, cutoff=0.6)
     found = [file for file in there if file.name in near][:1]
     found += sorted((ROOT / "runs/train").glob(f"*/weights/{glob.escape(given.name)}"))[:2]
     hint = f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
-    remedy = "train some, or copy them there (nothing is downloaded)"
-    raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; {remedy}")
+    raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; train some, or copy them there")
 
 
 def check_yaml(file: str | Path) -> Path:

@@ -7,6 +7,7 @@ GiB; an archive may unpack to four times as much, in 250,000 files a GiB.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,8 +17,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
@@ -38,6 +40,7 @@ TIMEOUT, PATIENCE = 30.0, 120.0  # seconds without a byte; with hardly any
 SCHEMES = ("https", "http", "file")
 MAX_GIB = 2.0
 VARIABLE = "YOLOV5_MAX_DOWNLOAD"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # faults of this machine, which no second try mends
 
 
 class Remote(NamedTuple):
@@ -97,17 +100,20 @@ def _version(headers: Message) -> str:
     return changed if now and changed != now and re.fullmatch("[ -~]*", changed) else ""
 
 
-def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
+def _fetch_once(url: str, part: Path, note: Path, room: int, exact: int) -> None:
     """Fetch into `part`, from where it ends if the server agrees that it is still the same file: `note` says which.
 
-    Raises OSError when the connection ends early, ValueError for more than `room` bytes.
+    Raises OSError when the connection ends early, ValueError for more than `room` bytes, or for other than `exact`
+    bytes where that is not 0.
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
+    if exact:
+        too_large = f"has not the {exact:,} bytes that it should have"
     with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
         length = answer.headers.get("Content-Length", "")
-        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else 0
-        if max(total, size) > room:
+        total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else exact
+        if max(total, size) > room or exact not in (0, total):
             raise ValueError(too_large)
         bar = progress(None, printable(url2file(url)), total or None, "B", initial=size)
         with bar, open(part, "ab") as file:
@@ -124,12 +130,23 @@ def _fetch_once(url: str, part: Path, note: Path, room: int) -> None:
             raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
-def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
+def reason(error: BaseException) -> str:
+    """Return in short, and without the address, why something that raised this could not be fetched."""
+    cause = error.__cause__ or error
+    text = str(getattr(cause, "reason", cause))
+    if isinstance(cause, urllib.error.HTTPError):
+        text = f"{cause.code} {text}"
+    return printable(" ".join(text.split()))[:200]
+
+
+def _fetch_whole(url: str, part: Path, note: Path, room: int, exact: int) -> None:
     """Try a few times, going on where the last try ended. Raises OSError in one line when it does not work."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _fetch_once(url, part, note, room)
+            return _fetch_once(url, part, note, room, exact)
         except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in DISK:
+                raise OSError(error.errno, error.strerror, str(part)) from error
             last, code = error, getattr(error, "code", 500)
         if code == 416:  # nothing left to send, or another file by now: begin again
             part.unlink(missing_ok=True)
@@ -137,13 +154,14 @@ def _fetch_whole(url: str, part: Path, note: Path, room: int) -> None:
             break
         if attempt < ATTEMPTS:
             time.sleep(attempt)
-    reason = f"{last.code} {last.reason}" if isinstance(last, urllib.error.HTTPError) else getattr(last, "reason", last)
-    failed = f"{printable(url)} cannot be fetched ({printable(str(reason))[:200]})"
+    failed = f"{printable(url)} cannot be fetched ({reason(last)})"
     raise OSError(f"{failed}; check the address and the network, then try again") from last
 
 
-def download_file(url: str, target: str | Path, checksum: str | None = None, limit: float | None = None) -> Path:
-    """Fetch a URL of at most `limit` GiB to the file `target`.
+def download_file(
+    url: str, target: str | Path, checksum: str | None = None, limit: float | None = None, size: int = 0
+) -> Path:
+    """Fetch a URL of at most `limit` GiB, of exactly `size` bytes where that is not 0, to the file `target`.
 
     An existing file is kept (if its checksum, where given, is right). A broken transfer leaves `target.part` and goes
     on from there next time. Raises ValueError, and leaves nothing, for a wrong checksum, a scheme other than https,
@@ -153,14 +171,14 @@ def download_file(url: str, target: str | Path, checksum: str | None = None, lim
     url2file(url)
     if urllib.parse.urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"{printable(url)}: only {', '.join(SCHEMES)} addresses can be fetched")
-    room, there = int(largest(limit) * (1 << 30)), target.exists()
+    room, there = size or int(largest(limit) * (1 << 30)), target.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
     if part.is_symlink() or note.is_symlink():
         raise ValueError(f"{printable(part)} is a link to another file; remove it")
     try:
         if not there:
-            _fetch_whole(url, part, note, room)
+            _fetch_whole(url, part, note, room, size)
         if checksum:
             with open(found := target if there else part, "rb") as file:
                 kind, _, expected = checksum.partition(":")
@@ -217,6 +235,24 @@ def fetch(
         return list(pool.map(fetch_one, files))
 
 
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Wait until no other process fetches `target`, and keep others waiting until the block ends."""
+    lock, waiting = None, False
+    while lock is None:
+        try:
+            lock = RunLock(target.parent, name=f".{target.name}.download.lock", does=f"fetches {target.name}")
+        except Busy as error:
+            if not waiting:
+                LOGGER.info(f"{error}; waiting for it")
+            waiting = True
+            time.sleep(WAIT)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     """Fetch an archive that becomes the new folder `folder`, in which the paths `wanted` have to be.
 
@@ -226,20 +262,9 @@ def fetch_folder(url: str, folder: Path, wanted: Sequence[Path]) -> None:
     empty, and as `download_file` and `extract` do.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock, waiting = None, False
-    while lock is None:
-        try:
-            lock = RunLock(folder.parent, name=f".{folder.name}.download.lock", does="fetches")
-        except Busy as error:
-            if not waiting:
-                LOGGER.info(f"{error}; waiting for it")
-            waiting = True
-            time.sleep(WAIT)
-    try:
+    with alone(folder):
         if not all((folder / path).exists() for path in wanted):
             _fetch_new(url, folder, wanted)
-    finally:
-        lock.release()
 
 
 def _fetch_new(url: str, folder: Path, wanted: Sequence[Path]) -> None:
