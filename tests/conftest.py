@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from utils.base.log import LOGGER
+from utils.prepare import named_weights
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
@@ -23,6 +24,9 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("YOLOV5_CPU_BF16", "0")  # tests of --amp auto look for themselves
     patch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path_factory.getbasetemp() / "datasets"))
+    patch.setenv("YOLOV5_WEIGHTS_DIR", str(tmp_path_factory.getbasetemp() / "weights"))
+    patch.setattr(named_weights, "cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+    patch.setenv("YOLOV5_OFFLINE", "1")  # tests of fetching take it away, for a server of their own
     yield
     patch.undo()
 

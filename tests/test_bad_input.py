@@ -338,7 +338,7 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
     with pytest.raises(ValueError, match=r"none\.pt do not exist") as caught:
         hubconf.custom(place / "none.pt", device="cpu")
     assert str(caught.value) in said.lines[0]
-    with pytest.raises(ValueError, match=r"yolov5n\.pt do not exist.*pretrained=False builds the model"):
+    with pytest.raises(ValueError, match=r"yolov5n\.pt is not here.*pretrained=False builds the model"):
         hubconf.yolov5n(device="cpu")
 
 

@@ -83,7 +83,8 @@ def find_weights(weights: str | Path) -> Path:
     found = [file for file in there if file.name in near][:1]
     found += sorted((ROOT / "runs/train").glob(f"*/weights/{glob.escape(given.name)}"))[:2]
     hint = f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
-    raise ValueError(f"weights {weights} do not exist: no {looked}{hint}; train some, or copy them there")
+    missing = printable(f"weights {weights} do not exist: no {looked}")
+    raise ValueError(f"{missing}{hint}; train some, or copy them there")
 
 
 def check_yaml(file: str | Path) -> Path:

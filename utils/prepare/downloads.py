@@ -108,12 +108,14 @@ def _fetch_once(url: str, part: Path, note: Path, room: int, exact: int) -> None
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
     if exact:
-        too_large = f"has not the {exact:,} bytes that it should have"
+        too_large = f"has more than the {exact:,} bytes that are known of it"
     with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
         length = answer.headers.get("Content-Length", "")
         total = size + int(length[:19]) if re.fullmatch("[0-9]+", length) else exact
-        if max(total, size) > room or exact not in (0, total):
+        if exact not in (0, total):
+            raise ValueError(f"has {total:,} bytes, not the {exact:,} that are known of it")
+        if max(total, size) > room:
             raise ValueError(too_large)
         bar = progress(None, printable(url2file(url)), total or None, "B", initial=size)
         with bar, open(part, "ab") as file:

@@ -77,7 +77,7 @@ def addresses(name: str) -> list[Address]:
 def named_weights(weights: str | Path) -> Path:
     """Return a file of weights: as given, or of that name where such files lie, else fetched where the name is known.
 
-    A name alone is looked for in the current folder and the repository, in `weights` of both, in YOLOV5_WEIGHTS_DIR and in the
+    A name alone is looked for in the current folder and the repository, `weights` of both, YOLOV5_WEIGHTS_DIR and the
     cache folder. Raises ValueError, in one line with the remedy, for weights that are not there and cannot be had.
     """
     name = os.fspath(weights)

@@ -118,7 +118,7 @@ def test_missing_weights_say_where_they_were_looked_for_and_what_is_near(
         find_weights("best.pt")
     assert str(caught.value) == (
         f"weights best.pt do not exist: no {tmp_path / 'best.pt'} or {tmp_path / 'repository/best.pt'}; train some, or "
-        "copy them there (nothing is downloaded)"
+        "copy them there"
     )
     (tmp_path / "repository/runs/train/exp/weights").mkdir(parents=True)
     for name in ("repository/runs/train/exp/weights/best.pt", "bset.pt", "best.txt"):

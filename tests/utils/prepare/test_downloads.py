@@ -2,79 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from tests.packed import tarred, zipped
+from tests.unreliable import CONTENT, Server
 from utils.prepare import downloads
 from utils.prepare.downloads import Remote, download_file, fetch, fetch_folder, largest, url2file
-
-CONTENT = bytes(range(256)) * 2000
-
-
-class Server(BaseHTTPRequestHandler):
-    """Serves `body` at any path; `cut` ends the first answers early, `tag` and `changed` are the version (the latter in
-    whole answers only), `fail` an error to send, `to` where the first answers lead; `endless` says no length and does
-    not stop."""
-
-    body: ClassVar[bytes]
-    to: ClassVar[list[str]]
-    endless: ClassVar[bool]
-    cut: ClassVar[list[int]]
-    fail: ClassVar[list[int]]
-    tag: ClassVar[str]
-    changed: ClassVar[str]
-    ranges: ClassVar[list[str | None]]
-
-    def do_GET(self) -> None:
-        cls, wanted = type(self), self.headers.get("Range")
-        cls.ranges.append(wanted)
-        resume = wanted is not None and self.headers.get("If-Range") in (cls.tag, cls.changed)
-        body = cls.body[int(wanted.removeprefix("bytes=").rstrip("-")) if resume else 0 :]
-        sent = cls.cut.pop(0) if cls.cut and not cls.to else None
-        if cls.fail:
-            return self.send_error(cls.fail.pop(0))
-        self.send_response(302 if cls.to else 206 if resume else 200)
-        if cls.to:
-            self.send_header("Location", cls.to.pop(0))
-            return self.end_headers()
-        if not cls.endless:
-            self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", cls.tag)
-        if cls.changed and not resume:
-            self.send_header("Last-Modified", cls.changed)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(body[:sent])
-            while cls.endless:
-                self.wfile.write(bytes(1 << 16))
-
-    log_message = lambda *_: None  # noqa: E731
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
-    Server.cut, Server.fail, Server.tag, Server.ranges = [], [], '"v1"', []
-    Server.body, Server.to, Server.endless, Server.changed = CONTENT, [], False, ""
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}/a%20file.bin?raw=1"
-    running.shutdown()
-    thread.join()
 
 
 def files_below(folder: Path) -> list[str]:
