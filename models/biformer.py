@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
 from itertools import pairwise
@@ -26,7 +26,7 @@ from models.common import C3
 
 __all__ = [
     "C3BRA", "BiFormer", "BiFormerBlock", "BiFormerMerging", "BiFormerStage", "BiFormerStem", "DropPath",
-    "GlobalAttention", "biformer_base", "biformer_small", "biformer_stl", "biformer_tiny",
+    "GlobalAttention", "biformer_base", "biformer_small", "biformer_stl", "biformer_tiny", "pyramid_state",
 ]  # fmt: skip
 
 GLOBAL_WITH_CONTEXT, GLOBAL = -2, -1  # values of topk that ask for attention over the whole map, as the authors do
@@ -258,6 +258,27 @@ biformer_stl = partial(
     BiFormer, depth=(2, 2, 6, 2), embed_dim=(96, 192, 384, 768), mlp_ratios=(4, 4, 4, 4), swin_layout=True,
     before_attn_dwconv=0,
 )  # fmt: skip
+
+
+def pyramid_state(published: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
+    """Return, by the detector's keys, what the state of a `BiFormer` has for one that is built on the same pyramid.
+
+    Stem and mergings take its downsample layers, stages its stages, in order. Raises ValueError unless it has every
+    tensor of these rows; classifiers are left out.
+    """
+    kinds: dict[str, Any] = {"downsample_layers": (BiFormerStem, BiFormerMerging), "stages": BiFormerStage}
+    names: dict[str, str] = {}
+    for part, classes in kinds.items():
+        rows = [row for row in detector.get_submodule("model").named_children() if isinstance(row[1], classes)]
+        for number, (place, row) in enumerate(rows):
+            names |= {f"model.{place}.{key}": f"{part}.{number}.{key}" for key in row.state_dict()}
+    here = detector.state_dict()
+    odd = [name for key, name in names.items() if getattr(published.get(name), "shape", None) != here[key].shape]
+    if odd or not names:
+        fault = f"{odd[0]} is missing or of another shape" if odd else "it has no such rows"
+        remedy = "choose the models/hub/yolov5-biformer-*.yaml of its size by --cfg"
+        raise ValueError(f"not BiFormer's pyramid of this model ({fault}); {remedy}")
+    return {key: published[name] for key, name in names.items()}
 
 
 class C3BRA(C3):

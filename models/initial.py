@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 
+from models.biformer import pyramid_state
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.prepare.named_weights import weights_of_run
+from utils.base.paths import shown
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.prepare.named_weights import OPTIONS, weights_of_run
 from utils.training.setup import Setup
 from utils.training.train_options import DEFAULT_CFG
 from utils.training.transfer import Transfer, match_names, report, transfer
@@ -52,12 +56,14 @@ def frozen_layers(freeze: Sequence[str], model: Model) -> Collection[int]:
 
 def _begun(setup: Setup) -> Model:
     """Return a new network with what the weights asked for, if any, have for it; log what came from where."""
-    opt, donor = setup.opt, None
+    opt, donor, file = setup.opt, None, None
     if opt.weights:
         file = weights_of_run(opt.weights)
-        if file.suffix not in (".pt", ".safetensors"):
-            raise ValueError(f"--weights {opt.weights}: expected .pt or .safetensors, as training begins with no other")
-        donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
+        if file.suffix not in (".pt", ".safetensors", ".pth"):
+            known = "expected .pt, .safetensors or BiFormer's .pth, as training begins with no other"
+            raise ValueError(f"--weights {opt.weights}: {known}")
+        if file.suffix != ".pth":
+            donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
     cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
     model = Model(cfg, ch=3, nc=len(setup.names), anchors=setup.hyp.anchors)
     if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
@@ -69,7 +75,22 @@ def _begun(setup: Setup) -> Model:
         setup.covered = _covered(found, model, match_names(donor.names, setup.names))
         taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
         LOGGER.info("\n  ".join([taken, *report(found, model)]))
+    elif file:
+        _take_pyramid(file, model)
+        setup.covered = "backbone"
     return model
+
+
+def _take_pyramid(file: Path, model: Model) -> None:
+    """Give the model the pyramid of one of BiFormer's classifiers, as their authors publish them (.pth)."""
+    content = load_checkpoint(file, OPTIONS)
+    published = content.get("model")
+    try:
+        state = pyramid_state(published if isinstance(published, Mapping) else content, model)
+    except ValueError as error:
+        raise ValueError(f"--weights {printable(file)}: {error}") from error
+    model.load_state_dict(state, strict=False)
+    LOGGER.info(f"Transferred {len(state)}/{len(model.state_dict())} items from {shown(file)}: its pyramid")
 
 
 def _covered(found: Transfer, model: Model, known: Collection[int]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from models.biformer import BiFormer
 from models.initial import build_model, frozen_layers
 from models.yolo import Model
 from utils.base.config import Hyp
@@ -58,3 +60,30 @@ def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: lis
     assert [index for index, row in enumerate(model.model) if not any(p.requires_grad for p in row.parameters())][
         :10
     ] == list(range(10))
+
+
+PYRAMID = "[[-1, 1, BiFormerStem, [16]], [-1, 1, BiFormerStage, [16, 1]], [-1, 1, BiFormerMerging, [32]]]"
+HEAD = "[[[-1], 1, Detect, [nc, anchors]]]"
+SMALL = f"depth_multiple: 1\nwidth_multiple: 1\nanchors: [[9,9]]\nbackbone: {PYRAMID}\nhead: {HEAD}\n"
+
+
+def test_a_detector_begins_with_the_pyramid_of_a_published_classifier(tmp_path: Any) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    published = BiFormer((1, 1), (16, 32), (3, 3), (1, 1), num_classes=3)
+    setup: Any = SimpleNamespace(names=NAMES, hyp=Hyp(), resumed=None, device=torch.device("cpu"), covered="")
+    file = tmp_path / "biformer_tiny_best.pth"
+    torch.save({"model": published.state_dict(), "args": Namespace(lr=0.1), "epoch": 9}, file)
+    setup.opt = SimpleNamespace(weights=str(file), cfg=str(tmp_path / "small.yaml"), freeze=["0"])
+    model = build_model(setup)
+    donors = published.downsample_layers[0], published.stages[0], published.downsample_layers[1]
+    for row, donor in zip(model.model[:3], donors, strict=True):
+        assert row.state_dict().keys() == donor.state_dict().keys()
+        assert all(torch.equal(value, donor.state_dict()[key]) for key, value in row.state_dict().items())
+    assert setup.covered == "backbone"
+    faults = {"yolov5n.yaml": "it has no such rows", "yolov5-biformer-tiny.yaml": r"downsample_layers\.0\.0\.w"}
+    for cfg, fault in faults.items():
+        setup.opt.cfg = cfg
+        with pytest.raises(
+            ValueError, match=rf"biformer_tiny_best\.pth: not BiFormer's pyramid of this model \({fault}"
+        ):
+            build_model(setup)

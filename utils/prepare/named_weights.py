@@ -26,6 +26,7 @@ PUBLISHED = tuple(f"yolov5{size}{tail}.pt" for tail in ("", "6") for size in "ns
 PYRAMIDS = tuple(f"biformer_{size}_best.pth" for size in ("tiny", "small", "base", "stl"))
 RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v6.1"
 HUB, REPOSITORY = "https://huggingface.co", "Ultralytics/YOLOv5/resolve/main"
+OPTIONS = ("argparse.Namespace",)  # that classifiers' training leaves beside the weights; read as an inert stand-in
 AUTHORS = "https://github.com/rayleizhu/BiFormer"  # whose OneDrive addresses have ceased to answer
 # Files of the Hugging Face repository: bytes, SHA-256. Whether the release page has the same ones is not known.
 KNOWN = {
@@ -157,7 +158,7 @@ def _fetch(name: str, folder: Path, known: Sequence[Address], remedy: str) -> No
 def _check(file: Path) -> None:
     """Remove a file that the safe loader refuses, and raise ValueError with its reason."""
     try:
-        load_checkpoint(file, ["argparse.Namespace"])  # of the options that BiFormer's files have beside the weights
+        load_checkpoint(file, OPTIONS)
     except ValueError as error:
         file.unlink()
         raise ValueError(str(error).removeprefix(f"{file}: ")) from None
