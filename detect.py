@@ -53,7 +53,7 @@ class DetectOptions:
     """The command line of detect.py; every name is also an argument of `run`."""
 
     weights: list[str] = flag(
-        [], "weights of any format, several .pt are pooled; empty: newest runs/train/*/weights/best.pt"
+        [], "weights of any format, yolov5s.pt by name, several .pt pooled; empty: newest runs/train/*/weights/best.pt"
     )
     source: str = flag(str(ROOT / "data/images"), "image, video, folder, glob, address, webcam, or a .txt of them")
     data: str = flag("", "data set YAML that names the classes, where the weights do not")

@@ -43,7 +43,7 @@ class ExportOptions:
     """The command line of export.py; every name is also an argument of `run`."""
 
     data: str = flag("", "data set YAML whose images calibrate int8; empty for the one the weights were trained with")
-    weights: list[str] = flag([], "weights (.pt, .safetensors), one after the other; empty: the newest run's best.pt")
+    weights: list[str] = flag([], "weights (.pt, .safetensors), yolov5s.pt by name, in turn; empty: newest best.pt")
     imgsz: list[int] = flag(
         [],
         "side, or height and width, in pixels; as the weights were trained if left out",

@@ -47,7 +47,9 @@ class ValOptions:
     """The command line of val.py; every name is also an argument of `run`."""
 
     data: str = flag("", "data set YAML; empty for the one the weights were trained with")
-    weights: list[str] = flag([], "of any format; several .pt make an ensemble; empty for the newest of runs/train")
+    weights: list[str] = flag(
+        [], "of any format, yolov5s.pt by name; several .pt make an ensemble; empty for the newest of runs/train"
+    )
     batch_size: int = flag(32, "images per batch (of each process)", bounds=Range(1, 1_000_000))
     imgsz: int = flag(0, "image side in pixels", ("--img", "--img-size"), "what the weights were trained with", SIDE)
     conf_thres: float = flag(0.001, "lowest confidence of a detection", bounds=SHARE)

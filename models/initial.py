@@ -56,29 +56,36 @@ def frozen_layers(freeze: Sequence[str], model: Model) -> Collection[int]:
 
 def _begun(setup: Setup) -> Model:
     """Return a new network with what the weights asked for, if any, have for it; log what came from where."""
-    opt, donor, file = setup.opt, None, None
-    if opt.weights:
-        file = weights_of_run(opt.weights)
-        if file.suffix not in (".pt", ".safetensors", ".pth"):
-            known = "expected .pt, .safetensors or BiFormer's .pth, as training begins with no other"
-            raise ValueError(f"--weights {opt.weights}: {known}")
-        if file.suffix != ".pth":
-            donor = cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
-    cfg = opt.cfg or (donor.yaml if donor else DEFAULT_CFG)
+    opt = setup.opt
+    donor = _donor(opt.weights) if opt.weights else None
+    cfg = opt.cfg or (donor.yaml if isinstance(donor, Model) else DEFAULT_CFG)
     model = Model(cfg, ch=3, nc=len(setup.names), anchors=setup.hyp.anchors)
     if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
         raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
-    if donor:  # anchors written in a description stay where they differ from the donor's: somebody chose them
+    if isinstance(
+        donor, Model
+    ):  # anchors written in a description stay where they differ from the donor's: somebody chose them
         chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
         found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
         model.load_state_dict(found.state, strict=False)
         setup.covered = _covered(found, model, match_names(donor.names, setup.names))
         taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
         LOGGER.info("\n  ".join([taken, *report(found, model)]))
-    elif file:
-        _take_pyramid(file, model)
+    elif donor:
+        _take_pyramid(donor, model)
         setup.covered = "backbone"
     return model
+
+
+def _donor(weights: str) -> Model | Path:
+    """Return the detector of the weights asked for; of a classifier of BiFormer's, which is none, the file."""
+    file = weights_of_run(weights)
+    if file.suffix not in (".pt", ".safetensors", ".pth"):
+        known = "expected .pt, .safetensors or BiFormer's .pth, as training begins with no other"
+        raise ValueError(f"--weights {weights}: {known}")
+    if file.suffix == ".pth":
+        return file
+    return cast("Model", attempt_load(file, fuse=False))  # one file is no ensemble
 
 
 def _take_pyramid(file: Path, model: Model) -> None:

@@ -108,6 +108,7 @@ def _fetch_once(url: str, part: Path, note: Path, room: int, exact: int) -> None
     """
     too_large = f"is larger than the {room / (1 << 30):.3g} GiB that are fetched; set {VARIABLE} to more GiB"
     if exact:
+        room = exact
         too_large = f"has more than the {exact:,} bytes that are known of it"
     with open_url(_request(url, part, note), TIMEOUT, PATIENCE) as answer:
         size = part.stat().st_size if getattr(answer, "status", None) == 206 else 0
@@ -173,7 +174,7 @@ def download_file(
     url2file(url)
     if urllib.parse.urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"{printable(url)}: only {', '.join(SCHEMES)} addresses can be fetched")
-    room, there = size or int(largest(limit) * (1 << 30)), target.exists()
+    room, there = int(largest(limit) * (1 << 30)), target.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     part, note = (target.with_name(target.name + suffix) for suffix in (".part", ".part.version"))
     if part.is_symlink() or note.is_symlink():

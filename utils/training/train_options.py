@@ -26,7 +26,7 @@ CHANGEABLE = frozenset(
 class TrainOptions:
     """The command line of train.py; every name is also an argument of `run`."""
 
-    weights: str = flag("", "initial weights (.pt); empty for training from scratch")
+    weights: str = flag("", "initial weights: a file, or a name such as yolov5s.pt; empty for training from scratch")
     cfg: str = flag("", f"model YAML; empty for the weights' own, or {DEFAULT_CFG} without weights")
     data: str = flag("shapes.yaml", "data set YAML (the embedded data set when left out)")
     hyp: str = flag("hyp.default.yaml", "hyper-parameter YAML")

@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,12 @@ def test_servers_that_stall_or_are_not_there(folder: Path, monkeypatch: pytest.M
     assert left(folder) == []
 
 
+def test_proxies_are_honoured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", os.environ["HF_ENDPOINT"])
+    monkeypatch.setenv("YOLOV5_WEIGHTS_URL", "http://weights.invalid")
+    assert find(NAME).read_bytes() == GOOD
+
+
 def test_faults_of_this_machine(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: object, mode: str = "r", **more: object) -> object:
         if mode == "ab":
@@ -263,11 +270,17 @@ def test_of_the_processes_of_a_run_one_fetches(folder: Path) -> None:
 
 # ---- no network
 @pytest.fixture
-def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a socket")
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    asked = []
 
-    monkeypatch.setattr(socket, "socket", refuse)
+    def refuse(*kind: object, **_: object) -> None:
+        asked.append(kind)
+        raise OSError("a socket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        yield
+    assert not asked
 
 
 @pytest.mark.parametrize("variable", ["YOLOV5_OFFLINE", "HF_HUB_OFFLINE"])
