@@ -62,9 +62,8 @@ def _begun(setup: Setup) -> Model:
     model = Model(cfg, ch=3, nc=len(setup.names), anchors=setup.hyp.anchors)
     if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
         raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
-    if isinstance(
-        donor, Model
-    ):  # anchors written in a description stay where they differ from the donor's: somebody chose them
+    if isinstance(donor, Model):
+        # anchors written in a description stay where they differ from the donor's: somebody chose them
         chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
         found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
         model.load_state_dict(found.state, strict=False)
