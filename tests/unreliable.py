@@ -14,12 +14,12 @@ CONTENT = bytes(range(256)) * 2000
 
 class Server(BaseHTTPRequestHandler):
     """Serves `body` at any path; `cut` ends the first answers early, `tag` and `changed` are the version (the latter in
-    whole answers only), `fail` errors to send, `to` where the first answers lead; `endless` says no length and does
-    not stop; an answer waits for `gate` and sets `asked`."""
+    whole answers only), `fail` errors to send, `to` where the first answers lead; `endless` says no length and
+    sends so many bytes again and again; an answer waits for `gate` and sets `asked`."""
 
     body: ClassVar[bytes]
     to: ClassVar[list[str]]
-    endless: ClassVar[bool]
+    endless: ClassVar[int]
     cut: ClassVar[list[int]]
     fail: ClassVar[list[int]]
     tag: ClassVar[str]
@@ -27,6 +27,7 @@ class Server(BaseHTTPRequestHandler):
     ranges: ClassVar[list[str | None]]
     gate: ClassVar[threading.Event]
     asked: ClassVar[threading.Event]
+    stopped: ClassVar[threading.Event]
 
     def do_GET(self) -> None:
         cls, wanted = type(self), self.headers.get("Range")
@@ -51,7 +52,8 @@ class Server(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.write(body[:sent])
             while cls.endless:
-                self.wfile.write(bytes(1 << 16))
+                self.wfile.write(bytes(cls.endless))
+                cls.stopped.wait(0.01 if cls.endless < 10 else 0)
 
     log_message = lambda *_: None  # noqa: E731
 
@@ -60,13 +62,14 @@ class Server(BaseHTTPRequestHandler):
 def unreliable() -> Iterator[str]:
     """Serve CONTENT, and nothing fails, until a test says otherwise; yield the address without a path."""
     Server.cut, Server.fail, Server.tag, Server.ranges = [], [], '"v1"', []
-    Server.body, Server.to, Server.endless, Server.changed = CONTENT, [], False, ""
-    Server.gate, Server.asked = threading.Event(), threading.Event()
+    Server.body, Server.to, Server.endless, Server.changed = CONTENT, [], 0, ""
+    Server.gate, Server.asked, Server.stopped = threading.Event(), threading.Event(), threading.Event()
     Server.gate.set()
     running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{running.server_port}"
     Server.gate.set()
+    Server.stopped.set()
     running.shutdown()
     thread.join()

@@ -172,7 +172,7 @@ WRONG = {  # what the server does; what is said of the release page, and of the 
     "hostile": ({"body": HOSTILE}, r"refused: it would use \w+\.system", f"has {len(HOSTILE):,} bytes, not the"),
     "half of it, as if whole": ({"body": GOOD[:9000]}, "is no checkpoint", "has 9,000 bytes, not the"),
     "wrong bytes": ({"body": GOOD[:-1] + b"x"}, "is no checkpoint, or a damaged one", "sha256 is .*, expected"),
-    "too large": ({"endless": True}, "is larger than the 9.31e-05 GiB", "has more than the"),
+    "too large": ({"endless": 1 << 16}, "is larger than the 9.31e-05 GiB", "has more than the"),
     "redirected for ever": ({"to": ["/a"] * 99}, "302 The HTTP server returned a redirect error", "302 The HTTP"),
     "redirected to a file": ({"to": ["file:///etc/hostname"] * 2}, "302 Found - Redirection to url", "302 Found"),
 }
@@ -188,7 +188,7 @@ def test_faults_that_leave_nothing(folder: Path, fault: str, monkeypatch: pytest
     assert re.search(rf"v6.1/{NAME} \({release}.*main/{NAME} \({mirror}", message), message
     assert f"put the file into {folder}, or give its path" in message
     assert left(folder) == [] or fault == "redirected for ever"
-    Server.body, Server.endless, Server.to, Server.fail = GOOD, False, [], []
+    Server.body, Server.endless, Server.to, Server.fail = GOOD, 0, [], []
     assert find(NAME).read_bytes() == GOOD and left(folder) == [NAME]
 
 
@@ -205,12 +205,17 @@ def test_servers_that_stall_or_are_not_there(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
     Server.gate.clear()
     assert error_of().count("(timed out)") == 2
+    monkeypatch.setattr(downloads, "PATIENCE", 0.1)
+    monkeypatch.setattr(downloads, "TIMEOUT", 5)
+    Server.gate.set()
+    Server.body, Server.endless = b"", 1
+    assert error_of().count("(fewer than 1000 bytes a second)") == 2
     monkeypatch.setenv("YOLOV5_WEIGHTS_URL", "http://127.0.0.1:9")
     assert re.search(rf"http://127.0.0.1:9/{NAME} \(.*refused\); check the network and proxies, or put", error_of())
     for base, reason in {"mirror": "only https, http, file", "http://[": "Invalid IPv6", "http://a b": "URL"}.items():
         monkeypatch.setenv("YOLOV5_WEIGHTS_URL", base)
         assert reason in error_of()
-    assert left(folder) == []
+    assert not (folder / NAME).exists()
 
 
 def test_proxies_are_honoured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
