@@ -39,6 +39,7 @@ from utils.distributed.run_lock import RunLock
 from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.prepare.converters import prepare
+from utils.prepare.named_weights import weights_of_run
 from utils.training.train_options import TrainOptions, check_options, continued
 
 STATE = frozenset(  # what a checkpoint must have for its run to go on
@@ -98,8 +99,15 @@ def set_up(opt: TrainOptions, given: Collection[str] = ()) -> Setup:
             opt = replace(opt, imgsz=opt.imgsz or data.imgsz or USUAL_SIZE)
             folder = last.parent.parent if last else _claim(opt, None, hold)
             if opt.resume != "auto" or last or not find_run(opt):  # else another began it, and ended, meanwhile
-                prepare(data)
+                _provide(opt, data, resumed)
                 return Setup(opt, hyp, data, device, folder, resumed, hold=hold.pop_all())
+
+
+def _provide(opt: TrainOptions, data: DataConfig, resumed: dict[str, Any] | None) -> None:
+    """Find or fetch the weights, if any, and then the data: no data set is fetched for a run that cannot begin."""
+    if opt.weights and not resumed:
+        weights_of_run(opt.weights)
+    prepare(data)
 
 
 def _claim(opt: TrainOptions, last: Path | None, hold: ExitStack) -> Path:

@@ -79,6 +79,15 @@ def test_set_up_finds_everything_and_claims_the_folder(
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_that_are_not_there_end_a_run_before_its_data_is_made(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utils.training.setup.prepare", lambda data: pytest.fail("too early"))
+    with pytest.raises(ValueError, match=r"none\.pt do not exist"):
+        set_up(TrainOptions(data=str(squares), project=str(tmp_path / "runs"), weights="none.pt", device="cpu"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_checkpoint_out_of_its_run_is_refused_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for content, says in (({"x": 1}, "holds no training run"), (dict.fromkeys(STATE, 1), "a run's folder weights")):
