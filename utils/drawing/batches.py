@@ -38,6 +38,7 @@ SHOWN_CONFIDENCE = 0.25  # predictions below it are left out of the mosaics
 BLANK = 255  # unused tiles are white
 FEATURE_TILE, TILE_GAP = 160, 4  # pixels that small feature maps are enlarged to, about, and those between them
 BOX = ["x", "y", "width", "height"]
+SHOWN_LAYERS = 16  # named in a legend
 OUTLINED_BOXES = 1000  # as many label outlines as the eye can take
 HEAT = [(0, "#ffffff"), (1 / 9, "#bfdbfe"), (4 / 9, "#3b82f6"), (1, "#1e3a8a")]  # by the root: rare cells are visible
 
@@ -120,8 +121,8 @@ def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, label
 def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     """Draw results.csv (or every results*.csv of folder `dir`) into results.png beside it, two rows of panels.
 
-    Faint lines are the values, strong ones a running mean of a tenth of the run. Raises ValueError when there is no
-    readable table.
+    Faint lines are the values, strong ones a running mean of a tenth of the run. A residual.csv beside a single table
+    has one more panel. Raises ValueError when there is no readable table.
     """
     files = sorted(Path(dir).glob("results*.csv")) if dir else [Path(file)]
     if not files:
@@ -131,7 +132,12 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     if not panels:
         raise ValueError(f"{files[0]} has none of the columns {', '.join(RESULT_PANELS)}")
     columns = math.ceil(len(panels) / 2)
-    figure, axes = new_figure(min(len(panels), 2), columns, (2.7 * columns, 5.2))
+    scales = files[0].with_name("residual.csv")
+    wider = columns + (len(files) == 1 < len(panels) and scales.is_file())
+    figure, places = new_figure(min(len(panels), 2), wider, (2.7 * wider, 5.2))
+    axes = [axis for i, axis in enumerate(places) if i % wider < columns]
+    if wider > columns:
+        _draw_scales(places[columns], places[-1], read_results(scales))
     for place, (axis, name) in enumerate(zip(axes, panels, strict=False)):
         for number, (stem, table) in enumerate(tables.items()):
             _draw_result(axis, table, name, series_colour(number), stem)
@@ -157,6 +163,20 @@ def read_results(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is no table of results: {error}") from error
     return table if "epoch" in table.columns else table.assign(epoch=np.arange(float(len(table))))
+
+
+def _draw_scales(axis: Axes, key: Axes, table: pd.DataFrame) -> None:
+    """Draw what residual.csv says of each layer, and name the layers on the `key` below, largest first."""
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+    title(axis, "layers begun at zero", "epoch", "RMS of weights")
+    largest = table.drop(columns="epoch").max().sort_values(ascending=False)
+    for number, name in enumerate(largest.index):
+        style = {"color": series_colour(number), "linewidth": 2, "label": name if number < SHOWN_LAYERS else None}
+        axis.plot(table["epoch"], table[name], marker="o" if len(table) <= 30 else "", markersize=3, **style)
+        key.plot([], [], **style)
+    axis.set_ylim(0)
+    key.set_axis_off()
+    write_legend(key, 8, loc="upper left")
 
 
 def _draw_result(axis: Axes, table: pd.DataFrame, name: str, colour: str, stem: str) -> None:

@@ -30,15 +30,15 @@ FED_ALIKE = 0.5  # of an element: settles ties between layers that look the same
 class Layer:
     """What decides whether a layer means the same as one of another network: its class, `stride` in pixels per cell,
     `feeds` the kinds and strides of the layers whose outputs it takes, its tensors by their names inside the layer, and
-    which of them are `added`, being made for a sum: where they replace what came in, the same numbers mean another thing.
+    which of them are `added`, made for a sum: where the output replaces the input, the same numbers mean another thing.
     """
 
     index: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    kind: type | None = None
     stride: float | None = None
     feeds: tuple[Any, ...] = ()
     added: Collection[str] = ()
+    kind: type | None = None
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ def _model_layers(model: Any) -> list[Layer]:
         sources = row.f if isinstance(row.f, list) else [row.f]
         feeds = tuple(described[row.i - 1 if source == -1 else source] if row.i else "image" for source in sources)
         added = {f"{name}.{part}".lstrip(".") for name, of in started_at_zero(row).items() for part in of.state_dict()}
-        layers.append(Layer(row.i, row.state_dict(), type(row), strides[row.i], feeds, added))
+        layers.append(Layer(row.i, row.state_dict(), strides[row.i], feeds, added, type(row)))
     return layers
 
 
