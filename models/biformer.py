@@ -122,7 +122,8 @@ class BiFormerBlock(nn.Module):
         """Raise ValueError where the sum itself is normalised, or attention has no last layer to start at zero."""
         if not self.pre_norm:
             raise ValueError("residual=True needs norms before the branches: set pre_norm=true")
-        last = self.attn.proj if isinstance(self.attn, GlobalAttention) else self.attn.wo
+        attention: Any = self.attn
+        last = attention.proj if isinstance(attention, GlobalAttention) else attention.wo
         if isinstance(last, nn.Identity):
             raise ValueError("residual=True needs attention's output layer: set param_attention=qkvo")
         start_at_zero(last, self.mlp[-1], *filter(None, [self.pos_embed]))
@@ -291,4 +292,4 @@ class C3BRA(C3):
         super().__init__(c1, c2, n if residual else 0, shortcut, g, e)
         hidden = int(c2 * e)
         blocks = BiFormerStage(hidden, hidden, n, residual=residual, **block)
-        self.m = nn.Sequential(*self.m, *blocks) if residual else blocks
+        self.m = nn.Sequential(*self.m.children(), *blocks) if residual else blocks

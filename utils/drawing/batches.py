@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ from utils.drawing.writers import write_image
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 SHOWN_CONFIDENCE = 0.25  # predictions below it are left out of the mosaics
@@ -121,8 +122,8 @@ def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, label
 def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     """Draw results.csv (or every results*.csv of folder `dir`) into results.png beside it, two rows of panels.
 
-    Faint lines are the values, strong ones a running mean of a tenth of the run. A residual.csv beside a single table
-    has one more panel. Raises ValueError when there is no readable table.
+    Faint lines are the values, strong ones a running mean of a tenth of the run. A residual.csv beside them has one
+    more panel. Raises ValueError when there is no readable table.
     """
     files = sorted(Path(dir).glob("results*.csv")) if dir else [Path(file)]
     if not files:
@@ -132,12 +133,7 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     if not panels:
         raise ValueError(f"{files[0]} has none of the columns {', '.join(RESULT_PANELS)}")
     columns = math.ceil(len(panels) / 2)
-    scales = files[0].with_name("residual.csv")
-    wider = columns + (len(files) == 1 < len(panels) and scales.is_file())
-    figure, places = new_figure(min(len(panels), 2), wider, (2.7 * wider, 5.2))
-    axes = [axis for i, axis in enumerate(places) if i % wider < columns]
-    if wider > columns:
-        _draw_scales(places[columns], places[-1], read_results(scales))
+    figure, axes = _lay_out(min(len(panels), 2), columns, files[0].with_name("residual.csv"))
     for place, (axis, name) in enumerate(zip(axes, panels, strict=False)):
         for number, (stem, table) in enumerate(tables.items()):
             _draw_result(axis, table, name, series_colour(number), stem)
@@ -165,16 +161,28 @@ def read_results(path: Path) -> pd.DataFrame:
     return table if "epoch" in table.columns else table.assign(epoch=np.arange(float(len(table))))
 
 
+def _lay_out(rows: int, columns: int, scales: Path) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, row by row; a table of scales, where there is one, is drawn beside them."""
+    if not scales.is_file():
+        return new_figure(rows, columns, (2.7 * columns, 5.2))
+    figure, axes = new_figure(2, columns + 1, (2.7 * (columns + 1), 5.2))
+    _draw_scales(axes.pop(columns), axes.pop(), read_results(scales))
+    return figure, axes
+
+
 def _draw_scales(axis: Axes, key: Axes, table: pd.DataFrame) -> None:
-    """Draw what residual.csv says of each layer, and name the layers on the `key` below, largest first."""
-    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-    title(axis, "layers begun at zero", "epoch", "RMS of weights")
+    """Draw how far each layer that began at zero has come, and name the layers in the empty `key`, largest first."""
     largest = table.drop(columns="epoch").max().sort_values(ascending=False)
     for number, name in enumerate(largest.index):
-        style = {"color": series_colour(number), "linewidth": 2, "label": name if number < SHOWN_LAYERS else None}
-        axis.plot(table["epoch"], table[name], marker="o" if len(table) <= 30 else "", markersize=3, **style)
-        key.plot([], [], **style)
+        style: dict[str, Any] = {"color": series_colour(number), "linewidth": 2}
+        axis.plot(
+            table["epoch"], table[name], label=name, marker="o" if len(table) <= 30 else "", markersize=3, **style
+        )
+        if number < SHOWN_LAYERS:
+            key.plot([], [], label=name, **style)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     axis.set_ylim(0)
+    title(axis, "layers begun at zero", "epoch", "RMS of weights")
     key.set_axis_off()
     write_legend(key, 8, loc="upper left")
 

@@ -22,7 +22,8 @@ from utils.base.files import folded
 from utils.base.networks import started_at_zero
 
 _KEY = re.compile(r"((?:.*\.)?model)\.(\d+)\.(.+)")  # what precedes it, number of the layer, name inside the layer
-Fresh = Literal["initial", "mean"]
+Fresh = Literal["initial", "mean"]  # what classes that the donor does not know start from
+UNKNOWN = {"initial": "; fresh:", "mean": "; from the mean of the weights' classes:"}
 FED_ALIKE = 0.5  # of an element: settles ties between layers that look the same, and nothing else
 
 
@@ -51,6 +52,10 @@ class Transfer:
     head: list[str] = field(default_factory=list)
 
 
+def _related(one: type | None, other: type | None) -> bool:
+    return one is None or other is None or issubclass(one, other) or issubclass(other, one)
+
+
 def carried(donor: Layer, receiver: Layer) -> dict[str, Tensor]:
     """Return the donor's tensors that the receiver has with the same names and shapes, whole units only.
 
@@ -58,10 +63,8 @@ def carried(donor: Layer, receiver: Layer) -> dict[str, Tensor]:
     strides share nothing: what looks the same there has seen other sizes of things. Nor do classes of which neither is
     a kind of the other.
     """
-    if donor.stride != receiver.stride and None not in (donor.stride, receiver.stride):
-        return {}
-    kinds = donor.kind, receiver.kind
-    if None not in kinds and not (issubclass(*kinds) or issubclass(*reversed(kinds))):
+    other_stride = donor.stride != receiver.stride and None not in (donor.stride, receiver.stride)
+    if other_stride or not _related(donor.kind, receiver.kind):
         return {}
     given, taken = (defaultdict[str, dict[str, tuple[torch.Size, bool]]](dict) for _ in range(2))
     for units, layer in ((given, donor), (taken, receiver)):
@@ -220,35 +223,38 @@ def _transfer_head(
     A level is taken from the donor's at the same stride, as wide, and with as many anchors: x, y, w, h, objectness and
     known classes are the donor's.
     """
-    levels, strides = _match_levels(old, new), new.stride.tolist()
+    levels, strides = _match_levels(old, new), [f"{stride:g}" for stride in new.stride.tolist()]
     if not levels:
         return {}, ["head: starts fresh (no level of the same stride, width and number of anchors)"]
-    here, there = (torch.tensor([0, 1, 2, 3, 4, *numbers]) for numbers in (classes, classes.values()))
-    here[5:] += 5
-    there[5:] += 5
     state = {}
     for level, source in levels.items():
         for name, mine in new.m[level].named_parameters():
-            rows = mine.detach().clone().unflatten(0, (new.na, new.no))
-            given = old.m[source].get_parameter(name).detach().unflatten(0, (old.na, old.no))
-            if unknown == "mean":
-                rows[:, 5:] = given[:, 5:].mean(1, keepdim=True).to(rows)
-            rows[:, here.to(rows.device)] = given[:, there.to(given.device)].to(rows)
+            given = old.m[source].get_parameter(name).detach().to(mine).unflatten(0, (new.na, -1))
+            rows = _filled(given, mine.detach().unflatten(0, (new.na, -1)), classes, unknown)
             state[f"m.{level}.{name}"] = rows.flatten(0, 1)
     if not keep_anchors:
         state["anchors"] = new.anchors.clone()
         state["anchors"][[*levels]] = old.anchors[[*levels.values()]].to(new.anchors)
-    kept = [f"{strides[level]:g}" for level in levels]
-    fresh = [f"{stride:g}" for level, stride in enumerate(strides) if level not in levels]
-    others = [name for number, name in enumerate(names) if number not in classes]
-    anchors = "model description" if keep_anchors else "weights"
+    kept = _listed(" at stride", [strides[level] for level in levels])
+    fresh = _listed("; fresh at stride", [strides[level] for level in range(new.nl) if level not in levels])
+    known = _listed(":", [names[number] for number in classes])
+    others = _listed(UNKNOWN[unknown], [name for number, name in enumerate(names) if number not in classes])
     return state, [
-        "head:" + _listed(" boxes kept at stride", kept) + _listed("; fresh at stride", fresh),
-        f"head: {len(classes)} of {len(names)} classes kept"
-        + _listed(":", [names[number] for number in classes])
-        + _listed("; fresh:" if unknown == "initial" else "; from the mean of the weights' classes:", others),
-        f"anchors: those of the {anchors}" + (_listed(" at stride", kept) if fresh and not keep_anchors else ""),
+        f"head: boxes kept{kept}{fresh}",
+        f"head: {len(classes)} of {len(names)} classes kept{known}{others}",
+        "anchors: those of the model description" if keep_anchors else f"anchors: those of the weights{kept}",
     ]
+
+
+def _filled(given: Tensor, mine: Tensor, classes: Mapping[int, int], unknown: Fresh) -> Tensor:
+    """Return `mine`, rows of (anchors, 5 + classes, ...), with the donor's of box, objectness and known classes."""
+    rows = mine.clone()
+    if unknown == "mean":
+        rows[:, 5:] = given[:, 5:].mean(1, keepdim=True)
+    rows[:, :5] = given[:, :5]
+    for number, source in classes.items():
+        rows[:, 5 + number] = given[:, 5 + source]
+    return rows
 
 
 def _match_levels(old: Any, new: Any) -> dict[int, int]:

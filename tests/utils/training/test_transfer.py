@@ -258,7 +258,7 @@ def test_classes_go_by_name(plain):
     assert match_names(["a", "a"], ["a"]) == {0: 0} and match_names([], ["a"]) == match_names(["a"], []) == {}
 
 
-@pytest.mark.parametrize("keep, says", [(False, "the weights"), (True, "the model description")])
+@pytest.mark.parametrize("keep, says", [(False, "the weights at stride 8, 16"), (True, "the model description")])
 def test_anchors_go_with_the_boxes_made_for_them(plain, keep, says):
     donor = copy.deepcopy(plain)
     donor.model[-1].anchors *= 1.5
@@ -276,7 +276,7 @@ def test_the_report_says_what_came_from_where(plain):
         "fresh: layers 20 BiLevelRoutingAttention, 24 BiLevelRoutingAttention",
         "head: boxes kept at stride 8, 16, 32",
         "head: 2 of 3 classes kept: car, bus; fresh: kite",
-        "anchors: those of the weights",
+        "anchors: those of the weights at stride 8, 16, 32",
     ]
     inside = network("yolov5-C3BRA.yaml", "n")
     assert "layer 20 from 20 (C3BRA, in part)" in report(transfer(plain, inside, ["car"] * 3), inside)
