@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -273,6 +273,17 @@ def _listed(title: str, items: Sequence[str], limit: int = 12) -> str:
     return f"{title} {', '.join(items[:limit])}{more}" if items else ""
 
 
+def _fresh_parts(found: Transfer, row: Any) -> str:
+    """Say what of a layer got nothing, by the shortest names that nothing else has; nothing for a whole layer."""
+    names = list(row.state_dict())
+    kept = [f"{name}." for name in names if f"model.{row.i}.{name}" in found.state]
+    parts: dict[str, None] = {}
+    for name in (name for name in names if f"{name}." not in kept):
+        prefixes = accumulate(name.split("."), "{}.{}".format)
+        parts[next(part for part in prefixes if not any(other.startswith(f"{part}.") for other in kept))] = None
+    return f" ({_kind(row)}, fresh: {', '.join(parts)})" if parts else ""
+
+
 def report(found: Transfer, receiver: Any) -> list[str]:
     """Return the lines that say what came from where and what starts fresh; layers that moved together share one."""
     fresh = [row for row in receiver.model[:-1] if row.i not in found.pairs and row.state_dict()]
@@ -283,11 +294,11 @@ def report(found: Transfer, receiver: Any) -> list[str]:
         return index - source, sum(row.i < index for row in fresh), None if filled == everything else index
 
     lines = []
-    for (shift, _, in_part), pairs in groupby(sorted(found.pairs.items()), block):
+    for (shift, _, _), pairs in groupby(sorted(found.pairs.items()), block):
         first, *rest = (index for index, _ in pairs)
         end = f"{rest[-1]} from {first - shift}-{rest[-1] - shift}" if rest else ""
         moved = f"layers {first}-{end}" if rest else f"layer {first} from {first - shift}"
-        lines.append(moved + f" ({_kind(receiver.model[first])}, in part)" * (in_part is not None))
+        lines.append(moved + _fresh_parts(found, receiver.model[first]))
     if fresh:
         lines.append("fresh: layers " + ", ".join(f"{row.i} {_kind(row)}" for row in fresh))
     return lines + found.head

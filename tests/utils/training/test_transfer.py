@@ -278,8 +278,13 @@ def test_the_report_says_what_came_from_where(plain):
         "head: 2 of 3 classes kept: car, bus; fresh: kite",
         "anchors: those of the weights at stride 8, 16, 32",
     ]
-    inside = network("yolov5-C3BRA.yaml", "n")
-    assert "layer 20 from 20 (C3BRA, in part)" in report(transfer(plain, inside, ["car"] * 3), inside)
+    for rest, line in (
+        ("-C3BRA", "layer 20 from 20 (C3BRA, fresh: m)"),
+        ("-C3BRA-residual", "layer 20 from 20 (C3BRA, fresh: m.1)"),
+    ):
+        assert line in report(transfer(plain, built(rest), ["car"] * 80), built(rest))
+    lines = report(transfer(built("_BiFormer"), built("-BiFormer-residual"), ["car"] * 80), built("-BiFormer-residual"))
+    assert "layer 24 from 24 (BiLevelRoutingAttention, fresh: lepe, wo)" in lines
 
 
 # ---- a training run
@@ -305,12 +310,13 @@ def begun(weights, cfg, names):
     return build_model(SimpleNamespace(opt=opt, names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu")))
 
 
-def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes():
+@pytest.mark.parametrize("cfg", ["yolov5n_BiFormer.yaml", "yolov5n-BiFormer-residual.yaml"])
+def test_a_v61_checkpoint_starts_a_network_with_bra_and_other_classes(cfg):
     file = ROOT / "tests/golden/yolov5n.pt"
     if not file.is_file():
         pytest.skip("needs tests/golden/yolov5n.pt")
     donor = attempt_load(file, fuse=False)
-    model = begun(file, "yolov5n_BiFormer.yaml", [donor.names[1], "kite"])
+    model = begun(file, cfg, [donor.names[1], "kite"])
     assert model.names == [donor.names[1], "kite"]
     assert torch.equal(model.model[25].cv3.conv.weight, donor.model[23].cv3.conv.weight)
     new, old = model.model[26].m[0].bias.view(3, 7), donor.model[24].m[0].bias.view(3, -1)
