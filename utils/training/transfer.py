@@ -300,5 +300,6 @@ def report(found: Transfer, receiver: Any) -> list[str]:
         moved = f"layers {first}-{end}" if rest else f"layer {first} from {first - shift}"
         lines.append(moved + _fresh_parts(found, receiver.model[first]))
     if fresh:
-        lines.append("fresh: layers " + ", ".join(f"{row.i} {_kind(row)}" for row in fresh))
+        kinds = [f"{row.i} {_kind(row)}{' (adds nothing yet)' * bool(started_at_zero(row))}" for row in fresh]
+        lines.append(f"fresh: layers {', '.join(kinds)}")
     return lines + found.head

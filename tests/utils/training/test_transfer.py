@@ -283,6 +283,9 @@ def test_the_report_says_what_came_from_where(plain):
         ("-C3BRA-residual", "layer 20 from 20 (C3BRA, fresh: m.1)"),
     ):
         assert line in report(transfer(plain, built(rest), ["car"] * 80), built(rest))
+    first, second = (f"{row} BiLevelRoutingAttention (adds nothing yet)" for row in (20, 24))
+    lines = report(transfer(plain, built("-BiFormer-residual"), ["car"] * 80), built("-BiFormer-residual"))
+    assert f"fresh: layers {first}, {second}" in lines
     lines = report(transfer(built("_BiFormer"), built("-BiFormer-residual"), ["car"] * 80), built("-BiFormer-residual"))
     assert "layer 24 from 24 (BiLevelRoutingAttention, fresh: lepe, wo)" in lines
 
