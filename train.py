@@ -56,6 +56,7 @@ from utils.evaluation.evaluator import EvalSettings, ValResult, evaluate, log_ta
 from utils.evaluation.metrics import fitness
 from utils.evaluation.reports import Report
 from utils.loggers import check_loggers
+from utils.loggers.run import write_scales
 from utils.prepare.dataset_tools import write_report
 from utils.search.evolve import evolve
 from utils.training.anchors import check_anchors
@@ -248,6 +249,7 @@ class Run:
         self.log_epoch(losses, scored, began)
         values = [*losses, *progress.summary, *map(itemgetter("lr"), trainer.optimizer.param_groups)]
         progress.history.append([epoch, *values])
+        write_scales(self.setup.folder / "residual.csv", trainer.ema.ema, epoch)
         score = float(fitness(np.array(progress.summary).reshape(1, -1))[0])
         stop = (scored and progress.stopper(epoch, score)) or self.callbacks.stop_training
         improved = score > progress.best_fitness or not self.writer.best.exists()

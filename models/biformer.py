@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from models.bra.arguments import drop_rate, head_widths, odd_kernel, real_number, true_or_false, whole_number
 from models.bra.attention import BiLevelRoutingAttention
 from models.common import C3
+from utils.base.networks import start_at_zero
 
 __all__ = [
     "C3BRA", "BiFormer", "BiFormerBlock", "BiFormerMerging", "BiFormerStage", "BiFormerStem", "DropPath",
@@ -87,16 +88,18 @@ class BiFormerBlock(nn.Module):
         pre_norm: normalise what goes into a branch; otherwise what comes out of the sum.
         layer_scale_init_value: first value of a learned factor per channel of both branches, none unless above 0.
         plain_mlp: the MLP of the STL layout (linear, GELU, linear); otherwise with the place of a fourth layer.
+        residual: all that is added starts at zero: put into a trained network, the block changes nothing until it is
+            trained. Needs `pre_norm` and an output layer.
         attention: further arguments of `BiLevelRoutingAttention`; with the whole map only num_heads (8) has a meaning.
     """
 
     def __init__(
         self, dim: int, topk: int = 4, head_dim: int = 32, mlp_ratio: float = 3, drop_path: float = 0.0,
         before_attn_dwconv: int = 3, side_dwconv: int = 5, pre_norm: bool = True, layer_scale_init_value: float = -1,
-        plain_mlp: bool = False, **attention: Any,
+        plain_mlp: bool = False, residual: bool = False, **attention: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        true_or_false(pre_norm=pre_norm, plain_mlp=plain_mlp)
+        true_or_false(pre_norm=pre_norm, plain_mlp=plain_mlp, residual=residual)
         dim, kernel = whole_number("dim", dim), odd_kernel("before_attn_dwconv", before_attn_dwconv)
         side_dwconv = odd_kernel("side_dwconv", side_dwconv)
         ratio = real_number("mlp_ratio", mlp_ratio, lambda value: 0 < value < math.inf, "a number above 0")
@@ -112,6 +115,18 @@ class BiFormerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.pre_norm = pre_norm
         self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), first)) if first > 0 else None for _ in range(2))
+        if residual:
+            self._start_as_nothing()
+
+    def _start_as_nothing(self) -> None:
+        """Raise ValueError where the sum itself is normalised, or attention has no last layer to start at zero."""
+        if not self.pre_norm:
+            raise ValueError("residual=True needs norms before the branches: set pre_norm=true")
+        attention: Any = self.attn
+        last = attention.proj if isinstance(attention, GlobalAttention) else attention.wo
+        if isinstance(last, nn.Identity):
+            raise ValueError("residual=True needs attention's output layer: set param_attention=qkvo")
+        start_at_zero(last, self.mlp[-1], *filter(None, [self.pos_embed]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -286,11 +301,16 @@ class C3BRA(C3):
 
     Arguments after C3's (channels in and out, repeats, shortcut, groups, expansion) belong to the block.
     `shortcut` and `g` have no meaning here: blocks add to what comes in, and their convolutions are depthwise.
+    With `residual` bottlenecks stay as they are, and `n` blocks that begin as nothing follow them: with the weights of
+    a C3 it computes what that does until it is trained.
     """
 
     def __init__(
-        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, **block: Any
-    ) -> None:
-        super().__init__(c1, c2, 0, shortcut, g, e)
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, residual: bool = False,
+        **block: Any,
+    ) -> None:  # fmt: skip
+        true_or_false(residual=residual)
+        super().__init__(c1, c2, n if residual else 0, shortcut, g, e)
         hidden = int(c2 * e)
-        self.m = BiFormerStage(hidden, hidden, n, **block)
+        blocks = BiFormerStage(hidden, hidden, n, residual=residual, **block)
+        self.m = nn.Sequential(*self.m.children(), *blocks) if residual else blocks

@@ -123,9 +123,9 @@ class Model(nn.Module):
         verbose: log the table of layers and the summary.
 
     `yaml` is the description as used, `save` the layers whose output a later one needs, `stride` the pixels per cell
-    of each level, `layer_strides` those of each layer's output (None where it is no map), `names` the classes, `hyp`
-    what training attaches, `imgsz` the side in pixels of the images it was trained on (0: unknown). Raises ValueError
-    for a description that cannot be built.
+    of each level, `layer_maps` channels and pixels per cell of each layer's output (None where it is no map), `names`
+    the classes, `hyp` what training attaches, `imgsz` the side in pixels of the images it was trained on (0: unknown).
+    Raises ValueError for a description that cannot be built.
     """
 
     imgsz = 0
@@ -162,7 +162,7 @@ class Model(nn.Module):
         layers, self.save, widths = build_layers(self.yaml, ch, verbose)
         self.model = nn.Sequential(*layers)
         self.stride = torch.tensor([32.0])
-        self.layer_strides: list[float | None] = [None] * len(layers)
+        self.layer_maps: list[tuple[int, float] | None] = [None] * len(layers)
         initialize_weights(self)
         head = layers[-1]
         if isinstance(head, Detect):
@@ -183,7 +183,7 @@ class Model(nn.Module):
             nonlocal done, wrong
             done = layer.i
             if isinstance(output, Tensor) and output.ndim == 4:
-                self.layer_strides[done] = PROBE / output.shape[2]
+                self.layer_maps[done] = (output.shape[1], PROBE / output.shape[2])
                 if not wrong and widths[done] not in (None, output.shape[1]):
                     wrong = (
                         f"layer {done} ({layer.type}) gives {output.shape[1]} channels and declares {widths[done]}; "

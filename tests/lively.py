@@ -12,6 +12,7 @@ import torch
 
 from models.exporters.compare import load_images
 from models.yolo import Model
+from utils.base.networks import started_at_zero
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 from utils.predict.pipeline import prepare_image, to_network
 
@@ -29,6 +30,8 @@ def lively_model(cfg: str | dict, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     model = Model(cfg, nc=len(NAMES), verbose=False)
     model.names = list(NAMES)
+    for layer in started_at_zero(model).values():  # as if it had learnt
+        torch.nn.init.normal_(layer.weight, std=0.1)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the plain average over what is seen

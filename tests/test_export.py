@@ -124,7 +124,10 @@ def test_oblong_images_in_batches(routed, name):
         model(torch.rand(1, 3, 128, 128))
 
 
-@pytest.mark.parametrize("cfg, name", [(CONFIGS[0], "onnx"), (CONFIGS[1], "onnx"), (CONFIGS[1], "torchscript")])
+@pytest.mark.parametrize("cfg, name", [
+    (CONFIGS[0], "onnx"), (CONFIGS[1], "onnx"), (CONFIGS[1], "torchscript"),
+    ("yolov5n-C3BRA-residual.yaml", "torchscript"), ("yolov5n-BiFormer-residual.yaml", "torchscript"),
+])  # fmt: skip
 def test_open_sizes(tmp_path, cfg, name, capsys):
     skip_without(name)
     weights = write_lively(tmp_path / "best.pt", cfg)

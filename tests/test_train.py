@@ -135,7 +135,9 @@ def ends_early(epoch: int, **changes: Any) -> Iterator[None]:
 
 
 def test_resume_ends_where_an_uninterrupted_run_ends(job: dict[str, Any], tmp_path: Path) -> None:
-    job |= {"epochs": 3}
+    cfg = tmp_path / "residual.yaml"
+    cfg.write_text(Path(job["cfg"]).read_text().replace("Attention, []", "Attention, [{residual: true}]"))
+    job |= {"epochs": 3, "cfg": str(cfg)}
     train.run(name="whole", **job)
     with ends_early(1):
         train.run(name="cut", **job)
@@ -143,8 +145,9 @@ def test_resume_ends_where_an_uninterrupted_run_ends(job: dict[str, Any], tmp_pa
     train.run(resume=str(last))
     whole, cut = (weights_of(tmp_path / "runs" / name / "weights/last.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
-    rows = [(tmp_path / "runs" / name / "results.csv").read_text() for name in ("whole", "cut")]
-    assert rows[0] == rows[1]
+    for table in ("results.csv", "residual.csv"):
+        rows = [(tmp_path / "runs" / name / table).read_text() for name in ("whole", "cut")]
+        assert rows[0] == rows[1] and len(rows[0].splitlines()) == 4
     with pytest.raises(ValueError, match="is finished"):
         train.run(resume=str(last))
 

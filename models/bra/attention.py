@@ -19,6 +19,7 @@ from models.bra import arguments as check
 from models.bra import functions
 from models.bra.functions import Routes, route
 from models.bra.modes import KVDownsample, best_side, make_downsample
+from utils.base.networks import start_at_zero
 
 __all__ = ["BiLevelRoutingAttention", "KVGather", "QKVLinear", "TopkRouting"]
 
@@ -203,8 +204,7 @@ class BiLevelRoutingAttention(nn.Module):
         self.qkv = QKVLinear(dim, qk_dim)
         self.wo = PointwiseLinear(dim, dim) if has_output else nn.Identity()
         if residual:
-            for parameter in self.wo.parameters():
-                nn.init.zeros_(parameter)
+            start_at_zero(self.wo)
         self.kv_down = make_downsample(
             kv_downsample_mode, qk_dim + dim, kv_per_win, kv_downsample_ratio, kv_downsample_kernel
         )

@@ -14,12 +14,20 @@ from models.biformer import (
     GlobalAttention,
 )
 from models.bra.attention import BiLevelRoutingAttention
+from models.common import C3
 from models.yolo import Model
+from utils.base.networks import started_at_zero
 from utils.base.paths import ROOT
 from utils.base.yaml import read_yaml
 
 PYRAMIDS = ("yolov5-biformer-tiny", "yolov5-biformer-small", "yolov5-biformer-base")
-NECKS = ("yolov5-BiFormer-p345", "yolov5-BiFormer-p2", "yolov5-C3BRA")
+NECKS = (
+    "yolov5-BiFormer-p345",
+    "yolov5-BiFormer-p2",
+    "yolov5-C3BRA",
+    "yolov5-BiFormer-residual",
+    "yolov5-C3BRA-residual",
+)
 
 
 def miniature(**changes):
@@ -113,6 +121,48 @@ def test_c3bra_drops_in_for_c3(width):
     assert block(torch.randn(2, 24, 9, 5)).shape == (2, width, 9, 5)
 
 
+# ---- blocks that begin as nothing
+def starting(kind):
+    torch.manual_seed(0)
+    return {
+        "routed": lambda: BiFormerBlock(8, 2, 4, n_win=2, residual=True),
+        "scaled": lambda: BiFormerBlock(8, 2, 4, n_win=2, layer_scale_init_value=0.1, residual=True),
+        "global": lambda: BiFormerBlock(8, -2, residual=True),
+        "no position": lambda: BiFormerBlock(8, -1, before_attn_dwconv=0, residual=True),
+        "stage": lambda: BiFormerStage(8, 8, 2, 2, 0.1, n_win=2, residual=True),
+        "C3BRA": lambda: C3BRA(8, 8, 2, False, topk=2, n_win=2, residual=True),
+    }[kind]()
+
+
+STARTING = ("routed", "scaled", "global", "no position", "stage", "C3BRA")
+
+
+@pytest.mark.parametrize("kind", STARTING)
+@pytest.mark.parametrize("sides", [(1, 1), (4, 4), (7, 5)])
+def test_until_it_is_trained_a_residual_block_gives_what_it_gets(kind, sides):
+    block, expected, x = starting(kind), torch.nn.Identity(), torch.randn(2, 8, *sides)
+    if kind == "C3BRA":
+        expected = C3(8, 8, 2, False)
+        state = expected.state_dict()
+        assert block.load_state_dict(state, strict=False).unexpected_keys == []
+    assert torch.equal(block.eval()(x), expected.eval()(x)) and torch.equal(block.train()(x), expected.train()(x))
+
+
+@pytest.mark.parametrize("kind", STARTING)
+def test_residual_blocks_learn_everywhere_from_the_second_step_on(kind):
+    block = starting(kind)
+    x, wanted = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
+    optimizer, seen = torch.optim.SGD(block.parameters(), lr=0.1), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (block(x) - wanted).square().mean().backward()
+        seen.append({name for name, p in block.named_parameters() if p.grad.any()})
+        optimizer.step()
+    zeros = {f"{name}.{part}" for name, of in started_at_zero(block).items() for part, _ in of.named_parameters()}
+    assert zeros <= seen[0] and {name for name in seen[0] - zeros if "cv" not in name and "bn" not in name} == set()
+    assert seen[2] == {name for name, _ in block.named_parameters()}
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"embed_dim": (8, 16, 24)}, "4 depths, 3 widths"), ({"depth": 2}, "depth=2: give a list"),
     ({"depth": (1, 0, 1, 1)}, "depth=0"), ({"embed_dim": (8, 16.0, 24, 32)}, "embed_dim=16.0.*write 16"),
@@ -177,6 +227,8 @@ def test_shipped_pyramids_are_those_of_the_paper(name):
     ({"mlp_ratio": True}, "mlp_ratio=True.*above 0"), ({"pre_norm": "no"}, "pre_norm='no'.*true or false"),
     ({"plain_mlp": 1}, "plain_mlp=1.*true or false"), ({"mask_padding": "no"}, "mask_padding='no'.*true or false"),
     ({"layer_scale_init_value": "small"}, "layer_scale_init_value='small'.*give a number"),
+    ({"residual": 1}, "residual=1.*true or false"), ({"residual": True, "pre_norm": False}, "set pre_norm=true"),
+    ({"residual": True, "param_attention": "qkv"}, "set param_attention=qkvo"),
 ])  # fmt: skip
 def test_mistakes_in_a_description_name_the_layer(arguments, message):
     rows = [[-1, 1, "BiFormerStem", [16]], [-1, 1, "BiFormerStage", [16, {"n_win": 2, **arguments}]]]

@@ -44,6 +44,22 @@ def initialize_weights(model: nn.Module) -> None:
             module.inplace = True
 
 
+def start_at_zero(*layers: nn.Module) -> None:
+    """Let layers whose output is added to something add nothing until they are trained, and mark them as such.
+
+    What comes before them gets gradients from the second step on (https://arxiv.org/abs/2003.04887).
+    """
+    for layer in layers:
+        vars(layer)["starts_at_zero"] = True
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+def started_at_zero(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a network that `start_at_zero` marked, by name."""
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "starts_at_zero")}
+
+
 def fuse_conv_and_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     """Return one convolution that computes bn(conv(x)) as in evaluation, in the convolution's type and on its device.
 

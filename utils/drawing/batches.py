@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -32,12 +32,14 @@ from utils.drawing.writers import write_image
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 SHOWN_CONFIDENCE = 0.25  # predictions below it are left out of the mosaics
 BLANK = 255  # unused tiles are white
 FEATURE_TILE, TILE_GAP = 160, 4  # pixels that small feature maps are enlarged to, about, and those between them
 BOX = ["x", "y", "width", "height"]
+SHOWN_LAYERS = 16  # named in a legend
 OUTLINED_BOXES = 1000  # as many label outlines as the eye can take
 HEAT = [(0, "#ffffff"), (1 / 9, "#bfdbfe"), (4 / 9, "#3b82f6"), (1, "#1e3a8a")]  # by the root: rare cells are visible
 
@@ -120,8 +122,8 @@ def _draw_targets(drawing: Annotator, rows: np.ndarray, scale: np.ndarray, label
 def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     """Draw results.csv (or every results*.csv of folder `dir`) into results.png beside it, two rows of panels.
 
-    Faint lines are the values, strong ones a running mean of a tenth of the run. Raises ValueError when there is no
-    readable table.
+    Faint lines are the values, strong ones a running mean of a tenth of the run. A residual.csv beside them has one
+    more panel. Raises ValueError when there is no readable table.
     """
     files = sorted(Path(dir).glob("results*.csv")) if dir else [Path(file)]
     if not files:
@@ -131,7 +133,7 @@ def plot_results(file: Path | str, dir: Path | str = "") -> Path:
     if not panels:
         raise ValueError(f"{files[0]} has none of the columns {', '.join(RESULT_PANELS)}")
     columns = math.ceil(len(panels) / 2)
-    figure, axes = new_figure(min(len(panels), 2), columns, (2.7 * columns, 5.2))
+    figure, axes = _lay_out(min(len(panels), 2), columns, files[0].with_name("residual.csv"))
     for place, (axis, name) in enumerate(zip(axes, panels, strict=False)):
         for number, (stem, table) in enumerate(tables.items()):
             _draw_result(axis, table, name, series_colour(number), stem)
@@ -157,6 +159,32 @@ def read_results(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is no table of results: {error}") from error
     return table if "epoch" in table.columns else table.assign(epoch=np.arange(float(len(table))))
+
+
+def _lay_out(rows: int, columns: int, scales: Path) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, row by row; a table of scales, where there is one, is drawn beside them."""
+    if not scales.is_file():
+        return new_figure(rows, columns, (2.7 * columns, 5.2))
+    figure, axes = new_figure(2, columns + 1, (2.7 * (columns + 1), 5.2))
+    _draw_scales(axes.pop(columns), axes.pop(), read_results(scales))
+    return figure, axes
+
+
+def _draw_scales(axis: Axes, key: Axes, table: pd.DataFrame) -> None:
+    """Draw how far each layer that began at zero has come, and name the layers in the empty `key`, largest first."""
+    largest = table.drop(columns="epoch").max().sort_values(ascending=False)
+    for number, name in enumerate(largest.index):
+        style: dict[str, Any] = {"color": series_colour(number), "linewidth": 2}
+        axis.plot(
+            table["epoch"], table[name], label=name, marker="o" if len(table) <= 30 else "", markersize=3, **style
+        )
+        if number < SHOWN_LAYERS:
+            key.plot([], [], label=name, **style)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axis.set_ylim(0)
+    title(axis, "layers begun at zero", "epoch", "RMS of weights")
+    key.set_axis_off()
+    write_legend(key, 8, loc="upper left")
 
 
 def _draw_result(axis: Axes, table: pd.DataFrame, name: str, colour: str, stem: str) -> None:

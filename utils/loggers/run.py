@@ -1,17 +1,20 @@
-"""A run, and what each leaves in its folder: results.csv in YOLOv5's columns and widths, and images."""
+"""A run, and what each leaves in its folder: results.csv in YOLOv5's columns and widths, residual.csv, and images."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from utils.base.files import write_whole
 from utils.base.log import LOGGER, one_line
+from utils.base.networks import started_at_zero
 from utils.drawing.batches import plot_images, plot_labels, plot_results
 
 COLUMNS = tuple(
@@ -70,11 +73,32 @@ class CsvLogger:
         self._write()
 
     def _write(self) -> None:
-        try:
-            write_whole(self.file, "\n".join(self.lines) + "\n")
-        except OSError as error:  # a table is no reason to lose the epoch: its checkpoint is written next
-            remedy = "make room on the disk, the next epoch writes all rows again"
-            LOGGER.warning(f"{self.file}: could not be written ({error.strerror}); {remedy}")
+        _write_table(self.file, self.lines)
+
+
+def _write_table(file: Path, lines: Sequence[str]) -> None:
+    try:
+        write_whole(file, "\n".join(lines) + "\n")
+    except OSError as error:  # a table is no reason to lose the epoch: its checkpoint is written next
+        remedy = "make room on the disk, the next epoch writes all rows again"
+        LOGGER.warning(f"{file}: could not be written ({error.strerror}); {remedy}")
+
+
+def write_scales(file: Path, model: nn.Module, epoch: int) -> None:
+    """Add an epoch to the table of how far layers that began at zero have come; nothing for a model without them.
+
+    It is the root mean square of all numbers of a layer: what the layer adds is proportional to them, and they need no
+    forward pass. Rows of this epoch and later ones, left by a run that was cut off, are replaced.
+    """
+    if not (layers := started_at_zero(model)):
+        return
+    header = ",".join(["epoch", *(name.removeprefix("model.") for name in layers)])
+    before = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []
+    numbered = [(line, re.match(r"(\d+),", line)) for line in before if before[0] == header]
+    rows = [line for line, number in numbered if number and int(number[1]) < epoch]
+    numbers = [torch.cat([part.detach().flatten() for part in layer.parameters()]) for layer in layers.values()]
+    sizes = [f"{part.double().square().mean().sqrt().item():.5g}" for part in numbers]
+    _write_table(file, [header, *rows, ",".join([str(epoch), *sizes])])
 
 
 class ImageLogger:

@@ -11,28 +11,35 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.base.files import folded
+from utils.base.networks import started_at_zero
 
 _KEY = re.compile(r"((?:.*\.)?model)\.(\d+)\.(.+)")  # what precedes it, number of the layer, name inside the layer
+Fresh = Literal["initial", "mean"]  # what classes that the donor does not know start from
+UNKNOWN = {"initial": "; fresh:", "mean": "; from the mean of the weights' classes:"}
 FED_ALIKE = 0.5  # of an element: settles ties between layers that look the same, and nothing else
 
 
 @dataclass(slots=True)
 class Layer:
-    """What decides whether a layer means the same as one of another network: `stride` in pixels per cell, `feeds` the
-    kinds and strides of the layers whose outputs it takes, and its tensors by their names inside the layer."""
+    """What decides whether a layer means the same as one of another network: its class, `stride` in pixels per cell,
+    `feeds` the kinds and strides of the layers whose outputs it takes, its tensors by their names inside the layer, and
+    which of them are `added`, made for a sum: where the output replaces the input, the same numbers mean another thing.
+    """
 
     index: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     stride: float | None = None
     feeds: tuple[Any, ...] = ()
+    added: Collection[str] = ()
+    kind: type | None = None
 
 
 @dataclass(slots=True)
@@ -45,18 +52,24 @@ class Transfer:
     head: list[str] = field(default_factory=list)
 
 
+def _related(one: type | None, other: type | None) -> bool:
+    return one is None or other is None or issubclass(one, other) or issubclass(other, one)
+
+
 def carried(donor: Layer, receiver: Layer) -> dict[str, Tensor]:
     """Return the donor's tensors that the receiver has with the same names and shapes, whole units only.
 
     A unit means something only together, such as a convolution and the batch norm behind it. Layers at different
-    strides share nothing: what looks the same there has seen other sizes of things.
+    strides share nothing: what looks the same there has seen other sizes of things. Nor do classes of which neither is
+    a kind of the other.
     """
-    if donor.stride != receiver.stride and None not in (donor.stride, receiver.stride):
+    other_stride = donor.stride != receiver.stride and None not in (donor.stride, receiver.stride)
+    if other_stride or not _related(donor.kind, receiver.kind):
         return {}
-    given, taken = (defaultdict[str, dict[str, torch.Size]](dict) for _ in range(2))
+    given, taken = (defaultdict[str, dict[str, tuple[torch.Size, bool]]](dict) for _ in range(2))
     for units, layer in ((given, donor), (taken, receiver)):
         for name, tensor in layer.tensors.items():
-            units[".".join(name.split(".")[:-2])][name] = tensor.shape
+            units[".".join(name.split(".")[:-2])][name] = tensor.shape, name in layer.added
     same = [unit for place, unit in taken.items() if given.get(place) == unit]
     return {name: donor.tensors[name] for unit in same for name in unit}
 
@@ -126,13 +139,14 @@ def _kind(layer: Any) -> str:
 
 def _model_layers(model: Any) -> list[Layer]:
     """Return all layers but the head, with strides and feeds as the model found them when it was built."""
-    strides = model.layer_strides
+    strides = [shape and shape[1] for shape in model.layer_maps]
     described = [(_kind(row), stride) for row, stride in zip(model.model, strides, strict=True)]
     layers = []
     for row in model.model[:-1]:
         sources = row.f if isinstance(row.f, list) else [row.f]
         feeds = tuple(described[row.i - 1 if source == -1 else source] if row.i else "image" for source in sources)
-        layers.append(Layer(row.i, row.state_dict(), strides[row.i], feeds))
+        added = {f"{name}.{part}".lstrip(".") for name, of in started_at_zero(row).items() for part in of.state_dict()}
+        layers.append(Layer(row.i, row.state_dict(), strides[row.i], feeds, added, type(row)))
     return layers
 
 
@@ -143,14 +157,20 @@ def _source(model: Any, row: Any) -> Any:
     return model.model[row.f if row.f >= 0 else row.i - 1]
 
 
+def _keeps_shape(model: Any, row: Any) -> bool:
+    source = _source(model, row)
+    return source is not None and model.layer_maps[source.i] == model.layer_maps[row.i] is not None
+
+
 def _fed_alike(models: Sequence[Any], rows: Sequence[Any], aligned: Sequence[Collection[int]]) -> bool:
     """Return whether a donor's and a receiver's row both work on one layer's output, or on as many joined maps.
 
-    Layers before them that only one of the two has, such as attention that was put in, are looked through.
+    Layers before them that only one of the two has and that keep the shape of their map, such as attention that was put
+    in, are looked through.
     """
     feeds = [_source(model, row) for model, row in zip(models, rows, strict=True)]
     while all(feeds) and _kind(feeds[0]) != _kind(feeds[1]):
-        extra = [n for n in (1, 0) if feeds[n].i not in aligned[n] and _source(models[n], feeds[n])]
+        extra = [n for n in (1, 0) if feeds[n].i not in aligned[n] and _keeps_shape(models[n], feeds[n])]
         if not extra:
             break
         feeds[extra[0]] = _source(models[extra[0]], feeds[extra[0]])
@@ -158,12 +178,15 @@ def _fed_alike(models: Sequence[Any], rows: Sequence[Any], aligned: Sequence[Col
     return joined[0] == joined[1]
 
 
-def transfer(donor: Any, receiver: Any, names: Sequence[str], keep_anchors: bool = False) -> Transfer:
+def transfer(
+    donor: Any, receiver: Any, names: Sequence[str], keep_anchors: bool = False, fresh: Fresh = "initial"
+) -> Transfer:
     """Find what of a trained detector's weights the receiver, which will know the classes `names`, can take over.
 
     Both are `models.yolo.Model`s that end in a `Detect` head. Boxes and objectness of the head go level by level, by
     stride; classes go by name: the same text first, then the same but for case, blanks, `-` and `_`. With
-    `keep_anchors` the receiver's anchors stay. Nothing is copied: load `state` with `strict=False`.
+    `keep_anchors` the receiver's anchors stay. Classes that the donor does not know start as they are, or from the mean
+    of all that it knows. Nothing is copied: load `state` with `strict=False`.
     """
     found = Transfer({})
     pairs = align(_model_layers(donor), _model_layers(receiver))
@@ -172,9 +195,8 @@ def transfer(donor: Any, receiver: Any, names: Sequence[str], keep_anchors: bool
         if _fed_alike((donor, receiver), (donor.model[old.index], receiver.model[new.index]), known):
             found.pairs[new.index] = (old.index, len(tensors), len(new.tensors))
             found.state |= {f"model.{new.index}.{name}": tensor for name, tensor in tensors.items()}
-    head, found.head = _transfer_head(
-        donor.model[-1], receiver.model[-1], match_names(donor.names, names), list(names), keep_anchors
-    )
+    classes = match_names(donor.names, names)
+    head, found.head = _transfer_head(donor.model[-1], receiver.model[-1], classes, list(names), keep_anchors, fresh)
     found.state |= {f"model.{receiver.model[-1].i}.{name}": tensor for name, tensor in head.items()}
     return found
 
@@ -194,39 +216,45 @@ def match_names(donor: Sequence[str], receiver: Sequence[str]) -> dict[int, int]
 
 
 def _transfer_head(
-    old: Any, new: Any, classes: Mapping[int, int], names: list[str], keep_anchors: bool
+    old: Any, new: Any, classes: Mapping[int, int], names: list[str], keep_anchors: bool, unknown: Fresh
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state of the receiver's head and sentences about it.
 
     A level is taken from the donor's at the same stride, as wide, and with as many anchors: x, y, w, h, objectness and
     known classes are the donor's.
     """
-    levels, strides = _match_levels(old, new), new.stride.tolist()
+    levels, strides = _match_levels(old, new), [f"{stride:g}" for stride in new.stride.tolist()]
     if not levels:
         return {}, ["head: starts fresh (no level of the same stride, width and number of anchors)"]
-    here, there = (torch.tensor([0, 1, 2, 3, 4, *numbers]) for numbers in (classes, classes.values()))
-    here[5:] += 5
-    there[5:] += 5
     state = {}
     for level, source in levels.items():
         for name, mine in new.m[level].named_parameters():
-            rows = mine.detach().clone().unflatten(0, (new.na, new.no))
-            given = old.m[source].get_parameter(name).detach().unflatten(0, (old.na, old.no))
-            rows[:, here.to(rows.device)] = given[:, there.to(given.device)].to(rows)
+            given = old.m[source].get_parameter(name).detach().to(mine).unflatten(0, (new.na, -1))
+            rows = _filled(given, mine.detach().unflatten(0, (new.na, -1)), classes, unknown)
             state[f"m.{level}.{name}"] = rows.flatten(0, 1)
     if not keep_anchors:
         state["anchors"] = new.anchors.clone()
         state["anchors"][[*levels]] = old.anchors[[*levels.values()]].to(new.anchors)
-    kept = [f"{strides[level]:g}" for level in levels]
-    fresh = [f"{stride:g}" for level, stride in enumerate(strides) if level not in levels]
-    unknown = [name for number, name in enumerate(names) if number not in classes]
+    kept = _listed(" at stride", [strides[level] for level in levels])
+    fresh = _listed("; fresh at stride", [strides[level] for level in range(new.nl) if level not in levels])
+    known = _listed(":", [names[number] for number in classes])
+    others = _listed(UNKNOWN[unknown], [name for number, name in enumerate(names) if number not in classes])
     return state, [
-        "head:" + _listed(" boxes kept at stride", kept) + _listed("; fresh at stride", fresh),
-        f"head: {len(classes)} of {len(names)} classes kept"
-        + _listed(":", [names[number] for number in classes])
-        + _listed("; fresh:", unknown),
-        f"anchors: those of the {'model description' if keep_anchors else 'weights'}",
+        f"head: boxes kept{kept}{fresh}",
+        f"head: {len(classes)} of {len(names)} classes kept{known}{others}",
+        "anchors: those of the model description" if keep_anchors else f"anchors: those of the weights{kept}",
     ]
+
+
+def _filled(given: Tensor, mine: Tensor, classes: Mapping[int, int], unknown: Fresh) -> Tensor:
+    """Return `mine`, rows of (anchors, 5 + classes, ...), with the donor's of box, objectness and known classes."""
+    rows = mine.clone()
+    if unknown == "mean":
+        rows[:, 5:] = given[:, 5:].mean(1, keepdim=True)
+    rows[:, :5] = given[:, :5]
+    for number, source in classes.items():
+        rows[:, 5 + number] = given[:, 5 + source]
+    return rows
 
 
 def _match_levels(old: Any, new: Any) -> dict[int, int]:
@@ -245,6 +273,17 @@ def _listed(title: str, items: Sequence[str], limit: int = 12) -> str:
     return f"{title} {', '.join(items[:limit])}{more}" if items else ""
 
 
+def _fresh_parts(found: Transfer, row: Any) -> str:
+    """Say what of a layer got nothing, by the shortest names that nothing else has; nothing for a whole layer."""
+    names = list(row.state_dict())
+    kept = [f"{name}." for name in names if f"model.{row.i}.{name}" in found.state]
+    parts: dict[str, None] = {}
+    for name in (name for name in names if f"{name}." not in kept):
+        prefixes = accumulate(name.split("."), "{}.{}".format)
+        parts[next(part for part in prefixes if not any(other.startswith(f"{part}.") for other in kept))] = None
+    return f" ({_kind(row)}, fresh: {', '.join(parts)})" if parts else ""
+
+
 def report(found: Transfer, receiver: Any) -> list[str]:
     """Return the lines that say what came from where and what starts fresh; layers that moved together share one."""
     fresh = [row for row in receiver.model[:-1] if row.i not in found.pairs and row.state_dict()]
@@ -255,11 +294,12 @@ def report(found: Transfer, receiver: Any) -> list[str]:
         return index - source, sum(row.i < index for row in fresh), None if filled == everything else index
 
     lines = []
-    for (shift, _, in_part), pairs in groupby(sorted(found.pairs.items()), block):
+    for (shift, _, _), pairs in groupby(sorted(found.pairs.items()), block):
         first, *rest = (index for index, _ in pairs)
         end = f"{rest[-1]} from {first - shift}-{rest[-1] - shift}" if rest else ""
         moved = f"layers {first}-{end}" if rest else f"layer {first} from {first - shift}"
-        lines.append(moved + f" ({_kind(receiver.model[first])}, in part)" * (in_part is not None))
+        lines.append(moved + _fresh_parts(found, receiver.model[first]))
     if fresh:
-        lines.append("fresh: layers " + ", ".join(f"{row.i} {_kind(row)}" for row in fresh))
+        kinds = [f"{row.i} {_kind(row)}{' (adds nothing yet)' * bool(started_at_zero(row))}" for row in fresh]
+        lines.append(f"fresh: layers {', '.join(kinds)}")
     return lines + found.head

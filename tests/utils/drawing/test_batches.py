@@ -88,6 +88,21 @@ def test_results_of_no_one_and_many_epochs(tmp_path):
     assert found["epoch"].tolist() == [0, 1, 2, 3, 4] and found["metrics/mAP_0.5"].tolist() == [5, 15, 25, 35, 45]
 
 
+@pytest.mark.parametrize("rows, panels", [(None, 10), ("", 12), ("0,0.1,0.2\n1,0.4,0.3\n", 12)])
+def test_layers_that_began_at_zero_have_a_panel(tmp_path, monkeypatch, rows, panels):
+    figures = []
+    monkeypatch.setattr("utils.drawing.batches.save_figure", lambda figure, path: figures.append(figure) or path)
+    if rows is not None:
+        (tmp_path / "residual.csv").write_text("epoch,20.wo,24.wo\n" + rows)
+    plot_results(write_table(tmp_path / "results.csv", [[epoch, *[0.5] * 13] for epoch in range(2)]))
+    axes = figures[0].axes
+    assert len(axes) == panels and all(axis.get_visible() for axis in axes)
+    if rows:
+        lines = {line.get_label(): line.get_ydata().tolist() for line in axes[5].lines}
+        assert lines == {"20.wo": [0.1, 0.4], "24.wo": [0.2, 0.3]}
+        assert [text.get_text() for text in axes[11].get_legend().get_texts()] == ["20.wo", "24.wo"]
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", f"epoch, x\n0, {'9' * 400}\n", None])
 def test_foreign_results_are_refused_in_one_line(tmp_path, text):
     path = tmp_path / "results.csv"

@@ -13,12 +13,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.utils.loggers.conftest import row_of
 from utils.base.callbacks import Callbacks
+from utils.base.networks import start_at_zero
 from utils.base.paths import ROOT
 from utils.loggers import run as module
-from utils.loggers.run import COLUMNS, CsvLogger, ImageLogger, RunInfo
+from utils.loggers.run import COLUMNS, CsvLogger, ImageLogger, RunInfo, write_scales
 
 Info = Callable[..., RunInfo]
 
@@ -82,6 +84,24 @@ def test_a_full_disk_costs_a_warning_and_later_nothing(tmp_path, monkeypatch, wa
     assert (tmp_path / "results.csv").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     logger.on_fit_epoch_end(row_of(2)[1:], 2, 0, 0)
     assert pd.read_csv(tmp_path / "results.csv").iloc[:, 0].tolist() == [0, 1, 2]
+
+
+def test_scales_of_layers_that_began_at_zero(tmp_path, monkeypatch, warnings):
+    file = tmp_path / "residual.csv"
+    write_scales(file, nn.Sequential(nn.Linear(2, 2)), 0)
+    assert not file.exists()
+    model = nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 2), nn.Linear(1, 2))})
+    start_at_zero(*model["model"])
+    for epoch in (0, 1, 2, 1):  # the last row's checkpoint was never written
+        write_scales(file, model, epoch)
+        nn.init.constant_(model["model"][0].weight, 3.0)  # with two zeros as bias: the root of 36 / 6
+    assert file.read_text() == "epoch,0,1\n0,0,0\n1,2.4495,0\n"
+    file.write_bytes(b"\xff\0" * 9)
+    write_scales(file, model, 3)
+    assert file.read_text() == "epoch,0,1\n3,2.4495,0\n"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    write_scales(file, model, 4)
+    assert "No space left" in warnings()[0] and file.read_text().endswith("\n3,2.4495,0\n")
 
 
 @pytest.mark.parametrize("broken", [False, True])
