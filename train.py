@@ -108,8 +108,8 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
                 stop = broadcast(run.end_epoch(losses, epoch_began))
             run.vote.finish()
             skipped = f"; {trainer.guard.skipped} steps were not finite and skipped" * bool(trainer.guard.skipped)
-            hours = (time.time() - began) / 3600
-            LOGGER.info(f"\n{progress.position.epoch - start} epochs completed in {hours:.3f} hours{skipped}.")
+            epochs, hours = progress.position.epoch - start, (time.time() - began) / 3600
+            LOGGER.info(f"\n{epochs} epochs completed in {hours:.3f} hours{skipped}.")
             return run.finish()
 
 
@@ -152,14 +152,10 @@ def build_trainer(
     """Build loss, optimiser, schedule and weight average around the model, for epochs of so many batches."""
     opt, hyp, device = setup.opt, setup.hyp, setup.device
     steps = opt.epochs * batches // max(round(hyp.nominal_batch / opt.batch_size), 1)
-    recipe = choose_recipe(opt.optimizer, hyp, steps, opt.batch_size, setup.covered)
-    if setup.resumed:  # a longer run may have another one by now
-        recipe = Recipe(**setup.resumed["recipe"])
+    chosen = choose_recipe(opt.optimizer, hyp, steps, opt.batch_size, setup.covered)
+    recipe = Recipe(**setup.resumed["recipe"]) if setup.resumed else chosen  # a longer run may have another by now
     optimizer = build_optimizer(model, recipe)
-    LOGGER.info(
-        f"optimizer: {type(optimizer).__name__}(lr={recipe.lr:g}, momentum={recipe.momentum:g}, "
-        f"weight_decay={recipe.weight_decay:g})"
-    )
+    LOGGER.info(f"optimizer: {type(optimizer).__name__}({recipe})\n{precision}")
     ema = ModelEMA(model, tau=hyp.ema_tau, steps=recipe.steps)
     net: nn.Module = model
     if is_joined():
@@ -169,7 +165,6 @@ def build_trainer(
     settings = EpochSettings(
         opt.epochs, imgsz, int(model.stride.max()), opt.multi_scale, opt.quad, hyp.clip_norm or np.inf, opt.seed
     )
-    LOGGER.info(str(precision))
     loss = ComputeLoss(model, shared=True)
     return Trainer(net, model, loss, optimizer, schedule, ema, precision, settings, callbacks)
 
@@ -219,9 +214,8 @@ class Run:
 
     def score_start(self) -> None:
         """Validate weights that cover the head before they are trained, as epoch -1, so that a fall is seen."""
-        opt, progress = self.setup.opt, self.progress
-        covered = self.trainer.schedule.recipe.covered
-        if covered != "head" or progress.history or progress.position != Position() or opt.noval or opt.evolve:
+        opt, progress, recipe = self.setup.opt, self.progress, self.trainer.schedule.recipe
+        if recipe.covered != "head" or progress.history or progress.position != Position() or opt.noval or opt.evolve:
             return
         began, progress.position = time.monotonic(), Position(-1)
         try:
@@ -276,9 +270,9 @@ class Run:
 
     def validate(self, model: nn.Module, report: Report) -> ValResult | None:
         """Score a model on the validation split, together with the other processes; the main one has the result."""
-        opt, autocast, (first, stride) = self.setup.opt, self.trainer.precision.dtype, my_share()
+        opt, dtype, (first, stride) = self.setup.opt, self.trainer.precision.dtype, my_share()
         settings = EvalSettings(
-            max_det=opt.max_det, single_cls=opt.single_cls, autocast=autocast, first=first, stride=stride
+            max_det=opt.max_det, single_cls=opt.single_cls, autocast=dtype, first=first, stride=stride
         )
         report.progress = is_terminal()
         loader = StoppableLoader(self.val_loader, self.interruption)
@@ -296,7 +290,8 @@ class Run:
         setup, results, best = self.setup, self.progress.summary, self.writer.best
         if is_main() and best.exists():
             strip_optimizer(best)
-            LOGGER.info(f"\nValidating {shown(best)}...")
+            kept = ", the start, as no epoch was better" * (self.progress.stopper.best_epoch < 0)
+            LOGGER.info(f"\nValidating {shown(best)}{kept}...")
         stored = broadcast(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
         if stored:
             model = load_model({"model": stored}).fuse().to(setup.device)

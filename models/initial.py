@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.base.files import printable
 from utils.base.log import LOGGER
+from utils.base.networks import started_at_zero
 from utils.base.paths import shown
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.prepare.named_weights import OPTIONS, weights_of_run
@@ -43,15 +45,13 @@ def frozen_layers(freeze: Sequence[str], model: Model) -> Collection[int]:
     """
     head = len(model.model) - 1
     ends = {"backbone": len(model.yaml["backbone"]), "neck": head}
-    if len(freeze) == 1 and freeze[0] in ends:
-        return range(ends[freeze[0]])
-    numbers = [int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else -1 for word in freeze]
+    numbers = [ends.get(word, int(word) if re.fullmatch("[0-9]{1,6}", word) else -1) for word in freeze]
     if len(numbers) == 1 and 0 <= numbers[0] <= head + 1:
         return range(numbers[0])
-    if len(numbers) == 1 or not all(0 <= number <= head for number in numbers):
-        known = f"give backbone, neck, how many of the {head + 1} layers, or the numbers (0 to {head}) of several"
-        raise ValueError(f"--freeze {printable(' '.join(freeze))[:80]}: {known}")
-    return numbers
+    if len(numbers) > 1 and ends.keys().isdisjoint(freeze) and all(0 <= number <= head for number in numbers):
+        return numbers
+    known = f"give backbone, neck, how many of the {head + 1} layers, or the numbers (0 to {head}) of several"
+    raise ValueError(f"--freeze {printable(' '.join(freeze))[:80]}: {known}")
 
 
 def _begun(setup: Setup) -> Model:
@@ -67,7 +67,7 @@ def _begun(setup: Setup) -> Model:
         chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
         found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
         model.load_state_dict(found.state, strict=False)
-        setup.covered = _covered(found, model, match_names(donor.names, setup.names))
+        setup.covered = _covered(found, model, len(match_names(donor.names, setup.names)))
         taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
         LOGGER.info("\n  ".join([taken, *report(found, model)]))
     elif donor:
@@ -99,10 +99,17 @@ def _take_pyramid(file: Path, model: Model) -> None:
     LOGGER.info(f"Transferred {len(state)}/{len(model.state_dict())} items from {shown(file)}: its pyramid")
 
 
-def _covered(found: Transfer, model: Model, known: Collection[int]) -> str:
-    """Return how far into the network weights reach: its "head" with known classes, its "backbone", or not ("")."""
-    head, rows = f"model.{model.model[-1].i}.m.", range(len(model.yaml["backbone"]))
-    if known and any(key.startswith(head) for key in found.state):
+def _covered(found: Transfer, model: Model, known: int) -> str:
+    """Return how far into the network weights reach: its "head", its "backbone", or not that far ("").
+
+    The head, where the network detects with them as it stands: at least half of its classes are `known`, and each row
+    is filled, or adds nothing yet.
+    """
+    rows = [
+        (row, found.pairs.get(index, (0, 0, 0))[1], len(row.state_dict())) for index, row in enumerate(model.model[:-1])
+    ]
+    has_head = 2 * known >= model.nc and any(key.startswith(f"model.{len(rows)}.m.") for key in found.state)
+    if has_head and all(filled == everything or started_at_zero(row) for row, filled, everything in rows):
         return "head"
-    filled = sum(found.pairs[row][1] for row in rows if row in found.pairs)
-    return "backbone" if 2 * filled > sum(len(model.model[row].state_dict()) for row in rows) else ""
+    backbone = rows[: len(model.yaml["backbone"])]
+    return "backbone" if 2 * sum(row[1] for row in backbone) > sum(row[2] for row in backbone) else ""

@@ -45,8 +45,9 @@ def test_layers_that_are_not_there_are_named_with_the_remedy(plain: Model, words
 @pytest.mark.parametrize(
     "cfg, names, covered",
     [
-        ("yolov5n.yaml", NAMES, "head"), ("yolov5n_BiFormer.yaml", ["bus"], "head"),
-        ("yolov5n_BiFormer.yaml", ["kite", "kites"], "backbone"), ("yolov5s.yaml", NAMES, ""),
+        ("yolov5n.yaml", NAMES, "head"), ("yolov5n.yaml", ["bus", "kite"], "head"),
+        ("yolov5n.yaml", ["bus", "kite", "bird"], "backbone"), ("yolov5n-BiFormer-residual.yaml", NAMES, "head"),
+        ("yolov5n_BiFormer.yaml", NAMES, "backbone"), ("yolov5s.yaml", NAMES, ""),
     ],
 )  # fmt: skip
 def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: list[str], covered: str) -> None:
@@ -57,9 +58,8 @@ def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: lis
         setup.opt = SimpleNamespace(weights=weights, cfg=cfg, freeze=["backbone"])
         model = build_model(setup)
         assert setup.covered == reach
-    assert [index for index, row in enumerate(model.model) if not any(p.requires_grad for p in row.parameters())][
-        :10
-    ] == list(range(10))
+    trained = [any(p.requires_grad for p in row.parameters()) for row in model.model[:11]]
+    assert trained == [False] * 10 + [True]
 
 
 PYRAMID = "[[-1, 1, BiFormerStem, [16]], [-1, 1, BiFormerStage, [16, 1]], [-1, 1, BiFormerMerging, [32]]]"

@@ -16,7 +16,7 @@ from utils.base.networks import copy_attr, de_parallel
 
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
-_FINE_TUNING = {"head": 0.0005, "backbone": 0.001}  # first step size, by how far trained weights reach
+_FINE_TUNING = {"head": 0.0005, "backbone": 0.002}  # first step size, by how far trained weights reach
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -48,6 +48,10 @@ class Recipe:
     weight_decay: float
     covered: str = ""
     steps: int = 0
+
+    def __str__(self) -> str:
+        note = f", for trained weights of the {self.covered}" * bool(self.covered)
+        return f"lr={self.lr:g}, momentum={self.momentum:g}, weight_decay={self.weight_decay:g}{note}"
 
 
 def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int, covered: str = "") -> Recipe:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from utils.base.files import folded
 from utils.base.networks import started_at_zero
 
 _KEY = re.compile(r"((?:.*\.)?model)\.(\d+)\.(.+)")  # what precedes it, number of the layer, name inside the layer
-Fresh = Literal["initial", "mean"]  # what classes that the donor does not know start from
-UNKNOWN = {"initial": "; fresh:", "mean": "; from the mean of the weights' classes:"}
 FED_ALIKE = 0.5  # of an element: settles ties between layers that look the same, and nothing else
 
 
@@ -178,15 +176,12 @@ def _fed_alike(models: Sequence[Any], rows: Sequence[Any], aligned: Sequence[Col
     return joined[0] == joined[1]
 
 
-def transfer(
-    donor: Any, receiver: Any, names: Sequence[str], keep_anchors: bool = False, fresh: Fresh = "initial"
-) -> Transfer:
+def transfer(donor: Any, receiver: Any, names: Sequence[str], keep_anchors: bool = False) -> Transfer:
     """Find what of a trained detector's weights the receiver, which will know the classes `names`, can take over.
 
     Both are `models.yolo.Model`s that end in a `Detect` head. Boxes and objectness of the head go level by level, by
     stride; classes go by name: the same text first, then the same but for case, blanks, `-` and `_`. With
-    `keep_anchors` the receiver's anchors stay. Classes that the donor does not know start as they are, or from the mean
-    of all that it knows. Nothing is copied: load `state` with `strict=False`.
+    `keep_anchors` the receiver's anchors stay. Nothing is copied: load `state` with `strict=False`.
     """
     found = Transfer({})
     pairs = align(_model_layers(donor), _model_layers(receiver))
@@ -196,7 +191,7 @@ def transfer(
             found.pairs[new.index] = (old.index, len(tensors), len(new.tensors))
             found.state |= {f"model.{new.index}.{name}": tensor for name, tensor in tensors.items()}
     classes = match_names(donor.names, names)
-    head, found.head = _transfer_head(donor.model[-1], receiver.model[-1], classes, list(names), keep_anchors, fresh)
+    head, found.head = _transfer_head(donor.model[-1], receiver.model[-1], classes, list(names), keep_anchors)
     found.state |= {f"model.{receiver.model[-1].i}.{name}": tensor for name, tensor in head.items()}
     return found
 
@@ -216,21 +211,24 @@ def match_names(donor: Sequence[str], receiver: Sequence[str]) -> dict[int, int]
 
 
 def _transfer_head(
-    old: Any, new: Any, classes: Mapping[int, int], names: list[str], keep_anchors: bool, unknown: Fresh
+    old: Any, new: Any, classes: Mapping[int, int], names: list[str], keep_anchors: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state of the receiver's head and sentences about it.
 
     A level is taken from the donor's at the same stride, as wide, and with as many anchors: x, y, w, h, objectness and
-    known classes are the donor's.
+    known classes are the donor's. Others start as from scratch: from the mean of the known ones they learnt more slowly
+    (docs/results.md).
     """
     levels, strides = _match_levels(old, new), [f"{stride:g}" for stride in new.stride.tolist()]
     if not levels:
         return {}, ["head: starts fresh (no level of the same stride, width and number of anchors)"]
+    here, there = ([*range(5), *(5 + number for number in numbers)] for numbers in (classes, classes.values()))
     state = {}
     for level, source in levels.items():
         for name, mine in new.m[level].named_parameters():
             given = old.m[source].get_parameter(name).detach().to(mine).unflatten(0, (new.na, -1))
-            rows = _filled(given, mine.detach().unflatten(0, (new.na, -1)), classes, unknown)
+            rows = mine.detach().clone().unflatten(0, (new.na, -1))  # of each anchor: x, y, w, h, objectness, classes
+            rows[:, here] = given[:, there]
             state[f"m.{level}.{name}"] = rows.flatten(0, 1)
     if not keep_anchors:
         state["anchors"] = new.anchors.clone()
@@ -238,23 +236,12 @@ def _transfer_head(
     kept = _listed(" at stride", [strides[level] for level in levels])
     fresh = _listed("; fresh at stride", [strides[level] for level in range(new.nl) if level not in levels])
     known = _listed(":", [names[number] for number in classes])
-    others = _listed(UNKNOWN[unknown], [name for number, name in enumerate(names) if number not in classes])
+    others = _listed("; fresh:", [name for number, name in enumerate(names) if number not in classes])
     return state, [
         f"head: boxes kept{kept}{fresh}",
         f"head: {len(classes)} of {len(names)} classes kept{known}{others}",
         "anchors: those of the model description" if keep_anchors else f"anchors: those of the weights{kept}",
     ]
-
-
-def _filled(given: Tensor, mine: Tensor, classes: Mapping[int, int], unknown: Fresh) -> Tensor:
-    """Return `mine`, rows of (anchors, 5 + classes, ...), with the donor's of box, objectness and known classes."""
-    rows = mine.clone()
-    if unknown == "mean":
-        rows[:, 5:] = given[:, 5:].mean(1, keepdim=True)
-    rows[:, :5] = given[:, :5]
-    for number, source in classes.items():
-        rows[:, 5 + number] = given[:, 5 + source]
-    return rows
 
 
 def _match_levels(old: Any, new: Any) -> dict[int, int]:
