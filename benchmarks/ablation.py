@@ -11,7 +11,7 @@ A plan (benchmarks/plans/fine_tuning.yaml is a whole one):
     baseline: plain                 # the arm that the others are compared with
     options: {imgsz: 320, epochs: 60, workers: 0, cache: ram}      # of train.py, for every run
     data: {pcb: pcb.yaml}
-    arms:              # options of train.py, and `on` (data sets), `seeds`, `needs` (an arm that goes first)
+    arms:              # options of train.py, and `only` (these data sets), `seeds`, `needs` (an arm that goes first)
       plain: {cfg: yolov5n.yaml}
       bra: {cfg: yolov5n_BiFormer.yaml}
       tuned: {needs: bra, weights: "{folder}/pcb/bra/0/weights/best.pt", epochs: 15}
@@ -85,7 +85,7 @@ class Plan:
             )
         plan = cls(**(content | {"folder": Path(content["folder"]).absolute()}))
         arms = {plan.baseline, *(arm["needs"] for arm in plan.arms.values() if "needs" in arm)} - plan.arms.keys()
-        sets = {name for arm in plan.arms.values() for name in arm.get("on", ())} - plan.data.keys()
+        sets = {name for arm in plan.arms.values() for name in arm.get("only", ())} - plan.data.keys()
         if arms | sets:
             raise ValueError(f"{file}: there is no {', '.join(sorted(arms | sets))}; add it, or correct the name")
         return plan
@@ -97,9 +97,9 @@ class Plan:
         for seed in seeds:
             for data, file in self.data.items():
                 for name, arm in self.arms.items():
-                    if data not in arm.get("on", self.data) or seed not in arm.get("seeds", self.seeds):
+                    if data not in arm.get("only", self.data) or seed not in arm.get("seeds", self.seeds):
                         continue
-                    own = {key: value for key, value in arm.items() if key not in ("on", "seeds", "needs")}
+                    own = {key: value for key, value in arm.items() if key not in ("only", "seeds", "needs")}
                     options = {**self.options, "data": file, **own, "seed": seed}
                     if "weights" in options:
                         options["weights"] = options["weights"].format(folder=self.folder, data=data, seed=seed)

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 
 from models.biformer import pyramid_state
+from models.bra.attention import BiLevelRoutingAttention
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.base.files import printable
@@ -70,6 +71,10 @@ def _begun(setup: Setup) -> Model:
         setup.covered = _covered(found, model, len(match_names(donor.names, setup.names)))
         taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
         LOGGER.info("\n  ".join([taken, *report(found, model)]))
+        replacing = [row for row in model.model if isinstance(row, BiLevelRoutingAttention) and not row.residual]
+        if any(row.i not in found.pairs for row in replacing):
+            remedy = "yolov5-BiFormer-residual.yaml keeps it, as its attention begins as nothing"
+            LOGGER.warning(f"fresh attention stands in the way of what the weights know until it is trained: {remedy}")
     elif donor:
         _take_pyramid(donor, model)
         setup.covered = "backbone"

@@ -16,8 +16,8 @@ from benchmarks.ablation import RESULT, Job, Plan, carry_out, interval, scores_o
 
 ARMS = {
     "plain": {"cfg": "a.yaml"},
-    "donor": {"cfg": "b.yaml", "on": ["pcb"], "seeds": [7]},
-    "tuned": {"weights": "{folder}/pcb/donor/7/weights/best.pt", "needs": "donor", "on": ["cars"]},
+    "donor": {"cfg": "b.yaml", "only": ["pcb"], "seeds": [7]},
+    "tuned": {"weights": "{folder}/pcb/donor/7/weights/best.pt", "needs": "donor", "only": ["cars"]},
 }
 
 
@@ -49,7 +49,7 @@ def test_runs_of_a_plan(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "unknown or missing seed;"),
         ({"baseline": "x"}, "no x"),
-        ({"arms": {"plain": {"on": ["y"]}}}, "no y"),
+        ({"arms": {"plain": {"only": ["y"]}}}, "no y"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
