@@ -94,7 +94,7 @@ def write_scales(file: Path, model: nn.Module, epoch: int) -> None:
         return
     header = ",".join(["epoch", *(name.removeprefix("model.") for name in layers)])
     before = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []
-    numbered = [(line, re.match(r"(\d+),", line)) for line in before if before[0] == header]
+    numbered = [(line, re.match(r"(-?\d+),", line)) for line in before if before[0] == header]
     rows = [line for line, number in numbered if number and int(number[1]) < epoch]
     numbers = [torch.cat([part.detach().flatten() for part in layer.parameters()]) for layer in layers.values()]
     sizes = [f"{part.double().square().mean().sqrt().item():.5g}" for part in numbers]

@@ -215,21 +215,12 @@ def _transfer_head(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state of the receiver's head and sentences about it.
 
-    A level is taken from the donor's at the same stride, as wide, and with as many anchors: x, y, w, h, objectness and
-    known classes are the donor's. Others start as from scratch: from the mean of the known ones they learnt more slowly
-    (docs/results.md).
+    A level is taken from the donor's at the same stride, as wide, and with as many anchors.
     """
     levels, strides = _match_levels(old, new), [f"{stride:g}" for stride in new.stride.tolist()]
     if not levels:
         return {}, ["head: starts fresh (no level of the same stride, width and number of anchors)"]
-    here, there = ([*range(5), *(5 + number for number in numbers)] for numbers in (classes, classes.values()))
-    state = {}
-    for level, source in levels.items():
-        for name, mine in new.m[level].named_parameters():
-            given = old.m[source].get_parameter(name).detach().to(mine).unflatten(0, (new.na, -1))
-            rows = mine.detach().clone().unflatten(0, (new.na, -1))  # of each anchor: x, y, w, h, objectness, classes
-            rows[:, here] = given[:, there]
-            state[f"m.{level}.{name}"] = rows.flatten(0, 1)
+    state = _head_rows(old, new, levels, classes)
     if not keep_anchors:
         state["anchors"] = new.anchors.clone()
         state["anchors"][[*levels]] = old.anchors[[*levels.values()]].to(new.anchors)
@@ -242,6 +233,22 @@ def _transfer_head(
         f"head: {len(classes)} of {len(names)} classes kept{known}{others}",
         "anchors: those of the model description" if keep_anchors else f"anchors: those of the weights{kept}",
     ]
+
+
+def _head_rows(old: Any, new: Any, levels: Mapping[int, int], classes: Mapping[int, int]) -> dict[str, Tensor]:
+    """Return weights and biases of these levels: x, y, w, h, objectness and known classes are the donor's.
+
+    Other classes start as from scratch: from the mean of the known ones they learnt more slowly (docs/results.md).
+    """
+    here, there = ([*range(5), *(5 + number for number in numbers)] for numbers in (classes, classes.values()))
+    state = {}
+    for level, source in levels.items():
+        for name, mine in new.m[level].named_parameters():
+            given = old.m[source].get_parameter(name).detach().to(mine).unflatten(0, (new.na, -1))
+            rows = mine.detach().clone().unflatten(0, (new.na, -1))
+            rows[:, here] = given[:, there]
+            state[f"m.{level}.{name}"] = rows.flatten(0, 1)
+    return state
 
 
 def _match_levels(old: Any, new: Any) -> dict[int, int]:
