@@ -297,7 +297,7 @@ def run(**given: object) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1."""
+    """Run the command line; return the exit status, as `run_script` does."""
     return run_script(DetectOptions, lambda given: run(**given), __doc__, argv, "stopped; what was done is saved")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.backends import ACTS, ending_of
 from models.experimental import attempt_load
-from models.exporters import DEFAULT_OPSET, FORMATS, ExportJob, ExportSettings, check_names, export
+from models.exporters import DEFAULT_OPSET, FORMATS, ExportJob, ExportSettings, export
 from utils.base.config import SIDES, DataConfig, check_img_size
 from utils.base.devices import select_device
 from utils.base.log import LOGGER, colorstr, set_up_logging
@@ -68,7 +68,9 @@ class ExportOptions:
     topk_all: int = flag(100, "with --nms: most detections in an image", bounds=Range(1))
     iou_thres: float = flag(0.45, "with --nms: overlap from which the weaker of two detections goes", bounds=SHARE)
     conf_thres: float = flag(0.25, "with --nms: lowest confidence of a detection", bounds=SHARE)
-    include: list[str] = flag(["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}")
+    include: list[str] = flag(
+        ["torchscript", "onnx"], f"formats: {' '.join(FORMATS)}", choices=tuple(FORMATS), metavar="FORMAT"
+    )
 
 
 SHARED = ({item.name for item in fields(ExportSettings)} & set(ExportOptions.__slots__)) - {"imgsz", "device"}
@@ -116,7 +118,6 @@ def convert(opt: ExportOptions, command: str = "") -> list[Path]:
         raise ValueError("--half and --int8 exclude each other; choose one")
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
-    check_names(opt.include)  # before the weights are read, and the newest ones looked for
     return [file for one in choose_weights(opt.weights) for file in export_one(opt, named_weights(one), command)]
 
 
@@ -128,7 +129,7 @@ def run(**given: object) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1, as is a file that differs from PyTorch."""
+    """Run the command line; return the exit status, as `run_script` does."""
     command = shlex.join(["export.py", *(sys.argv[1:] if argv is None else argv)])
     with torch.no_grad():
         return run_script(ExportOptions, lambda given: convert(options(ExportOptions, given), command), __doc__, argv)

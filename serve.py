@@ -179,17 +179,16 @@ def run(**given: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1."""
-    return run_script(ServeOptions, lambda given: run(**given), __doc__, argv)
+    """Run the command line; return the exit status, as `run_script` does.
 
-
-def leave(status: int) -> None:
-    """End the process, at once where a thread still computes: nobody waits for what it does."""
-    logging.shutdown()
+    Where a thread still computes the process ends at once: nobody waits for what it does.
+    """
+    status = run_script(ServeOptions, lambda given: run(**given), __doc__, argv)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
         os._exit(status)
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

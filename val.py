@@ -255,7 +255,7 @@ def run(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: a mistake of the user's is one line and exit status 1."""
+    """Run the command line; return the exit status, as `run_script` does."""
     return run_script(ValOptions, lambda given: score(options(ValOptions, given)), __doc__, argv, "stopped")
 
 

@@ -124,7 +124,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    endings = (("save", FORMATS), ("plot", bra_growth.PICTURES))
+    endings = (("save", FORMATS), ("plot", bra_growth.IMAGES))
     for flag, allowed in endings:
         file = getattr(options, flag)
         if file is not None and file.suffix not in allowed:

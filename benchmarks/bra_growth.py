@@ -29,7 +29,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 BOUNDS = {"n_win=auto": 1.4, "region_size=8": 1.1}  # exponents that are not to be exceeded
 KINDS = ("forward", "both", "counted")
-PICTURES = (".png", ".svg", ".pdf", ".jpg")
+IMAGES = (".png", ".svg", ".pdf", ".jpg")
 
 
 @dataclass(frozen=True)

@@ -47,24 +47,24 @@ def _logger_as_it_was() -> Iterator[None]:
 
 
 def draw_squares(folder: Path, split: str, count: int, size: int = 64, seed: int = 0) -> None:
-    """Pictures with one bright square each (class 0 red, class 1 blue) and their labels."""
+    """Images with one bright square each (class 0 red, class 1 blue) and their labels."""
     rng = np.random.default_rng(seed)
     for sub in ("images", "labels"):
         (folder / sub / split).mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        picture = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        image = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
         side = int(rng.integers(size // 5, size // 2))
         x, y = rng.integers(0, size - side, 2)
         kind = int(rng.integers(2))
-        picture[y : y + side, x : x + side] = (40, 40, 250) if kind == 0 else (250, 40, 40)
-        cv2.imwrite(str(folder / f"images/{split}/{i}.png"), picture)
+        image[y : y + side, x : x + side] = (40, 40, 250) if kind == 0 else (250, 40, 40)
+        cv2.imwrite(str(folder / f"images/{split}/{i}.png"), image)
         box = ((x + side / 2) / size, (y + side / 2) / size, side / size, side / size)
         (folder / f"labels/{split}/{i}.txt").write_text(f"{kind} {box[0]:.6f} {box[1]:.6f} {box[2]:.6f} {box[3]:.6f}\n")
 
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """The YAML of a data set of 12 + 6 pictures of squares."""
+    """The YAML of a data set of 12 + 6 images of squares."""
     root = tmp_path / "squares"
     draw_squares(root, "train", 12)
     draw_squares(root, "val", 6, seed=1)

@@ -20,9 +20,9 @@ SEEN = ((64, 64), (128, 128), (128, 192), (192, 128), (320, 320))  # heights and
 NAMES = ["cup", "猫", 'it\'s "odd"']
 
 
-def pictures(height: int, width: int) -> torch.Tensor:
+def images(height: int, width: int) -> torch.Tensor:
     """The repository's images, (4, 3, height, width) in 0..1."""
-    return to_network([prepare_image(picture, (height, width), auto=False)[0] for picture in load_images()])
+    return to_network([prepare_image(image, (height, width), auto=False)[0] for image in load_images()])
 
 
 def lively_model(cfg: str | dict, seed: int = 0) -> Model:
@@ -38,7 +38,7 @@ def lively_model(cfg: str | dict, seed: int = 0) -> Model:
     with torch.no_grad():
         model.train()
         for size in SEEN:
-            model(pictures(*size))
+            model(images(*size))
         model(torch.rand(4, 3, 128, 128))
         for conv in model.model[-1].m:
             torch.nn.init.normal_(conv.weight, std=2 * conv.weight[0].numel() ** -0.5)

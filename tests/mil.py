@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def run_package(folder: Path, images: Tensor) -> Tensor:
-    """Float32 pictures (B, 3, H, W) -> the package's output, with its weights as they were saved."""
+    """Float32 images (B, 3, H, W) -> the package's output, with its weights as they were saved."""
     import coremltools
     from coremltools.converters.mil.frontend.milproto import load
 

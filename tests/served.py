@@ -18,7 +18,7 @@ from PIL import Image
 
 from serve import NEEDED, ServeOptions, complete, listen, make_server
 
-EDGE = "an-edge-that-is-in-no-picture"
+EDGE = "an-edge-that-is-in-no-image"
 TINY = {
     "nc": 3,
     "depth_multiple": 0.33,
@@ -68,7 +68,7 @@ def running(weights: Path, **options: Any) -> Iterator[int]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-def picture(height: int = 96, width: int = 128, seed: int = 0, kind: str = "PNG") -> bytes:
+def some_image(height: int = 96, width: int = 128, seed: int = 0, kind: str = "PNG") -> bytes:
     """A file of coloured noise blown up, so that there are shapes in it."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -126,7 +126,7 @@ def exchange(
 
 
 def detections(port: int, file: bytes, query: str = "", model: str = "any") -> Any:
-    """The rows for one picture."""
+    """The rows for one image."""
     status, body = exchange(port, post(f"/v1/object-detection/{model}{query}", form([file])))
     assert status == 200, body
     return json.loads(body)
@@ -149,7 +149,7 @@ class GoodClient(threading.Thread):
             time.sleep(0.05)
 
     def ask(self) -> list[str]:
-        return [row["name"] for row in detections(self.port, picture(seed=4))]
+        return [row["name"] for row in detections(self.port, some_image(seed=4))]
 
     def __enter__(self) -> GoodClient:
         self.start()

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import console
+from tests.test_packaging import PROJECT
 from utils.base.paths import ROOT
 
 
@@ -30,10 +31,20 @@ def test_a_command_goes_on_to_its_script_and_only_there(tmp_path) -> None:
     assert done.stdout == "1\n" and "weights gone.pt do not exist" in done.stderr
 
 
-@pytest.mark.parametrize("words, status", [([], 2), (["fly"], 2), (["--help"], 0)])
-def test_what_is_no_command(words: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_is_answered_by_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.main([]) == 2 and ", ".join(console.COMMANDS) in " ".join(capsys.readouterr().err.split())
+    answers = {"trian": "did you mean 'train'?", "fly": "there are train, val", "--fly": "required: command"}
+    for words, says in answers.items():
+        with pytest.raises(SystemExit) as end:
+            console.main([words])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.count("\n") == 1 and says in said
+
+
+def test_there_is_one_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     with pytest.raises(SystemExit) as end:
-        console.main(words)
-    assert end.value.code == status
-    said = capsys.readouterr()
-    assert all(name in said.out + said.err for name in console.COMMANDS) or not words
+        console.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"yolov5-biformer {PROJECT['version']}\n"
+    monkeypatch.setattr(console, "ROOT", tmp_path)  # as where it is installed without its folder
+    monkeypatch.setattr(console.importlib.metadata, "version", {"yolov5-biformer": "9"}.__getitem__)
+    assert console.version() == "9"

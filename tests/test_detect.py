@@ -34,7 +34,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def source(tmp_path):
-    """Two pictures (one with a name that is not ASCII) and a video of three frames, each 32 x 32."""
+    """Two images (one with a name that is not ASCII) and a video of three frames, each 32 x 32."""
     folder = tmp_path / "source"
     write_image(folder / "a.png", np.full((32, 32, 3), 90, np.uint8))
     write_image(folder / "图 b.JPG", np.full((32, 32, 3), 90, np.uint8))
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, given, words):
 
 
 # ---- runs
-def test_pictures_and_videos_are_annotated(run, tmp_path, source):
+def test_images_and_videos_are_annotated(run, tmp_path, source):
     (tmp_path / "bad.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="could be read"):
         run(source=str(tmp_path / "bad.jpg"))
@@ -206,7 +206,7 @@ def test_the_routes_are_a_word_after_the_flag(source, tmp_path, monkeypatch, cap
     assert opt.weights == [str(tmp_path / "runs/train/exp2/weights/best.pt")] and "exp2" in caplog.text
 
 
-def test_routes_of_augmented_ensembles_are_those_of_the_plain_picture(run, routing_weights, source):
+def test_routes_of_augmented_ensembles_are_those_of_the_plain_image(run, routing_weights, source):
     given = {"imgsz": 64, "source": str(source / "a.png"), "visualize": True, "conf_thres": 0.9}
     alone = run(**given, weights=routing_weights)
     both = run(**given, weights=[routing_weights] * 2, augment=True)
@@ -238,7 +238,7 @@ def test_a_window(run, source, tmp_path, monkeypatch):
     assert next(value for value in state.values() if value.is_floating_point()).dtype == torch.half
 
     class Window:
-        def show(self, title, picture):
+        def show(self, title, image):
             return False
 
         def close(self):

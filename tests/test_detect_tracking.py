@@ -36,7 +36,7 @@ def finder(monkeypatch):
     monkeypatch.setattr(detect.DetectMultiBackend, "forward", find_squares)
 
 
-def picture(frame):
+def some_image(frame):
     """Red goes right, blue goes left a little lower; they meet in the middle."""
     canvas = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     canvas[10:34, 4 + 4 * frame : 24 + 4 * frame, 2] = 50 if frame in DIM else 240
@@ -47,13 +47,13 @@ def picture(frame):
 
 @pytest.fixture
 def source(tmp_path):
-    """Two videos that are the same, and a picture."""
+    """Two videos that are the same, and an image."""
     folder = tmp_path / "source"
     for name in ("one", "two"):
         with VideoWriter(folder / name, 10) as video:
             for frame in range(FRAMES):
-                video.write(picture(frame))
-    write_image(folder / "still.png", picture(6))
+                video.write(some_image(frame))
+    write_image(folder / "still.png", some_image(6))
     return folder
 
 
@@ -91,7 +91,7 @@ def test_numbers_stay_through_crossing_hiding_and_dimming(run):
         assert rows.shape == (2, 7) and 0.1 < rows[:, 5].min() < 0.25  # class, box, confidence, track
 
 
-def test_pictures_are_as_without_and_a_line_says_so(run, caplog, source):
+def test_images_are_as_without_and_a_line_says_so(run, caplog, source):
     tracked, plain = run(tracking=True), run()
     said = [record.getMessage() for record in caplog.records if "--tracking" in record.getMessage()]
     assert said == ["--tracking is for videos and streams: no numbers for 1 image"]

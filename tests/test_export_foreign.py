@@ -27,7 +27,7 @@ from models.exporters.job import ExportJob, ExportSettings, converting
 from models.exporters.programs import LITERT
 from models.exporters.tensorflow import COMPILER, ONNX2TF
 from tests.known_detector import known_model
-from tests.lively import NAMES, pictures, write_lively
+from tests.lively import NAMES, images, write_lively
 from tests.trained import shared_folder, trained_weights
 from utils.base.paths import ROOT
 
@@ -64,8 +64,8 @@ def tensorflow_files(weights):
 
 
 def agrees(weights: Path, compute: object, box: float = 0.05, score: float = 1e-3) -> bool:
-    """Whether something that takes pictures finds what the network finds."""
-    batch = pictures(SIZE, SIZE)[:3]  # more than the files take at a time
+    """Whether something that takes images finds what the network finds."""
+    batch = images(SIZE, SIZE)[:3]  # more than the files take at a time
     with torch.no_grad():
         expected, found = DetectMultiBackend(weights)(batch), compute(batch)
     sure = expected[..., 4] > 0.25
@@ -127,7 +127,7 @@ def test_trained_weights_agree(name, config, tmp_path, tmp_path_factory, capfd):
     best, _ = trained_weights(CONFIGS[config], shared_folder(tmp_path_factory))
     weights = Path(shutil.copy(best, tmp_path / "best.pt"))
     (file,) = export.run(weights=weights, include=name, imgsz=64)  # which compares, or raises
-    model, batch = DetectMultiBackend(file, trust=True), pictures(64, 64)
+    model, batch = DetectMultiBackend(file, trust=True), images(64, 64)
     assert model.names == ["red", "blue"] and "next to PyTorch (at most 0.05 pixels" in capfd.readouterr().err
     with torch.no_grad():
         assert compare.difference(DetectMultiBackend(weights)(batch), model(batch), "").fits(compare.TOLERANCES["fp32"])
@@ -144,7 +144,7 @@ def test_tensorflow_agrees(weights, tensorflow_files, name):
 
 
 def run_in_node(folder: Path, batch: torch.Tensor, work: Path) -> torch.Tensor:
-    """Pictures (B, 3, h, w), one after the other, through TensorFlow.js on its plain JavaScript processor."""
+    """Images (B, 3, h, w), one after the other, through TensorFlow.js on its plain JavaScript processor."""
     given, found = work / "given.bin", work / "found.bin"
     batch.permute(0, 2, 3, 1).contiguous().numpy().tofile(given)
     sides = map(str, batch.shape[2:])
@@ -169,7 +169,7 @@ def test_coreml_computes_the_same(weights):
     from tests.mil import run_package
 
     (folder,) = export.run(weights=weights, include="coreml", imgsz=SIZE)
-    assert agrees(weights, lambda batch: torch.cat([run_package(folder, picture[None]) for picture in batch]))
+    assert agrees(weights, lambda batch: torch.cat([run_package(folder, image[None]) for image in batch]))
     (half,) = export.run(weights=weights, include="coreml", imgsz=SIZE, half=True)
     assert sum(file.stat().st_size for file in half.rglob("*.bin")) < 0.6 * weights.stat().st_size
     if sys.platform != "darwin":
@@ -192,7 +192,7 @@ def test_whole_numbers_in_tflite(plain, squares):
     file = FORMATS["tflite"].write(job)
     model = DetectMultiBackend(file, trust=True)
     assert model.metadata.precision == "int8" and file.stat().st_size < 0.35 * plain.stat().st_size
-    batch = pictures(SIZE, SIZE)[:2]
+    batch = images(SIZE, SIZE)[:2]
     with torch.no_grad():
         assert (model(batch)[..., 4:] - job.model(batch)[0][..., 4:]).abs().mean() < 0.1
 
@@ -200,7 +200,7 @@ def test_whole_numbers_in_tflite(plain, squares):
 def job_of(weights: Path, **settings: object) -> ExportJob:
     model = DetectMultiBackend(weights).model.requires_grad_(False)
     chosen = ExportSettings(imgsz=(SIZE, SIZE), **settings)
-    return ExportJob(model, weights, chosen, calibration=lambda: list(pictures(SIZE, SIZE)[:, None]))
+    return ExportJob(model, weights, chosen, calibration=lambda: list(images(SIZE, SIZE)[:, None]))
 
 
 # ----------------------------------------------------------------------------------------------------------- Edge TPU
@@ -219,7 +219,7 @@ def test_edge_tpu_up_to_the_compiler(plain, tmp_path, monkeypatch):
     whole = DetectMultiBackend(file.with_name("best_edgetpu_int8.tflite"), trust=True)
     assert (whole.metadata.precision, whole.metadata.unit, whole.names) == ("int8", SIZE, NAMES)
     assert kept_metadata(file) == whole.metadata and whole.model.get_input_details()[0]["dtype"] == np.uint8
-    batch = pictures(SIZE, SIZE)[:2]
+    batch = images(SIZE, SIZE)[:2]
     with torch.no_grad():
         differences = (whole(batch) - job.model(batch)[0]).abs()
     assert differences[..., 4:].mean() < 0.1 and differences[..., :2].mean() < 0.03 * SIZE

@@ -18,6 +18,7 @@ from detect import DetectOptions
 from serve import ServeOptions
 from utils.base.options import parse
 from utils.base.paths import ROOT
+from utils.prepare import write_shards
 from utils.training.train_options import TrainOptions
 from val import ValOptions
 
@@ -133,13 +134,18 @@ def test_flags_whose_value_may_be_left_out(flag: str, meaning: Any) -> None:
     assert getattr(parse(TrainOptions, [flag, "--epochs", "1"]), name) == meaning
 
 
-@pytest.mark.parametrize(
-    "words", ["--cache tape", "--optimizer Lion", "--task train2", "--epochs many", "--freeze", "--epoch-s 3", "stray"]
-)
-def test_what_no_flag_allows_ends_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kind = ValOptions if words.startswith("--task") else TrainOptions
+REFUSED = [
+    (train, "--cache tape|--optimizer Lion|--epochs many|--freeze|--epoch-s 3|stray|--imgsz -1|--batch-size 0"),
+    (val, "--task train2|--batch-size 0|--imgsz 40000"), (detect, "--imgsz 0|--conf-thres 1.5|--track-low 2"),
+    (export, "--include pt2 onxx|--opset 0"), (write_shards, "--per-shard 0"),
+    (serve, "--conf-thres 2|--port 99999|--batch-size 0|--timeout nan|--window -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, words", [(script, one) for script, words in REFUSED for one in words.split("|")])
+def test_what_no_flag_allows_ends_in_one_line(script: Any, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(kind, words.split())
+        script.main(words.split())
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert "usage:" not in error and words.split()[0] in error and len(error.splitlines()) == 1

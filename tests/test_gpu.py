@@ -82,7 +82,7 @@ def test_batch_size_that_fits(squares: Path, tiny_cfg: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_validation(tmp_path: Path, half: bool) -> None:
-    """The known detector on a picture that has exactly what it finds."""
+    """The known detector on an image that has exactly what it finds."""
     boxes = expected_boxes()
     corners = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1) / 32
     for split in ("train", "val"):
@@ -309,7 +309,7 @@ def test_loss_as_on_the_cpu(tiny_cfg: Path, box_iou: str, labels: int) -> None:
     raw = [torch.randn(2, 3, 64 // int(s), 64 // int(s), 7, generator=rng) for s in cpu.stride]
     targets = torch.cat(
         (
-            torch.randint(2, (labels, 2), generator=rng).float(),  # picture, class
+            torch.randint(2, (labels, 2), generator=rng).float(),  # image, class
             0.1 + 0.8 * torch.rand(labels, 2, generator=rng),
             0.1 + 0.5 * torch.rand(labels, 2, generator=rng),
         ),

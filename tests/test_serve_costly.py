@@ -13,7 +13,7 @@ import pytest
 
 from tests.hostile import COSTLY, many_scans
 from tests.lively import write_lively
-from tests.served import TINY, GoodClient, exchange, form, get, need_server, picture, post, running
+from tests.served import TINY, GoodClient, exchange, form, get, need_server, post, running, some_image
 
 need_server()
 
@@ -88,6 +88,6 @@ def test_a_damaged_image_ends_the_wait_for_the_others(tmp_path: Path) -> None:
     with running(weights) as port:
         status, body = exchange(port, post(f"{ADDRESS}/batch", form([many_scans(7000, 30)] * 12, "images")))
         assert status == 413 and "the 12 images would take too long to decode: send fewer" in json.loads(body)["error"]
-        damaged = picture(kind="JPEG")[:-400]
+        damaged = some_image(kind="JPEG")[:-400]
         exchange(port, post(f"{ADDRESS}/batch", form([damaged, *[many_scans(7000, 10)] * 9], "images")), patience=60)
         assert gauge(port, "decoding_queue_length") == 0

@@ -20,7 +20,7 @@ import pytest
 
 from tests.hostile import many_scans
 from tests.lively import write_lively
-from tests.served import TINY, exchange, form, get, need_server, picture, post, running
+from tests.served import TINY, exchange, form, get, need_server, post, running, some_image
 from utils.base.paths import ROOT
 
 need_server()
@@ -103,7 +103,7 @@ def test_other_ways_to_say_two_lengths(port: int, lines: str) -> None:
 
 def test_one_request_after_the_other_is_fine(port: int) -> None:
     chunked = post(ADDRESS, b"", Content_Length="", Transfer_Encoding="chunked").replace(b"Connection: close\r\n", b"")
-    body = form([picture()])
+    body = form([some_image()])
     pieces = [body[i : i + 5000] for i in range(0, len(body), 5000)]
     chunked += b"".join(b"%x;name=value\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nX: y\r\n\r\n"
     assert statuses(talk(port, HEALTH + chunked + HEALTH, get("/health"))) == [200] * 4
@@ -163,7 +163,7 @@ def test_no_host_and_two(port: int) -> None:
     for host, version in ((None, "1.1"), (None, "1.0"), ("localhost\r\nHost: localhost", "1.1")):
         assert exchange(port, asked(host, version))[0] == 400
     assert exchange(port, asked(""))[0] in (400, 421)
-    upload = post(ADDRESS, form([picture()])).replace(b"Host: here", b"Host: evil.example")  # which is not read
+    upload = post(ADDRESS, form([some_image()])).replace(b"Host: here", b"Host: evil.example")  # which is not read
     assert exchange(port, upload)[0] == 421
 
 
@@ -223,7 +223,7 @@ def test_a_stop_with_nothing_to_do(weights: Path, sign: int, status: int) -> Non
 
 def test_a_stop_lets_requests_finish_and_turns_the_others_away(weights: Path) -> None:
     """One upload goes on after the signal, one never ends, one has half a head, and one comes new."""
-    whole = post(ADDRESS, form([picture()]))
+    whole = post(ADDRESS, form([some_image()]))
     with process(weights, "--grace", "2") as (running, port):
         goes_on, never_ends = half_sent(port, whole[:-50]), half_sent(port, whole[:-50])
         half_head = half_sent(port, whole[:60])
@@ -248,7 +248,7 @@ def refused(port: int) -> bool:
 
 
 def test_a_second_signal_ends_the_grace(weights: Path) -> None:
-    whole = post(ADDRESS, form([picture()]))
+    whole = post(ADDRESS, form([some_image()]))
     with process(weights, "--grace", "60", "--upload-timeout", "90", "--timeout", "90") as (running, port):
         never_ends = half_sent(port, whole[:-50])
         until(lambda: b"yolov5_requests_in_progress 1" in exchange(port, get("/metrics"))[1])

@@ -17,7 +17,7 @@ import pytest
 
 from tests.hostile import COSTLY, bmp, in_gif, layout, png, tiff
 from tests.lively import write_lively
-from tests.served import EDGE, TINY, GoodClient, exchange, form, get, need_server, picture, post, running
+from tests.served import EDGE, TINY, GoodClient, exchange, form, get, need_server, post, running, some_image
 
 need_server()
 
@@ -62,12 +62,12 @@ KINDS["other_type"] = lambda rng: send(one_of(*OTHERS, EPS, b"\x00\x00\x00\x1cft
 
 
 def truncated(rng: np.random.Generator) -> Wrong:
-    file = picture(seed=whole(rng, 0, 9), kind=one_of("PNG", "JPEG", "WEBP", "BMP")(rng))
+    file = some_image(seed=whole(rng, 0, 9), kind=one_of("PNG", "JPEG", "WEBP", "BMP")(rng))
     return send(file[: whole(rng, 1, len(file) * 3 // 4)])
 
 
 def damaged_rows(rng: np.random.Generator) -> Wrong:
-    file = bytearray(picture(seed=1))
+    file = bytearray(some_image(seed=1))
     start = file.index(b"IDAT") + 4
     file[start + 2 : start + 2000] = rng.bytes(1998)
     return send(bytes(file))
@@ -104,7 +104,7 @@ KINDS |= {name: partial(lambda file, rng: file, send(make())) for name, (_, make
 
 # ---- forms that are none
 def cut_form(rng: np.random.Generator) -> Wrong:
-    body = form([picture()])
+    body = form([some_image()])
     return post(ADDRESS, body[: whole(rng, 1, len(body) - 40)])
 
 
@@ -115,12 +115,12 @@ FIELDS = ("file", "img", "images", "'; drop table", "\xff")
 TEXTS = ("/etc/passwd", "http://127.0.0.1/", "x" * 3000)
 KINDS |= {
     "cut_form": cut_form,
-    "no_form": lambda rng: post(ADDRESS, picture(), Content_Type=one_of(*OTHER_FORMS)(rng)),
-    "no_boundary": lambda rng: post(ADDRESS, form([picture()]), Content_Type=FORM + one_of(*EDGES)(rng)),
-    "other_field": lambda rng: post(ADDRESS, form([picture()], one_of(*FIELDS)(rng))),
+    "no_form": lambda rng: post(ADDRESS, some_image(), Content_Type=one_of(*OTHER_FORMS)(rng)),
+    "no_boundary": lambda rng: post(ADDRESS, form([some_image()]), Content_Type=FORM + one_of(*EDGES)(rng)),
+    "other_field": lambda rng: post(ADDRESS, form([some_image()], one_of(*FIELDS)(rng))),
     "text_instead": lambda rng: post(ADDRESS, part("image", one_of(*TEXTS)(rng)) + f"--{EDGE}--\r\n".encode()),
-    "too_many_files": lambda rng: post(ADDRESS, form([picture(8, 8)] * whole(rng, 2, 60))),
-    "many_fields": lambda rng: post(ADDRESS, part("x", "1") * 5000 + form([picture()])),
+    "too_many_files": lambda rng: post(ADDRESS, form([some_image(8, 8)] * whole(rng, 2, 60))),
+    "many_fields": lambda rng: post(ADDRESS, part("x", "1") * 5000 + form([some_image()])),
     "long_part_head": lambda rng: post(ADDRESS, b"--%s\r\nA: %s\r\n" % (EDGE.encode(), b"x" * 200_000)),
 }
 
@@ -145,17 +145,17 @@ NO_HTTP = (
     b"G\x00T / HTTP/1.1",
     b"POST",
 )
-GOOD = send(picture())
+GOOD = send(some_image())
 BODY = GOOD.index(b"\r\n\r\n") + 4
 KINDS |= {
     "too_large": lambda rng: send(bytes(whole(rng, 2**21, 3 * 2**20))),
     "huge_length": lambda rng: post(ADDRESS, b"", Content_Length=str(10 ** whole(rng, 7, 18))),
-    "wrong_length": lambda rng: post(ADDRESS, form([picture()]), Content_Length=one_of(*LENGTHS)(rng)),
+    "wrong_length": lambda rng: post(ADDRESS, form([some_image()]), Content_Length=one_of(*LENGTHS)(rng)),
     "endless_chunks": lambda rng: CHUNKED + (b"10000\r\n" + bytes(0x10000) + b"\r\n") * whole(rng, 33, 40),
     "wrong_chunks": lambda rng: CHUNKED + one_of(*SIZES)(rng),
-    "two_lengths": lambda rng: post(ADDRESS, form([picture()]), Content_Length="9\r\nContent-Length: 3"),
-    "path_tricks": lambda rng: post(f"/v1/object-detection/{one_of(*TRICKS)(rng)}", form([picture()])),
-    "wrong_query": lambda rng: post(f"{ADDRESS}?{one_of(*QUERIES)(rng)}", form([picture()])),
+    "two_lengths": lambda rng: post(ADDRESS, form([some_image()]), Content_Length="9\r\nContent-Length: 3"),
+    "path_tricks": lambda rng: post(f"/v1/object-detection/{one_of(*TRICKS)(rng)}", form([some_image()])),
+    "wrong_query": lambda rng: post(f"{ADDRESS}?{one_of(*QUERIES)(rng)}", form([some_image()])),
     "wrong_method": lambda rng: GOOD.replace(b"POST", one_of(*METHODS)(rng), 1),
     "no_http": lambda rng: one_of(*NO_HTTP)(rng) + b"\r\n\r\n",
     "long_head": lambda rng: post(ADDRESS, b"", X="x" * whole(rng, 40_000, 90_000)),
@@ -217,7 +217,7 @@ def test_a_crowd_is_told_to_come_back(tmp_path: Path) -> None:
     """More than the server takes: 503 with a time to wait, and the others are answered."""
     weights = write_lively(tmp_path / "tiny.pt", TINY)
     with running(weights, clients=2, batch_size=1, queue=32) as port, ThreadPoolExecutor(24) as clients:
-        seen = list(clients.map(lambda seed: exchange(port, send(picture(seed=seed))), range(48)))
+        seen = list(clients.map(lambda seed: exchange(port, send(some_image(seed=seed))), range(48)))
     counts = {status: [one for one, _ in seen].count(status) for status in (200, 503)}
     assert sum(counts.values()) == 48 and counts[200] >= 2
     assert all("try again" in json.loads(body)["error"] for status, body in seen if status == 503)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lively import NAMES, write_lively
-from tests.served import TINY, detections, need_server, picture, running
+from tests.served import TINY, detections, need_server, running, some_image
 
 need_server()
 playwright = pytest.importorskip(
@@ -26,7 +26,7 @@ if BROWSER is None:
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 WIDTHS = {"phone": 375, "desk": 1280}
-FILE = picture(200, 240, seed=11)
+FILE = some_image(200, 240, seed=11)
 DROP = """([bytes, kind, event]) => {
     const files = new DataTransfer();
     files.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: kind }));
@@ -90,7 +90,7 @@ def upload(page: Any, content: bytes = FILE, name: str = "photo.png", kind: str 
 
 
 def seen(page: Any) -> Any:
-    """Wait for a picture's boxes."""
+    """Wait for an image's boxes."""
     page.wait_for_selector("#canvas:not([hidden])")
     return page
 
@@ -108,7 +108,7 @@ def drawn(page: Any) -> str:
     return page.evaluate("document.getElementById('canvas').toDataURL()")
 
 
-def test_before_any_picture(visit: Callable[..., Any]) -> None:
+def test_before_any_image(visit: Callable[..., Any]) -> None:
     page = visit()
     assert page.is_visible("text=Drop an image here") and page.is_visible("text=Choose an image")
     assert page.text_content("#model") == "tiny · 3 classes · 128 px"
@@ -237,7 +237,7 @@ def test_errors_are_shown_and_go_away(visit: Callable[..., Any]) -> None:
 def test_languages(visit: Callable[..., Any]) -> None:
     page = visit("zh-CN")
     assert page.is_visible("text=选择图片") and page.get_attribute("html", "lang") == "zh-CN"
-    upload(page, b"no picture")
+    upload(page, b"no image")
     page.wait_for_selector("#error:not([hidden])")
     assert "不是可识别的图片" in page.text_content("#error p")
     page.click("#language")
@@ -262,7 +262,7 @@ def test_download(visit: Callable[..., Any], tmp_path: Path) -> None:
     waiting.value.save_as(tmp_path / "x.json")
     content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert content["detections"] == page.evaluate("state.shown")
-    assert content["picture"] == {"name": "照片 1.png", "width": 240, "height": 200}
+    assert content["image"] == {"name": "照片 1.png", "width": 240, "height": 200}
     assert content["settings"] == {"conf": 0.3, "iou": 0.45} and content["model"] == "tiny"
 
 

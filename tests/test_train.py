@@ -79,7 +79,7 @@ def test_val_of_a_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         drawn = [path.name for path in (tmp_path / "val" / task).glob("study*")]
         assert len(drawn) == (2 if task == "study" else 0) and ("study.png" in drawn) == (task == "study")
-    for wrong in ("--weights none.pt", "--task test", "--data coco128.yaml", "--batch-size 0"):
+    for wrong in ("--weights none.pt", "--task test", "--data coco128.yaml"):
         assert val.main([*words, *wrong.split()]) == 1
 
 
@@ -275,7 +275,6 @@ def test_options_train(job: dict[str, Any], tmp_path: Path, extra: dict) -> None
         ("--hyp hyp.none.yaml", "hyp.none.yaml"),
         ("--weights none.pt", "none.pt"),
         ("--resume none.pt", "none.pt"),
-        ("--imgsz -1", "--imgsz -1"),
         ("--device 7", "7"),
         ("--freeze 99", "--freeze"),
         ("--resume", "no */weights/last.pt"),

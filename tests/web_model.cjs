@@ -1,5 +1,5 @@
-// Runs a graph model of TensorFlow.js: node web_model.cjs FOLDER PICTURES.bin RESULT.bin HEIGHT WIDTH
-// (float32 both, pictures one after the other, channels last). Needs @tensorflow/tfjs on NODE_PATH.
+// Runs a graph model of TensorFlow.js: node web_model.cjs FOLDER IMAGES.bin RESULT.bin HEIGHT WIDTH
+// (float32 both, images one after the other, channels last). Needs @tensorflow/tfjs on NODE_PATH.
 const fs = require("fs");
 const path = require("path");
 const tf = require("@tensorflow/tfjs");

@@ -1,17 +1,7 @@
 """v6.1's import path `utils.augmentations`, for code outside of this tree; nothing in the tree imports it."""
 
-from utils.data.augmentations import (
-    augment_hsv,
-    box_candidates,
-    copy_paste,
-    cutout,
-    hist_equalize,
-    mixup,
-    random_perspective,
-)  # fmt: skip
+from utils.data.augmentations import box_candidates, hist_equalize
 from utils.images.letterbox import letterbox
+from utils.v61 import __getattr__ as __getattr__
 
-__all__ = [
-    "augment_hsv", "box_candidates", "copy_paste", "cutout", "hist_equalize", "letterbox", "mixup",
-    "random_perspective",
-]  # fmt: skip
+__all__ = ["box_candidates", "hist_equalize", "letterbox"]

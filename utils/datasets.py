@@ -6,5 +6,6 @@ from utils.data.image_files import img2label_paths
 from utils.images.reading import IMG_FORMATS
 from utils.predict.video_files import VID_FORMATS
 from utils.prepare.dataset_tools import autosplit
+from utils.v61 import __getattr__ as __getattr__
 
 __all__ = ["IMG_FORMATS", "VID_FORMATS", "LoadImagesAndLabels", "autosplit", "create_dataloader", "img2label_paths"]

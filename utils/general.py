@@ -12,6 +12,7 @@ from utils.data.samplers import labels_to_class_weights, labels_to_image_weights
 from utils.evaluation.metrics import fitness
 from utils.prepare.downloads import url2file
 from utils.training.transfer import intersect_dicts
+from utils.v61 import __getattr__ as __getattr__
 from utils.v61 import (
     check_dataset,
     clip_coords,

@@ -5,6 +5,7 @@ from utils.drawing.batches import feature_visualization, output_to_target, plot_
 from utils.drawing.writers import save_one_box
 from utils.evaluation.plots import plot_val_study
 from utils.search.results import plot_evolve
+from utils.v61 import __getattr__ as __getattr__
 
 __all__ = [
     "Annotator", "Colors", "colors", "feature_visualization", "output_to_target", "plot_evolve", "plot_images",

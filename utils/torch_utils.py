@@ -14,6 +14,7 @@ from utils.base.networks import (
 from utils.training.optim import ModelEMA
 from utils.training.state import EarlyStopping
 from utils.training.transfer import intersect_dicts
+from utils.v61 import __getattr__ as __getattr__
 
 __all__ = [
     "EarlyStopping", "ModelEMA", "copy_attr", "de_parallel", "fuse_conv_and_bn", "initialize_weights",

@@ -1,6 +1,7 @@
 """v6.1's functions where they differ from ours: in place, positional, or a mapping instead of a value.
 
 For code outside of this tree, which imports them through the doors (`utils.general`); nothing in the tree calls them.
+Names of v6.1's that the doors do not hand on are an ImportError that says what to use instead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,46 @@ from utils.prepare.downloads import fetch
 from utils.prepare.label_formats import COCO_IDS
 
 Boxes = TypeVar("Boxes", np.ndarray, torch.Tensor)
+
+_OF_SAMPLES = "use utils.data.augmentations.{}, which takes a Sample and a generator"
+_SOURCES = "use utils.predict.sources.open_source, which takes what --source takes and yields Frames"
+_NO_INSTALL = "use pip: nothing is installed, updated or asked on the web behind your back"
+_ASKED = "use utils.prepare.downloads.download_file(url, file): nothing is downloaded unasked"
+INSTEAD = {
+    **dict.fromkeys(("LoadImages", "LoadStreams", "LoadWebcam"), _SOURCES),
+    **{name: _OF_SAMPLES.format(name) for name in ("copy_paste", "cutout", "mixup", "random_perspective")},
+    **dict.fromkeys(("check_git_status", "check_online", "check_python", "check_requirements"), _NO_INSTALL),
+    **dict.fromkeys(("gdrive_download", "gsutil_getsize", "safe_download"), _ASKED),
+    "Albumentations": "use the hyper-parameter `albumentations` of --hyp, or utils.data.augmentations.rare_effects",
+    "BCEBlurWithLogitsLoss": "use utils.training.loss.FocalLoss, or a loss of your own (docs/extending.md)",
+    "InfiniteDataLoader": "use utils.data.datasets.create_dataloader, whose workers stay for all epochs",
+    "Loggers": "use utils.loggers.subscribe_loggers",
+    "Profile": "use utils.predict.pipeline.Clock",
+    "apply_classifier": "use model(crop) on what utils.drawing.writers.save_one_box cuts out",
+    "attempt_download": "use utils.base.paths.find_weights: nothing is downloaded unasked",
+    "augment_hsv": "use utils.data.augmentations.augment_hsv, which takes a generator and returns a new image",
+    "check_font": "use utils.drawing.fonts.find_font: fonts are looked for on this machine",
+    "check_imshow": "use utils.predict.viewer.display_problem",
+    "check_suffix": "use utils.base.paths.check_file(file, suffixes)",
+    "dataset_stats": "use utils.data.label_index.load_index, which counts what it finds",
+    "exif_size": "use utils.images.reading.inspect_image(path).size, which has the orientation in it",
+    "extract_boxes": "use detect.py --save-crop",
+    "plot_lr_scheduler": "use a run's results.csv, which has the rates of every epoch",
+    "plot_mc_curve": "use utils.evaluation.plots.plot_curves",
+    "plot_pr_curve": "use utils.evaluation.plots.plot_curves",
+    "print_args": "use utils.base.log.LOGGER",
+    "prune": "use torch.nn.utils.prune of PyTorch",
+    "set_logging": "use utils.base.log.set_up_logging",
+    "torch_distributed_zero_first": "use utils.distributed.processes.main_first",
+    "verify_image_label": "use utils.data.labels.check_pair",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Raise ImportError for a name of v6.1's that is elsewhere or gone; the doors take it over as their own."""
+    if name in INSTEAD:
+        raise ImportError(f"YOLOv5 6.1's {name} is not here: {INSTEAD[name]}")
+    raise AttributeError(f"no {name} in the modules that keep YOLOv5 6.1's import paths")
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import inspect
 import math
 import re
@@ -28,6 +27,7 @@ from models.description import budget
 from utils.base.config import MAX_CLASSES, make_divisible
 from utils.base.files import printable
 from utils.base.log import LOGGER
+from utils.base.options import nearest
 from utils.base.paths import ROOT, check_yaml
 from utils.base.yaml import read_yaml, shortened
 
@@ -117,10 +117,9 @@ def find_block(name: str) -> Block:
             raise ValueError(f"{name} works on sequences, not on maps")
         if isinstance(found, type) and issubclass(found, nn.Module):
             return Block(found, "c1" if found is nn.BatchNorm2d else "")
-    near = difflib.get_close_matches(name, [*BLOCKS, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    near = nearest(name, [*BLOCKS, *(f"nn.{n}" for n in dir(nn) if n[0].isupper())])
     own = "a layer of your own is registered in a file of models/custom/ (docs/extending.md)"
-    raise ValueError(f"unknown layer {name!r}{hint} {own}; known: nn.*, {', '.join(sorted(BLOCKS))}")
+    raise ValueError(f"unknown layer {name!r}{near or ';'} {own}; known: nn.*, {', '.join(sorted(BLOCKS))}")
 
 
 # ------------------------------------------------------------------------------------------- finding descriptions

@@ -25,10 +25,9 @@ from models.exporters.programs import (
 )  # fmt: skip
 from models.exporters.tensorflow import ONNX2TF, export_edgetpu, export_pb, export_saved_model, export_tfjs
 from utils.base.log import LOGGER
-from utils.base.options import nearest
 from utils.base.paths import shown
 
-__all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "ExportJob", "ExportSettings", "check_names", "export"]
+__all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "ExportJob", "ExportSettings", "export"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +93,11 @@ FORMATS: dict[str, Format] = {
 _ABLE = {flag: ", ".join(name for name in FORMATS if flag in FORMATS[name].flags) for flag in ("cpu_half", "int8")}
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError, one line, for the first format that is unknown, or where none is named."""
-    known = ", ".join(FORMATS)
-    if not names:
-        raise ValueError(f"--include names no format; there are {known}")
-    for name in names:
-        if name not in FORMATS:
-            raise ValueError(f"--include {name}: unknown format{nearest(name, FORMATS)}; there are {known}")
-
-
 def check_formats(names: Sequence[str], settings: ExportSettings, routes: bool = False) -> None:
-    """Raise ValueError, one line, for the first format that is unknown, cannot do what is asked or lacks its tools.
+    """Raise ValueError, one line, for the first format that cannot do what is asked or lacks its tools.
 
     `routes`: the network has routing attention. Flags that a format passes over are logged.
     """
-    check_names(names)
     for name in names:
         _check_flags(name, FORMATS[name], settings)
         if routes and not FORMATS[name].routes:

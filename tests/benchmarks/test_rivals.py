@@ -79,7 +79,7 @@ def test_peak_on_a_gpu_counts_neither_workspace_nor_what_was_there(monkeypatch: 
 
 
 def test_extra_memory_is_what_results_do_not_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = 2 * 49 * 4 * 16 * 2  # bytes of q: pictures, regions, tokens, channels, float16
+    one = 2 * 49 * 4 * 16 * 2  # bytes of q: images, regions, tokens, channels, float16
     peaks = {False: 1.2 * one, True: 4.4 * one}
     monkeypatch.setattr(rivals, "peak", lambda prepare, name, shape, setting, backward: peaks[backward])
     half = Setting(dtype=torch.float16)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lively import write_lively
-from tests.served import TINY, need_server, picture, running
+from tests.served import TINY, need_server, running, some_image
 
 need_server()
 
@@ -27,7 +27,7 @@ def test_percentiles_and_rate() -> None:
 
 
 def test_a_crowd_is_answered_in_batches(port: int, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(picture())
+    (tmp_path / "x.png").write_bytes(some_image())
     outcome = asyncio.run(crowd(port, [form(tmp_path / "x.png", "/v1/object-detection/any")], 8, 0.5))
     assert not outcome.errors and len(outcome.seconds) > 8 and outcome.spent >= 0.5
     assert mean_batch(port) > 1.5

@@ -18,25 +18,25 @@ def layer(**changes):
     return BiLevelRoutingAttention(**{"dim": 3, "n_win": 3, "num_heads": 1, "topk": 2, **changes}).eval()
 
 
-def some_picture(height=12, width=12):
+def some_image(height=12, width=12):
     return np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
 
 
 def test_a_model_without_routing_attention():
     with pytest.raises(ValueError, match="no routing attention layer stage20; there is none"):
-        look(nn.Conv2d(3, 3, 1), some_picture(), "stage20")
+        look(nn.Conv2d(3, 3, 1), some_image(), "stage20")
 
 
 def test_an_unknown_layer_is_an_error_that_names_those_there_are():
     with pytest.raises(ValueError, match="no routing attention layer stage20; there is attention"):
-        look(layer(), some_picture(), "stage20")
+        look(layer(), some_image(), "stage20")
 
 
 def test_affinities_are_those_of_the_regions_means():
-    module, picture = layer(), some_picture()
-    levels = look(module, picture, "attention")
+    module, image = layer(), some_image()
+    levels = look(module, image, "attention")
     with torch.no_grad():
-        q, k, _ = module.qkv.qkv(torch.from_numpy(picture).permute(1, 2, 0) / 255).split(3, dim=-1)
+        q, k, _ = module.qkv.qkv(torch.from_numpy(image).permute(1, 2, 0) / 255).split(3, dim=-1)
     means = [
         np.array([t[r : r + 4, c : c + 4].mean((0, 1)).numpy() for r in (0, 4, 8) for c in (0, 4, 8)]) for t in (q, k)
     ]
@@ -45,24 +45,24 @@ def test_affinities_are_those_of_the_regions_means():
 
 
 def test_attention_is_of_the_routed_regions_tokens():
-    levels = look(layer(), some_picture(), "attention")
+    levels = look(layer(), some_image(), "attention")
     assert levels.tokens == (4, 4) and levels.attention.shape == (9, 16, 2 * 16)
     assert np.allclose(levels.attention.sum(2), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (10, 7), (2, 12)], ids=str)  # whole regions, padded ones, padding alone
 def test_the_figure_shows_query_and_routes(tmp_path, size):
-    levels = look(layer(), some_picture(*size), "attention")
-    picture = cv2.imread(str(draw(tmp_path / "new/a.png", levels, 0)))[..., ::-1] / 255
-    assert picture.shape[0] > 300 and picture.shape[1] > 2 * picture.shape[0]
+    levels = look(layer(), some_image(*size), "attention")
+    image = cv2.imread(str(draw(tmp_path / "new/a.png", levels, 0)))[..., ::-1] / 255
+    assert image.shape[0] > 300 and image.shape[1] > 2 * image.shape[0]
     for colour in (CHOSEN, ROUTED):
-        near = np.abs(picture - np.array(to_rgb(colour))).max(2) < 0.1
+        near = np.abs(image - np.array(to_rgb(colour))).max(2) < 0.1
         assert near.mean() > 0.001, colour
 
 
 def test_the_command_line_draws_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(bra_method, "attempt_load", lambda weights: layer(n_win=4))
-    cv2.imwrite(str(tmp_path / "a.png"), some_picture(64, 64).transpose(1, 2, 0))
+    cv2.imwrite(str(tmp_path / "a.png"), some_image(64, 64).transpose(1, 2, 0))
     words = [
         "--weights",
         "any.pt",

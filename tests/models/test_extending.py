@@ -142,7 +142,7 @@ def test_several_inputs_are_a_list() -> None:
     "takes, row, message",
     [
         (None, [-1, 1, "Twice", []], "layer 1 .*unknown layer 'Twice'.*a layer of your own is registered in a file of"),
-        ("c1", [-1, 1, "Twise", []], "unknown layer 'Twise'; did you mean 'Twice'"),
+        ("c1", [-1, 1, "Twise", []], "unknown layer 'Twise', did you mean 'Twice'"),
         ("c1", [-1, 1, "Twice", []], r"layer 1 \(.*Twice\) gives 16 channels and declares 8.*register_block"),
         ("c1", [-1, 1, "Twice", [1, 2]], "layer 1 .*too many positional.*Twice takes c1, keep, of which c1 are put"),
         ("c1 c2", [-1, 1, "Twice", []], "first argument of Twice must be its number of output channels"),

@@ -1,12 +1,36 @@
 """The names v6.1's users know: they are there, and those made here behave as theirs did."""
 
+import importlib
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from utils import datasets, general, plots
+from utils.v61 import INSTEAD
+
+DOORS = {
+    "augmentations": "mixup Albumentations", "datasets": "LoadImages LoadStreams exif_size",
+    "downloads": "attempt_download safe_download gsutil_getsize", "general": "check_requirements check_suffix",
+    "loss": "BCEBlurWithLogitsLoss", "metrics": "plot_pr_curve", "plots": "check_font",
+    "torch_utils": "torch_distributed_zero_first prune",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_not_handed_on_says_what_to_use(door):
+    module = importlib.import_module(f"utils.{door}")
+    for name in DOORS[door].split():
+        with pytest.raises(ImportError, match=f"^YOLOv5 6.1's {name} is not here: use [^\n]{{8,}}$"):
+            getattr(module, name)  # as `from utils.door import name` does
+    assert not hasattr(module, "nothing")
+
+
+def test_what_is_to_be_used_is_there():
+    for path in re.findall(r"\b(utils(?:\.\w+)+)\.(\w+)", " ".join(INSTEAD.values())):
+        assert hasattr(importlib.import_module(path[0]), path[1]), path
 
 
 def test_every_promised_name_exists():

@@ -84,8 +84,8 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, description: str = "
     """Read a command line into the dataclass `kind`.
 
     Underscores and hyphens in a flag's name are the same, and unique beginnings of a flag are enough
-    (`--batch` for `--batch-size`), as in YOLOv5. An unknown flag, or a value of another kind, ends the program with
-    status 2 and one line, which names the nearest flag. Raises ValueError for a number out of its bounds.
+    (`--batch` for `--batch-size`), as in YOLOv5. An unknown flag, and a value of another kind, out of its bounds or not
+    among its choices, end the program with status 2 and one line, which names what is nearest.
     """
     return options(kind, parse_given(kind, argv, description))
 
@@ -148,19 +148,21 @@ def options(kind: type[T], given: Mapping[str, Any], source: str = "") -> T:
     one, and for a value that cannot be, with what is wanted. Messages begin with `source`, the file that the values are
     from; without one they name options as on the command line.
     """
-    made = kind(**_checked(kind, given, source))
-    check_bounds(made, source)
-    return made
+    return kind(**_checked(kind, given, source))
 
 
-def check_bounds(opt: Any, source: str = "") -> None:
+def check_bounds(opt: Any) -> None:
     """Raise ValueError for the first number of an options object that is out of its bounds, or not finite."""
     for item in fields(opt):
-        bounds, value = item.metadata["bounds"] or Range(), getattr(opt, item.name)
-        for number in value if isinstance(value, list) else [value]:
-            if type(number) in (int, float) and number not in bounds:
-                wanted = f"must be {bounds}" if item.metadata["bounds"] else "must be finite"
-                raise ValueError(f"{_spelled(item.name, source)} {number:.10g}: {wanted}")
+        _check_bounds(item, getattr(opt, item.name), _spelled(item.name, ""))
+
+
+def _check_bounds(item: Field[Any], value: Any, label: str) -> None:
+    bounds = item.metadata["bounds"] or Range()
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) in (int, float) and number not in bounds:
+            wanted = f"must be {bounds}" if item.metadata["bounds"] else "must be finite"
+            raise ValueError(f"{label} {number:.10g}: {wanted}")
 
 
 def _spelled(name: str, source: str) -> str:
@@ -176,7 +178,10 @@ def _checked(kind: type[Any], given: Mapping[str, Any], source: str) -> dict[str
             start = f"{source}: unknown key" if source else "unknown option"
             near = nearest(name, known)
             raise ValueError(f"{start} {repr(name)[:MOST_SHOWN]}{near}; there are: {', '.join(known)}")
-    return {name: _value(known[name], hints[name], value, _spelled(name, source)) for name, value in given.items()}
+    values = {name: _value(known[name], hints[name], value, _spelled(name, source)) for name, value in given.items()}
+    for name, value in values.items():
+        _check_bounds(known[name], value, _spelled(name, source))
+    return values
 
 
 def _value(item: Field[Any], hint: Any, value: Any, label: str) -> Any:
@@ -232,9 +237,13 @@ def inner_type(hint: Any) -> tuple[Any, bool]:
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """Return a piece of a message, ", did you mean 'this'?", that names the nearest; empty where none is near."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    """Return a piece of a message, ", did you mean 'this'?", that names the nearest; empty where none is near.
+
+    Capitals and hyphens in front make no difference: the two of `--bogus` and `--loggers` bring these no nearer.
+    """
+    plain = {str(k).lstrip("-").lower(): str(k) for k in known}
+    near = difflib.get_close_matches(str(name).lstrip("-").lower(), plain, n=1, cutoff=0.65)
+    return f", did you mean {plain[near[0]]!r}?" if near else ""
 
 
 def class_numbers(wanted: Iterable[str | int], names: Sequence[str], given: str = "--classes") -> list[int]:

@@ -50,9 +50,18 @@ def check_file(file: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         return matches[0]
     if matches:
         raise ValueError(f"{file} is ambiguous: {', '.join(map(str, matches))}; give its full path")
-    near = difflib.get_close_matches(path.name, {file.name for file in below}, n=3, cutoff=0.75)
-    hint = f"; did you mean {' or '.join(near)}?" * bool(near)
-    raise ValueError(f"{file} does not exist (looked in {Path.cwd()} and below {ROOT}/data and {ROOT}/models){hint}")
+    raise ValueError(f"{file} does not exist: {_looked_for(path, [file.name for file in below])}")
+
+
+def _looked_for(missing: Path, names: Sequence[str]) -> str:
+    """Return where a missing file was looked for, and what to name instead: a run's .pt, or what comes near."""
+    near = difflib.get_close_matches(missing.name, set(names), n=3, cutoff=0.75)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "correct the path"
+    if missing.suffix == ".pt":
+        newest = latest_checkpoint(ROOT / "runs/train", "last.pt")
+        remedy = f"name the last.pt in a run's folder weights{f', such as {shown(newest)}' if newest else ''}"
+    places = " or ".join(dict.fromkeys(str(place.absolute()) for place in (missing, ROOT / missing)))
+    return f"no {places}, and none below {ROOT}/data or {ROOT}/models; {remedy}"
 
 
 def existing_weights(weights: str | Path) -> Path | None:

@@ -20,8 +20,9 @@ def run_script(
 ) -> int:
     """Read a command line by the options class `kind`, do what it asks for, and return the exit status.
 
-    `story` gets the options that were given, by name. A mistake of the user's is one line and status 1; SIGINT, and
-    what else raises KeyboardInterrupt, is `stopped` (nothing where it is empty) and 128 plus the signal's number.
+    `story` gets the options that were given, by name. A mistake of the user's is one line: of what the command line
+    itself refuses (flags, kinds of values, bounds, choices) with status 2, of all else with status 1. SIGINT, and what
+    else raises KeyboardInterrupt, is `stopped` (nothing where it is empty) and 128 plus the signal's number.
     """
     set_up_logging(is_main())
     try:

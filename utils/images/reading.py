@@ -225,11 +225,6 @@ def inspect_image(path: str | Path | BinaryIO) -> Inspection:
     return found
 
 
-def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
-    """Return (width, height) of a sound image as it will be decoded; raises as `inspect_image` does."""
-    return inspect_image(path).size
-
-
 @contextlib.contextmanager
 def quiet_decoder() -> Iterator[None]:
     """Keep OpenCV from writing lines of its own about damaged files, which are named by us."""

@@ -73,7 +73,7 @@ class Mlflow(Service):
                 self.client.log_batch(self.id, metrics=points)
             case "images":
                 for file in content:
-                    self.client.log_artifact(self.id, str(file), "pictures")
+                    self.client.log_artifact(self.id, str(file), "images")
 
     def disconnect(self, ended: bool) -> None:
         """Mark the run as finished, or as killed, after which it may go on."""

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from utils.base.files import is_hidden, is_one_line, printable, walk_files
 from utils.base.log import LOGGER
 from utils.data.image_files import img2label_paths, is_image, label_places
-from utils.images.reading import picture_size
+from utils.images.reading import inspect_image
 
 MAX_NAME = 200  # characters of an image's name, folders included
 _OTHER_ENDINGS = frozenset("avif gif heic heif jfif jpe jp2 jxl pgm pnm ppm svg tga".split())  # to be converted first
@@ -37,7 +37,7 @@ def has_ending(name: str) -> bool:
 def image_size(image: Path) -> tuple[int, int]:
     """Return (w, h) of an image whose annotations are in pixels. Raises ValueError, naming it, if unreadable."""
     try:
-        return picture_size(image)
+        return inspect_image(image).size
     except Exception as error:  # a damaged file can make a decoder raise anything; the error names the file
         reason = printable(str(error)) or type(error).__name__
         raise ValueError(f"{printable(image)}: its size cannot be read ({reason}); replace or remove it") from error

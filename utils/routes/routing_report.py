@@ -96,7 +96,7 @@ def write_routing_page(
     assert done, image.shape
     data = {
         "name": printable(name),
-        "picture": "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii"),
+        "image": "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii"),
         "width": width,
         "height": height,
         "points": [[round(x, 1), round(y, 1)] for x, y in points],

@@ -1,4 +1,4 @@
-"""Pictures of every kind in, boxes in several forms out."""
+"""Images of every kind in, boxes in several forms out."""
 
 import struct
 import zlib
@@ -29,7 +29,7 @@ def coloured(height=32, width=32):
     return image
 
 
-def test_no_picture_is_refused(model):
+def test_no_image_is_refused(model):
     with pytest.raises(ValueError, match="no image"):
         model([])
     with pytest.raises(ValueError, match="int"):
@@ -71,7 +71,7 @@ def test_what_is_no_size(model, size):
 @pytest.mark.parametrize(
     "kind", ["array", "grey", "chw", "rgba", "float", "pil", "palette", "path", "str", "tensor", "half"]
 )
-def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
+def test_every_kind_of_image_has_the_same_pixels(kind, tmp_path):
     rgb = coloured(20, 30)
     path = write_image(tmp_path / "red 红.png", rgb[..., ::-1])
     tensor = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
@@ -88,10 +88,10 @@ def test_every_kind_of_picture_has_the_same_pixels(kind, tmp_path):
         "tensor": tensor,
         "half": tensor.bfloat16() / 255,
     }
-    picture, name = load_image(items[kind])
+    image, name = load_image(items[kind])
     expected = np.full_like(rgb, 200) if kind == "grey" else rgb
-    assert picture.dtype == np.uint8 and np.abs(picture.astype(int) - expected).max() <= 1
-    assert picture.flags.writeable and picture is not items[kind]
+    assert image.dtype == np.uint8 and np.abs(image.astype(int) - expected).max() <= 1
+    assert image.flags.writeable and image is not items[kind]
     assert name == (str(path) if kind in ("path", "str") else "")
 
 
@@ -110,27 +110,27 @@ def test_every_mode_of_pillow(mode):
     white = Image.new("RGB", (30, 20), "white")
     steps = {"La": ("LA", "La"), "PA": ("LA", "PA"), "RGBa": ("RGBA", "RGBa")}
     if mode == "LAB":
-        picture = Image.new(mode, (30, 20), (255, 128, 128))
+        image = Image.new(mode, (30, 20), (255, 128, 128))
     elif mode.startswith("I;16"):
-        picture = Image.new(mode, (30, 20), 65535)
+        image = Image.new(mode, (30, 20), 65535)
     else:
-        picture = white
+        image = white
         for step in steps.get(mode, (mode,)):
-            picture = picture.convert(step)
-    assert picture.mode == mode
-    array, _ = load_image(picture)
+            image = image.convert(step)
+    assert image.mode == mode
+    array, _ = load_image(image)
     assert array.shape == (20, 30, 3) and array.dtype == np.uint8 and array.min() >= 250
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation(orientation, tmp_path):
-    """The corner that is red in the stored picture lies where EXIF says; files and PIL pictures agree."""
+    """The corner that is red in the stored image lies where EXIF says; files and PIL images agree."""
     stored = np.full((24, 40, 3), 255, np.uint8)
     stored[:8, :8] = (255, 0, 0)
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    turned = {  # row 0 and column 0 of the stored picture are these sides of what people see
+    turned = {  # row 0 and column 0 of the stored image are these sides of what people see
         1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
         6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
     }  # fmt: skip
@@ -140,7 +140,7 @@ def test_every_orientation(orientation, tmp_path):
 
 @pytest.fixture(scope="module")
 def site():
-    """A server on this machine, with a picture and with what is none, such as the beginning of an enormous one."""
+    """A server on this machine, with an image and with what is none, such as the beginning of an enormous one."""
     red, buffer = cv2.imencode(".png", coloured(20, 30)[..., ::-1])[1].tobytes(), bytearray()
     for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")):
         buffer += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -182,16 +182,16 @@ def test_depths_and_flat_images():
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5, 7), (1, 2, 3, 4), (0, 4, 3)])
-def test_arrays_that_are_no_pictures(shape):
+def test_arrays_that_are_no_images(shape):
     with pytest.raises(ValueError, match="is no image"):
         to_rgb(np.zeros(shape, np.uint8))
 
 
 def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
-    pictures = [np.zeros((20, 30, 3), np.uint8) for _ in range(4)]
+    images = [np.zeros((20, 30, 3), np.uint8) for _ in range(4)]
     rows = torch.tensor([[2.0, 2, 12, 12, 0.9, 0], [2.0, 2, 12, 12, 0.8, 1]])
     files = ["../../x.jpg", "X.jpg", "x_2.jpg", "\x1b[2J.jpg"]
-    found = Detections(pictures, [rows] * 4, files, names=["..", "a/b"])
+    found = Detections(images, [rows] * 4, files, names=["..", "a/b"])
     found.crop(save_dir=tmp_path / "here")
     found.save(save_dir=tmp_path / "here")
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
@@ -199,7 +199,7 @@ def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
     crops = {f"here/crops/{folder}/{stem}.jpg" for folder in ("__", "a_b") for stem in stems}
     assert made == crops | {f"here/{stem}.jpg" for stem in stems}
     assert "1 of 4 sources are named like others" in caplog.text
-    words = str(Detections(pictures[:1], [rows], ["x"], names=["\x1b[2J", "b"]))
+    words = str(Detections(images[:1], [rows], ["x"], names=["\x1b[2J", "b"]))
     assert words.startswith(r"image 1/1: 20x30 1 \x1b[2J, 1 b")
 
 
@@ -222,7 +222,7 @@ def test_settings_are_those_of_the_instance(model):
 
 
 class Exported(DetectMultiBackend):
-    """In place of weights of another format: no parameters, and pictures of one size only."""
+    """In place of weights of another format: no parameters, and images of one size only."""
 
     shape = (64, 64)
 
@@ -255,9 +255,9 @@ def test_words():
     assert describe_counts([0, 0, 1, 1, 2], ["cross", "bench", "bus"]) == "2 crosses, 2 benches, 1 bus"
 
 
-def test_drawing_changes_the_results_pictures_not_the_callers(model, tmp_path):
+def test_drawing_changes_the_results_images_not_the_callers(model, tmp_path):
     mine, pil = coloured(), Image.fromarray(coloured())
     result = model([mine, pil], size=32)
     rendered = result.render()
     assert np.array_equal(mine, coloured()) and np.array_equal(np.asarray(pil), coloured())
-    assert all((picture != coloured()).any() for picture in rendered) and rendered[0] is result.imgs[0]
+    assert all((image != coloured()).any() for image in rendered) and rendered[0] is result.imgs[0]

@@ -15,16 +15,16 @@ BUS = torch.tensor([[10.0, 20, 50, 80, 0.9, 0], [5, 5, 25, 45, 0.4, 2]])
 STREET = torch.tensor([[0.0, 0, 30, 30, 0.75, 1]])
 
 
-def picture(height=100, width=200):
+def some_image(height=100, width=200):
     return np.full((height, width, 3), 90, np.uint8)
 
 
 @pytest.fixture
 def results():
-    """Three pictures: two detections, none, one."""
-    pictures = [picture(), picture(50, 60), picture(64, 64)]
+    """Three images: two detections, none, one."""
+    images = [some_image(), some_image(50, 60), some_image(64, 64)]
     times = (0.0, 0.03, 0.09, 0.12)
-    return Detections(pictures, [BUS, NONE, STREET], ["a.jpg", "b.jpg", "c.jpg"], times, NAMES, (3, 3, 64, 64))
+    return Detections(images, [BUS, NONE, STREET], ["a.jpg", "b.jpg", "c.jpg"], times, NAMES, (3, 3, 64, 64))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def nothing():
 
 
 # ---- nothing at all
-def test_no_pictures(nothing, tmp_path):
+def test_no_images(nothing, tmp_path):
     assert len(nothing) == 0 and list(nothing) == nothing.tolist() == nothing.render() == nothing.crop(save=False) == []
     assert nothing.pandas().xyxy == [] and nothing.t == (0, 0, 0) and str(nothing).startswith("Speed")
     assert not list(nothing.save(save_dir=tmp_path / "none").iterdir())
@@ -59,7 +59,7 @@ def test_attributes_and_tables(results):
     assert '"name":"car"' in frame.to_json(orient="records")
 
 
-# ---- one picture, some pictures
+# ---- one image, some images
 def test_indexing_as_of_a_list(results):
     assert [part.files for part in results] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
     assert results[-1].xyxy[0] is STREET and results[-1].imgs[0] is results.imgs[2]
@@ -68,7 +68,7 @@ def test_indexing_as_of_a_list(results):
     for wrong in (3, -4):
         with pytest.raises(IndexError):
             results[wrong]
-    """A part of three pictures is not three times as slow as the whole."""
+    """A part of three images is not three times as slow as the whole."""
     for part in (results[0], results[:2], results.tolist()[1]):
         assert part.t == results.t and part.s == results.s and part.names == NAMES
     first, second, third = results.tolist()
@@ -150,7 +150,7 @@ def test_for_supervision(results):
     assert len(both) == 3 and both.data["class_name"].tolist() == ["car", "行人", "person"]
     theirs = package.Detections.from_yolov5(results[0])
     assert np.array_equal(theirs.xyxy, found[0].xyxy) and np.array_equal(theirs.class_id, found[0].class_id)
-    assert (package.BoxAnnotator().annotate(picture(), found[0]) != 90).any()
+    assert (package.BoxAnnotator().annotate(some_image(), found[0]) != 90).any()
     found[0].xyxy[:] = -1
     assert results.xyxy[0][0, 0] == 10  # a copy
 

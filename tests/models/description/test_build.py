@@ -126,7 +126,7 @@ def test_an_argument_may_be_an_activation():
 
 
 @pytest.mark.parametrize("row, message", [
-    ([-1, 1, "Conf", [8]], "unknown layer 'Conf'; did you mean 'Conv'"),
+    ([-1, 1, "Conf", [8]], "unknown layer 'Conf', did you mean 'Conv'"),
     ([-1, 1, "nn.Upsampl", [None, 2]], "did you mean 'nn.Upsample'"),
     ([-1, 1, "nn.functional", []], "unknown layer"),
     ([-1, 1, "os.system", ["ls"]], "unknown layer"),

@@ -130,6 +130,23 @@ def test_missing_weights_say_where_they_were_looked_for_and_what_is_near(
     assert "\n" not in str(caught.value) and str(caught.value).count(str(tmp_path / "a[1].pt")) == 2
 
 
+def test_missing_files_say_where_they_were_looked_for_and_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    below = f"and none below {tmp_path}/repository/data or {tmp_path}/repository/models"
+    for words, remedy in {"a.yaml": "correct the path", "a.pt": "name the last.pt in a run's folder weights"}.items():
+        with pytest.raises(ValueError) as caught:
+            check_file(words)
+        looked = f"no {tmp_path / words} or {tmp_path / 'repository' / words}, {below}"
+        assert str(caught.value) == f"{words} does not exist: {looked}; {remedy}"
+    (tmp_path / "repository/runs/train/exp/weights").mkdir(parents=True)
+    (tmp_path / "repository/runs/train/exp/weights/last.pt").touch()
+    with pytest.raises(ValueError, match="weights, such as repository/runs/train/exp/weights/last.pt$"):
+        check_file("a.pt")
+
+
 def test_latest_is_by_time(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
     for i, name in enumerate(["exp2", "exp"]):

@@ -217,7 +217,6 @@ def test_the_command_and_its_mistakes(folder: Path, tmp_path: Path, capsys: pyte
     for wrong, said in (
         (words, "there are shards already"),
         ([*words, "--split", "test"], "has no 'test'"),
-        ([*words, "--per-shard", "0"], "at least 1"),
         (words[:2], "--out are needed"),
         (["--data", "nowhere.yaml", "--out", "x"], "nowhere.yaml does not exist"),
     ):

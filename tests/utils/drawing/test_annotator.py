@@ -33,7 +33,7 @@ def test_arrays_are_drawn_in_place_where_that_can_be():
 
 
 @pytest.mark.parametrize("box", [(-50, -50, 20, 20), (190, 90, 400, 300), (0, 0, 199, 99), (500, 500, 600, 600)])
-def test_boxes_may_leave_the_picture(box):
+def test_boxes_may_leave_the_image(box):
     drawing = Annotator(blank())
     drawing.box_label(box, "a long label that does not fit", colors(0))
     assert drawing.result().shape == (100, 200, 3)

@@ -70,10 +70,10 @@ def test_labels_are_fractions_predictions_are_pixels_and_mean_the_same(tmp_path)
     labels = np.array([[0, 1, 0.5, 0.5, 0.2, 0.4]])
     pixels = np.array([[0, 1, 100, 50, 40, 40, 0.9], [0, 2, 20, 20, 10, 10, 0.2]])  # the second is too unsure
     for name, boxes in (("a.png", labels), ("b.png", pixels)):
-        picture = read(plot_images(images, boxes, fname=tmp_path / name)).astype(int)
-        assert np.abs(picture[50, 80] - colors(1, bgr=True)).max() < 3
-        assert np.abs(picture[70, 100] - colors(1, bgr=True)).max() < 3
-        assert np.abs(picture[20, 20] - 128).max() < 3
+        image = read(plot_images(images, boxes, fname=tmp_path / name)).astype(int)
+        assert np.abs(image[50, 80] - colors(1, bgr=True)).max() < 3
+        assert np.abs(image[70, 100] - colors(1, bgr=True)).max() < 3
+        assert np.abs(image[20, 20] - 128).max() < 3
 
 
 # ---- training curves

@@ -50,13 +50,13 @@ def test_labels_are_fractions_with_six_digits_and_replace_earlier_ones(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["图像 1.png", "a b/ü.bmp"])
-def test_pictures_at_any_path(tmp_path, name):
-    picture = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
-    path = write_image(tmp_path / name, picture)
-    assert np.array_equal(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), picture)
+def test_images_at_any_path(tmp_path, name):
+    image = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
+    path = write_image(tmp_path / name, image)
+    assert np.array_equal(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), image)
 
 
-def test_picture_formats_that_cannot_be_written(tmp_path):
+def test_image_formats_that_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="no encoder"):
         write_image(tmp_path / "a.xyz", np.zeros((2, 2, 3), np.uint8))
     assert write_image(tmp_path / "b.JPG", np.zeros((2, 2, 3), np.uint8)).is_file()

@@ -19,7 +19,7 @@ from utils.evaluation.reports import Report
 CPU = torch.device("cpu")
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     images: Tensor
     targets: Tensor
     paths: tuple[str, ...]
@@ -27,9 +27,9 @@ class Pictures(NamedTuple):
 
 
 def batch(targets, count=2):
-    """`count` pictures of 100 x 200 pixels on disk, letterboxed to 64 x 128 in a 96 x 128 batch."""
+    """`count` images of 100 x 200 pixels on disk, letterboxed to 64 x 128 in a 96 x 128 batch."""
     shapes = tuple(((100, 200), ((0.64, 0.64), (0.0, 16.0))) for _ in range(count))
-    return Pictures(
+    return Images(
         torch.zeros(count, 3, 96, 128, dtype=torch.uint8),
         torch.tensor(targets).view(-1, 6),
         tuple("ab"[:count]),
@@ -38,7 +38,7 @@ def batch(targets, count=2):
 
 
 def answers(rows, count=2, classes=2):
-    """(B, M, 5 + C) predictions: per picture rows of cx, cy, w, h, objectness, class scores in pixels of the batch."""
+    """(B, M, 5 + C) predictions: per image rows of cx, cy, w, h, objectness, class scores in pixels of the batch."""
     out = torch.zeros(count, 4, 5 + classes)
     for i, found in rows.items():
         out[i, : len(found)] = torch.tensor(found)
@@ -117,15 +117,15 @@ NAMES = ["a", "b", "c"]
 
 
 class Detections(NamedTuple):
-    """A scene: what is there in each picture of each batch, and what a network without errors would say to it."""
+    """A scene: what is there in each image of each batch, and what a network without errors would say to it."""
 
-    batches: list[Pictures]
+    batches: list[Images]
     answers: list[Tensor]
 
 
 def scene(seed, batches, objects=6):
-    """Batches of one to three pictures with up to `objects` objects; confidences are few, so that many are equal."""
-    rng, pictures, answered = np.random.default_rng(seed), [], []
+    """Batches of one to three images with up to `objects` objects; confidences are few, so that many are equal."""
+    rng, images, answered = np.random.default_rng(seed), [], []
     for number in range(batches):
         count = int(rng.integers(1, 4))
         targets, found = [], {}
@@ -138,12 +138,12 @@ def scene(seed, batches, objects=6):
             sure = rng.integers(1, 5, len(kinds)) / 4
             classes = np.eye(3)[np.where(rng.random(len(kinds)) < 0.8, kinds, rng.integers(3, size=len(kinds)))]
             found[image] = np.concatenate((boxes, sure[:, None], classes), axis=1).tolist()
-        pictures.append(batch(targets, count)._replace(paths=tuple(f"{number}_{i}.jpg" for i in range(count))))
+        images.append(batch(targets, count)._replace(paths=tuple(f"{number}_{i}.jpg" for i in range(count))))
         out = torch.zeros(count, objects, 8)
         for image, rows in found.items():
             out[image, : len(rows)] = torch.tensor(rows).view(-1, 8)
         answered.append(out)
-    return Detections(pictures, answered)
+    return Detections(images, answered)
 
 
 class Reporter(Quiet):
@@ -211,7 +211,7 @@ def test_shares_give_the_same_to_the_last_bit(world, seed, batches, objects, sin
         assert expected.metrics.map50 > 0.05 and expected.metrics.confusion.matrix.any() and any(expected.losses)
 
 
-def test_equal_confidences_make_the_order_of_pictures_matter(monkeypatch):
+def test_equal_confidences_make_the_order_of_images_matter(monkeypatch):
     """So a result put together by rank, not by batch, would be another."""
     seen = scene(3, 7)
     reordered = Detections(*(rows[::2] + rows[1::2] for rows in seen))

@@ -1,4 +1,4 @@
-"""Scores against worked examples, a scalar AP, and pycocotools; pictures without labels or detections included."""
+"""Scores against worked examples, a scalar AP, and pycocotools; images without labels or detections included."""
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ def scene(seed, classes=3, objects=8):
     return torch.from_numpy(detections), torch.from_numpy(labels)
 
 
-def measured(*pictures, names=NAMES):
+def measured(*images, names=NAMES):
     metrics = DetectionMetrics(names)
-    for detections, labels in pictures:
+    for detections, labels in images:
         metrics.update(detections, labels)
     return metrics.compute()
 
@@ -82,8 +82,8 @@ def test_results_of_perfect_detections_and_per_class():
 
 
 def test_the_order_of_images_and_classes_without_a_name():
-    pictures = [scene(seed) for seed in range(4)]
-    forward, backward = measured(*pictures), measured(*pictures[::-1])
+    images = [scene(seed) for seed in range(4)]
+    forward, backward = measured(*images), measured(*images[::-1])
     assert forward.map == pytest.approx(backward.map) and forward.map > 0.1
     detections, labels = scene(0)
     with pytest.raises(ValueError, match="detection has class .* 2 names"):
@@ -93,23 +93,23 @@ def test_the_order_of_images_and_classes_without_a_name():
 
 
 # --------------------------------------------------------------------------------------------------------- by size
-def coco_stats(pictures):
+def coco_stats(images):
     """pycocotools' 12 numbers."""
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth, annotations, found = COCO(), [], []
-    for image, (detections, labels) in enumerate(pictures, start=1):
+    for number, (detections, labels) in enumerate(images, start=1):
         for label, x1, y1, x2, y2 in labels.tolist():
             more = {"id": len(annotations) + 1, "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
             box = [x1, y1, x2 - x1, y2 - y1]
-            annotations.append({"image_id": image, "category_id": int(label), "bbox": box} | more)
+            annotations.append({"image_id": number, "category_id": int(label), "bbox": box} | more)
         for x1, y1, x2, y2, score, label in detections.tolist():
             box = [x1, y1, x2 - x1, y2 - y1]
-            found.append({"image_id": image, "category_id": int(label), "bbox": box, "score": score})
-    images, kinds = ([{"id": number} for number in numbers] for numbers in (range(1, len(pictures) + 1), range(3)))
-    truth.dataset = {"images": images, "annotations": annotations, "categories": kinds, "info": {}}
+            found.append({"image_id": number, "category_id": int(label), "bbox": box, "score": score})
+    listed, kinds = ([{"id": number} for number in numbers] for numbers in (range(1, len(images) + 1), range(3)))
+    truth.dataset = {"images": listed, "annotations": annotations, "categories": kinds, "info": {}}
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
     evaluation.evaluate()
@@ -124,10 +124,10 @@ def coco_stats(pictures):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_results_by_size_are_pycocotools(seed, capsys):
-    pictures = [scene(10 * seed + index) for index in range(12)]
-    pictures += [(scene(99)[0], NO_LABELS.double()), (NO_DETECTIONS.double(), scene(98)[1])]
-    result = measured(*pictures)
-    for name, (map50, overall) in coco_stats(pictures).items():
+    images = [scene(10 * seed + index) for index in range(12)]
+    images += [(scene(99)[0], NO_LABELS.double()), (NO_DETECTIONS.double(), scene(98)[1])]
+    result = measured(*images)
+    for name, (map50, overall) in coco_stats(images).items():
         assert result.by_size[name].labels > 0
         assert result.by_size[name].map50 == pytest.approx(map50, abs=1e-9), name
         assert result.by_size[name].map == pytest.approx(overall, abs=1e-9), name
@@ -141,10 +141,10 @@ def test_a_size_s_detections_are_not_wrong_in_another_and_a_hundred_count():
     assert sizes["large"].map == pytest.approx(1)  # the false small box is no error among the large
     assert sizes["small"].map50 == pytest.approx(0.5)
     assert np.isnan(sizes["medium"].map) and sizes["medium"].labels == 0
-    picture = scene(5)
-    many = torch.cat([picture[0]] + [picture[0] + torch.tensor([0, 0, 0, 0, -1.0, 0])] * 13)
+    image = scene(5)
+    many = torch.cat([image[0]] + [image[0] + torch.tensor([0, 0, 0, 0, -1.0, 0])] * 13)
     many[:, 5] = 0
-    labels = picture[1].clone()
+    labels = image[1].clone()
     labels[:, 0] = 0
     stats = coco_stats([(many, labels)])
     for name, size in measured((many, labels)).by_size.items():

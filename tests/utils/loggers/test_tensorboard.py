@@ -35,7 +35,7 @@ def text_of(events: Any, tag: str) -> str:
 
 
 @pytest.mark.usefixtures("sketches")
-def test_scalars_options_and_pictures(info: Info) -> None:
+def test_scalars_options_and_images(info: Info) -> None:
     run = info(loggers=["tensorboard"], odd="a|b")
     logged(run, range(3))
     events = read(run.folder)
@@ -49,8 +49,8 @@ def test_scalars_options_and_pictures(info: Info) -> None:
     assert set(events.Tags()["images"]) == {"labels", "results"}
     stored = events.Images("results")[0]
     assert (stored.width, stored.height, stored.step) == (20, 10, 2)
-    with Image.open(io.BytesIO(stored.encoded_image_string)) as picture:
-        assert picture.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+    with Image.open(io.BytesIO(stored.encoded_image_string)) as image:
+        assert image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
 
 
 @pytest.mark.usefixtures("sketches")

@@ -49,8 +49,8 @@ def test_without_a_key_it_stays_offline_and_asks_nobody(wandb, info, caplog):
     scalars = [call for call in session.log.call_args_list if COLUMNS[0] in call.args[0]]
     assert [(call.args[0]["epoch"], call.kwargs["step"]) for call in scalars] == [(0, 0), (1, 1)]
     assert scalars[1].args[0][COLUMNS[3]] == pytest.approx(1.03)
-    pictures = {name for call in session.log.call_args_list for name in call.args[0]} - {*COLUMNS, "epoch"}
-    assert pictures == {"labels", "results"}
+    images = {name for call in session.log.call_args_list for name in call.args[0]} - {*COLUMNS, "epoch"}
+    assert images == {"labels", "results"}
     assert session.summary.update.call_args.args[0]["best/mAP_0.5:0.95"] == 0.4
     session.finish.assert_called_once_with(exit_code=0)
     assert sum("no API key" in line.getMessage() for line in caplog.records) == 1
@@ -91,9 +91,9 @@ def sent_up_to(epoch: int, wandb: Any) -> None:
 
 
 def test_detections_are_drawn_every_so_many_epochs(wandb: Any, info: Info, tmp_path: Path) -> None:
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, :, 2] = 200  # red, as OpenCV stores it
-    cv2.imwrite(str(tmp_path / "street.png"), picture)
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, :, 2] = 200  # red, as OpenCV stores it
+    cv2.imwrite(str(tmp_path / "street.png"), image)
     callbacks = Callbacks()
     subscribe_loggers(callbacks, info(loggers=["wandb"], bbox_interval=2))
     found = torch.tensor([[20.0, 10, 60, 30, 0.9, 1], [0, 0, 8, 4, 0.1, 0]])
@@ -102,7 +102,7 @@ def test_detections_are_drawn_every_so_many_epochs(wandb: Any, info: Info, tmp_p
         callbacks.run("on_val_image_end", found, found, str(tmp_path / "street.png"), ["red", "blue"], None)
         callbacks.run("on_val_metrics", type("Result", (), {"curves": None}), epoch)
         callbacks.run("on_fit_epoch_end", [0.0] * len(COLUMNS), epoch, 0, 0)
-        sent_up_to(epoch, wandb)  # a service that lags behind gets pictures at a later step, which is not asked here
+        sent_up_to(epoch, wandb)  # a service that lags behind gets images at a later step, which is not asked here
     callbacks.run("teardown")
     drawn = [call for call in wandb.init().log.call_args_list if "detections" in call.args[0]]
     assert [call.kwargs["step"] for call in drawn] == [0, 2]

@@ -11,24 +11,24 @@ from utils.drawing.writers import VideoWriter, write_image
 from utils.predict.sources import Frame, Source, fetch_image, open_source, readable_name
 
 
-def picture(value=100, height=30, width=40):
+def image(value=100, height=30, width=40):
     return np.full((height, width, 3), value, np.uint8)
 
 
 def make_video(path, frames=5, size=(48, 64)):
     with VideoWriter(path, 10) as writer:
         for i in range(frames):
-            writer.write(picture(40 * i + 20, *size))
+            writer.write(image(40 * i + 20, *size))
     return writer.path
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, a video, a text, and a folder below with a third picture."""
-    write_image(tmp_path / "b.JPG", picture())
-    write_image(tmp_path / "a 图.png", picture())
+    """Two images, a video, a text, and a folder below with a third image."""
+    write_image(tmp_path / "b.JPG", image())
+    write_image(tmp_path / "a 图.png", image())
     (tmp_path / "note.md").write_text("words")
-    write_image(tmp_path / "below" / "c.bmp", picture())
+    write_image(tmp_path / "below" / "c.bmp", image())
     make_video(tmp_path / "0.mp4")
     return tmp_path
 
@@ -76,13 +76,13 @@ def test_a_folder_and_what_its_files_become(folder):
     expected = [("image", "a 图.png"), ("image", "b.JPG"), *[("video", "0.mp4")] * 5]
     assert names_of(open_source(folder, 64)) == expected
     assert len(open_source(folder)) == 3
-    odd = write_image(folder / "a[1].png", picture())  # a file's own name is no pattern
+    odd = write_image(folder / "a[1].png", image())  # a file's own name is no pattern
     assert names_of(open_source(odd)) == [("image", "a[1].png")]
     names = {"a.JPG": ".JPG", "b.dng": ".jpg", "http://h/d.png?x=1.jpg": ".png", "e.avi": ".mp4"}
     assert {one.path: one.suffix for one in Source([*names], ["0"]).outputs()} == names | {"0": ".mp4"}
 
 
-def test_a_picture_is_letterboxed_rgb(tmp_path):
+def test_an_image_is_letterboxed_rgb(tmp_path):
     bgr = np.zeros((30, 40, 3), np.uint8)
     bgr[..., 0] = 255
     (frame,) = open_source(write_image(tmp_path / "blue.png", bgr), 64, stride=32)
@@ -95,7 +95,7 @@ def test_a_picture_is_letterboxed_rgb(tmp_path):
 
 def test_broken_files_are_warnings_and_the_run_goes_on(folder, caplog):
     (folder / "a0.jpg").write_bytes(b"")
-    (folder / "a1.jpg").write_bytes(b"no picture")
+    (folder / "a1.jpg").write_bytes(b"no image")
     (folder / "1.mp4").write_bytes(b"no video")
     with caplog.at_level("WARNING", "yolov5"):
         found = names_of(open_source(folder, 64))
@@ -116,7 +116,7 @@ def test_video_frames_are_numbered(folder):
 
 
 def test_names_reach_the_log_as_one_line(folder, caplog):
-    (folder / "\x1b]0;own\x07\n.jpg").write_bytes(b"no picture")
+    (folder / "\x1b]0;own\x07\n.jpg").write_bytes(b"no image")
     (folder / "\x1b]0;own\x07.mp4").write_bytes(b"no video\0")
     good = folder / "\x1b[2J\n.png"
     good.write_bytes((folder / "a 图.png").read_bytes())
@@ -133,7 +133,7 @@ def test_webcams_and_addresses_are_streams():
         open_source("https://www.youtube.com/watch?v=1")
 
 
-def test_pictures_and_clips_over_http(server, folder, monkeypatch):
+def test_images_and_clips_over_http(server, folder, monkeypatch):
     monkeypatch.chdir(folder / "below")
     (frame,) = open_source(f"{server}/b.JPG?x=1", 64)
     assert frame.kind == "image" and frame.original.shape == (30, 40, 3)

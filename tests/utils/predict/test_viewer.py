@@ -50,7 +50,7 @@ def test_keys_end_the_run(monkeypatch):
     shown = []
     for name in ("namedWindow", "destroyAllWindows"):
         monkeypatch.setattr(viewer.cv2, name, lambda *args: None)
-    monkeypatch.setattr(viewer.cv2, "imshow", lambda title, picture: shown.append(title))
+    monkeypatch.setattr(viewer.cv2, "imshow", lambda title, image: shown.append(title))
     for key, goes_on in ((-1, True), (ord("q"), False), (27, False), (ord("a"), True)):
         monkeypatch.setattr(viewer.cv2, "waitKey", lambda wait, key=key: key)
         assert Viewer().show("title", np.zeros((4, 4, 3), np.uint8)) is goes_on

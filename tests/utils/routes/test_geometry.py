@@ -19,7 +19,7 @@ def test_one_region_and_regions_of_broken_pixels():
     whole = routes(1, 1, 30, 50)
     assert whole.boxes(30, 50).tolist() == [[0, 0, 50, 30]] and not whole.is_padding(30, 50).any()
     assert whole.region_at(49.9, 29.9) == 0 and whole.topk == 1
-    cell = 2 * 320 / 12  # a map of 12 tokens cut into 7 regions of 2, under a picture of 320 pixels
+    cell = 2 * 320 / 12  # a map of 12 tokens cut into 7 regions of 2, under an image of 320 pixels
     grid = routes(7, 7, cell, cell)
     assert 6 * cell == pytest.approx(320)
     hidden = grid.is_padding(320, 320).reshape(7, 7)

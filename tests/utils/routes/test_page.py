@@ -12,7 +12,7 @@ import pytest
 from utils.routes.geometry import RoutingMap
 from utils.routes.routing_report import TEMPLATE, write_routing_page
 
-PICTURE = np.zeros((48, 64, 3), np.uint8) + np.array([250, 120, 10], np.uint8)  # RGB
+IMAGE = np.zeros((48, 64, 3), np.uint8) + np.array([250, 120, 10], np.uint8)  # RGB
 SVG = "http://www.w3.org/2000/svg"  # the name of a vocabulary, which nobody fetches
 
 
@@ -52,7 +52,7 @@ def page(tmp_path):
 
     def write(name="bus.jpg", maps=None, **more):
         maps = [some_map()] if maps is None else maps
-        path = write_routing_page(tmp_path / "new/page.html", PICTURE, maps, name, **more)
+        path = write_routing_page(tmp_path / "new/page.html", IMAGE, maps, name, **more)
         return Page(path.read_text(encoding="utf-8"))
 
     return write
@@ -75,10 +75,10 @@ def test_what_is_written_comes_back(page):
         assert layer["cell"] == [routes.cell_height, routes.cell_width]
     # the second map is 64 x 73.5 pixels: its last row is padding and its last column is cut
     assert data["layers"][1]["x"] == [0, 24.5, 49, 64] and data["layers"][1]["y"] == [0, 16, 32, 48, 48]
-    kind, _, content = page().json("data")["picture"].partition(",")
-    picture = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    assert kind == "data:image/jpeg;base64" and picture.shape == PICTURE.shape
-    assert np.abs(picture.astype(int) - PICTURE).max() < 6
+    kind, _, content = page().json("data")["image"].partition(",")
+    image = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert kind == "data:image/jpeg;base64" and image.shape == IMAGE.shape
+    assert np.abs(image.astype(int) - IMAGE).max() < 6
 
 
 def test_the_page_needs_nothing_else(page):

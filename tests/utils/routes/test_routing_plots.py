@@ -1,4 +1,4 @@
-"""Pictures of routes: what is drawn, where, and what is left out."""
+"""Images of routes: what is drawn, where, and what is left out."""
 
 import numpy as np
 import pytest
@@ -93,8 +93,8 @@ def test_long_lists_of_padding_are_counted_and_small_regions_not_numbered(figure
 
 
 @pytest.mark.parametrize("shape", [(32, 1280), (1280, 32), (8, 8)])
-def test_panels_of_odd_pictures_have_a_sensible_size(figures, shape):
-    picture = np.zeros((*shape, 3), np.uint8)
-    draw_routes("a.png", picture, some_routes([[0]] * 4, cell=(shape[0] / 2, shape[1] / 2)), [0, 1, 2, 3, 0])
+def test_panels_of_odd_images_have_a_sensible_size(figures, shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    draw_routes("a.png", image, some_routes([[0]] * 4, cell=(shape[0] / 2, shape[1] / 2)), [0, 1, 2, 3, 0])
     width, height = figures[0].get_size_inches()
     assert width < 20 and 2 < height < 20 and len(shown_axes(figures[0])) == 6

@@ -79,10 +79,10 @@ def test_positions_are_mapped_as_boxes_are_mapped_back(original, auto, share):
 
 
 # ---- files
-def test_a_picture_for_each_layer_and_a_page(tmp_path, monkeypatch):
+def test_an_image_for_each_layer_and_a_page(tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr(routing_report, "draw_routes", lambda file, picture, routes, queries: asked.update(
-        {file.name: (picture.shape, queries)}
+    monkeypatch.setattr(routing_report, "draw_routes", lambda file, image, routes, queries: asked.update(
+        {file.name: (image.shape, queries)}
     ))  # fmt: skip
     one, four = np.zeros((1, 1), int), np.zeros((4, 1), int)
     maps = [
@@ -101,6 +101,6 @@ def test_a_picture_for_each_layer_and_a_page(tmp_path, monkeypatch):
 
 def test_addresses_are_named_without_what_follows_the_name(tmp_path):
     routes = RoutingMap("stage2", 1, 1, 64, 64, np.zeros((1, 1), int), np.ones((1, 1)))
-    seen = frame(path="https://host/pictures/bus.jpg?key=secret")
+    seen = frame(path="https://host/images/bus.jpg?key=secret")
     text = write_routes(tmp_path, seen, [routes], []).read_text(encoding="utf-8")
     assert "<title>bus</title>" in text and "secret" not in text
