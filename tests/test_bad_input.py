@@ -172,6 +172,9 @@ OPTIONS = {
     "--cfg none.yaml": ["none.yaml does not exist"],
     "--hyp none.yaml": ["none.yaml does not exist"],
     "--data none.yaml": ["none.yaml does not exist"],
+    "--resume none.pt": ["none.pt does not exist: no ", "; name the last.pt in a run's folder weights"],
+    "--resume": ["no */weights/last.pt"],
+    "--freeze 99": ["--freeze 99"],
     "--amp fp16": ["--amp fp16 needs a GPU; on a CPU choose auto, bf16 or off"],
     "--device 9": ["device '9': this machine has no such GPU"],
 }

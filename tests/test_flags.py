@@ -136,7 +136,8 @@ def test_flags_whose_value_may_be_left_out(flag: str, meaning: Any) -> None:
 
 REFUSED = [
     (train, "--cache tape|--optimizer Lion|--epochs many|--freeze|--epoch-s 3|stray|--imgsz -1|--batch-size 0"),
-    (val, "--task train2|--batch-size 0|--imgsz 40000"), (detect, "--imgsz 0|--conf-thres 1.5|--track-low 2"),
+    (val, "--task train2|--batch-size 0|--imgsz 40000"),
+    (detect, "--imgsz 0|--conf-thres 1.5|--max-det 0|--max-frames 0|--visualize roots|--track-low 2"),
     (export, "--include pt2 onxx|--opset 0"), (write_shards, "--per-shard 0"),
     (serve, "--conf-thres 2|--port 99999|--batch-size 0|--timeout nan|--window -1"),
 ]  # fmt: skip

@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import detect
 import serve
 from models.api.autoshape import AutoShape
 from models.backends import DetectMultiBackend
-from models.bra.routing_maps import record_routes
 from models.exporters import ExportJob, ExportSettings, export
 from serve import ServeOptions, complete, listen
-from tests.lively import NAMES, lively_model, write_lively
+from tests.lively import lively_model, write_lively
 from tests.served import TINY, detections, exchange, form, get, need_server, post, running, some_image
 from utils.base.paths import ROOT
 
@@ -139,49 +137,7 @@ def test_requests_that_come_together_go_together(port: int) -> None:
         np.testing.assert_allclose(table(rows), table(found[seed % 4]), atol=2e-3)
 
 
-# ---- what a request may choose
-def test_settings_of_a_request(port: int) -> None:
-    file = some_image(seed=3)
-    usual = detections(port, file)
-    sure = detections(port, file, "?conf=0.4")
-    assert sure == [row for row in usual if row["confidence"] > 0.4] != usual
-    assert len(detections(port, file, "?iou=1")) > len(usual) > len(detections(port, file, "?iou=0.05"))
-    only = detections(port, file, "?classes=cup&iou=1")
-    assert {row["name"] for row in only} == {"cup"}
-    assert detections(port, file, "?classes=0&iou=1") == only
-    assert detections(port, file, "?size=128") == usual != detections(port, file, "?size=256")
-
-
-# ---- routes
-def test_routes_are_what_the_network_chose(port: int, weights: Path) -> None:
-    file = some_image(90, 128, seed=5)
-    status, content = answer(port, post("/v1/routes/any", form([file])))
-    assert status == 200 and (content["width"], content["height"]) == (128, 90)
-    model = DetectMultiBackend(weights)
-    array = np.array(Image.open(io.BytesIO(file)))
-    padded = np.full((96, 128, 3), 114, np.uint8)
-    padded[3:93] = array
-    with torch.inference_mode(), record_routes(model.model) as maps:
-        model(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None] / 255)
-    assert len(maps) == 2
-    for layer, expected in zip(content["layers"], maps, strict=True):
-        assert layer["name"] == expected.name and layer["index"] == expected.index.tolist()
-        np.testing.assert_allclose(layer["weight"], expected.weight, atol=1e-4)
-        assert (layer["x"][0], layer["x"][-1], layer["y"][0], layer["y"][-1]) == (0, 128, 0, 90)
-        assert len(layer["x"]) == layer["cols"] + 1 and len(layer["y"]) == layer["rows"] + 1
-
-
 # ---- about the server
-def test_what_is_served(port: int) -> None:
-    (about,) = answer(port, get("/v1/models"))[1]["models"]
-    assert about["name"] == "tiny" and about["classes"] == NAMES and about["routing"] and about["shape"] is None
-    assert (about["size"], about["conf"], about["iou"]) == (128, 0.25, 0.45)
-    assert answer(port, get("/health"))[1]["status"] == "ok"
-    status, page = exchange(port, get("/"))
-    assert status == 200 and page.startswith(b"<!doctype html>")
-    assert not re.findall(rb"(?:src|href)=[\"']?https?://", page), "the page loads nothing from elsewhere"
-
-
 def test_small_answers_do_not_wait(port: int) -> None:
     """Answers in two parts over one connection: where the second waits for an acknowledgement, each takes 40 ms."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:

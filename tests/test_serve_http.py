@@ -150,15 +150,6 @@ def asked(host: str | None, version: str = "1.1") -> bytes:
     return f"GET /health HTTP/{version}\r\n{line}Connection: close\r\n\r\n".encode()
 
 
-@pytest.mark.parametrize("host, status", [
-    *[(host, 421) for host in ("evil.example", "evil.example:5000", "127.0.0.1.evil.example", "198.51.100.1")],
-    *[(host, 200) for host in ("localhost", "localhost:5000", "127.0.0.1:80", "[::1]:80", "detector")],
-])  # fmt: skip
-def test_hosts_that_are_ours_and_others(port: int, host: str, status: int) -> None:
-    found, body = exchange(port, asked(host))
-    assert found == status and ("start it with --hosts" in json.loads(body).get("error", "")) == (status == 421)
-
-
 def test_no_host_and_two(port: int) -> None:
     for host, version in ((None, "1.1"), (None, "1.0"), ("localhost\r\nHost: localhost", "1.1")):
         assert exchange(port, asked(host, version))[0] == 400
@@ -209,16 +200,6 @@ def ended(running: subprocess.Popen[str], seconds: float) -> tuple[int, list[str
     """Exit status and the lines that were said since; not later than so many seconds."""
     said = running.communicate(timeout=seconds)[1]
     return running.returncode, said.splitlines()
-
-
-@pytest.mark.parametrize("sign, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_stop_with_nothing_to_do(weights: Path, sign: int, status: int) -> None:
-    with process(weights) as (running, port):
-        idle = half_sent(port, HEALTH)
-        until(lambda: idle.recv(1, socket.MSG_PEEK))
-        running.send_signal(sign)
-        assert ended(running, 10) == (status, [f"Stopped by {sign.name}: 0 requests finished, 0 turned away with 503"])
-    assert statuses(rest(idle)) == [200]
 
 
 def test_a_stop_lets_requests_finish_and_turns_the_others_away(weights: Path) -> None:

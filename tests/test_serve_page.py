@@ -157,31 +157,6 @@ def test_sliders_answer_at_once(visit: Callable[..., Any], port: int) -> None:
     assert page.is_visible("text=Nothing found at this confidence.")
 
 
-def test_classes_can_be_hidden(visit: Callable[..., Any]) -> None:
-    page = visit()
-    upload(page)
-    everything = seen(page).evaluate("state.shown.map((row) => row.name)")
-    chip = page.locator("#chips button").first
-    name = chip.text_content().rsplit(" ", 1)[0]
-    chip.click()
-    assert page.evaluate("state.shown.map((row) => row.name)") == [one for one in everything if one != name]
-    assert chip.get_attribute("aria-pressed") == "false"
-    page.keyboard.press("Enter")  # the chip has the focus still
-    assert count(page) == len(everything)
-
-
-def test_a_click_on_a_box_picks_it(visit: Callable[..., Any]) -> None:
-    page = visit()
-    upload(page)
-    seen(page).locator("#list button").first.click()
-    assert page.evaluate("state.selected === state.shown[0]")
-    assert page.locator("#list button").first.get_attribute("aria-pressed") == "true"
-    box = page.evaluate("(({ xmin, ymin }) => [xmin, ymin])(state.shown[0])")
-    scale = float(page.get_attribute("#canvas", "data-scale"))
-    page.click("#canvas", position={"x": box[0] * scale + 2, "y": box[1] * scale + 2})
-    assert page.evaluate("state.selected === null || state.shown.includes(state.selected)")
-
-
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_routing(visit: Callable[..., Any], width: int) -> None:
     page = visit(width=width)
@@ -284,26 +259,6 @@ def test_webcam(visit: Callable[..., Any]) -> None:
     frames = page.evaluate("state.frames")
     page.wait_for_timeout(300)
     assert page.evaluate("state.frames") == frames and page.is_visible("#canvas")
-
-
-@pytest.mark.parametrize("language, scheme", [("en-GB", "light"), ("zh-CN", "dark")])
-def test_a_phone_shows_all_of_it(visit: Callable[..., Any], language: str, scheme: str) -> None:
-    page = visit(language, 375, color_scheme=scheme)
-    fits = "document.documentElement.scrollWidth <= window.innerWidth"
-    assert page.evaluate(fits)
-    upload(page, b"x" * 20)
-    page.wait_for_selector("#error:not([hidden])")
-    upload(page)
-    assert seen(page).evaluate(fits)
-    page.click("#routing")
-    page.wait_for_selector("#routes:not([hidden])")
-    assert page.evaluate(fits)
-    sizes = page.eval_on_selector_all(
-        "button, .button, select", "all => all.map((one) => one.offsetHeight).filter(Boolean)"
-    )
-    assert min(sizes) >= 24, "large enough for a finger"
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] < 100")
-    assert dark == (scheme == "dark")
 
 
 def test_everything_is_reached_by_keyboard(visit: Callable[..., Any]) -> None:

@@ -266,38 +266,6 @@ def test_options_train(job: dict[str, Any], tmp_path: Path, extra: dict) -> None
     assert len(pd.read_csv(folder / "results.csv")) in ((2, 3, 4, 5) if "patience" in extra else (2,))
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        ("--epochs 0", "--epochs"),
-        ("--data nowhere.yaml", "nowhere.yaml does not exist"),
-        ("--cfg yolov5_Bifformer.yaml", "yolov5_BiFormer.yaml"),
-        ("--hyp hyp.none.yaml", "hyp.none.yaml"),
-        ("--weights none.pt", "none.pt"),
-        ("--resume none.pt", "none.pt"),
-        ("--device 7", "7"),
-        ("--freeze 99", "--freeze"),
-        ("--resume", "no */weights/last.pt"),
-    ],
-)
-def test_mistakes_are_one_line_and_write_nothing(
-    words: str, says: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    common = ["--workers", "0", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
-    data = [] if "--data" in words else ["--data", str(squares)]
-    assert train.main([*common, *data, *words.split()]) == 1
-    text = capsys.readouterr().err
-    assert says in text and "Traceback" not in text and not (tmp_path / "runs").exists()
-
-
-def test_wrong_class_number_names_file_and_line(job: dict[str, Any], squares: Path) -> None:
-    label = squares.parent / "labels/train/3.txt"
-    label.write_text(label.read_text() + "5 0.5 0.5 0.2 0.2\n")
-    with pytest.raises(ValueError, match=r"3\.txt.*2") as error:
-        train.run(**job)
-    assert "\n" not in str(error.value)
-
-
 def test_detections_kept_in_validation_are_an_option(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks import bra, bra_growth
-from benchmarks.bra_compare import Measured, Wanted, record
 from benchmarks.bra_growth import BOUNDS, LAYERS, Plan, count, exponent
 
 TINY = ["--rounds", "1", "--threads", "1"]
@@ -71,69 +70,9 @@ def test_growth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "14x14" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "words, answer",
-    [
-        ("--shapes 8x128x40", "give batch x channels x height x width"),
-        ("--rivals auto reference", "name it with --reference FILE"),
-        ("--models --imgsz 100", "multiples of 32"),
-        ("--imgsz 640", "--imgsz belongs to --models"),
-        ("--growth --rivals auto", "leave --rivals out"),
-        ("--save a.xlsx", ".json"),
-        ("--device cuda:99", "GPUs here"),
-    ],
-)
-def test_refused_with_the_remedy(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        bra.main(words.split())
-    assert answer in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(tmp_path: Path) -> None:
-    file = tmp_path / "table.json"
-    words = ["--device", "cuda", "--dtype", "float16", "--rivals", "dense", "plain", "sdpa", "export", "triton"]
-    bra.main(["--rounds", "3", *words, "--shapes", "1x128x40x40", "--save", str(file)])
-    content = json.loads(file.read_text())
-    rows = {row["rival"]: row for row in content["rows"] if row["shape"] == "1x128x40x40"}
-    assert list(rows) == ["dense", "plain", "sdpa", "export", "triton"] and "GPU" in content["machine"]
-    assert rows["triton"]["extra both %"] < rows["plain"]["extra both %"]
-    assert rows["triton"]["MiB"] > 0 and rows["triton"]["repeats"] in ("yes", "no")
-
-
 # ---- ratios and exponents
 PLAN = Plan()
 TOKENS = [side * side for side in PLAN.sides]
-
-
-def test_ratios_of_a_row() -> None:
-    measured = {
-        "reference": Measured([4.0, 40.0, 4.0], [9.0, 9.0, 9.0], peak=600 * 2**20),
-        "dense": Measured([1.0, 1.0, 1.0], [1.5, 1.5, 1.5], peak=50 * 2**20),
-        "auto": Measured([2.0, 20.0, 1.0], [3.0, 4.5, 1.0], peak=100 * 2**20, extra=(1.0, 2.5), differing=["output"]),
-    }
-    wanted = Wanted(memory=True, extra=True, repeatable=True)
-    row = record("auto", (1, 8, 7, 7), measured, ["reference", "dense"], wanted)
-    assert row == {
-        "shape": "1x8x7x7",
-        "rival": "auto",
-        "rounds": 3,
-        "forward ms": 2000,
-        "both ms": 3000,
-        "MiB": 100,
-        "forward vs reference": 2,
-        "both vs reference": 3,
-        "memory vs reference": 6,
-        "forward vs dense": 0.5,
-        "both vs dense": 0.5,
-        "memory vs dense": 0.5,
-        "extra forward %": 1.0,
-        "extra both %": 2.5,
-        "repeats": "no",
-    }
-    alone = record("auto", (1, 8, 7, 7), {"auto": measured["auto"]}, ["reference", "dense"], Wanted(memory=False))
-    assert list(alone) == ["shape", "rival", "rounds", "forward ms", "both ms", "extra forward %", "extra both %"]
 
 
 def test_exponent_is_the_least_squares_slope() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.kill_resume import Outcome, differences, main, make_job, stands_at, torture, wait_for_a_moment
+from benchmarks.kill_resume import Outcome, differences, main, make_job, stands_at, torture
 
 
 def test_nothing_differs_from_itself_and_every_difference_is_named() -> None:
@@ -22,23 +19,11 @@ def test_nothing_differs_from_itself_and_every_difference_is_named() -> None:
     assert differences(one, one | {"table": "1,3"}) == ["table"]
 
 
-def test_an_outcome_passes_only_with_a_whole_run() -> None:
-    assert not Outcome().passed and Outcome(runs=1).passed
-    assert not Outcome(runs=1, unlike=["x"]).passed and not Outcome(runs=1, unreadable=1).passed
-
-
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     assert stands_at(tmp_path / "last.pt") == "before the first checkpoint"
     (tmp_path / "last.pt").write_bytes(b"PK half a file")
     with pytest.raises(ValueError, match="last.pt"):
         stands_at(tmp_path / "last.pt")
-
-
-def test_a_process_that_ends_is_not_waited_for(tmp_path: Path) -> None:
-    for seed in range(5):
-        process = subprocess.Popen([sys.executable, "-c", ""])
-        wait_for_a_moment(process, tmp_path / "last.pt", random.Random(seed))
-        assert process.wait(10) == 0
 
 
 @pytest.mark.slow

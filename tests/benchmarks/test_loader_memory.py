@@ -15,13 +15,6 @@ from utils.data.datasets import DetectionDataset
 needs_smaps = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux gives memory this way")
 
 
-@pytest.mark.parametrize("words", [["--images", "-1"], ["--epochs", "0"], ["--cache", "--ranks", "0"]], ids=" ".join)
-def test_mistakes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        loader_memory.main(words)
-    assert "at least 1" in capsys.readouterr().err
-
-
 def test_no_records_make_an_empty_index(tmp_path: Path) -> None:
     file = loader_memory.write_image(tmp_path, 32)
     assert len(loader_memory.packed(file, 0, 32)) == 0

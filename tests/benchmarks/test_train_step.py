@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from benchmarks import train_step
-from models.yolo import Model
 
 # The same attention written by somebody else: every region looks at every token of the map, as with topk = all regions.
 RIVAL = """
@@ -82,48 +80,9 @@ def test_tables(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         assert milliseconds > 0 and min(parts) > 0 and sum(parts) == pytest.approx(100, abs=0.3)
 
 
-def test_without_a_reference_there_is_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    train_step.main([*words, "--rounds", "1"])
-    ratios, shares = tables(capsys.readouterr().out)
-    assert ("float32", "reference") not in ratios and len(ratios) == 3 and "reference" not in shares
-
-
 def test_a_rival_that_predicts_something_else_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         train_step.main([*words, "--reference", str(rival(tmp_path, 40))])
     assert "differ by" in capsys.readouterr().err
-
-
-def test_nothing_to_replace(words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no BiLevelRoutingAttention"):
-        train_step.with_reference_attention(Model(tmp_path / "plain.yaml", verbose=False), rival(tmp_path))
-
-
-@pytest.mark.parametrize("extra", [["--rounds", "0"], ["--imgsz", "50"], ["--reference", "none.py"]], ids=" ".join)
-def test_mistakes(words: list[str], extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train_step.main([*words, *extra])
-    said = capsys.readouterr().err
-    assert extra[0] in said or extra[1] in said
-
-
-def test_the_batch_is_the_same_every_time_and_inside_the_images() -> None:
-    batch, again = (train_step.batch_of(3, 32, 2) for _ in range(2))
-    targets = batch.targets
-    assert torch.equal(batch.images, again.images) and batch.images.shape == (3, 3, 32, 32)
-    low, high = targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2
-    assert low.min() >= -1e-6 and high.max() <= 1 + 1e-6
-    assert set(targets[:, 0].tolist()) == {0, 1, 2} and set(targets[:, 1].tolist()) <= {0, 1}
-
-
-def test_a_step_moves_the_average_and_taking_it_apart_leaves_the_trainer_whole(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = Model(write_cfg(tmp_path / "bra.yaml", True), verbose=False)
-    step = train_step.TrainingStep(model, train_step.batch_of(2, 64, 2), torch.device("cpu"))
-    net, loss = step.trainer.net, step.trainer.loss
-    step()
-    assert step.trainer.ema.updates == 1
-    assert len(step.seconds_by_part()) == len(train_step.PARTS)
-    assert step.trainer.ema.updates == 2 and step.trainer.net is net and step.trainer.loss is loss

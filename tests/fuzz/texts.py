@@ -1,4 +1,4 @@
-"""Inputs that are text: labels, lists, YAML, annotations of others, tables."""
+"""Inputs that are text: labels, lists, YAML, annotations of others."""
 
 from __future__ import annotations
 
@@ -17,21 +17,9 @@ from models.yolo import Model
 from tests.fuzz.guard import Kind
 from tests.fuzz.mutate import NUMBERS, WORDS, damaged, odd_text
 from utils.base.config import MAX_CLASSES, DataConfig, Hyp
-from utils.base.paths import trained_size
 from utils.data.image_files import find_images
 from utils.data.labels import check_pair
-from utils.drawing.batches import read_results
-from utils.evaluation.plots import read_study
 from utils.prepare.converters import convert_coco, convert_dota, convert_voc
-from utils.prepare.label_formats import (
-    DropCounts,
-    argoverse_rows,
-    naming,
-    read_annotations,
-    sku_rows,
-    visdrone_rows,
-    xview_rows,
-)
 
 LABELS = "0 .5 .5 .2 .2\n1 0.1 0.1 .2 .2\n0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n\n2 1 1 1 1"
 LIST = "./images/a.png\nimages/b.jpg\n/data/c.png\n\nd e.webp"
@@ -41,7 +29,6 @@ DATA = (
 )
 DATA_KEYS = ("path:", "train:", "val:", "nc:", "names:", "download:", "imgsz:", "{0: a, 1: b}", "[a, b, c]", "100001")
 HYP = "lr0: 0.01\nmosaic: 1.0\nanchor_t: 4.0\nbox_iou: CIoU\npooled: 0\nanchors: 3\nnominal_batch: 64\nscale: 1e-2"
-OPT = "weights: ''\ncfg: yolov5n.yaml\nimgsz: 320\nsave_dir: runs/train/exp\nfreeze: [0]\nlog: [auto]"
 MODEL = """nc: 2
 depth_multiple: 0.5
 width_multiple: 0.25
@@ -75,24 +62,11 @@ COCO: dict[str, Any] = {
         {"image_id": 2, "category_id": 7, "bbox": [0, 0, 3, 3]},
     ],
 }  # fmt: skip
-ARGOVERSE: dict[str, Any] = {
-    "seq_dirs": ["one", "two"],
-    "images": [{"sid": 0, "name": "a.jpg"}, {"sid": 1, "name": "b.jpg"}],
-    "annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 300, 200]}],
-}
-XVIEW: dict[str, Any] = {
-    "features": [{"properties": {"image_id": "1.tif", "type_id": 11, "bounds_imcoords": "1,2,30,40"}}]
-}
 VOC = """<annotation><size><width>64</width><height>48</height></size>
  <object><name>a</name><difficult>0</difficult>
  <bndbox> <xmin>1</xmin> <ymin>2</ymin> <xmax>30</xmax> <ymax>40</ymax> </bndbox></object>
 </annotation>"""
 DOTA = "imagesource:x\ngsd:1\n1 1 30 1 30 20 1 20 a 0\n5.0 5.0 9 5 9 9 5 9 b 1"
-VISDRONE = "1,2,30,20,1,4,0,0\n0,0,5,5,0,0,0,0,"
-SKU = "a.jpg,10,10,30,20,object,100,50\nb.jpg,5,5,6,6,object,9,9"
-RESULTS = "epoch, train/box_loss, metrics/mAP_0.5\n0, 0.1, 0.2\n1, 0.05, nan"
-STUDY = "0.1 0.2 0.3 0.4 0 0 0 1 2 3\n0.1 0.2 0.3 0.4 0 0 0 1 2 3"
-
 ODD_VALUES = (*NUMBERS, -1, 1.5, 1e308, float("nan"), float("inf"), None, True, [], {}, [[]], "9" * 300, *WORDS)
 
 
@@ -129,16 +103,6 @@ def _converted(path: Path, convert: Callable[[Path], int]) -> None:
     for file in labels.rglob("*.txt"):
         record = check_pair(str(_good_image(path.parent)), str(file))
         assert record.size is not None, f"what was written cannot be read: {record.problem}"
-
-
-def _use_sku(path: Path) -> None:
-    with naming(path, "a SKU-110K table"):
-        sku_rows(read_annotations(path), DropCounts(), "a")
-
-
-def _use_visdrone(path: Path) -> None:
-    with naming(path, "a VisDrone file"):
-        visdrone_rows(read_annotations(path), (64, 48), DropCounts(), "a")
 
 
 def _text(text: str, words: tuple[str, ...] = ()) -> Callable[[Random], bytes]:
@@ -192,7 +156,6 @@ TEXTS = (
     Kind("list of images", "input.txt", _text(LIST), _use_list),
     Kind("data YAML", "input.yaml", _yaml(DATA, DATA_KEYS), DataConfig.load),
     Kind("hyp YAML", "input.yaml", _yaml(HYP), lambda path: Hyp.load(path).scaled(3, 80, 640)),
-    Kind("opt.yaml", "opt.yaml", _yaml(OPT), lambda path: trained_size([path.parent / "weights/best.pt"])),
     Kind("model YAML", "input.yaml", _yaml(MODEL, MODEL_WORDS), lambda path: Model(str(path), verbose=False)),
     Kind(
         "COCO JSON",
@@ -200,8 +163,6 @@ TEXTS = (
         _json(COCO),
         lambda path: _converted(path, lambda labels: convert_coco(path, labels, polygons=True)),
     ),
-    Kind("Argoverse JSON", "input.json", _json(ARGOVERSE), lambda path: argoverse_rows(path, DropCounts())),
-    Kind("xView GeoJSON", "input.json", _json(XVIEW), lambda path: xview_rows(path, {"1.tif": (64, 48)}, DropCounts())),
     Kind(
         "VOC XML",
         "input.xml",
@@ -209,8 +170,4 @@ TEXTS = (
         lambda path: _converted(path, lambda labels: convert_voc(path.parent, labels, ["a", "b"])),
     ),
     Kind("DOTA", "input.txt", _text(DOTA), _use_dota),
-    Kind("VisDrone", "input.txt", _text(VISDRONE), _use_visdrone),
-    Kind("SKU-110K", "input.csv", _text(SKU), _use_sku),
-    Kind("results.csv", "results.csv", _text(RESULTS), read_results),
-    Kind("study table", "study.txt", _text(STUDY), read_study),
 )

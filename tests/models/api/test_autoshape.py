@@ -157,16 +157,6 @@ def test_addresses(model, site, monkeypatch):
         model(f"{site}/red.png")
 
 
-@pytest.mark.parametrize(
-    "page, message",
-    [("bomb.png", "no image"), ("text.png", "no image"), ("empty.png", "no image"), ("x", "cannot be fetched.*404")],
-)
-def test_addresses_of_no_image(model, site, page, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        model(f"{site}/{page}")
-    assert page in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_depths_and_flat_images():
     assert to_rgb(np.array([[0, 65535]], np.uint16))[0, 1].tolist() == [255] * 3
     assert to_rgb(np.array([[0, 1]], bool))[0, 1].tolist() == [255] * 3
@@ -185,30 +175,6 @@ def test_depths_and_flat_images():
 def test_arrays_that_are_no_images(shape):
     with pytest.raises(ValueError, match="is no image"):
         to_rgb(np.zeros(shape, np.uint8))
-
-
-def test_files_stay_in_their_folder_whatever_names_say(tmp_path, caplog):
-    images = [np.zeros((20, 30, 3), np.uint8) for _ in range(4)]
-    rows = torch.tensor([[2.0, 2, 12, 12, 0.9, 0], [2.0, 2, 12, 12, 0.8, 1]])
-    files = ["../../x.jpg", "X.jpg", "x_2.jpg", "\x1b[2J.jpg"]
-    found = Detections(images, [rows] * 4, files, names=["..", "a/b"])
-    found.crop(save_dir=tmp_path / "here")
-    found.save(save_dir=tmp_path / "here")
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    stems = ["x", "X-2", "x_2", "_[2J"]
-    crops = {f"here/crops/{folder}/{stem}.jpg" for folder in ("__", "a_b") for stem in stems}
-    assert made == crops | {f"here/{stem}.jpg" for stem in stems}
-    assert "1 of 4 sources are named like others" in caplog.text
-    words = str(Detections(images[:1], [rows], ["x"], names=["\x1b[2J", "b"]))
-    assert words.startswith(r"image 1/1: 20x30 1 \x1b[2J, 1 b")
-
-
-def test_one_name_in_several_folders_is_said_once(model, tmp_path, caplog):
-    paths = [write_image(tmp_path / folder / "1.png", coloured(20, 30)) for folder in "xy"]
-    fresh = AutoShape(model.model)
-    for _ in range(2):
-        assert fresh(paths, size=32).files == ["1.jpg", "1-2.jpg"]
-    assert [record.getMessage().split(" sources")[0] for record in caplog.records] == ["1 of 2"]
 
 
 def test_settings_are_those_of_the_instance(model):

@@ -1,7 +1,5 @@
 """What is found, in all the forms that people take it in."""
 
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -129,16 +127,6 @@ def test_display_saves_images_and_clean_crops_into_one_folder(results, tmp_path,
     assert sorted(path.name for path in (tmp_path / "runs/detect").iterdir()) == ["exp", "exp2"]
 
 
-def test_display_renders_and_shows(results, monkeypatch):
-    results.display(render=True, labels=False)
-    assert (results.imgs[0] != 90).any()
-    opened = []
-    monkeypatch.setattr("models.api.detections.display_problem", lambda probe: None)
-    monkeypatch.setattr("PIL.Image.Image.show", lambda image: opened.append(image.size))
-    results.display(show=True)
-    assert opened == [(200, 100), (60, 50), (64, 64)]
-
-
 # ---- supervision
 def test_for_supervision(results):
     package = pytest.importorskip("supervision")
@@ -153,10 +141,3 @@ def test_for_supervision(results):
     assert (package.BoxAnnotator().annotate(some_image(), found[0]) != 90).any()
     found[0].xyxy[:] = -1
     assert results.xyxy[0][0, 0] == 10  # a copy
-
-
-def test_without_supervision(results, monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ValueError, match="pip install supervision") as caught:
-        results.to_supervision()
-    assert "\n" not in str(caught.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,12 +49,6 @@ def test_of_processes_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path:
     lists = together(claim_some, tmp_path, str(path), time.time() + 4, world=4, meet=False)
     names = {name for one in lists for name in one}
     assert len(names) == 40 and names == {str(folder) for folder in path.parent.iterdir()} and str(path) in names
-
-
-def test_of_threads_that_claim_at_once_each_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: increment_path(tmp_path / "exp", mkdir=True), range(64)))
-    assert found == {tmp_path / "exp", *(tmp_path / f"exp{number}" for number in range(2, 65))}
 
 
 def test_what_is_in_the_way_is_passed_by(tmp_path: Path) -> None:

@@ -104,16 +104,6 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch, failing):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs the device that is always full")
-def test_a_really_full_device_and_a_folder_that_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("secrets.token_hex", lambda length: "here")
-    (tmp_path / ".a.pt.here.tmp").symlink_to("/dev/full")
-    for file in (tmp_path / "a.pt", tmp_path / "nowhere/a.pt"):
-        with pytest.raises(OSError, match="could not be written"):
-            save_checkpoint(file, {"weight": torch.zeros(100_000)})
-    assert not list(tmp_path.iterdir())
-
-
 ATTACKS = {"system": Attack(os.system, "exit 1"), "eval": Attack(eval, "TRACES.append(1)"), "Sly": Sly(1, 1, 1)}
 ATTACKS |= {"rmtree": Attack(shutil.rmtree, "x"), "loads": Attack(pickle.loads, b"")}
 

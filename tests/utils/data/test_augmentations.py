@@ -185,14 +185,6 @@ def test_mosaic_labels_lie_on_their_objects(seed: int, kind: tuple, case: tuple[
     check_labels_on_pixels(out, slack=1.8 if polygon else 1.2)
 
 
-def test_mosaic_of_boxes_and_polygons_together():
-    """One tile with polygons among tiles with boxes: v6.1 gave its boxes to the others' labels."""
-    for seed in range(20):
-        samples = tiles(4, seed)
-        samples[2] = painted([2, 3, 4], (96, 96), np.random.default_rng(seed), polygon=True)
-        check_labels_on_pixels(mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)), slack=1.8)
-
-
 def test_mosaic_shows_every_tile_in_turn():
     samples = tiles(4, 0)
     views = [mosaic4(samples, 96, ZOOM, np.random.default_rng(seed)).labels[:, 0] for seed in range(40)]

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from tests.processes import statements as together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
-from utils.data.samplers import collate
 
 
 def draw(root: Path, count: int) -> Path:
@@ -37,19 +35,6 @@ def test_free_memory_ends_at_the_containers_limit(tmp_path: Path, monkeypatch: p
     for most, free in (("1000000\n", 350_000), ("max\n", 4096 * 1024)):
         (limits / "memory.max").write_text(most)
         assert image_cache._free_memory() == free
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_hold_no_copy(tmp_path: Path, method: str) -> None:
-    dataset = DetectionDataset(draw(tmp_path, 4), 32, cache="ram", image_weights=True)
-    alone = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": method}
-    loader = DataLoader(dataset, batch_size=4, collate_fn=collate, **alone)
-    before = next(iter(loader))
-    assert before.targets[:, 1].tolist() == [0, 1, 2, 3] and before.images[2, 0, 16, 16] == 20
-    dataset._cache.arrays["pixels"][:] = 77
-    dataset.index.all_labels[:, 0] = 9
-    after = next(iter(loader))
-    assert (after.images[:, :, 16, 16] == 77).all() and (after.targets[:, 1] == 9).all(), "the worker sees our memory"
 
 
 TOGETHER = """

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.base.config import DataConfig
 from utils.data import shards
-from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.datasets import DetectionDataset
 from utils.data.label_index import load_index
 from utils.data.samplers import SampleKey
 from utils.data.shards import ShardReader, check_shard, expand_braces, find_shards
@@ -139,22 +138,6 @@ def test_items_are_those_of_the_folder(folder: Path, tmp_path: Path, cache: str 
         for epoch in range(3):
             one, other = (dataset[SampleKey(position, epoch)] for dataset in sets)
             assert torch.equal(one.image, other.image) and torch.equal(one.targets, other.targets)
-
-
-def test_a_loader_of_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    write_shards.write_shards(folder, tmp_path / "out", per_shard=3)
-    both = "[out/shard-000000.tar, out/shard-000001.tar]"
-    (tmp_path / "set.yaml").write_text(f"train: out/shard-{{000000..000002}}.tar\nval: {both}\nnames: [a, b, c]\n")
-    data = DataConfig.load(tmp_path / "set.yaml")
-    for workers in (0, 2):
-        loader, _ = create_dataloader(data.train, 64, 2, 32, augment=True, shuffle=True, workers=workers, nc=3)
-        paths = {path for batch in loader for path in batch.paths}
-        assert len(paths) == 7 and all(".tar/" in path for path in paths)
-    assert len(create_dataloader(data.val, 64, 2, 32, rect=True, workers=0, nc=3)[1]) == 6
-    members = {"a.png": png(), "a.txt": b"0 .5 .5 .1 .1", "b.png": png(), "b.txt": b"\n1 .5 .5 .1 .1\n7 .5 .5 .1 .1\n"}
-    with pytest.raises(ValueError, match=r"s\.tar/b\.txt:3: class 7, but the data set has 2 classes"):
-        DetectionDataset(tar(tmp_path / "s.tar", members), nc=2)
 
 
 def test_the_cache_file_lies_beside_and_notices_changes(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,10 +11,9 @@ import pytest
 
 from utils.drawing import fonts as module
 from utils.drawing.annotator import Annotator, find_font
-from utils.drawing.batches import plot_images, plot_labels
+from utils.drawing.batches import plot_images
 from utils.drawing.figures import new_figure, text_font
 from utils.drawing.fonts import drawable_names, font_runs, plain
-from utils.evaluation.plots import plot_confusion_matrix, plot_curves, plot_val_study
 
 CACHES = (module._system_fonts, module._characters_in, module.font_runs)
 
@@ -169,33 +167,3 @@ def test_figures_have_every_letter(cjk):
         axis.text(0, 0, "語", fontproperties=text_font(["語"], 9))
         with pytest.raises(UserWarning, match="Glyph"):
             figure.canvas.draw()
-
-
-def test_every_figure_is_drawn_whatever_the_classes_are_called(cjk, tmp_path, monkeypatch):
-    """Also with signs that matplotlib takes for mathematics, or for lines to hide."""
-    monkeypatch.setattr("utils.drawing.figures.warnings.filterwarnings", lambda *_, **__: None)
-    names = ["行人", "_hidden", "a$b$c^", "Straße"]
-    lines = np.linspace(1, 0.5, 4)[:, None] * (1 - np.linspace(0, 1, 1000))
-    curves = SimpleNamespace(
-        confidence=np.linspace(0, 1, 1000),
-        ap=lines.mean(1)[:, None],
-        classes=np.arange(4),
-        **dict.fromkeys(("precision", "recall", "f1", "pr_precision"), lines),
-    )
-    np.savetxt(tmp_path / "study_数行_$n$^.txt", np.ones((3, 10)), fmt="%10.4g")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plot_curves(curves, names, tmp_path)
-        plot_confusion_matrix(np.eye(5), names, tmp_path / "matrix.png")
-        plot_labels(np.array([[i, 0.5, 0.5, 0.2, 0.2] for i in range(4)]), names, tmp_path)
-        with pytest.raises(UserWarning, match="Glyph"):  # 数 is in no font here: it is seen that this is looked at
-            plot_val_study(dir=tmp_path, x=[1, 2, 3])
-    assert read(tmp_path / "PR_curve.png").size and read(tmp_path / "labels.jpg").size
-
-
-def test_one_font_for_a_whole_text(no_system_fonts, monkeypatch, tmp_path):
-    own = made_font(tmp_path / "own.ttf", "\u0b95")
-    assert find_font("plain") == find_font("") == find_font(" ") == "" and find_font("\u0b95") is None
-    monkeypatch.setenv("YOLOV5_FONT", str(own))
-    module.font_runs.cache_clear()
-    assert find_font("\u0b95") == str(own) and find_font("a \u0b95") is None

@@ -315,17 +315,3 @@ def test_annotations_are_found_where_tools_put_them(tmp_path):
         assert find_annotations(tmp_path, "val", [tmp_path / "valid/images"]) == tmp_path / name
     assert find_annotations(tmp_path / "elsewhere", "val", [folder]) == tmp_path / places[-1]
     assert find_annotations(tmp_path / "elsewhere", "test", [folder]) == tmp_path / places[1]
-
-
-@pytest.mark.parametrize("name, key", [("1.jpg", 1), ("a word.jpg", 5), ("000123.jpg", "x")])
-def test_rows_by_stem_and_class_number_score_as_well(tmp_path, name, key):
-    pytest.importorskip("pycocotools")
-    doc = document()
-    doc["images"] = [{"id": key, "file_name": name}]
-    for note in doc["annotations"][:2]:
-        note["image_id"] = key
-    found = torch.tensor([[10.0, 10, 30, 30, 0.9, 0], [60, 5, 90, 45, 0.8, 1]])
-    (rows := tmp_path / "rows.json").write_text(json.dumps(coco_rows(found, name)))
-    assert coco_score(rows, written(tmp_path, doc)) == pytest.approx((1, 1))
-    rows.write_text("[]")
-    assert coco_score(rows, tmp_path / "own.json", [Path(name).stem]) == (0, 0)

@@ -144,20 +144,6 @@ def test_one_that_hangs_is_left_behind(info, call, trouble, warnings, given_up, 
     assert "did not finish in time" in warnings()[-1] and given_up == [0] * 30 and time.monotonic() - began < 20
 
 
-def test_an_outage_loses_no_epoch(info: Info, trouble: dict[str, Any], warnings: Warnings) -> None:
-    down = [2]
-
-    def outage() -> None:
-        down[0] -= 1
-        if down[0] >= 0:
-            raise ConnectionError("down")
-
-    trouble["connect"] = outage
-    callbacks, recorder = subscribed(info())
-    train(callbacks, range(4))
-    assert recorder.epochs == [0, 1, 2, 3] and len(warnings()) == 2  # the error, and that entries were missed
-
-
 def test_a_network_that_cannot_be_copied_costs_a_line(info: Info, warnings: Warnings) -> None:
     model = nn.Linear(2, 2)
     model.lock = threading.Lock()  # not even deepcopy can
@@ -215,23 +201,3 @@ def test_a_copy_shares_nothing_with_the_network(info: Info) -> None:
     twin.train()(torch.rand(2, 3, 8, 8) + 5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.grad is not None for value in model.parameters())
-
-
-def test_arguments_that_change_later_were_copied(info: Info, trouble: dict[str, Any], gate: threading.Event) -> None:
-    trouble["connect"] = lambda: gate.wait(60)
-    callbacks, recorder = subscribed(info(bbox_interval=1))
-    model, values, found = nn.Linear(2, 2), [1.0] * len(COLUMNS), torch.ones(1, 6)
-    callbacks.run("on_train_batch_end", 0, model, torch.zeros(1, 3, 8, 8), None, (), True, False)
-    callbacks.run("on_train_epoch_end", epoch=0)
-    callbacks.run("on_val_image_end", found, found, "a.png", [], None)
-    callbacks.run("on_val_metrics", None, 0)
-    callbacks.run("on_fit_epoch_end", values, 0, 0, 0)
-    weight = model.weight.detach().clone()
-    with torch.no_grad():
-        model.weight.zero_()
-        found.zero_()
-    values[:] = [9.0] * len(values)
-    gate.set()
-    callbacks.run("teardown")
-    assert torch.equal(recorder.of("network")[0][0].weight, weight)
-    assert recorder.of("boxes")[0][0][1].sum() == 6 and set(recorder.of("values")[0].values()) == {1.0}

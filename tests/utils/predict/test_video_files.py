@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import cv2
@@ -149,34 +148,6 @@ def test_the_environment_is_as_before(folder, monkeypatch, before):
     assert os.environ.get(OPTIONS) == before
     open_video("rtsp://127.0.0.1:1/none")
     assert seen[1] == before
-
-
-def test_openings_of_one_kind_go_together_and_kinds_apart(monkeypatch):
-    order, inside, go = [], threading.Event(), threading.Event()
-
-    def hold(name, backend):
-        order.append((name, os.environ.get(OPTIONS, "")))
-        inside.set()
-        go.wait(20)
-
-    monkeypatch.setattr(cv2, "VideoCapture", hold)
-    before = os.environ.get(OPTIONS, "")
-    kinds = {"first": "a;1", "other": "", "same": "a;1"}
-    first, other, same = (
-        threading.Thread(target=video_files._open, args=(name, extra)) for name, extra in kinds.items()
-    )
-    first.start()
-    assert inside.wait(20)
-    other.start()
-    same.start()
-    same.join(0.2)
-    assert (
-        [name for name, _ in order] == ["first", "same"] and order[0][1].endswith("a;1") and order[0][1] == order[1][1]
-    )
-    go.set()
-    for thread in (first, other, same):
-        thread.join(20)
-    assert order[2] == ("other", before) and os.environ.get(OPTIONS, "") == before
 
 
 # ---- addresses

@@ -12,13 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as limited
-from hypothesis import strategies as st
 
 from tests.served import need_server
 
@@ -150,20 +146,6 @@ def test_addresses_that_are_none_and_failures_that_keep_their_text_to_themselves
     with client_of(shape=(320, 320)) as fixed:
         assert send(fixed, b"abc", address=f"{ONE}?size=320").status_code == 200
         assert "320 pixels only" in mistake(send(fixed, b"abc", address=f"{ONE}?size=640"))[1]
-
-
-def test_any_text_gives_settings_or_one_line() -> None:
-    names = st.sampled_from(["conf", "iou", "classes", "size"]) | st.text(max_size=9)
-    with client_of() as client:
-
-        @limited(max_examples=60, deadline=None)
-        @given(st.lists(st.tuples(names, st.text(max_size=60)), max_size=4))
-        def check(pairs: list[tuple[str, str]]) -> None:
-            query = urlencode([tuple(text.encode("utf-8", "replace") for text in pair) for pair in pairs])
-            answer = send(client, b"abc", address=f"{ONE}?{query}")
-            assert answer.status_code in (200, 400) and len(answer.text) < 900
-
-        check()
 
 
 def test_no_answer_in_time() -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from models.api.autoshape import load_image
@@ -216,19 +214,3 @@ def test_unusual_images_are_taken(name: str) -> None:
         found = SERVER(data)
         assert found.shape == (height, width, 3)
         assert name not in SAME or (found == np.array(Image.open(io.BytesIO(data)).convert("RGB"))).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(FORMATS), st.integers(0, 2000), st.binary(min_size=1, max_size=40))
-def test_any_damage_gives_an_image_or_one_line(kind: str, place: int, junk: bytes) -> None:
-    whole = file_of(Image.radial_gradient("L").resize((24, 20)), kind)
-    place %= len(whole)
-    error = None
-    try:
-        found = DECODE(whole[:place] + junk + whole[place + len(junk) :])
-    except Refusal as refused:
-        error = refused
-    if error is None:
-        assert found.dtype == np.uint8 and 0 < found.size <= 30_000
-    else:
-        assert error.status in (400, 413, 415) and error.message.isprintable()
