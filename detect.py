@@ -90,7 +90,7 @@ class DetectOptions:
     hide_labels: bool = flag(False, "draw boxes without labels")
     hide_conf: bool = flag(False, "draw labels without confidences")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
-    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
+    trust: bool = flag(False, "open files that can run code (TorchScript, .pt2, engines, TensorFlow) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
     vid_stride: int = flag(1, "look at every n-th frame of videos and streams", bounds=Range(1))
     max_frames: int | None = flag(

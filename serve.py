@@ -62,7 +62,7 @@ class ServeOptions:
     max_det: int = flag(1000, "most detections in an image", bounds=ONE_OR_MORE)
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
-    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
+    trust: bool = flag(False, "open files that can run code (TorchScript, .pt2, engines, TensorFlow) too")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = flag(5000, "port to listen on; 0 for any free one", bounds=Range(0, 65535))
     batch_size: int = flag(16, "most images that go through the network together", bounds=ONE_OR_MORE)

@@ -74,7 +74,7 @@ class ValOptions:
     name: str = flag("exp", "results go to project/name")
     exist_ok: bool = flag(False, "write into project/name even if it exists")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
-    trust: bool = flag(False, "open files that can run code (TorchScript, engines, TensorFlow, AOTInductor) too")
+    trust: bool = flag(False, "open files that can run code (TorchScript, .pt2, engines, TensorFlow) too")
     dnn: bool = flag(False, "OpenCV's DNN module for ONNX files")
 
     @property

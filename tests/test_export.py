@@ -89,7 +89,7 @@ def test_format(weights, name, capsys):
     told = capsys.readouterr().err
     assert file == weights.with_name(weights.stem + FORMATS[name].ending) and file.exists()
     assert "next to PyTorch" in told and f" of {SIZE} x {SIZE}" in told
-    network, reread = DetectMultiBackend(weights), DetectMultiBackend(file, trust=name == "torchscript")
+    network, reread = DetectMultiBackend(weights), DetectMultiBackend(file, trust=name in ("torchscript", "pt2"))
     assert reread.names == network.names and reread.stride == 32
     if name not in ("yolov5", "safetensors"):
         assert reread.shape == (SIZE, SIZE) and reread.metadata.batch == 1
@@ -156,7 +156,7 @@ def test_routing_attention_that_keeps_its_size(tmp_path, layer, capsys):
     weights = write_lively(tmp_path / "best.pt", cfg)
     (file,) = export.run(weights=weights, include="pt2", imgsz=SIZE, dynamic=True)
     assert "not their size" in capsys.readouterr().err
-    model = DetectMultiBackend(file)
+    model = DetectMultiBackend(file, trust=True)
     assert model.shape == (SIZE, SIZE) and model.metadata.batch is None
     batch = images(SIZE, SIZE)[:3]
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_val_and_detect_take_it(trained, name, tmp_path):
     weights, data = trained
     (file,) = export.run(weights=weights, include=name, imgsz=64)
     shared = {"data": str(data), "imgsz": 64, "workers": 0, "project": str(tmp_path), "device": "cpu"}
-    asked = {"weights": file, "trust": name == "torchscript"}
+    asked = {"weights": file, "trust": name in ("torchscript", "pt2")}
     exported, _, _ = val.run(**asked, **shared)
     network, _, _ = val.run(weights=weights, task="benchmark", **shared)
     assert network[2] > 0.3 and np.allclose(exported[:4], network[:4], atol=1e-3)
@@ -322,7 +322,7 @@ def test_a_file_that_differs_or_cannot_be_run_does_not_count(plain, monkeypatch)
 def test_command_line(plain, capfd):
     """A size that is no multiple of the stride is rounded up."""
     assert export.main(f"--weights {plain} --include pt2 --img 50".split()) == 0
-    model = DetectMultiBackend(plain.with_name("best.pt2"))
+    model = DetectMultiBackend(plain.with_name("best.pt2"), trust=True)
     assert "export.py --weights" in model.metadata.command and model.shape == (64, 64)
     assert "not a multiple" in capfd.readouterr().err
 

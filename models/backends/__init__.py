@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from models.backends.metadata import Metadata
 from models.backends.mobile import open_coreml, open_executorch, open_litert, open_ncnn, open_tensorflow
-from models.backends.operators import NotListed
-from models.backends.pytorch import PyTorchBackend, open_foreign_program, open_package, open_program, open_torchscript
+from models.backends.pytorch import PyTorchBackend, open_package, open_program, open_torchscript
 from models.backends.runtimes import open_engine, open_onnx, open_opencv, open_openvino
 from models.backends.tools import is_there
 from utils.base.config import check_img_size
@@ -52,6 +51,7 @@ ACTS = {
     ".engine": "a TensorRT engine, which is machine code",
     "_saved_model": "a SavedModel, which can read and write files",
     ".pb": "a TensorFlow graph, which can read and write files",
+    ".pt2": "a torch.export file, which PyTorch reads as a program: it can do anything",
     "_aoti.pt2": "an AOTInductor package, which is machine code",
 }
 
@@ -151,14 +151,7 @@ def _opened(
         acts = "a .tflite file that TensorFlow would read, with which it can write files (pip install ai-edge-litert)"
     if acts and not trust:
         raise ValueError(f"{file}: is {acts}; {ask}")
-    try:
-        return opener(files, device, fp16)
-    except NotListed as error:
-        if not trust:
-            reader = "PyTorch's own reader of .pt2 files can run code"
-            raise ValueError(f"{file}: needs {error}, and {reader}; {ask}") from error
-        LOGGER.warning(f"{file.name} needs {error}; PyTorch's own reader takes it, which asks for --trust")
-        return open_foreign_program(files, device, fp16)
+    return opener(files, device, fp16)
 
 
 def ending_of(file: str | Path) -> str | None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from models.backends.base import ExportedBackend
 from models.backends.metadata import NOTES, SMALLEST_STRIDE, Metadata, read_metadata
-from models.backends.operators import NotListed, Program
 from models.experimental import attempt_load
 
 TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
@@ -60,18 +59,7 @@ def open_torchscript(files: Sequence[Path], device: torch.device, fp16: bool) ->
 
 
 def open_program(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
-    """`.pt2` files of `torch.export`, as far as they consist of numbers and of operators on a list."""
-    try:
-        program = Program(files[0], device)
-    except NotListed:
-        raise
-    except DAMAGE as error:
-        raise ValueError(f"{files[0]}: is no exported program, or a damaged one; export it again") from error
-    return ExportedBackend(files[0], read_metadata(program.notes or {}, files[0]), device, program, program)
-
-
-def open_foreign_program(files: Sequence[Path], device: torch.device, fp16: bool) -> ExportedBackend:
-    """The same files read by PyTorch itself, which does whatever they say."""
+    """`.pt2` files of `torch.export`, which PyTorch unpickles and evaluates: open only what you trust."""
     notes: dict[str, Any] = {NOTES: ""}
     try:
         model = torch.export.load(files[0], extra_files=notes).module().to(device)

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 
 from models.description import budget
 from tests.fuzz.binaries import BINARIES, CACHES
-from tests.fuzz.graphs import GRAPHS
 from tests.fuzz.guard import Broken, Kind, bounded_memory, try_input, watched
 from tests.fuzz.pickles import PICKLES, evil_programs, zipped_program
 from tests.fuzz.texts import TEXTS
 
 INPUTS = 1000
 ONE_WAY = ("malicious pickle", "label cache", "image cache")  # never taken; never refused: a cache is made again
-KINDS = (*TEXTS, *BINARIES, *PICKLES, *CACHES, *GRAPHS)
+KINDS = (*TEXTS, *BINARIES, *PICKLES, *CACHES)
 
 
 @pytest.fixture(autouse=True)

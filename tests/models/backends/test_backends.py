@@ -11,7 +11,7 @@ import torch
 
 from models import common
 from models.api.autoshape import AutoShape
-from models.backends import BACKENDS, DetectMultiBackend, _names_from, kind_of
+from models.backends import ACTS, BACKENDS, DetectMultiBackend, _names_from, kind_of
 from models.backends.base import ExportedBackend
 from models.backends.metadata import Metadata, keep_metadata, kept_metadata, read_metadata, with_shape
 from models.backends.tools import is_there, need
@@ -280,6 +280,19 @@ def test_detections_as_candidates(tmp_path):
     for wrong in (torch.zeros(1, 4, 7), torch.zeros(1, 6)):
         with pytest.raises(ValueError, match="for 1 images"):
             candidates(wrong)
+
+
+@pytest.mark.parametrize("ending", ACTS)
+def test_files_that_can_act_are_opened_for_those_who_trust_them_only(tmp_path, ending, monkeypatch):
+    opened = []
+    monkeypatch.setitem(BACKENDS, ending, lambda files, device, fp16: opened.append(files) or Metadata(("a",)))
+    (tmp_path / f"a{ending}").touch()
+    with pytest.raises(
+        ValueError, match=r"a\S+: is a.*; if you trust who made it, give --trust .in Python trust=True.$"
+    ):
+        DetectMultiBackend(tmp_path / f"a{ending}")
+    assert not opened
+    assert DetectMultiBackend(tmp_path / f"a{ending}", trust=True).names == ["a"] and opened
 
 
 @pytest.mark.parametrize("name, tool", [
