@@ -346,7 +346,6 @@ def test_missing_weights_are_named_everywhere(place: Path, said: Said, monkeypat
 
 # ---- val.py and detect.py
 VAL = {
-    "--batch-size 0": "--batch-size 0: must be from 1",
     "--task test": "squares.yaml: has no 'test' split; add it, or choose another --task",
     "--data none.yaml": "none.yaml does not exist",
 }

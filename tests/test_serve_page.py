@@ -259,17 +259,3 @@ def test_webcam(visit: Callable[..., Any]) -> None:
     frames = page.evaluate("state.frames")
     page.wait_for_timeout(300)
     assert page.evaluate("state.frames") == frames and page.is_visible("#canvas")
-
-
-def test_everything_is_reached_by_keyboard(visit: Callable[..., Any]) -> None:
-    page = visit()
-    upload(page)
-    seen(page)
-    reached = set()
-    for _ in range(25):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.chip && 'chip'"))
-    assert {"language", "boxes", "routing", "canvas", "conf", "iou", "chip", "download"} <= reached
-    named = "one.textContent.trim() || one.labels?.length || one.getAttribute('aria-label')"
-    unnamed = page.eval_on_selector_all("button, input, select, canvas", f"all => all.filter((one) => !({named}))")
-    assert not unnamed, "readers of the screen have a name for everything"

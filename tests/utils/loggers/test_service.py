@@ -144,15 +144,6 @@ def test_one_that_hangs_is_left_behind(info, call, trouble, warnings, given_up, 
     assert "did not finish in time" in warnings()[-1] and given_up == [0] * 30 and time.monotonic() - began < 20
 
 
-def test_a_network_that_cannot_be_copied_costs_a_line(info: Info, warnings: Warnings) -> None:
-    model = nn.Linear(2, 2)
-    model.lock = threading.Lock()  # not even deepcopy can
-    callbacks, recorder = subscribed(info())
-    whole_epoch(callbacks, model, 0)
-    callbacks.run("teardown")
-    assert len(warnings()) == 1 and "no graph" in warnings()[0] and recorder.epochs == [0]
-
-
 @pytest.mark.parametrize("sent", [1, 4])
 def test_a_resumed_run_sends_each_epoch_once(info: Info, sent: int) -> None:
     """The checkpoint is that of epoch 2, whatever the service has by then."""
