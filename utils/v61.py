@@ -40,7 +40,7 @@ INSTEAD = {
     "Loggers": "use utils.loggers.subscribe_loggers",
     "Profile": "use utils.predict.pipeline.Clock",
     "apply_classifier": "use model(crop) on what utils.drawing.writers.save_one_box cuts out",
-    "attempt_download": "use utils.base.paths.find_weights: nothing is downloaded unasked",
+    "attempt_download": "use utils.prepare.named_weights.named_weights, which fetches what is published by name",
     "augment_hsv": "use utils.data.augmentations.augment_hsv, which takes a generator and returns a new image",
     "check_font": "use utils.drawing.fonts.find_font: fonts are looked for on this machine",
     "check_imshow": "use utils.predict.viewer.display_problem",
