@@ -19,12 +19,15 @@ from models.exporters.job import ExportError, ExportJob, ExportSettings, cleared
 from utils.base.log import LOGGER, one_line
 from utils.base.paths import ROOT, shown
 from utils.boxes.convert import xywh2xyxy
+from utils.boxes.iou import paired_iou
 from utils.images.reading import read_image
 from utils.predict.pipeline import Suppression, prepare_image, suppress, to_network
 
 IMAGES = ROOT / "data/images"
 COMPARED = 300  # candidates of each image, the surest of both sides: as many as an image may have detections
 OWN_ROUNDING = 4.0  # times what PyTorch's own rounding makes of a network, a file's may make of it
+CONFIDENCE, OVERLAP = 0.25, 0.45  # what detect.py calls a detection
+MOVED = 0.01  # of a detection's longer side, and a pixel at least: more is a move
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Difference:
 
     box: of edges in pixels, of larger boxes than the tolerance is meant for in proportion. worst: the candidate that
     differs most. rounding: box and score by which PyTorch differs from itself in double precision, looked at where a
-    file differs by more than is allowed.
+    file differs by more than is allowed. changes: what becomes of the detections there.
     """
 
     view: str
@@ -66,6 +69,7 @@ class Difference:
     score: float
     worst: str = ""
     rounding: tuple[float, float] = (0.0, 0.0)
+    changes: str = ""
 
     def fits(self, limit: Tolerance) -> bool:
         """Whether both differences are allowed, or are the network's own; NaN is not."""
@@ -98,7 +102,7 @@ def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
     """Load `file` in its runtime and compare it with the job's network; logs a table.
 
     Raises ExportError, and renames the file to `*.failed`, when the runtime gives up or a difference is beyond what the
-    file's precision allows; it names the worst box.
+    file's precision allows; it names the worst box and says what becomes of the detections.
     """
     try:
         backend = DetectMultiBackend(file, device=job.settings.device, trust=True)
@@ -112,7 +116,8 @@ def compare_with_pytorch(job: ExportJob, file: Path) -> list[Difference]:
     bad = next((row for row in rows if not row.fits(limit)), None)
     if bad is not None:
         found = f"{bad.box:.3g} pixels (at most {limit.box}) and {bad.score:.3g} in scores (at most {limit.score})"
-        raise _failed(file, f"differs from PyTorch by {found} on images of {bad.view}, most in {bad.worst}")
+        most = f"on images of {bad.view}, most in {bad.worst}; {bad.changes}"
+        raise _failed(file, f"differs from PyTorch by {found} {most}")
     return rows
 
 
@@ -135,7 +140,9 @@ def _differences(job: ExportJob, backend: DetectMultiBackend, limit: Tolerance) 
             row = measure(expected, found, view, limit)
             if not row.fits(limit):  # how much is the network's own, which rounding hardly counts for in double?
                 own = measure(expected, deepcopy(job.model).double()(batch.double())[0].to(expected), view, limit)
-                row = replace(row, rounding=(own.box, own.score))
+                usual = nms or ExportSettings(iou_thres=OVERLAP, conf_thres=CONFIDENCE)
+                moves = changes(_suppressed(expected, usual), _suppressed(found, usual))
+                row = replace(row, rounding=(own.box, own.score), changes=moves)
         yield row
 
 
@@ -193,6 +200,29 @@ def _between_detections(
                     worst = _named(number, row[:4], there[:4], [f"{one[4]:.4g}" for one in (row, there)])
                 box, score = max(box, gap), max(score, off)
     return Difference(view, len(expected), count, box, score, worst)
+
+
+def changes(expected: list[Tensor], found: list[Tensor]) -> str:
+    """What becomes of the detections (n, 6) of each image: which vanish, appear or move, for people."""
+    lost = new = moved = 0
+    for ours, theirs in zip(expected, found, strict=True):
+        overlap = paired_iou(ours[:, None, :4], theirs[None, :, :4]) * (ours[:, 5, None] == theirs[:, 5])
+        free = torch.ones(len(theirs), dtype=torch.bool, device=theirs.device)
+        for row, shares in zip(ours, overlap, strict=True):
+            shares = shares * free
+            if not len(shares) or not float(shares.max()) >= OVERLAP:
+                lost += 1
+                continue
+            like = int(shares.argmax())
+            free[like] = False
+            side = float((row[2:4] - row[:2]).max())
+            moved += float((theirs[like, :4] - row[:4]).abs().max()) > max(1.0, MOVED * side)
+        new += int(free.sum())
+    count = sum(map(len, expected))
+    if not lost + new + moved:
+        return f"none of {count} detections would change"
+    shift = f"move by more than {MOVED:.0%} of a side"
+    return f"of {count} detections {lost} would vanish, {new} appear and {moved} {shift}"
 
 
 def _suppressed(predictions: Tensor, nms: ExportSettings) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""COCO's JSON as people write it: ids as numbers or text, boxes or outlines, sizes left out."""
+"""COCO's JSON as people write it: ids as numbers or text, boxes or outlines or run-length masks, sizes left out."""
 
 from __future__ import annotations
 
@@ -169,8 +169,15 @@ def box_of(note: Mapping[str, Any]) -> Box | None:
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     if box and box[2] and box[3] and math.isfinite(sum(box)):
         return box
-    if not (pieces := [piece for piece in _polygons(note.get("segmentation")) if len(piece)]):
-        return box
+    return _outline_box(note.get("segmentation")) or box
+
+
+def _outline_box(outline: Any) -> Box | None:
+    """Return (x, y, width, height) around polygons or a run-length mask; None where there is neither."""
+    if isinstance(outline, Mapping):
+        return _mask_box(outline)
+    if not (pieces := [piece for piece in _polygons(outline) if len(piece)]):
+        return None
     (x1, y1), (x2, y2) = np.concatenate(pieces).min(0).tolist(), np.concatenate(pieces).max(0).tolist()
     return x1, y1, x2 - x1, y2 - y1
 
@@ -182,3 +189,47 @@ def _polygons(outline: Any) -> list[np.ndarray]:
         return [np.asarray(piece, dtype=float).reshape(-1, 2) for piece in pieces] if type(outline) is list else []
     except NONSENSE:
         return []
+
+
+def _mask_box(mask: Mapping[str, Any]) -> Box | None:
+    """Return (x, y, width, height) around a mask `{"size": [h, w], "counts": runs}`, None where it is none.
+
+    Its runs of 0 and 1 in turn go down column after column.
+    """
+    try:
+        counts, (height, width) = mask["counts"], map(float, mask["size"])
+        runs = np.asarray(_unpacked(counts) if isinstance(counts, str) else counts, dtype=float)
+        sound = height >= 1 and bool((runs >= 0).all()) and runs.sum() <= min(height * width, 1 << 53)
+        ends = np.cumsum(runs)
+        filled = runs[1::2] > 0
+        first, last = (ends - runs)[1::2][filled], ends[1::2][filled] - 1
+    except NONSENSE:
+        return None
+    if not sound or not len(first):
+        return None
+    left, right = float((first // height).min()), float((last // height).max())
+    if (first // height < last // height).any():  # such a run has the foot of one column and the head of the next
+        return left, 0.0, right + 1 - left, height
+    top = float((first % height).min())
+    return left, top, right + 1 - left, float((last % height).max()) + 1 - top
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the runs of COCO's compressed form: five bits a character from '0', low ones first.
+
+    From the fourth run on, what is written is added to the run two before.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("no compressed mask")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    return runs

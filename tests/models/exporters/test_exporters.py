@@ -8,7 +8,7 @@ import torch
 
 from models.backends.metadata import Metadata
 from models.exporters import FORMATS, ExportSettings, check_formats, compare
-from models.exporters.compare import TOLERANCES, Difference, Tolerance, compare_with_pytorch, difference, views
+from models.exporters.compare import TOLERANCES, Difference, Tolerance, changes, compare_with_pytorch, difference, views
 from models.exporters.job import ExportError, ExportJob
 from tests.lively import lively_model
 from utils.boxes.nms import non_max_suppression
@@ -64,6 +64,18 @@ def test_a_share_of_the_candidates_may_differ_more():
     assert difference(ours, theirs, "", Tolerance(1.0, 0.02, 0.96, 64.0)).box > 1
 
 
+def test_what_becomes_of_detections():
+    none, one, two = torch.zeros(0, 6), [10, 10, 50, 50, 0.9, 0], [100, 100, 300, 300, 0.5, 1]
+    both = torch.tensor([one, two])
+    assert changes([none], [none]) == "none of 0 detections would change"
+    assert changes([both], [both + torch.tensor([0.9, 0, 0, 0, -0.1, 0])]) == "none of 2 detections would change"
+    assert changes([both], [none]).startswith("of 2 detections 2 would vanish, 0 appear and 0 move")
+    assert changes([none], [both]).startswith("of 0 detections 0 would vanish, 2 appear")
+    shifted = torch.tensor([[13, 10, 53, 50, 0.9, 0], [101.5, 100, 301.5, 300, 0.5, 1]])  # a side's 7.5 and 0.75 %
+    assert changes([both], [shifted]) == "of 2 detections 0 would vanish, 0 appear and 1 move by more than 1% of a side"
+    assert "1 would vanish, 1 appear" in changes([both], [torch.tensor([one, [*two[:5], 0]])])  # another class
+
+
 class Runtime:
     """Another way to compute a network: rounded otherwise, as in double precision, or with other weights."""
 
@@ -92,7 +104,7 @@ def test_rounding_that_is_the_networks_own_is_no_fault_of_the_file(tmp_path, mon
         rows = compare_with_pytorch(job, file)
         assert all(0 < row.box <= 4 * row.rounding[0] for row in rows)
         return
-    with pytest.raises(ExportError, match=r"most in image \d, box .* confidence .*; kept as"):
+    with pytest.raises(ExportError, match=r"most in image \d, box .* confidence .*; of \d+ detections \d+ would"):
         compare_with_pytorch(job, file)
 
 

@@ -1,4 +1,4 @@
-"""COCO files as people write them; all values by hand."""
+"""COCO files as people write them; all values by hand, masks against pycocotools."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from utils.base.config import ClassNames
 from utils.data.labels import parse_label_text
-from utils.prepare.coco_json import CocoReader
+from utils.prepare.coco_json import CocoReader, box_of
 
 IMAGE = {"id": 7, "file_name": "train/a.jpg", "width": 100, "height": 50}
 OTHER = {"id": 9, "file_name": "b.c.jpg", "width": 10, "height": 10}
@@ -187,3 +189,32 @@ def test_outlines_of_one_piece_are_written_where_they_are_wanted(tmp_path: Path)
     assert [len(points) for points in segments] == [4, 0, 0, 0]
     ((remark, (count, _)),) = reader.counts.remarks.items()
     assert count == 3 and "their boxes are written" in remark
+
+
+@pytest.mark.parametrize(
+    "counts, box",
+    [
+        ([7, 2, 3, 2, 6], (1, 2, 2, 2)),  # 5 rows x 4 columns, rows 2 and 3 of columns 1 and 2
+        ([0, 20], (0, 0, 4, 5)),
+        ([4, 2, 14], (0, 0, 2, 5)),  # the foot of column 0 and the head of column 1
+        *(([20], None), ([5, 0, 15], None), ([-1, 5], None), ([], None)),
+    ],
+)
+def test_boxes_of_run_lengths_by_hand(counts: list[int], box: tuple[int, ...] | None) -> None:
+    assert box_of({"segmentation": {"counts": counts, "size": [5, 4]}}) == box
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12))
+def test_masks_have_the_boxes_of_pycocotools(seed: int, height: int, width: int) -> None:
+    tools = pytest.importorskip("pycocotools.mask")
+    pixels = (np.random.default_rng(seed).random((height, width)) < 0.15).astype(np.uint8)
+    flat = pixels.T.ravel()
+    ends = [*np.flatnonzero(np.diff(flat)) + 1, len(flat)]
+    runs = [*([0] if flat[0] else []), *np.diff([0, *ends]).tolist()]
+    packed = tools.encode(np.asfortranarray(pixels))
+    wanted = tuple(tools.toBbox(packed)) if pixels.any() else None
+    for counts in (runs, packed["counts"].decode()):
+        found = box_of({"segmentation": {"counts": counts, "size": [height, width]}})
+        whole = found is not None and (found[1], found[3]) == (0, height)  # a run over two columns has all rows
+        assert found == wanted or (whole and (found[0], found[2]) == (wanted[0], wanted[2]))
