@@ -64,21 +64,26 @@ def _begun(setup: Setup) -> Model:
     if not isinstance(model.model[-1], Detect) or model.yaml["ch"] != 3:
         raise ValueError(f"{opt.cfg or opt.weights}: training needs 3 input channels and Detect as the last layer")
     if isinstance(donor, Model):
-        # anchors written in a description stay where they differ from the donor's: somebody chose them
-        chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
-        found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
-        model.load_state_dict(found.state, strict=False)
-        setup.covered = _covered(found, model, len(match_names(donor.names, setup.names)))
-        taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {opt.weights}"
-        LOGGER.info("\n  ".join([taken, *report(found, model)]))
-        replacing = [row for row in model.model if isinstance(row, BiLevelRoutingAttention) and not row.residual]
-        if any(row.i not in found.pairs for row in replacing):
-            remedy = "yolov5-BiFormer-residual.yaml keeps it, as its attention begins as nothing"
-            LOGGER.warning(f"fresh attention stands in the way of what the weights know until it is trained: {remedy}")
+        setup.covered = _take_over(donor, model, setup)
     elif donor:
         _take_pyramid(donor, model)
         setup.covered = "backbone"
     return model
+
+
+def _take_over(donor: Model, model: Model, setup: Setup) -> str:
+    """Give the model what a trained detector has for it, log what came from where; return how far it reaches."""
+    # anchors written in a description stay where they differ from the donor's: somebody chose them
+    chosen = isinstance(model.yaml["anchors"], list) and model.yaml["anchors"] != donor.yaml["anchors"]
+    found = transfer(donor, model, setup.names, keep_anchors=bool(setup.hyp.anchors) or chosen)
+    model.load_state_dict(found.state, strict=False)
+    taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {setup.opt.weights}"
+    LOGGER.info("\n  ".join([taken, *report(found, model)]))
+    replacing = [row for row in model.model if isinstance(row, BiLevelRoutingAttention) and not row.residual]
+    if any(row.i not in found.pairs for row in replacing):
+        remedy = "yolov5-BiFormer-residual.yaml keeps it, as its attention begins as nothing"
+        LOGGER.warning(f"fresh attention stands in the way of what the weights know until it is trained: {remedy}")
+    return _covered(found, model, len(match_names(donor.names, setup.names)))
 
 
 def _donor(weights: str) -> Model | Path:

@@ -194,6 +194,9 @@ def test_a_pickled_network_says_which_classes_others_lack(plain, tmp_path, capsy
     export.run(weights=weights, include="yolov5", imgsz=64)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "unpickle" in line]
     assert "routed_yolov5.pt names BiLevelRoutingAttention, KVDownsample, KVGather, PointwiseLinear, QKVLinear" in line
+    weights = write_lively(tmp_path / "blocks.pt", "yolov5n-C3BRA-residual.yaml")
+    export.run(weights=weights, include="yolov5", imgsz=64)  # read back and compared
+    assert "blocks_yolov5.pt names BiFormerBlock, BiLevelRoutingAttention, C3BRA, DropPath" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("opset", [12, 17])

@@ -33,6 +33,7 @@ MAX_REPEATED = MIB  # bytes of an expanded tensor, beyond what it really has
 
 _ROUTING = "BiLevelRoutingAttention KVGather QKVLinear TopkRouting"
 _RARE = "CrossConv MixConv2d Sum"
+_PYRAMID = "BiFormerBlock BiFormerMerging BiFormerStage BiFormerStem C3BRA DropPath GlobalAttention"
 _BLOCKS = f"""
     {_ROUTING} Bottleneck BottleneckCSP C3 C3Ghost C3SPP C3TR Classify Concat Contract Conv DWConv Expand Focus
     GhostBottleneck GhostConv SPP SPPF TransformerBlock TransformerLayer
@@ -49,6 +50,7 @@ PICKLED_CLASSES = (
     *(f"models.common.{name}" for name in _BLOCKS.split()),
     *(f"models.{file}.{name}" for file in ("experimental", "extra_blocks") for name in _RARE.split()),
     *(f"models.{file}.{name}" for file in ("attention", "bra.attention") for name in _ROUTING.split()),
+    *(f"models.biformer.{name}" for name in _PYRAMID.split()),
     *("models.bra_modes.KVDownsample", "models.bra.modes.KVDownsample"),  # before the rooms, and since
     *("models.pointwise.PointwiseLinear", "models.bra.attention.PointwiseLinear"),
     *(f"models.yolo.{name}" for name in ("Detect", "DetectionModel", "Model")),
