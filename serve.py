@@ -181,10 +181,11 @@ def run(**given: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status, as `run_script` does.
 
-    Where a thread still computes the process ends at once: nobody waits for what it does.
+    As a program, without `argv`, it ends at once where a thread still computes: nobody waits for what that does.
     """
     status = run_script(ServeOptions, lambda given: run(**given), __doc__, argv)
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if argv is None and not all(thread.daemon for thread in others):
         logging.shutdown()
         os._exit(status)
     return status
