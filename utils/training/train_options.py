@@ -54,7 +54,7 @@ class TrainOptions:
     multi_scale: bool = flag(False, "vary the image size by half, batch by batch")
     single_cls: bool = flag(False, "train all classes as one")
     max_det: int = flag(300, "most detections in an image, in validation", bounds=Range(1))
-    optimizer: str = flag("auto", "auto goes by the run's length and its weights", choices=("auto", "SGD", "Adam", "AdamW"))
+    optimizer: str = flag("auto", "auto: by the run's length and weights", choices=("auto", "SGD", "Adam", "AdamW"))
     sync_bn: bool = flag(False, "batch norm over all processes of a run, as if they were one")
     workers: int = flag(
         8, "loader processes, at most one per core (training on a CPU: the cores above two)", bounds=Range(0, 10_000)
