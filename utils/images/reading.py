@@ -225,6 +225,11 @@ def inspect_image(path: str | Path | BinaryIO) -> Inspection:
     return found
 
 
+def picture_size(path: str | Path | BinaryIO) -> tuple[int, int]:
+    """Return `inspect_image(path).size`: the name that programs know from before modules had rooms."""
+    return inspect_image(path).size
+
+
 @contextlib.contextmanager
 def quiet_decoder() -> Iterator[None]:
     """Keep OpenCV from writing lines of its own about damaged files, which are named by us."""
