@@ -92,8 +92,7 @@ def train(opt: TrainOptions, callbacks: Callbacks | None = None, given: Collecti
             while (epoch := progress.position.epoch) < opt.epochs and not stop:  # train, validate, save
                 epoch_began, losses = time.monotonic(), None
                 callbacks.run("on_train_epoch_start")
-                plain = epoch >= opt.epochs - setup.hyp.close_mosaic
-                run.loader.sampler.set_epoch(epoch, plain, progress.position.batch)
+                run.loader.sampler.set_epoch(epoch, trainer.schedule.is_plain(epoch), progress.position.batch)
                 if opt.image_weights:
                     weights = epoch_weights(run.dataset.labels, trainer.model.class_weights, progress.maps)
                     run.loader.sampler.set_weights(weights)

@@ -39,7 +39,7 @@ class Recipe:
     """The optimiser's choice, its first step size, momentum and weight decay, and what suits trained weights.
 
     `covered` says how far into the network these reach ("head", "backbone" or ""); `steps` are those of a run whose
-    start is worth keeping, for the average of its weights, 0 of any other.
+    start is worth keeping, for the average of its weights and the mosaics, 0 of any other.
     """
 
     optimizer: str
@@ -105,6 +105,14 @@ class Schedule:
         done = min(epoch / self.epochs, 1.0)
         shape = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
         return shape * (1 - self.hyp.lrf) + self.hyp.lrf
+
+    def is_plain(self, epoch: int) -> bool:
+        """Return whether an epoch sees whole images only: each of the last `close_mosaic`, if there are any.
+
+        With a start that is worth keeping that is every epoch: in mosaics it gets worse (docs/results.md).
+        """
+        last = self.hyp.close_mosaic
+        return last > 0 and (self.recipe.steps > 0 or epoch >= self.epochs - last)
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> int:
         """Set every group for this iteration (counted from 0 over the run); return batches per optimiser step."""

@@ -77,6 +77,18 @@ def test_linear_and_cosine_end_at_lrf() -> None:
     assert cosine.factor(2) == pytest.approx((1 + math.cos(math.pi * 0.2)) / 2 * 0.99 + 0.01)
 
 
+def test_mosaics_end_before_the_run_does_and_do_not_begin_where_a_start_is_kept() -> None:
+    fresh, kept = Recipe("AdamW", 1, 0.9, 0), Recipe("AdamW", 1, 0.9, 0, "head", steps=50)
+    for recipe, last, plain in (
+        (fresh, 0, []),
+        (fresh, 2, [3, 4]),
+        (kept, 2, [0, 1, 2, 3, 4]),
+        (kept, 0, []),
+    ):  # 0 is v6.1's: a file that does not close mosaics means them
+        schedule = Schedule(Hyp(close_mosaic=last), recipe, 5, 10, 16)
+        assert [epoch for epoch in range(5) if schedule.is_plain(epoch)] == plain
+
+
 def test_the_schedule_has_no_memory() -> None:
     schedule = Schedule(Hyp(), Recipe("SGD", 0.01, 0.9, 0), 20, 10, 16)
     assert rates(schedule, range(150, 160)) == rates(schedule, range(0, 160))[150:]
