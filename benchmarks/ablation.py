@@ -175,9 +175,8 @@ def summary(results: pd.DataFrame, baseline: str) -> pd.DataFrame:
             spread = f" ± {group[name].std():.1f}" if len(group) > 1 else ""
             row[name] = "-" if group[name].isna().all() else f"{group[name].mean():.1f}{spread}"
         low, high = interval(gains.tolist())
-        row[f"over {baseline}"] = (
-            "-" if arm == baseline or gains.empty else f"{gains.mean():+.1f} ({low:+.1f} to {high:+.1f})"
-        )
+        spread = f" ({low:+.1f} to {high:+.1f})" if len(gains) > 1 else ""
+        row[f"over {baseline}"] = "-" if arm == baseline or gains.empty else f"{gains.mean():+.1f}{spread}"
         row |= {"minutes": f"{group['minutes'].mean():.1f}", "commit": " ".join(sorted(set(group["commit"])))}
         rows.append(row)
     return pd.DataFrame(rows)

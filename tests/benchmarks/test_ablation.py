@@ -108,3 +108,8 @@ def test_what_needs_others_waits_and_is_left_out_where_these_fail(
     assert carry_out(plan) == 0 and order[-2:] == ["donor", "tuned"]
     assert (plan.folder / "ablation.png").stat().st_size > 5000
     assert len(pd.read_csv(plan.folder / "results.csv")) == 4 and carry_out(plan) == 0 and order.count("plain") == 2
+
+
+def test_the_plan_of_fine_tuning() -> None:
+    plan = Plan.load(Path(ablation.ROOT) / "benchmarks/plans/fine_tuning.yaml")
+    assert len(plan.jobs()) == 3 + 3 * 14 and {job.data for job in plan.jobs()} == {"a", "b"}
