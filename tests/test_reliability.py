@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -372,3 +373,37 @@ def test_a_dead_loader_is_one_line_and_nothing_is_lost(
         return
     train.run(resume=str(last))
     assert_same(end_state(last.parent.parent), whole(job))
+
+
+def test_trained_weights_are_scored_first_and_kept_where_nothing_is_better(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in that first validation, a run goes on with it."""
+    runs, create = Path(job["project"]), train.Callbacks
+    train.run(**job | {"name": "donor", "epochs": 1})
+    job |= {"weights": str(runs / "donor/weights/best.pt"), "optimizer": "auto", "epochs": 2}
+    train.run(**job | {"name": "alone"})
+
+    def listening() -> Callbacks:
+        callbacks = create()
+        callbacks.register_action("on_train_start", callback=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        return callbacks
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Callbacks", listening)
+        assert train.main(words_of(job | {"name": "cut"})) == 128 + signal.SIGTERM
+    last = load_checkpoint(runs / "cut/weights/last.pt")
+    assert last["position"]["epoch"] == last["position"]["batch"] == 0 and not last["history"]
+    train.run(resume=str(runs / "cut/weights/last.pt"))
+    assert_same(end_state(runs / "cut"), end_state(runs / "alone"))
+    rows = (runs / "cut/results.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0].strip() for row in rows] == ["-1", "0", "1"]
+
+    falling = iter([0.9, 0.2, 0.1])
+    monkeypatch.setattr(train, "fitness", lambda scores: np.array([next(falling)]))
+    capsys.readouterr()
+    train.run(**job | {"name": "worse"})
+    assert "best.pt, the start, as no epoch was better" in capsys.readouterr().err
+    files = (runs / f"{name}/weights/best.pt" for name in ("donor", "worse"))
+    start, best = (load_checkpoint(file)["model"]["state_dict"] for file in files)
+    assert all(torch.equal(value, best[name]) for name, value in start.items())

@@ -50,7 +50,9 @@ def test_layers_that_are_not_there_are_named_with_the_remedy(plain: Model, words
         ("yolov5n_BiFormer.yaml", NAMES, "backbone"), ("yolov5s.yaml", NAMES, ""),
     ],
 )  # fmt: skip
-def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: list[str], covered: str) -> None:
+def test_how_far_weights_reach(
+    tmp_path: Any, plain: Model, cfg: str, names: list[str], covered: str, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "donor.pt"
     save_checkpoint(file, {"epoch": -1, "model": describe_model(plain), "ema": None})
     setup: Any = SimpleNamespace(names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu"), covered="")
@@ -58,6 +60,7 @@ def test_how_far_weights_reach(tmp_path: Any, plain: Model, cfg: str, names: lis
         setup.opt = SimpleNamespace(weights=weights, cfg=cfg, freeze=["backbone"])
         model = build_model(setup)
         assert setup.covered == reach
+    assert ("yolov5-BiFormer-residual.yaml keeps it" in caplog.text) == (cfg == "yolov5n_BiFormer.yaml")
     trained = [any(p.requires_grad for p in row.parameters()) for row in model.model[:11]]
     assert trained == [False] * 10 + [True]
 
