@@ -79,11 +79,25 @@ def _take_over(donor: Model, model: Model, setup: Setup) -> str:
     model.load_state_dict(found.state, strict=False)
     taken = f"Transferred {len(found.state)}/{len(model.state_dict())} items from {setup.opt.weights}"
     LOGGER.info("\n  ".join([taken, *report(found, model)]))
-    replacing = [row for row in model.model if isinstance(row, BiLevelRoutingAttention) and not row.residual]
-    if any(row.i not in found.pairs for row in replacing):
-        remedy = "yolov5-BiFormer-residual.yaml keeps it, as its attention begins as nothing"
-        LOGGER.warning(f"fresh attention stands in the way of what the weights know until it is trained: {remedy}")
-    return _covered(found, model, len(match_names(donor.names, setup.names)))
+    return _covered(found, model, len(match_names(donor.names, setup.names)), _hand_on(found, model))
+
+
+def _hand_on(found: Transfer, model: Model) -> Collection[int]:
+    """Let attention that replaces its input, where no weights for its projections came, begin by handing the input on;
+    return the rows that do, and log them."""
+    fresh = {}
+    for index, row in enumerate(model.model):
+        if isinstance(row, BiLevelRoutingAttention) and not row.residual:
+            projections = {f"model.{index}.{key}" for key in row.state_dict() if key.startswith(("qkv.", "wo."))}
+            if not projections <= found.state.keys():
+                fresh[index] = row.start_as_identity()
+    handing, hiding = ([index for index, done in fresh.items() if done is wanted] for wanted in (True, False))
+    if handing:
+        LOGGER.info(f"  layers {handing}: attention begins by handing on its input, nearly unchanged")
+    if hiding:
+        remedy = "give it side_dwconv: 3, or residual: true"
+        LOGGER.warning(f"layers {hiding}: attention hides what the weights know until it is trained; {remedy}")
+    return handing
 
 
 def _donor(weights: str) -> Model | Path:
@@ -109,17 +123,18 @@ def _take_pyramid(file: Path, model: Model) -> None:
     LOGGER.info(f"Transferred {len(state)}/{len(model.state_dict())} items from {shown(file)}: its pyramid")
 
 
-def _covered(found: Transfer, model: Model, known: int) -> str:
+def _covered(found: Transfer, model: Model, known: int, handing: Collection[int]) -> str:
     """Return how far into the network weights reach: its "head", its "backbone", or not that far ("").
 
     The head, where the network detects with them as it stands: at least half of its classes are `known`, and each row
-    is filled, or adds nothing yet.
+    is filled, adds nothing yet, or is among those `handing` on their input.
     """
     rows = [
         (row, found.pairs.get(index, (0, 0, 0))[1], len(row.state_dict())) for index, row in enumerate(model.model[:-1])
     ]
     has_head = 2 * known >= model.nc and any(key.startswith(f"model.{len(rows)}.m.") for key in found.state)
-    if has_head and all(filled == everything or started_at_zero(row) for row, filled, everything in rows):
+    works = (n == every or started_at_zero(row) or row.i in handing for row, n, every in rows)
+    if has_head and all(works):
         return "head"
     backbone = rows[: len(model.yaml["backbone"])]
     return "backbone" if 2 * sum(row[1] for row in backbone) > sum(row[2] for row in backbone) else ""

@@ -246,6 +246,28 @@ class BiLevelRoutingAttention(nn.Module):
             out = x + out
         return out if attention is None else (out.permute(0, 2, 3, 1), r_weight, r_idx, attention.flatten(0, 1))
 
+    @torch.no_grad()
+    def start_as_identity(self, share: float = 1 / 16) -> bool:
+        """Let the layer begin by handing on its input, so that it hides nothing where trained layers surround it.
+
+        Values and the output layer pass each channel on, made smaller; the centre of the convolution, made larger by as
+        much, brings it back: out = x + share * attention(x), of which the attention is a mean of tokens. The factors
+        are spread over all three, as the steps of an optimiser are alike for small weights and large ones. Queries and
+        keys stay as they are. Return False, with nothing changed, for a layer without convolution.
+        """
+        if self.lepe is None:
+            return False
+        with_output = isinstance(self.wo, PointwiseLinear)
+        values, channels = self.qkv.qkv, slice(2 * self.qk_dim, None)
+        same = torch.eye(self.dim) * (share**0.5 if with_output else share)
+        values.weight[channels], values.bias[channels] = same, 0
+        if with_output:
+            self.wo.load_state_dict({"weight": same, "bias": torch.zeros(self.dim)})
+        for parameter in self.lepe.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.dirac_(self.lepe.weight, groups=self.dim).div_(share)
+        return True
+
     @property
     def cuts_by_formula(self) -> bool:
         """Whether how a map is cut follows from its size without a case distinction, which exporters cannot keep."""

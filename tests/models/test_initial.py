@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.biformer import BiFormer
 from models.initial import build_model, frozen_layers
 from models.yolo import Model
 from utils.base.config import Hyp
+from utils.base.paths import check_file
 from utils.checkpoints.checkpoint import describe_model, save_checkpoint
 
 NAMES = ["car", "bus"]
@@ -47,7 +49,7 @@ def test_layers_that_are_not_there_are_named_with_the_remedy(plain: Model, words
     [
         ("yolov5n.yaml", NAMES, "head"), ("yolov5n.yaml", ["bus", "kite"], "head"),
         ("yolov5n.yaml", ["bus", "kite", "bird"], "backbone"), ("yolov5n-BiFormer-residual.yaml", NAMES, "head"),
-        ("yolov5n_BiFormer.yaml", NAMES, "backbone"), ("yolov5s.yaml", NAMES, ""),
+        ("yolov5n_BiFormer.yaml", NAMES, "head"), ("no_context.yaml", NAMES, "backbone"), ("yolov5s.yaml", NAMES, ""),
     ],
 )  # fmt: skip
 def test_how_far_weights_reach(
@@ -55,12 +57,18 @@ def test_how_far_weights_reach(
 ) -> None:
     file = tmp_path / "donor.pt"
     save_checkpoint(file, {"epoch": -1, "model": describe_model(plain), "ema": None})
+    if cfg == "no_context.yaml":
+        text = check_file("yolov5_BiFormer.yaml").read_text().replace("Attention, []", "Attention, [{side_dwconv: 0}]")
+        cfg = str(tmp_path / cfg)
+        Path(cfg).write_text(text.replace("depth_multiple: 1.0", "depth_multiple: 0.33").replace("1.0", "0.25"))
     setup: Any = SimpleNamespace(names=names, hyp=Hyp(), resumed=None, device=torch.device("cpu"), covered="")
     for weights, reach in (("", ""), (str(file), covered)):
         setup.opt = SimpleNamespace(weights=weights, cfg=cfg, freeze=["backbone"])
-        model = build_model(setup)
+        with caplog.at_level("INFO", "yolov5"):
+            model = build_model(setup)
         assert setup.covered == reach
-    assert ("yolov5-BiFormer-residual.yaml keeps it" in caplog.text) == (cfg == "yolov5n_BiFormer.yaml")
+    assert ("layers [20, 24]: attention begins by handing on" in caplog.text) == (cfg == "yolov5n_BiFormer.yaml")
+    assert ("layers [20, 24]: attention hides" in caplog.text) == ("no_context" in cfg)
     trained = [any(p.requires_grad for p in row.parameters()) for row in model.model[:11]]
     assert trained == [False] * 10 + [True]
 

@@ -17,6 +17,7 @@ from utils.base.networks import copy_attr, de_parallel
 _LONG_RUN = 10_000  # optimiser steps; up to here AdamW was seen to learn (docs/results.md), above it is v6.1's SGD
 
 _FINE_TUNING = {"head": 0.0005, "backbone": 0.002}  # first step size, by how far trained weights reach
+_SHORT_RUN = 100  # optimiser steps; fewer cannot better a good start, so the average stays near it (docs/results.md)
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -67,7 +68,7 @@ def choose_recipe(name: str, hyp: Hyp, steps: int, total_batch: int, covered: st
     if name != "auto":
         return Recipe(name, hyp.lr0, hyp.momentum, decay, covered)
     if covered:
-        return Recipe("AdamW", _FINE_TUNING[covered], 0.9, decay, covered, steps * (covered == "head"))
+        return Recipe("AdamW", _FINE_TUNING[covered], 0.9, decay, covered, max(steps, 1) * (covered == "head"))
     return Recipe("AdamW", 0.003, 0.9, decay) if steps < _LONG_RUN else Recipe("SGD", 0.01, 0.9, decay)
 
 
@@ -138,8 +139,8 @@ class ModelEMA:
 
     The decay starts near 0 and approaches `decay` over about `tau` updates, so that the average leaves a random start
     behind soon. A start that is worth keeping is given up slowly: with `steps`, those of the whole run, the average
-    goes over as many steps as are left, at least a tenth of all. `ema` is the averaged model: in evaluation mode,
-    without gradients.
+    goes over as many steps as are left, at least a tenth of all; a run of fewer than 100 is averaged as the beginning
+    of one of 100. `ema` is the averaged model: in evaluation mode, without gradients.
     """
 
     def __init__(
@@ -152,7 +153,8 @@ class ModelEMA:
     def decay(self, updates: int) -> float:
         """Return the weight of the past after so many updates."""
         if self._steps:
-            return 1 - 1 / (1 + max(self._steps - updates, self._steps / 10))
+            whole = max(self._steps, _SHORT_RUN)
+            return 1 - 1 / (1 + max(whole - updates, whole / 10))
         return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()

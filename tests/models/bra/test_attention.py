@@ -283,6 +283,27 @@ def test_a_residual_layer_begins_as_nothing_and_adds_what_the_published_one_comp
     torch.testing.assert_close(layer(x), x + plain(x))
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"param_attention": "qkv"}, {"mask_padding": True}, {"qk_dim": 8, "side_dwconv": 5}]
+)
+def test_a_layer_that_hands_on_its_input_adds_a_sixteenth_of_means_and_learns_everywhere(changes):
+    layer, (x,) = small(**changes), torch.randn(1, 2, 16, 7, 8).unbind()
+    queries = layer.qkv.qkv.weight[: layer.qk_dim].clone()
+    assert layer.start_as_identity() and torch.equal(layer.qkv.qkv.weight[: layer.qk_dim], queries)
+    out = layer(x)
+    added = (out - x).abs()
+    assert 0.001 < added.max() <= x.abs().max() / 16 + 1e-6  # a mean is no larger than the largest of its values
+    out.square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in layer.named_parameters() if "qkv.bias" not in name)
+
+
+def test_a_layer_without_convolution_cannot_hand_on_its_input():
+    layer = small(side_dwconv=0)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    assert not layer.start_as_identity()
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
 def test_a_residual_layer_learns_from_its_second_step_on_everywhere():
     layer = small(residual=True)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

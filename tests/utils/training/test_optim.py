@@ -113,6 +113,8 @@ def test_a_start_worth_keeping_is_given_up_as_slowly_as_the_run_is_long():
     assert [average.decay(step) for step in (1, 50, 90, 100, 500)] == pytest.approx([99 / 100, 50 / 51, *[10 / 11] * 3])
     kept = math.prod(average.decay(step) for step in range(1, 101))
     assert 0.03 < kept < 0.05  # of the start, at the end: some 0.1 where the windows meet, and exp(-1) of that
+    short = ModelEMA(nn.Linear(1, 1), steps=3)
+    assert math.prod(short.decay(step) for step in (1, 2, 3)) == pytest.approx(0.97, abs=0.001)  # 99/100 98/99 97/98
 
 
 def test_average_takes_part_in_nothing_and_counts_batches():
