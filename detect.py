@@ -234,7 +234,7 @@ def detect(opt: DetectOptions) -> Path:
         Results(folder, opt, model.names, source.outputs()) as results,
     ):
         model.warmup((1, 3, height, width))
-        suppress(torch.ones(1, 1, 6), plain)  # its first call loads torchvision: no image's time
+        suppress(torch.ones(1, 1, 6), plain)  # its first call loads a library: no image's time
         for frame in source:
             features = results.features(frame)
             tracker = trackers[frame.source] if opt.tracking and frame.kind != "image" else None

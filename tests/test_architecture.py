@@ -227,3 +227,17 @@ def test_the_network_imports_light(tmp_path: Path) -> None:
 def test_looking_and_scoring_import_light(tmp_path: Path) -> None:
     came_along = import_in_a_fresh_process(["detect", "val", "hubconf"], "import cv2", tmp_path)
     assert not {"matplotlib", "pandas", "seaborn", "scipy", "torchvision", "trackers", "supervision"} & came_along
+
+
+def test_detecting_does_without_compilers(tmp_path: Path) -> None:
+    script = """
+import sys, torch
+from models.yolo import Model
+from utils.boxes.nms import non_max_suppression
+model = Model("yolov5n_BiFormer.yaml", verbose=False).fuse().eval()
+with torch.inference_mode():
+    non_max_suppression(model(torch.zeros(1, 3, 64, 64))[0])
+    non_max_suppression(torch.ones(1, 2, 6))
+print(*sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not {"torch._dynamo", "sympy", "torchvision", "pandas"} & set(done.stdout.split())

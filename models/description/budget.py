@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 MAX_PARAMETERS = 500_000_000  # YOLOv5's largest model has 144 million
 MAX_LAYERS = 500  # rows, repeated ones as often as they are repeated
@@ -47,13 +47,16 @@ class CostGuard(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count what the function would make, as its twin on the device "meta" tells for nothing, then let it run."""
+        """Count what the function would make, by the sizes of its arguments, then let it run.
+
+        A twin on the device "meta" would tell as well, but brings TorchDynamo and SymPy: a second for every command.
+        """
         kwargs = kwargs or {}
         if cost := _COSTS.get(getattr(func, "__name__", "")):
-            shapes = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
-            with suppress(RuntimeError, ArithmeticError):  # the real one says it plainer
-                made = func(*shapes[0], **shapes[1])
-                values, products = cost(made[0] if isinstance(made, tuple) else made, *args, **kwargs)
+            with suppress(RuntimeError, ArithmeticError, LookupError, TypeError, ValueError):  # the real one says it
+                named = dict(kwargs)
+                first = [named.pop("input")] if "input" in named else []
+                values, products = cost(*first, *args, **named)
                 self.values += values
                 self.products += products
             if self.values > MAX_VALUES or self.products > MAX_PRODUCTS:
@@ -61,36 +64,82 @@ class CostGuard(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _pooled(made: Tensor, x: Tensor, kernel_size: Any, *_: Any, **__: Any) -> tuple[int, int]:
+def _each(value: Any, count: int) -> list[Any]:
+    """A number for every side, where one stands for all."""
+    return list(value) if isinstance(value, (tuple, list)) else [value] * count
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[int, int]:
+    sides, kernel = x.shape[2:], weight.shape[2:]
+    steps, gaps = _each(stride, len(sides)), _each(dilation, len(sides))
+    reach = [gap * (k - 1) for gap, k in zip(gaps, kernel, strict=True)]
+    added = {"same": reach, "valid": [0] * len(sides)}.get(str(padding)) or [2 * p for p in _each(padding, len(sides))]
+    rows = zip(sides, added, reach, steps, strict=True)
+    made = len(x) * len(weight) * math.prod((side + more - less - 1) // step + 1 for side, more, less, step in rows)
+    return made, made * weight.shape[1:].numel()
+
+
+def _transposed(
+    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
+) -> tuple[int, int]:  # fmt: skip
+    sides, numbers = x.shape[2:], (stride, padding, output_padding, dilation)
+    rows = zip(sides, weight.shape[2:], *(_each(number, len(sides)) for number in numbers), strict=True)
+    grown = ((side - 1) * step - 2 * cut + gap * (k - 1) + extra + 1 for side, k, step, cut, extra, gap in rows)
+    return len(x) * weight.shape[1] * groups * math.prod(grown), x.numel() * weight.shape[1:].numel()
+
+
+def _pooled(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any) -> tuple[int, int]:
     """Looking for the largest takes some sixty times as long as multiplying."""
-    sides = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
-    seen = (min(kernel, side) for kernel, side in zip(sides, x.shape[-2:], strict=False))
-    return made.numel(), 64 * x.numel() * math.prod(seen)
+    sides, kernel = x.shape[-2:], _each(kernel_size, 2)
+    rows = zip(sides, kernel, _each(stride or kernel, 2), _each(padding, 2), strict=True)
+    made = x.shape[:-2].numel() * math.prod((side + 2 * more - k) // step + 1 for side, k, step, more in rows)
+    return made, 64 * x.numel() * math.prod(map(min, kernel, sides))
 
 
-# By the name of a function: (what it made, its arguments) -> numbers that are made, multiplications
+def _resized(x: Tensor, size: Any = None, scale_factor: Any = None, *_: Any, **__: Any) -> tuple[int, int]:
+    """Up to sixteen neighbours make a number."""
+    sides = x.shape[2:]
+    wanted = [old if new is None else new for old, new in zip(sides, _each(size, len(sides)), strict=True)]
+    scales = _each(scale_factor or 1, len(sides))
+    made = x.shape[:2].numel() * math.prod(int(side * scale) for side, scale in zip(wanted, scales, strict=True))
+    return made, 16 * made
+
+
+def _padded(x: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> tuple[int, int]:
+    """`pad` names what comes before and after, from the last dimension on."""
+    grown = [sum(pair) for pair in zip(pad[::2], pad[1::2], strict=True)][::-1]
+    kept = x.ndim - len(grown)
+    return x.shape[:kept].numel() * math.prod(map(sum, zip(x.shape[kept:], grown, strict=True))), 0
+
+
+def _multiplied(a: Tensor, b: Tensor, *_: Any, **__: Any) -> tuple[int, int]:
+    made = math.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2])) * a.shape[-2:-1].numel()
+    made *= b.shape[-1] if b.ndim > 1 else 1
+    return made, made * a.shape[-1]
+
+
+# By the name of a function: its arguments -> numbers that are made, multiplications
 _COSTS: dict[str, Callable[..., tuple[int, int]]] = {
+    **dict.fromkeys(("conv2d", "conv3d"), _convolved),
+    **dict.fromkeys(("conv_transpose2d", "conv_transpose3d"), _transposed),
     **dict.fromkeys(
-        ("conv2d", "conv3d"), lambda made, x, w, *_, **__: (made.numel(), made.numel() * w.shape[1:].numel())
-    ),
-    **dict.fromkeys(
-        ("conv_transpose2d", "conv_transpose3d"),
-        lambda made, x, w, *_, **__: (made.numel(), x.numel() * w.shape[1:].numel()),
-    ),
-    **dict.fromkeys(  # up to sixteen neighbours make a number
-        ("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices", "interpolate"),
-        lambda made, *_, **__: (made.numel(), 16 * made.numel()),
+        ("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices", "interpolate"), _resized
     ),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pooled),
-    "lp_pool2d": lambda made, x, norm_type, kernel_size, *_, **__: _pooled(made, x, kernel_size),
-    "local_response_norm": lambda made, x, size, *_, **__: (x.numel(), 16 * x.numel() * size),
-    "linear": lambda made, x, weight, *_, **__: (made.numel(), x.numel() * len(weight)),
-    **dict.fromkeys(("pad", "unfold", "cat"), lambda made, *_, **__: (made.numel(), 0)),
-    **dict.fromkeys(
-        ("matmul", "__matmul__", "bmm", "mm"), lambda made, a, b, *_, **__: (made.numel(), made.numel() * a.shape[-1])
+    "lp_pool2d": lambda x, norm_type, kernel_size, *_, **__: _pooled(x, kernel_size),
+    "local_response_norm": lambda x, size, *_, **__: (x.numel(), 16 * x.numel() * size),
+    "linear": lambda x, weight, *_, **__: (x.shape[:-1].numel() * len(weight), x.numel() * len(weight)),
+    "pad": _padded,
+    "unfold": lambda x, kernel_size, dilation=1, padding=0, stride=1: (
+        _pooled(x, kernel_size, stride, padding)[0] * math.prod(_each(kernel_size, 2)), 0,
     ),
-    "scaled_dot_product_attention": lambda made, q, k, *_, **__: (q.numel(), 2 * q.numel() * k.shape[-2]),
-    "multi_head_attention_forward": lambda made, q, k, v, width, heads, *_, **__: (  # scores of all pairs
+    "cat": lambda parts, *_, **__: (sum(part.numel() for part in parts), 0),
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), _multiplied),
+    "scaled_dot_product_attention": lambda q, k, *_, **__: (q.numel(), 2 * q.numel() * k.shape[-2]),
+    "multi_head_attention_forward": lambda q, k, v, width, heads, *_, **__: (  # scores of all pairs
         len(q) * q.shape[:-1].numel() * heads, 2 * len(q) * q.shape[:-1].numel() * width,
     ),
 }  # fmt: skip

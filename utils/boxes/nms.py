@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +72,21 @@ def non_max_suppression(
     return results
 
 
+@cache
+def suppressor() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """torchvision's suppression: boxes (n, 4), their scores (n,), an overlap -> the numbers of those that stay.
+
+    It is taken from the library that the package loads, where that is found: the package itself brings TorchDynamo and
+    SymPy along, more than a second for a command that needs one function of it.
+    """
+    if "torchvision" not in sys.modules and (package := find_spec("torchvision")):
+        for file in sorted(Path(package.origin or "").parent.glob("_C*")):
+            with suppress(OSError):
+                torch.ops.load_library(file)
+    known: Any = torch.ops.torchvision if hasattr(torch.ops.torchvision, "nms") else import_module("torchvision.ops")
+    return known.nms
+
+
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
     """Prediction rows (m, 5 + C) to detections (n, 6) above the threshold, in the order of the rows."""
     scores = rows[:, 5:] * rows[:, 4:5]
@@ -85,8 +107,7 @@ def _survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: in
     Whether a box survives depends on more confident ones only, so a prefix of the list gives a prefix of the answer:
     it is lengthened until enough survive, which spares most of the pairs where thousands of weak boxes compete.
     """
-    from torchvision.ops import nms  # not at the top: it costs a second that training from a shell need not pay
-
+    nms = suppressor()
     if len(detections) > MAX_CANDIDATES:
         detections = detections[detections[:, 4].topk(MAX_CANDIDATES, sorted=False).indices.sort().values]
     detections = detections[detections[:, 4].argsort(descending=True, stable=True)]  # equals keep their order

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from utils.base.log import LOGGER
 from utils.base.progress import BAR, is_terminal, progress
 from utils.boxes.convert import xywh2xyxy
+from utils.boxes.nms import suppressor
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import agreed, gather_to_main, is_main
 from utils.evaluation.metrics import DetectionMetrics
@@ -105,7 +105,7 @@ def _score_share(
     report: Report,
 ) -> _Share:
     """Detect and score this process's batches."""
-    import_module("torchvision.ops")  # suppression needs it; the first batch's time must not hold its import
+    suppressor()  # the first batch's time must not hold its import
     metrics, clock, dtype = DetectionMetrics(names), Clock(), torch.float16 if settings.half else torch.float32
     suppression = Suppression(
         settings.conf_thres, settings.iou_thres, None, settings.single_cls, multi_label=True, max_det=settings.max_det

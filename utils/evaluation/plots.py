@@ -64,8 +64,6 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path |
     `normalize` divides each column by its sum, so that a column says what became of the objects of one true class.
     Cells below 0.5 % (or without a count) stay blank.
     """
-    from seaborn import heatmap
-
     counts = np.asarray(matrix, float)
     if counts.shape != (len(names) + 1, len(names) + 1):
         raise ValueError(f"a confusion matrix for {len(names)} names has {len(names) + 1} rows, not {counts.shape}")
@@ -76,15 +74,16 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path |
     side, has_numbers = float(np.clip(0.42 * len(ticks) + 3, 5, 18)), len(ticks) <= ANNOTATED_CLASSES
     figure, (axis,) = new_figure(1, 1, (side + 1, side))
     axis.grid(False)
-    most, form = (1, ".2f") if normalize else (max(1, shown.max()), ".0f")
-    numbers = {"size": float(np.clip(130 / len(ticks), 4.5, 9))}
-    look: dict[str, Any] = {"vmin": 0, "vmax": most, "cmap": "Blues", "square": True, "fmt": form, "annot_kws": numbers}
-    look |= {"xticklabels": False, "yticklabels": False, "cbar_kws": {"fraction": 0.04, "pad": 0.02}}
-    heatmap(shown, mask=blank, annot=has_numbers, ax=axis, **look)
-    figure.axes[-1].tick_params(colors=GREY, labelsize=9)  # the colour bar's
+    most, digits = (1, 2) if normalize else (max(1, shown.max()), 0)
+    cells = axis.imshow(np.ma.masked_array(shown, blank), cmap="Blues", vmin=0, vmax=most)
+    figure.colorbar(cells, fraction=0.04, pad=0.02).ax.tick_params(colors=GREY, labelsize=9)
+    for row, column in np.argwhere(~blank) if has_numbers else ():
+        value, size = shown[row, column], float(np.clip(130 / len(ticks), 4.5, 9))
+        ink = "white" if value > most / 2 else INK
+        axis.text(column, row, f"{value:.{digits}f}", size=size, color=ink, ha="center", va="center")
     title(axis, "Confusion matrix" + (", share of each true class" if normalize else ""), "True", "Predicted")
     font = text_font(ticks, float(np.clip(0.6 * 72 * side / len(ticks), 4, 9)))  # 72 points to an inch
-    places = np.arange(len(ticks)) + 0.5
+    places = np.arange(len(ticks))
     axis.set_xticks(places, ticks, fontproperties=font, parse_math=False, rotation=90)
     axis.set_yticks(places, ticks, fontproperties=font, parse_math=False, rotation=0)
     return save_figure(figure, path, dpi=160 if has_numbers else 120)

@@ -1,10 +1,14 @@
 """Suppression against a greedy loop in plain Python, and its options one by one."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import utils.boxes.nms as nms_file
+from utils.base.paths import ROOT
 from utils.boxes.iou import box_iou
 from utils.boxes.nms import non_max_suppression
 
@@ -95,6 +99,22 @@ def test_v61_s_example_and_half_precision():
     np.testing.assert_allclose(multi[:, :4], [[40, 40, 60, 60]] * 2)
     results = non_max_suppression(predictions().half())
     assert results[0].dtype == torch.float32 and len(results[0])
+
+
+@pytest.mark.parametrize("has_library", [True, False])
+def test_the_library_is_loaded_alone_or_with_its_package(has_library):
+    script = f"""
+import sys, torch
+from pathlib import Path
+from utils.boxes.nms import suppressor
+if not {has_library}:
+    Path.glob = lambda *_: iter([Path("missing_C.so")])
+nms, boxes, scores = suppressor(), 100 * torch.rand(200, 4).sort(1).values, torch.rand(200)
+assert ("torchvision" in sys.modules) is not {has_library}
+import torchvision
+kept = torchvision.ops.nms(boxes, scores, 0.5)
+assert 0 < len(kept) < 200 and torch.equal(nms(boxes, scores, 0.5), kept)"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 NAN, INF = float("nan"), float("inf")
