@@ -69,11 +69,10 @@ def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, (tuple, list)) else [value] * count
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> tuple[int, int]:
-    sides, kernel = x.shape[2:], weight.shape[2:]
-    steps, gaps = _each(stride, len(sides)), _each(dilation, len(sides))
+def _convolved(x: Tensor, weight: Tensor, bias: Any = None, *numbers: Any, **named: Any) -> tuple[int, int]:
+    given = dict(zip(("stride", "padding", "dilation"), numbers, strict=False)) | named
+    sides, kernel, padding = x.shape[2:], weight.shape[2:], given.get("padding", 0)
+    steps, gaps = (_each(given.get(name, 1), len(sides)) for name in ("stride", "dilation"))
     reach = [gap * (k - 1) for gap, k in zip(gaps, kernel, strict=True)]
     added = {"same": reach, "valid": [0] * len(sides)}.get(str(padding)) or [2 * p for p in _each(padding, len(sides))]
     rows = zip(sides, added, reach, steps, strict=True)
@@ -81,14 +80,12 @@ def _convolved(
     return made, made * weight.shape[1:].numel()
 
 
-def _transposed(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
-    groups: int = 1, dilation: Any = 1,
-) -> tuple[int, int]:  # fmt: skip
-    sides, numbers = x.shape[2:], (stride, padding, output_padding, dilation)
-    rows = zip(sides, weight.shape[2:], *(_each(number, len(sides)) for number in numbers), strict=True)
-    grown = ((side - 1) * step - 2 * cut + gap * (k - 1) + extra + 1 for side, k, step, cut, extra, gap in rows)
-    return len(x) * weight.shape[1] * groups * math.prod(grown), x.numel() * weight.shape[1:].numel()
+def _transposed(x: Tensor, weight: Tensor, bias: Any = None, *numbers: Any, **named: Any) -> tuple[int, int]:
+    usual = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    given, sides = usual | dict(zip(usual, numbers, strict=False)) | named, x.shape[2:]
+    rows = zip(sides, weight.shape[2:], *(_each(given[name], len(sides)) for name in usual), strict=True)
+    grown = ((side - 1) * step - 2 * cut + gap * (k - 1) + extra + 1 for side, k, step, cut, extra, _, gap in rows)
+    return len(x) * weight.shape[1] * given["groups"] * math.prod(grown), x.numel() * weight.shape[1:].numel()
 
 
 def _pooled(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any) -> tuple[int, int]:
