@@ -129,12 +129,11 @@ def _covered(found: Transfer, model: Model, known: int, handing: Collection[int]
     The head, where the network detects with them as it stands: at least half of its classes are `known`, and each row
     is filled, adds nothing yet, or is among those `handing` on their input.
     """
-    rows = [
-        (row, found.pairs.get(index, (0, 0, 0))[1], len(row.state_dict())) for index, row in enumerate(model.model[:-1])
-    ]
+    rows, backbone = list(model.model[:-1]), len(model.yaml["backbone"])
+    filled = [found.pairs.get(index, (0, 0, 0))[1] for index in range(len(rows))]
+    whole = [len(row.state_dict()) for row in rows]
     has_head = 2 * known >= model.nc and any(key.startswith(f"model.{len(rows)}.m.") for key in found.state)
-    works = (n == every or started_at_zero(row) or row.i in handing for row, n, every in rows)
+    works = (filled[i] == whole[i] or started_at_zero(row) or i in handing for i, row in enumerate(rows))
     if has_head and all(works):
         return "head"
-    backbone = rows[: len(model.yaml["backbone"])]
-    return "backbone" if 2 * sum(row[1] for row in backbone) > sum(row[2] for row in backbone) else ""
+    return "backbone" if 2 * sum(filled[:backbone]) > sum(whole[:backbone]) else ""
