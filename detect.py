@@ -30,7 +30,7 @@ from models.api.detections import describe_counts
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDES
-from utils.base.devices import select_device
+from utils.base.devices import select_device, tune_cuda
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, class_numbers, flag, options
 from utils.base.paths import ROOT, choose_weights, claimed, shown
@@ -221,6 +221,7 @@ def detect(opt: DetectOptions) -> Path:
     """Look at every frame of the source; returns the folder of results. ValueError when nothing could be read."""
     opt = complete(opt)
     points = parse_points(opt.query)
+    tune_cuda()
     model = open_model(opt)
     classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
     height, width = model.input_size(opt.imgsz)

@@ -28,7 +28,7 @@ from models.api.autoshape import load_image
 from models.backends import DetectMultiBackend
 from models.bra.routing_maps import record_routes, routing_layers
 from utils.base.config import SIDE
-from utils.base.devices import select_device
+from utils.base.devices import select_device, tune_cuda
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import choose_weights, shown
@@ -97,6 +97,7 @@ def build(opt: ServeOptions) -> Endpoints:
     from utils.serving.detector import Detector, Settings
     from utils.serving.uploads import MIB, Decoder, Limits
 
+    tune_cuda()
     model = DetectMultiBackend(
         opt.weights, select_device(opt.device), data=opt.data or None, fp16=opt.half, trust=opt.trust
     ).eval()

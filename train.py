@@ -30,8 +30,9 @@ from models.initial import build_model
 from models.yolo import Model
 from utils.base.callbacks import Callbacks
 from utils.base.config import check_img_size
-from utils.base.devices import seed_everything
+from utils.base.devices import seed_everything, tune_cuda
 from utils.base.log import LOGGER, colorstr, set_up_logging
+from utils.base.networks import moved
 from utils.base.options import options
 from utils.base.paths import shown
 from utils.base.progress import epoch_line, is_terminal, memory_in_use, memory_name
@@ -118,6 +119,7 @@ def begin(setup: Setup, callbacks: Callbacks) -> Run:
     check_loggers(opt.loggers)
     precision = Precision.choose(opt.amp, setup.device, setup.resumed)  # raises before there is a folder
     seed_everything(opt.seed + 1 + max(rank(), 0), deterministic=opt.deterministic)
+    tune_cuda(one_shape=not (opt.multi_scale or opt.rect))
     model = build_model(setup)
     stride = max(int(model.stride.max()), 32)
     imgsz = check_img_size(opt.imgsz, stride, floor=stride * 2)
@@ -293,7 +295,7 @@ class Run:
             LOGGER.info(f"\nValidating {shown(best)}{kept}...")
         stored = broadcast(load_checkpoint(best)["model"] if is_main() and best.exists() else None)
         if stored:
-            model = load_model({"model": stored}).fuse().to(setup.device)
+            model = moved(load_model({"model": stored}).fuse(), setup.device)
             plots = setup.opt.evolve is None  # of hundreds of trials nobody looks at the images
             result = self.validate(model, Report(setup.folder, setup.names, plots, compute_loss=ComputeLoss(model)))
             if result:

@@ -23,6 +23,7 @@ import torch
 from models.backends import DetectMultiBackend
 from utils.base.callbacks import Callbacks
 from utils.base.config import SIDE, DataConfig
+from utils.base.devices import tune_cuda
 from utils.base.log import LOGGER, colorstr
 from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, shown, trained_with
@@ -224,6 +225,7 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
     weights = [str(weights_of_run(file)) for file in choose_weights(opt.weights)]
     opt = replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
     device = own_device(opt.device)
+    tune_cuda()
     data = DataConfig.load(check_yaml(opt.data))
     prepare(data)
     if opt.task == "speed":

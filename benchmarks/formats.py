@@ -176,7 +176,7 @@ def _waited_for(model: Callable[[torch.Tensor], object], batch: torch.Tensor) ->
     def run() -> object:
         with torch.inference_mode():
             result = model(batch)
-        time_sync()
+        time_sync(batch.device)
         return result
 
     return run

@@ -46,13 +46,13 @@ LABELS_PER_IMAGE = 8
 class Timed:
     """Calls what it wraps and adds up the seconds, waiting for the device before and after."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call, self.seconds = call, 0.0
+    def __init__(self, call: Callable[..., Any], device: torch.device) -> None:
+        self.call, self.device, self.seconds = call, device, 0.0
 
     def __call__(self, *arguments: Any) -> Any:
-        start = time_sync()
+        start = time_sync(self.device)
         result = self.call(*arguments)
-        self.seconds += time_sync() - start
+        self.seconds += time_sync(self.device) - start
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -94,23 +94,24 @@ class TrainingStep:
         )  # fmt: skip
 
     def _note_backward(self, *_: object) -> None:
-        self.backward_ended = time_sync()
+        self.backward_ended = time_sync(self.trainer.precision.device)
 
     def __call__(self) -> None:
         """Do one step, and wait for it."""
         self.trainer.epoch([self.batch], Position())
-        time_sync()
+        time_sync(self.trainer.precision.device)
 
     def seconds_by_part(self) -> tuple[float, ...]:
         """Do one step, taken apart: seconds of forward, loss, backward (and upload), and of optimiser with average."""
         trainer = self.trainer
         net, loss = trainer.net, trainer.loss
-        forward, criterion = Timed(net), Timed(loss)
+        device = trainer.precision.device
+        forward, criterion = Timed(net, device), Timed(loss, device)
         trainer.net, trainer.loss = forward, criterion
         try:
-            start = time_sync()
+            start = time_sync(device)
             self()
-            end = time_sync()
+            end = time_sync(device)
         finally:
             trainer.net, trainer.loss = net, loss
         backward = self.backward_ended - start - forward.seconds - criterion.seconds

@@ -266,6 +266,20 @@ def test_options_train(job: dict[str, Any], tmp_path: Path, extra: dict) -> None
     assert len(pd.read_csv(folder / "results.csv")) in ((2, 3, 4, 5) if "patience" in extra else (2,))
 
 
+def test_the_largest_batch_is_measured_in_the_precision_of_training(job: dict[str, Any], monkeypatch: Any) -> None:
+    seen = []
+
+    def measured(model: nn.Module, imgsz: int, dtype: torch.dtype | None) -> int:
+        seen.append((dtype, torch.backends.cudnn.benchmark))
+        raise KeyError
+
+    monkeypatch.setattr(train, "autobatch", measured)
+    for given in ({"amp": "bf16"}, {"amp": "off"}, {"amp": "off", "multi_scale": True}):
+        with pytest.raises(KeyError):
+            train.run(**job | {"batch_size": -1, **given})
+    assert seen == [(torch.bfloat16, True), (None, True), (None, False)]  # shapes that vary are not searched for
+
+
 def test_detections_kept_in_validation_are_an_option(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

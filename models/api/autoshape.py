@@ -130,8 +130,8 @@ class AutoShape(nn.Module):
         A batch, a tensor (B, 3, H, W) in 0..1, goes to the network as it is and gives raw predictions. `profile` prints
         the time of each layer, where the model can. Raises ValueError for what is no image.
         """
-        start = time_sync()
         parameter = next(self.model.parameters(), torch.zeros(1, device=getattr(self.model, "device", None)))
+        start = time_sync(parameter.device)
         network = partial(self._predict, augment=augment, profile=profile)
         if isinstance(imgs, Tensor) and imgs.ndim == 4:
             if not imgs.is_floating_point():
@@ -144,7 +144,7 @@ class AutoShape(nn.Module):
         shape = self._common_shape([image.shape[:2] for image in images], size)
         pixels, places = zip(*(prepare_image(image, shape, auto=False, bgr=False) for image in images), strict=True)
         settings = Suppression(self.conf, self.iou, self.classes, self.agnostic, self.multi_label, self.max_det)
-        clock = Clock(prepare=time_sync() - start)
+        clock = Clock(prepare=time_sync(parameter.device) - start)
         with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
             found, _ = find_objects(network, pixels, settings, clock, parameter.device, parameter.dtype)
         boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.backends.base import ExportedBackend
 from models.backends.metadata import NOTES, SMALLEST_STRIDE, Metadata, read_metadata
 from models.experimental import attempt_load
+from utils.base.networks import moved
 
 TORCHSCRIPT_NOTES = "config.txt"  # the entry v6.1 writes and reads
 DAMAGE = (  # what comes of a file that is not what it says
@@ -28,7 +29,7 @@ class PyTorchBackend(nn.Module):
 
     def __init__(self, files: Sequence[Path], device: torch.device, fp16: bool) -> None:
         super().__init__()
-        model: Any = attempt_load([str(file) for file in files], device=device).eval()
+        model: Any = moved(attempt_load([str(file) for file in files]).eval(), device)
         self.model = model.half() if fp16 else model.float()
         self.stride = max(int(torch.as_tensor(model.stride).max()), SMALLEST_STRIDE)
         self.names: list[str] = list(model.names.values() if isinstance(model.names, dict) else model.names)

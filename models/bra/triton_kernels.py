@@ -153,10 +153,11 @@ class FusedAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         log_sums = torch.empty((count, heads, queries), dtype=torch.float32, device=q.device)
         blocks = _blocks(queries, k.shape[1], width)
-        _forward_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
-            q, k, v, rows.contiguous(), out, log_sums, scale, queries, k.shape[1], heads, width, rows.shape[1],
-            *_strides(q, k, v, out), **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):  # Triton starts kernels on the current GPU, whichever has the tensors
+            _forward_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
+                q, k, v, rows.contiguous(), out, log_sums, scale, queries, k.shape[1], heads, width, rows.shape[1],
+                *_strides(q, k, v, out), **blocks,
+            )  # fmt: skip
         ctx.save_for_backward(q, k, v, rows, out, log_sums)
         ctx.scale = scale
         return out
@@ -171,14 +172,15 @@ class FusedAttention(torch.autograd.Function):
         inners = torch.empty_like(log_sums)  # output times its gradient, summed over the width
         q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         blocks, keys = _blocks(queries, k.shape[1], width), k.shape[1]
-        _query_gradient_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
-            q, k, v, rows.contiguous(), out, grad, log_sums, inners, q_grad, ctx.scale, queries, keys, heads, width,
-            rows.shape[1], *_strides(q, k, v, out, grad, q_grad), **blocks,
-        )  # fmt: skip
-        _key_gradient_kernel[(count * heads, triton.cdiv(keys, blocks["KEYS"]))](
-            q, k, v, *invert(rows), grad, log_sums, inners, k_grad, v_grad, ctx.scale, queries, keys, heads, width,
-            *_strides(q, k, v, grad, k_grad), **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):
+            _query_gradient_kernel[(count * heads, triton.cdiv(queries, blocks["QUERIES"]))](
+                q, k, v, rows.contiguous(), out, grad, log_sums, inners, q_grad, ctx.scale, queries, keys, heads, width,
+                rows.shape[1], *_strides(q, k, v, out, grad, q_grad), **blocks,
+            )  # fmt: skip
+            _key_gradient_kernel[(count * heads, triton.cdiv(keys, blocks["KEYS"]))](
+                q, k, v, *invert(rows), grad, log_sums, inners, k_grad, v_grad, ctx.scale, queries, keys, heads, width,
+                *_strides(q, k, v, grad, k_grad), **blocks,
+            )  # fmt: skip
         return q_grad, k_grad, v_grad, None, None
 
 

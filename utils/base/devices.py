@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it at its first product
+REPEATING = (":4096:8", ":16:8")  # values with which its products repeat bit for bit
 
 
 def select_device(device: str | torch.device = "", batch_size: int = 0) -> torch.device:
@@ -46,23 +52,51 @@ def _devices_here() -> str:
 
 
 def seed_everything(seed: int, deterministic: bool | None = False) -> None:
-    """Seed Python, numpy and torch on all devices; `deterministic` prefers algorithms that repeat bit for bit.
+    """Seed Python, numpy and torch on all devices; with `deterministic` only algorithms run that repeat bit for bit.
 
-    None leaves the algorithms as they are. An operation without such an algorithm runs all the same, and PyTorch's
-    warning names it: on CUDA, among others, the gradient of adaptive pooling (BRA's ada_avgpool and ada_maxpool), whose
-    last bits may vary from run to run. Another GPU, another PyTorch or another number of processes may differ always.
+    None leaves the algorithms as they are. An operation that has no such algorithm is then PyTorch's RuntimeError: on
+    CUDA, among others, the gradient of adaptive pooling (BRA's ada_avgpool and ada_maxpool). Another GPU, another
+    PyTorch or another number of processes may differ always. Raise ValueError where the environment has a setting of
+    cuBLAS that does not repeat.
     """
+    if deterministic and os.environ.setdefault(WORKSPACE, REPEATING[0]) not in REPEATING:
+        found = f"{WORKSPACE}={os.environ[WORKSPACE]}"
+        raise ValueError(f"{found}: products that repeat need {' or '.join(REPEATING)}; set it so, or not at all")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - packages of others draw from it
     torch.manual_seed(seed)
     if deterministic is not None:
-        torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.use_deterministic_algorithms(deterministic)
 
 
-def time_sync() -> float:
-    """Return the seconds of a clock that only goes forward, once the GPU has finished what it was given."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+def tune_cuda(one_shape: bool = False) -> None:
+    """Let CUDA search for its fastest algorithms only where the search pays.
+
+    cuDNN tries all its convolutions on every new shape, which is for images of `one_shape`. Attention is not left to
+    cuDNN, which PyTorch prefers on Hopper: it makes a plan for every new shape, flash attention needs none.
+    """
+    torch.backends.cudnn.benchmark = one_shape and not torch.backends.cudnn.deterministic
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@contextmanager
+def many_shapes() -> Iterator[None]:
+    """Let cuDNN search for no algorithms in the block, through which images of many shapes go."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def time_sync(device: torch.device | str | None = None) -> float:
+    """Return the seconds of a clock that only goes forward, once a GPU has finished what it was given.
+
+    It is `device`, where that is a GPU; without one the current GPU, if any was used.
+    """
+    if device is None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+    elif device is not None and torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.base.devices import many_shapes
 from utils.base.log import LOGGER
 from utils.base.progress import BAR, is_terminal, progress
 from utils.boxes.convert import xywh2xyxy
@@ -74,7 +75,7 @@ def evaluate(
     """
     report = report or Report(Path(), names, plots=False)
     metrics = DetectionMetrics(["item"] if settings.single_cls else names)
-    with agreed() if settings.stride > 1 else nullcontext():
+    with agreed() if settings.stride > 1 else nullcontext(), many_shapes():
         share = _score_share(forward, loader, metrics.names, device, settings, report)
     shares = gather_to_main(share) if settings.stride > 1 else [share]
     if shares is None:

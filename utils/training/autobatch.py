@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from utils.base.log import LOGGER
+from utils.training.guard import OutOfMemory, short_of_memory
 
 TRIED = (1, 2, 4, 8, 16)
 DEFAULT_BATCH = 16
@@ -38,11 +39,8 @@ def autobatch(
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_reserved(device)
         try:
-            images = torch.zeros(size, 3, imgsz, imgsz, device=device)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                outputs = trial(images)
-            sum(output.float().square().mean() for output in outputs).backward()
-        except torch.OutOfMemoryError:
+            try_batch(trial, size, imgsz, dtype)
+        except OutOfMemory:
             LOGGER.info(f"AutoBatch: batch size {size} does not fit")
             break
         trial.zero_grad(set_to_none=True)
@@ -57,6 +55,16 @@ def autobatch(
         f"(measured { ({size: round(value, 2) for size, value in used.items()}) })"
     )
     return chosen
+
+
+def try_batch(model: nn.Module, size: int, imgsz: int, dtype: torch.dtype | None) -> None:
+    """Take blank images forward and back under autocast, laid out as in training; OutOfMemory where there is none."""
+    device = next(model.parameters()).device
+    with short_of_memory():
+        images = torch.zeros(size, 3, imgsz, imgsz, device=device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            outputs = model(images)
+        sum(output.float().square().mean() for output in outputs).backward()
 
 
 check_train_batch_size = autobatch  # v6.1's name of it for a training run

@@ -20,6 +20,10 @@ from utils.distributed.processes import gather_to_main, is_joined, is_main
 LIMIT = 10  # refused steps in a row that end the run
 SHOWN_PATHS = 4
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NO_MEMORY = (  # what errors of no class of their own say where memory ran out
+    "DefaultCPUAllocator", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+)  # fmt: skip
+UNREPEATABLE = " does not have a deterministic implementation"  # PyTorch, after the name of an operation
 GRACE = 20.0  # seconds that a process of a distributed run has to reach its next step; another one may be gone already
 
 
@@ -45,8 +49,22 @@ def short_of_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if isinstance(error, kinds) or any(words in str(error) for words in NO_MEMORY):
             raise OutOfMemory from None
+        raise
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Raise TrainingFault, which names it, where --deterministic met an operation that cannot repeat bit for bit."""
+    try:
+        yield
+    except RuntimeError as error:
+        name, found, _ = str(error).partition(UNREPEATABLE)
+        if found:
+            remedy = "train without --deterministic, or with a model that does without it (docs/reliability.md)"
+            raise TrainingFault(f"--deterministic: {name} does not repeat bit for bit here; {remedy}") from None
         raise
 
 

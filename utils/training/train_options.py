@@ -78,7 +78,7 @@ class TrainOptions:
         ["auto"], "where results go besides files: auto is TensorBoard where it is installed", choices=LOGGER_NAMES
     )
     seed: int = flag(0, "the same seed gives the same run", bounds=Range(0, 2**62))
-    deterministic: bool = flag(False, "choose deterministic algorithms on the GPU as well")
+    deterministic: bool = flag(False, "nothing runs on the GPU that does not repeat bit for bit")
     amp: str = flag(
         "auto", "auto is fp16 on a GPU, bf16 on a CPU with instructions for it and full precision on others",
         choices=("auto", "off", "fp16", "bf16"),

@@ -18,7 +18,7 @@ from utils.base.log import LOGGER
 from utils.base.progress import BAR, Pace, is_terminal, memory_in_use, memory_name, progress
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import is_main, mean_over_ranks, rank, world_size
-from utils.training.guard import StepGuard, in_pieces, short_of_memory
+from utils.training.guard import StepGuard, in_pieces, repeatable, short_of_memory
 from utils.training.optim import ModelEMA, Schedule
 from utils.training.precision import Precision
 
@@ -100,7 +100,7 @@ class Trainer:
         bar = self._bar(loader, position, total)
         for index, batch in enumerate(bar, start=position.batch):
             accumulate = self.schedule.apply(optimizer, epoch * total + index)
-            with short_of_memory():
+            with short_of_memory(), repeatable():
                 images, targets = self._prepare(batch, epoch, index)
                 losses = torch.zeros(3, device=images.device)
                 for piece, labels in in_pieces(images, targets, self.split):

@@ -6,6 +6,7 @@ The interpreter must be asked for before Triton is imported, so one test runs th
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,6 +210,31 @@ def test_kernels_run_beside_each_other_and_in_a_graph():
     fresh = routed_attention(q, k, v, routes, 0.2, "triton")
     expected = [fresh, *torch.autograd.grad(fresh, (q, k, v), probe)]
     assert all(torch.equal(a, b) for a, b in zip((out, *grads), expected, strict=True))
+
+
+def test_kernels_start_on_the_gpu_that_has_the_tensors(monkeypatch):
+    """Kernels that note where they were started, as there is no second GPU."""
+    from models.bra import triton_kernels
+
+    current, started = [None], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *given, **blocks: started.append(current[-1])
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"):
+        monkeypatch.setattr(triton_kernels, name, Kernel())
+    q, k, v, routes, probe = make(*SHAPES["3x3"], torch.float32, "cpu")
+    q, k, v = (x.detach().flatten(0, 1).requires_grad_() for x in (q, k, v))
+    triton_kernels.FusedAttention.apply(q, k, v, routes.index.flatten(0, 1), 1.0).backward(probe.flatten(0, 1))
+    assert len(started) == 3 and all(tensor.data_ptr() == q.data_ptr() for tensor in started)
 
 
 @on_gpu

@@ -1,12 +1,13 @@
 """Devices by name, and seeds."""
 
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from utils.base.devices import gpu_indices, seed_everything, select_device
+from utils.base.devices import gpu_indices, many_shapes, seed_everything, select_device, time_sync, tune_cuda
 
 
 @pytest.fixture
@@ -33,6 +34,57 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     assert select_device("") == torch.device("cpu")
     with pytest.raises(ValueError, match="there is: cpu"):
         select_device("0")
+
+
+def test_the_clock_waits_for_the_gpu_in_question(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: waited.append(*device or [None]))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert time_sync() <= time_sync("cpu") <= time_sync(torch.device("cpu")) and not waited
+    time_sync("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    time_sync()
+    assert time_sync("cpu") and waited == ["cuda:1", None]
+
+
+@pytest.fixture
+def settings_put_back(monkeypatch):
+    """What concerns CUDA's algorithms, as it was before the test."""
+    cudnn, attention = torch.backends.cudnn, torch.backends.cuda
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = cudnn.benchmark, cudnn.deterministic, attention.cudnn_sdp_enabled()
+    yield
+    cudnn.benchmark, cudnn.deterministic = before[:2]
+    attention.enable_cudnn_sdp(before[2])
+    torch.use_deterministic_algorithms(False)
+
+
+def test_convolutions_are_searched_for_one_shape_only_and_attention_is_not_cudnn_s(settings_put_back):
+    cudnn = torch.backends.cudnn
+    seed_everything(0, deterministic=False)
+    for one_shape in (True, False, True):
+        tune_cuda(one_shape)
+        assert cudnn.benchmark is one_shape and not torch.backends.cuda.cudnn_sdp_enabled()
+    with many_shapes():
+        assert not cudnn.benchmark
+    assert cudnn.benchmark
+    seed_everything(0, deterministic=True)
+    tune_cuda(one_shape=True)  # a search may end differently
+    assert not cudnn.benchmark and cudnn.deterministic
+
+
+def test_deterministic_is_an_error_where_something_cannot_repeat(settings_put_back, monkeypatch):
+    seed_everything(5, deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    with pytest.raises(RuntimeError, match="deterministic"):
+        torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+    seed_everything(5, deterministic=True)  # its own setting is no mistake of the user's
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    seed_everything(5, deterministic=True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    seed_everything(5)
+    with pytest.raises(ValueError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0: .* :4096:8 or :16:8"):
+        seed_everything(5, deterministic=True)
 
 
 def draw() -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from utils.base.networks import (
     initialize_weights,
     is_parallel,
     model_info,
+    moved,
     profile,
     run_on_meta,
     scale_img,
@@ -36,6 +37,14 @@ def test_wrappers_attributes_and_settings():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.SiLU(), nn.ReLU(), nn.Sigmoid())
     initialize_weights(model)
     assert (model[0].eps, model[0].momentum, model[1].inplace, model[2].inplace) == (1e-3, 0.03, True, True)
+
+
+def test_networks_lie_on_a_gpu_as_its_convolutions_like_them(monkeypatch):
+    seen, model = [], nn.Conv2d(4, 8, 3)
+    assert moved(model, torch.device("cpu")).weight.is_contiguous()
+    monkeypatch.setattr(nn.Module, "to", lambda self, *given, **more: seen.append((*given, more)) or self)
+    assert moved(model, torch.device("cuda:1")) is model
+    assert seen == [(torch.device("cuda:1"), {}), ({"memory_format": torch.channels_last},)]
 
 
 @settings(max_examples=20, deadline=None)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.autobatch import DEFAULT_BATCH, autobatch, largest_batch
+from utils.training.autobatch import DEFAULT_BATCH, autobatch, largest_batch, try_batch
+from utils.training.guard import OutOfMemory
 
 
 def test_a_cpu_gets_the_default_and_the_model_is_left_alone():
@@ -25,6 +26,24 @@ def test_a_cpu_gets_the_default_and_the_model_is_left_alone():
 )
 def test_extrapolation(sizes, used, budget, expected):
     assert largest_batch(sizes, used, budget) == expected
+
+
+def test_a_batch_is_tried_in_the_precision_of_training_and_any_lack_of_memory_is_one():
+    seen = []
+
+    class Full(nn.Conv2d):
+        def forward(self, x):
+            if len(x) > 4:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            seen.append((super().forward(x).dtype, x.is_contiguous(memory_format=torch.channels_last)))
+            return [super().forward(x)]
+
+    for dtype in (torch.bfloat16, None):
+        model = Full(3, 4, 1)
+        try_batch(model, 4, 32, dtype)
+        assert seen.pop() == (dtype or torch.float32, True) and model.weight.grad is not None
+        with pytest.raises(OutOfMemory):
+            try_batch(model, 5, 32, dtype)
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from utils.training.guard import (
     StoppableLoader,
     TrainingFault,
     in_pieces,
+    repeatable,
     short_of_memory,
 )
 
@@ -66,7 +67,8 @@ def test_the_batch_is_named_a_good_step_ends_the_streak_and_many_end_the_run(cap
 
 
 def test_memory_errors_differ_from_others() -> None:
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+    words = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *map(RuntimeError, words)):
         with pytest.raises(OutOfMemory), short_of_memory():
             raise error
     with pytest.raises(OutOfMemory), short_of_memory():
@@ -74,6 +76,20 @@ def test_memory_errors_differ_from_others() -> None:
     for error in (RuntimeError("shapes do not match"), ValueError()):
         with pytest.raises(type(error)), short_of_memory():
             raise error
+
+
+def test_what_cannot_repeat_is_named() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with (
+            pytest.raises(TrainingFault, match=r"^--deterministic: put_ does not repeat .*reliability\.md\)$"),
+            repeatable(),
+        ):
+            torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(RuntimeError, match="^another$"), repeatable():
+        raise RuntimeError("another")
 
 
 def test_what_is_taken_back_is_not_suspected_again(caplog: pytest.LogCaptureFixture) -> None:
