@@ -115,7 +115,12 @@ def paired_iou(first: Tensor, second: Tensor, kind: str = "IoU", xywh: bool = Fa
 
 
 class RunningMean:
-    """The mean IoU loss that WIoU v2 and v3 hold a box against: exponential, so that it follows the training."""
+    """The mean IoU loss that WIoU v2 and v3 hold a box against: exponential, so that it follows the training.
+
+    `real` (n,) says which of the next values count; None stands for all.
+    """
+
+    real: Tensor | None = None
 
     def __init__(self, momentum: float = 0.01, start: float = 1.0) -> None:
         self.momentum = momentum
@@ -123,8 +128,18 @@ class RunningMean:
 
     def update(self, values: Tensor) -> None:
         """Move towards the mean of new values; none leave it as it is."""
-        if values.numel():
+        if self.real is not None:
+            total, count = self.sums(values)
+            moved = (1 - self.momentum) * self.value + self.momentum * total / count.clamp(min=1)
+            self.value = torch.where(count > 0, moved, self.value)
+        elif values.numel():
             self.value = (1 - self.momentum) * self.value + self.momentum * values.detach().mean()
+
+    def sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum and the number of the values that count."""
+        values = values.detach()
+        real = torch.ones_like(values) if self.real is None else self.real.to(values.dtype)
+        return (values * real).sum(), real.sum()
 
 
 def _focal_weight(a: _Box, b: _Box, metric: Tensor, state: RunningMean, eps: float) -> Tensor:

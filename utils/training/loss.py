@@ -6,12 +6,17 @@ are (B, A, rows, cols, 5 + C) logits; boxes are in units of the level's cells.
 Where several processes train together, a mean over the matches of each part of a batch would depend on how it was cut.
 So `ComputeLoss(shared=True)` counts the matches of all parts (`_Portions`): with gradients averaged over the processes
 it moves the weights as one process with the whole batch would.
+
+How many matches there are is known on the device alone, and asking would stop the queue of its work. So off the CPU
+every target has a place for each match that it could have, K is 5 * A * N, and `Matches.real` says which places are
+matches; the others are given numbers that are harmless, and count nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +32,8 @@ BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
 BALANCE_DECAY = 0.9999
 LEAST_LOSS = 1e-4  # of a level's objectness, when the weights of the levels are balanced by it
 REACH = 0.5  # cells; an object nearer than this to a neighbouring cell is that cell's business too
+COMPACT = ("cpu",)  # where a match is listed only if it is one: nothing waits there, and less is computed
+NEVER = -100.0  # a logit whose class loss is 0 to the last bit, if its target is 0
 
 
 class Matches(NamedTuple):
@@ -39,6 +46,14 @@ class Matches(NamedTuple):
     box: Tensor  # (K, 4) what to predict: centre relative to the cell's corner, width and height, in cells
     anchor_size: Tensor  # (K, 2) width and height of the anchor, in cells
     label: Tensor  # (K,) class
+    real: Tensor | None  # type: ignore[assignment]  # (K,) False in places without a match; None where there are none
+
+    @property
+    def total(self) -> Tensor:
+        """How many matches there are, () as a fraction."""
+        if self.real is None:
+            return torch.full((), len(self.label), dtype=torch.float32, device=self.label.device)
+        return self.real.sum(dtype=torch.float32)
 
 
 def match(targets: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], threshold: float) -> list[Matches]:
@@ -55,28 +70,40 @@ def match(targets: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], th
         grids: (rows, cols) of each level.
         threshold: the largest factor by which a side may differ (`anchor_t`).
     """
-    offsets = targets.new_tensor(((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))) * REACH
     found = []
     for sizes, (rows, cols) in zip(anchors, grids, strict=True):
-        grid = targets.new_tensor((cols, rows))
-        centres, sides = targets[:, 2:4] * grid, targets[:, 4:6] * grid
+        x, width = (targets[:, 2::2] * cols).unbind(1)
+        y, height = (targets[:, 3::2] * rows).unbind(1)
+        sides = torch.stack((width, height), dim=1)
         ratio = sides[None] / sizes[:, None]  # (A, N, 2)
         fits = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < threshold
-        anchor, target = fits.nonzero(as_tuple=True)
-
-        centre = centres[target]
-        near = torch.stack((centre, grid - centre))  # from the left and upper, from the right and lower border
+        near = torch.stack((x, y, cols - x, rows - y))  # (4, N) from the left, upper, right and lower border
         close = (near % 1 < REACH) & (near > 1)  # the nearer half of a cell that has a neighbour on that side
-        own = close.new_ones((1, len(centre)))
-        step, item = torch.cat((own, close.transpose(1, 2).flatten(0, 1))).nonzero(as_tuple=True)
-
-        anchor, target, centre = anchor[item], target[item], centre[item]
-        cell = (centre - offsets[step]).long()
-        col, row = cell[:, 0].clamp(0, cols - 1), cell[:, 1].clamp(0, rows - 1)
-        box = torch.cat((centre - torch.stack((col, row), dim=1), sides[target]), dim=1)
+        matched = torch.cat((torch.ones_like(close[:1]), close))[:, None] & fits  # (5, A, N)
+        own_col, own_row = (
+            torch.stack(places).long().clamp(0, count - 1)  # (5, N)
+            for places, count in (((x, x - REACH, x, x + REACH, x), cols), ((y, y, y - REACH, y, y + REACH), rows))
+        )
+        real = None
+        if matched.device.type in COMPACT:
+            step, anchor, target = matched.nonzero(as_tuple=True)
+        else:
+            numbers = (torch.arange(count, device=matched.device) for count in matched.shape)
+            step, anchor, target = (index.flatten() for index in torch.meshgrid(*numbers, indexing="ij"))
+            real = matched.flatten()
+        col, row = own_col[step, target], own_row[step, target]
+        box = torch.cat((torch.stack((x[target] - col, y[target] - row), dim=1), sides[target]), dim=1)
+        box = box if real is None else box.where(real[:, None], 1.0)
         image, label = targets[target, :2].long().unbind(1)
-        found.append(Matches(image, anchor, row, col, box, sizes[anchor], label))
+        found.append(Matches(image, anchor, row, col, box, sizes[anchor], label, real))
     return found
+
+
+@lru_cache(maxsize=32)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor that stays on the device: sending them there at every step would hold it up."""
+    with torch.inference_mode(False):  # or no later training could use it
+        return torch.tensor(values, device=device)
 
 
 def smooth_BCE(eps: float = 0.1) -> tuple[float, float]:
@@ -153,9 +180,9 @@ class _Portions(NamedTuple):
     batch: Tensor  # () images of the mean process
 
     @classmethod
-    def of(cls, counts: Sequence[int], device: torch.device, together: bool) -> _Portions:
-        """Count matches of each level, and images; with `together` all processes must come here."""
-        own = torch.tensor([float(count) for count in counts], device=device)
+    def of(cls, counts: Sequence[Tensor], images: int, together: bool) -> _Portions:
+        """Count matches () of each level, and images; with `together` all processes must come here."""
+        own = torch.stack([*counts, torch.full_like(counts[0], images)])
         mean = totals = own
         if together:
             totals = own.clone()
@@ -173,8 +200,7 @@ class _JointMean(RunningMean):
         if not is_joined():
             super().update(values)
             return
-        values = values.detach()
-        sums = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
+        sums = torch.stack(self.sums(values))
         dist.all_reduce(sums)
         moved = (1 - self.momentum) * self.value + self.momentum * sums[0] / sums[1].clamp(min=1)
         self.value = torch.where(sums[1] > 0, moved, self.value)
@@ -237,7 +263,7 @@ class ComputeLoss:
         grids = [(level.shape[2], level.shape[3]) for level in predictions]
         matches = match(targets, anchors, grids, self.hyp["anchor_t"])
         together = self.shared and is_joined() and predictions[0].requires_grad
-        portions = _Portions.of([*(len(found.label) for found in matches), len(predictions[0])], device, together)
+        portions = _Portions.of([found.total for found in matches], len(predictions[0]), together)
         pairs = zip(predictions, matches, strict=True)
         levels = torch.stack([self._level_loss(level.float(), matched, together) for level, matched in pairs])
         # Each level's mean counts alike in YOLOv5, so that the few matches of a level that hardly suits the objects
@@ -246,14 +272,14 @@ class ComputeLoss:
         counts = portions.matches
         if self.pooled:
             counts = counts * (self.nl * portions.totals / portions.totals.sum().clamp(min=1))
-        balance = counts.new_tensor(self.balance[: self.nl]) * portions.images
+        balance = constant(tuple(self.balance[: self.nl]), device) * portions.images
         parts = (levels * torch.stack((counts, balance, counts), dim=1)).sum(dim=0)
         if self.autobalance:  # the weight of the level of stride 16 stays 1
             for level, value in enumerate(levels[:, 1].tolist()):
                 rate = (1 - BALANCE_DECAY) / max(value, LEAST_LOSS)
                 self.balance[level] = self.balance[level] * BALANCE_DECAY + rate
             self.balance = [weight / self.balance[self.anchor_level] for weight in self.balance]
-        parts = parts * parts.new_tensor((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]))
+        parts = parts * constant((self.hyp["box"], self.hyp["obj"], self.hyp["cls"]), device)
         return parts.sum(dim=0, keepdim=True) * portions.batch, parts.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -271,23 +297,32 @@ class ComputeLoss:
         _, anchors, rows, cols, outputs = prediction.shape
         cell = ((matched.image * anchors + matched.anchor) * rows + matched.row) * cols + matched.col
         objectness, chosen = _Gather.apply(prediction.reshape(-1, outputs), cell)
-        truth = torch.zeros_like(objectness)
+        truth, real = torch.zeros_like(objectness), matched.real
+        if real is not None:
+            chosen = chosen.where(real[:, None], 0.0)
         box = label = prediction.new_zeros(())
         if len(cell) or together:  # the others wait for this process's part of a running mean, even if it is empty
             share = chosen[:, :4].sigmoid() * 2
             boxes = torch.cat((share[:, :2] - 0.5, share[:, 2:].square() * matched.anchor_size), dim=1)
+            self.mean_iou_loss.real = real
             loss, quality = iou_loss(boxes, matched.box, self.box_iou, self.mean_iou_loss)
         if len(cell):
-            box = loss.mean()
+            # means over the places that are matches
+            more = 1.0 if real is None else len(cell) / matched.total.clamp(min=1)
+            box = (loss if real is None else loss.where(real, 0.0)).mean() * more
             value = (1 - self.gr) + self.gr * quality.clamp(min=0)
+            order = torch.arange(1, len(cell) + 1, device=cell.device)
+            if real is not None:
+                value, order = value.where(real, 0.0), order * real
             if self.sort_obj_iou:
                 truth.scatter_reduce_(0, cell, value, "amax", include_self=False)
-            else:  # of several for one cell the last counts, on every device
-                order = torch.arange(len(cell), device=cell.device)
+            else:  # of several for one cell the last counts, on every device; 0 is none
                 last = torch.zeros_like(truth, dtype=torch.long).scatter_reduce_(0, cell, order, "amax")
-                truth[cell] = value[last[cell]]
+                truth[cell] = F.pad(value, (1, 0))[last[cell]]
             if self.nc > 1:
-                classes = torch.full_like(chosen[:, 5:], self.negative)
+                logits, classes = chosen[:, 5:], torch.full_like(chosen[:, 5:], self.negative)
                 classes.scatter_(1, matched.label[:, None], self.positive)
-                label = self.class_loss(chosen[:, 5:], classes)
+                if real is not None:
+                    logits, classes = logits.where(real[:, None], NEVER), classes * real[:, None]
+                label = self.class_loss(logits, classes) * more
         return torch.stack((box, self.object_loss(objectness, truth), label))

@@ -64,7 +64,7 @@ def brute_force_matches(targets, anchors, rows, cols, threshold):
 )
 def test_no_objects_and_objects_without_size_match_nothing(rows):
     for matches in match(rows, make_model().model[0].anchors, [(16, 16), (8, 8), (4, 4)], 4.0):
-        assert [len(field) for field in matches] == [0] * 7
+        assert [len(field) for field in matches[:-1]] == [0] * 7 and matches.total == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -220,6 +220,58 @@ def test_autobalance_gives_weight_to_what_is_learnt_well_even_perfectly():
     before = list(compute.balance)
     compute(predictions, torch.zeros(0, 6))
     assert compute.balance[1] == 1 and compute.balance[2] > before[2] and math.isfinite(compute.balance[2])
+
+
+FORMS = {
+    **{kind: {"box_iou": kind} for kind in LOSSES},
+    "focal": {"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 2.0, "obj_pw": 0.5},
+    "blunt": {"fl_gamma": 0.5, "pooled": 1},
+    "best": {"sort_obj_iou": True},
+    "certain": {"gr": 0.3},
+    "one class": {"nc": 1},
+    "some do not match": {"anchor_t": 1.3, "box_iou": "WIoUv3", "pooled": 1},
+    "none matches": {"anchor_t": 0.9, "box_iou": "WIoUv3", "pooled": 1},
+}
+
+
+def three_steps(name, targets, monkeypatch, compact):
+    """Losses, parts, gradients, and the running mean after each step, in one of the two forms of the matches."""
+    given = dict(FORMS[name])
+    monkeypatch.setattr("utils.training.loss.COMPACT", ("cpu",) * compact)
+    attributes = {key: given.pop(key) for key in ("gr", "sort_obj_iou") if key in given}
+    compute, found = ComputeLoss(make_model(**given)), []
+    vars(compute).update(attributes)
+    for step in range(3):
+        predictions = make_predictions(given.get("nc", 3), seed=step)
+        loss, parts = compute(predictions, targets)
+        loss.backward()
+        found += [loss, parts, torch.as_tensor(compute.mean_iou_loss.value), *(p.grad for p in predictions)]
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 40])
+@pytest.mark.parametrize("name", FORMS)
+def test_places_without_a_match_count_for_nothing(name, count, monkeypatch):
+    """Off the CPU matches stand among places that are none; objects share predictions, and some have no size."""
+    targets = make_targets(count, nc=FORMS[name].get("nc", 3))
+    targets = torch.cat((targets, targets[:6], targets[:2] * torch.tensor([1, 1, 1, 1, 0, 1])))
+    listed, spread = (three_steps(name, targets, monkeypatch, compact) for compact in (True, False))
+    for one, other in zip(listed, spread, strict=True):
+        torch.testing.assert_close(other, one, rtol=2e-6, atol=1e-8, check_dtype=False)
+
+
+def test_a_prediction_that_learns_nothing_spoils_nothing(monkeypatch):
+    """Boxes and classes of cells without an object may be any number, in both forms."""
+    for compact in (True, False):
+        monkeypatch.setattr("utils.training.loss.COMPACT", ("cpu",) * compact)
+        predictions = make_predictions()
+        with torch.no_grad():
+            predictions[0][1, ..., [0, 1, 2, 3, 5, 6, 7]] = float("nan")
+        targets = make_targets()
+        targets[:, 0] = 0  # all in the first image
+        loss, _ = ComputeLoss(make_model())(predictions, targets)
+        loss.backward()
+        assert loss.isfinite() and all(p.grad.isfinite().all() for p in predictions)
 
 
 def test_smoothing_and_focal_losses():
