@@ -241,6 +241,7 @@ def detect(opt: DetectOptions) -> Path:
             tracker = trackers[frame.source] if opt.tracking and frame.kind != "image" else None
             settings, before = replace(plain, conf_thres=tracker.low) if tracker else plain, clock.network
             detections, routes = detect_frame(frame, model, opt, settings, clock, features)
+            clock.settled()
             if tracker:
                 detections = torch.from_numpy(tracker.update(detections.cpu().double().numpy()))
             size = "x".join(map(str, frame.image.shape[1:]))

@@ -275,7 +275,6 @@ class Run:
         settings = EvalSettings(
             max_det=opt.max_det, single_cls=opt.single_cls, autocast=dtype, first=first, stride=stride
         )
-        report.progress = is_terminal()
         loader = StoppableLoader(self.val_loader, self.interruption)
         result = evaluate(model.eval(), loader, self.setup.names, self.setup.device, settings, report)
         with agreed():

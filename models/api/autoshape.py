@@ -148,6 +148,7 @@ class AutoShape(nn.Module):
         with torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type != "cpu"):
             found, _ = find_objects(network, pixels, settings, clock, parameter.device, parameter.dtype)
         boxes = [geometry.to_image(rows) for rows, geometry in zip(found, places, strict=True)]
+        clock.settled()
         times = np.cumsum([start, clock.prepare, clock.network, clock.suppress]).tolist()
         return Detections(images, boxes, self._files(paths), times, self.names, (len(pixels), *pixels[0].shape))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boxes.convert import xywh2xyxy
@@ -19,6 +20,8 @@ from utils.boxes.convert import xywh2xyxy
 MIN_SIDE, MAX_SIDE = 2, 7680  # pixels; boxes with a side outside of this range are noise
 MAX_CANDIDATES = 30_000  # per image; beyond that only the most confident ones compete
 FIRST_PREFIX = 4  # the first greedy pass looks at this many times max_det candidates
+ONE_BY_ONE = ("cpu",)  # where images are looked at one after the other: nothing waits, and fewer pairs are compared
+AT_ONCE = 50_000  # boxes that are compared together elsewhere: the answers for all pairs are 313 MB
 
 
 def non_max_suppression(
@@ -30,8 +33,11 @@ def non_max_suppression(
     multi_label: bool = False,
     labels: Sequence[Tensor] = (),
     max_det: int = 300,
+    on_cpu: bool = False,
 ) -> list[Tensor]:
     """Keep, per image, the most confident box of every group of overlapping ones.
+
+    On a GPU all images are looked at together, and the answer comes to the CPU first, in one copy.
 
     Args:
         prediction: (B, M, 5 + C) rows of centre x, centre y, width, height (pixels), objectness, class probabilities;
@@ -43,6 +49,7 @@ def non_max_suppression(
         multi_label: every class above the threshold gives a detection of its own, not only the likeliest.
         labels: per image rows (class, centre x, centre y, width, height) to be added with confidence 1.
         max_det: at most this many detections per image.
+        on_cpu: leave the detections there, instead of taking them to the device of the predictions again.
 
     Returns per image a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first. Raises
     ValueError where a threshold is not in 0..1, and for predictions of another shape.
@@ -53,23 +60,17 @@ def non_max_suppression(
     for name, value in (("conf_thres", conf_thres), ("iou_thres", iou_thres)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, it must lie in 0..1")
-    sides = prediction[..., 2:4]
-    likely = (prediction[..., 4] > conf_thres) & ((sides >= MIN_SIDE) & (sides <= MAX_SIDE)).all(dim=-1)
-    likely &= prediction[..., :2].isfinite().all(dim=-1)
+    one_by_one = prediction.device.type in ONE_BY_ONE
     results = []
-    for index, rows in enumerate(prediction):
-        rows = rows[likely[index]].float()
-        if len(labels) and len(labels[index]):  # labels as prediction rows of full confidence
-            known = labels[index].to(rows)
-            added = rows.new_zeros((len(known), rows.shape[1]))
-            added[:, :4], added[:, 4] = known[:, 1:5], 1
-            rows = torch.cat((rows, added.scatter_(1, known[:, :1].long() + 5, 1.0)))
-        detections = _candidates(rows, conf_thres, multi_label)
-        if classes is not None:
-            wanted = torch.as_tensor(list(classes), device=rows.device, dtype=rows.dtype)
-            detections = detections[torch.isin(detections[:, 5], wanted)]
-        results.append(_survivors(detections, iou_thres, agnostic, max_det))
-    return results
+    for part in (slice(i, i + 1) for i in range(len(prediction))) if one_by_one else [slice(None)]:
+        candidates, image = _candidates(prediction[part], labels[part], conf_thres, multi_label, classes)
+        if one_by_one:
+            results.append(_survivors(candidates, iou_thres, agnostic, max_det))
+        else:
+            results = _joint_survivors(candidates, image, len(prediction), iou_thres, agnostic, max_det)
+    if one_by_one or on_cpu or not results:
+        return results
+    return list(torch.cat(results).to(prediction.device).split([len(found) for found in results]))
 
 
 @cache
@@ -87,18 +88,45 @@ def suppressor() -> Callable[[Tensor, Tensor, float], Tensor]:
     return known.nms
 
 
-def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
-    """Prediction rows (m, 5 + C) to detections (n, 6) above the threshold, in the order of the rows."""
+def _candidates(
+    prediction: Tensor, labels: Sequence[Tensor], conf_thres: float, multi_label: bool,
+    classes: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Prediction rows (b, M, 5 + C) to detections (n, 6) above the threshold, and the image (n,) of each.
+
+    Those of an image are in the order of its rows, labels after them.
+    """
+    count, places, outputs = prediction.shape
+    sides = prediction[..., 2:4]
+    likely = (prediction[..., 4] > conf_thres) & ((sides >= MIN_SIDE) & (sides <= MAX_SIDE)).all(dim=-1)
+    likely = (likely & prediction[..., :2].isfinite().all(dim=-1)).flatten()
+    rows, image = prediction.flatten(0, 1), torch.arange(count, device=prediction.device).repeat_interleave(places)
+    if prediction.device.type in ONE_BY_ONE:  # spares arithmetic; on a GPU it would be one more time to wait
+        rows, image, likely = rows[likely], image[likely], likely[likely]
+    rows = rows.float()
+    for number, known in enumerate(labels):  # labels as prediction rows of full confidence
+        known = known.to(rows)
+        added = rows.new_zeros((len(known), outputs))
+        added[:, :4], added[:, 4] = known[:, 1:5], 1
+        rows = torch.cat((rows, added.scatter_(1, known[:, :1].long() + 5, 1.0)))
+        image, likely = (F.pad(x, (0, len(known)), value=value) for x, value in ((image, number), (likely, True)))
     scores = rows[:, 5:] * rows[:, 4:5]
-    if multi_label and scores.shape[1] > 1:
-        row, label = (scores > conf_thres).nonzero(as_tuple=True)
+    wanted = None if classes is None else torch.as_tensor(list(classes), device=rows.device)
+    if multi_label and outputs > 6:
+        passing = (scores > conf_thres) & likely[:, None]
+        if wanted is not None:
+            passing &= torch.isin(torch.arange(outputs - 5, device=rows.device), wanted)
+        row, label = passing.nonzero(as_tuple=True)
         confidence = scores[row, label]
     else:
         confidence, label = scores.max(dim=1) if len(scores) else (scores.new_zeros(0), scores.new_zeros(0))
-        row = (confidence > conf_thres).nonzero().flatten()
+        passing = (confidence > conf_thres) & likely
+        if wanted is not None:
+            passing &= torch.isin(label, wanted)
+        row = passing.nonzero().flatten()
         confidence, label = confidence[row], label[row]
-    boxes = xywh2xyxy(rows[:, :4])[row]
-    return torch.cat((boxes, confidence[:, None], label[:, None].to(boxes.dtype)), dim=1)
+    boxes = xywh2xyxy(rows[row, :4])
+    return torch.cat((boxes, confidence[:, None], label[:, None].to(boxes.dtype)), dim=1), image[row]
 
 
 def _survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
@@ -121,3 +149,50 @@ def _survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: in
         if len(kept) >= max_det or length >= len(boxes):
             return detections[kept[:max_det]]
         length *= 4
+
+
+def _joint_survivors(
+    detections: Tensor, image: Tensor, count: int, iou_thres: float, agnostic: bool, max_det: int
+) -> list[Tensor]:
+    """`_survivors` of each of `count` images, on the CPU, from the detections (n, 6) of all and the image (n,) of each.
+
+    Images are moved apart as classes are, but in double precision, which leaves every overlap what it was. The device
+    is waited for twice, and twice more where so long a prefix of each image's list leaves too few of some image's.
+    """
+    nms = suppressor()
+    if not len(detections):
+        return [detections.new_zeros((0, 6), device="cpu") for _ in range(count)]
+    order = detections[:, 4].argsort(descending=True, stable=True)
+    order = order[image[order].argsort(stable=True)]
+    detections, image = detections[order], image[order]
+    boxes, numbers = detections[:, :4], torch.arange(count + 1, device=image.device)
+    begins = torch.searchsorted(image, numbers)
+    if not agnostic:
+        boxes = boxes + detections[:, 5:6] * (boxes.max() - boxes.min()).clamp(min=MAX_SIDE)
+    boxes = boxes.double() if count > 1 else boxes
+    apart = boxes.max() - boxes.min() + 1
+    ends = (begins[:-1] + MAX_CANDIDATES).minimum(begins[1:])
+
+    results, left = [detections.new_zeros((0, 6), device="cpu")] * count, list(range(count))
+    length = max(max_det, AT_ONCE // count)
+    while left:
+        length, short = min(length, MAX_CANDIDATES, len(detections)), []
+        several = max(1, AT_ONCE // length)
+        for mine in (left[at : at + several] for at in range(0, len(left), several)):
+            chosen = numbers[:-1] if len(mine) == count else torch.tensor(mine, device=image.device)
+            place = begins[chosen, None] + torch.arange(length, device=image.device)
+            there = (place < ends[chosen, None]).flatten()
+            place = place.clamp(max=len(detections) - 1).flatten()
+            who = numbers[: len(mine), None].expand(-1, length).flatten()
+            scores = detections[place, 4].to(boxes.dtype).where(there, -1.0)
+            kept = nms(boxes[place] + who[:, None] * apart, scores, iou_thres)
+            rows = torch.cat((detections[place[kept]], torch.stack((who, there), dim=1)[kept]), dim=1)
+            sizes = (ends - begins[:-1])[chosen]
+            news, sizes = torch.cat((rows.flatten(), sizes)).cpu().split((rows.numel(), len(mine)))
+            rows = news.view(-1, 8)[news[7::8] > 0]
+            for number, index in enumerate(mine):
+                results[index] = rows[rows[:, 6] == number][:max_det, :6]
+                if len(results[index]) < max_det and sizes[number] > length:
+                    short.append(index)
+        left, length = short, 4 * length
+    return results

@@ -127,11 +127,11 @@ def _score_share(
         chosen = replace(suppression, labels=candidates * settings.hybrid)
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
         levels = raw and [level.float() for level in raw]
-        losses.append(report.compute_loss(levels, targets.to(device))[1] if levels else losses[0])
+        losses.append(report.compute_loss(levels, targets.to(device, non_blocking=True))[1] if levels else losses[0])
         for i, found in enumerate(detections):
             image, ratio_pad = batch.shapes[i]
             geometry = Geometry(image, (height, width), ratio_pad)
-            found, labels = geometry.to_image(found.cpu()), candidates[i]
+            found, labels = geometry.to_image(found), candidates[i]
             labels[:, 1:] = geometry.to_image(xywh2xyxy(labels[:, 1:]))
             if settings.single_cls:
                 found[:, 5] = labels[:, 0] = 0
@@ -140,6 +140,7 @@ def _score_share(
         report.batch(number, batch, detections)
         numbers.append(number)
         sizes.append(count)
+    clock.settled()
     batches = np.array(numbers, int), np.array(sizes, int), torch.stack(losses).float().cpu().numpy()[1:]
     return _Share(*batches, np.array([clock.prepare, clock.network, clock.suppress]), metrics, report.found)
 

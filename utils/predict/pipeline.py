@@ -6,14 +6,14 @@ detect.py, val.py, the server, AutoShape, the comparison of exported files and t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.base.devices import time_sync
+from utils.base.devices import moment, seconds_between
 from utils.boxes.convert import Array, RatioPad, placement, scale_boxes
 from utils.boxes.nms import non_max_suppression
 from utils.images.letterbox import letterbox
@@ -58,12 +58,22 @@ class Suppression:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent on preparation, network and suppression, and over how many images."""
+    """Seconds spent on preparation, network and suppression, over how many images, and moments still to be compared."""
 
     prepare: float = 0.0
     network: float = 0.0
     suppress: float = 0.0
     images: int = 0
+    moments: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def settled(self) -> Clock:
+        """Add what `find_objects` noted, waiting for a GPU that has not come so far; return the clock itself."""
+        for start, ready, done, end in self.moments:
+            self.prepare += seconds_between(start, ready)
+            self.network += seconds_between(ready, done)
+            self.suppress += seconds_between(done, end)
+        self.moments.clear()
+        return self
 
 
 def prepare_image(
@@ -87,8 +97,9 @@ def to_network(
 
 
 def suppress(predictions: Tensor, settings: Suppression | Sequence[Suppression]) -> list[Tensor]:
-    """Return the detections (n, 6) xyxy, confidence, class of each image in the input's pixels, surest first.
+    """Return the detections (n, 6) xyxy, confidence, class of each image, surest first, in the input's pixels.
 
+    They are on the CPU, wherever the predictions are, as all that follows is there.
     `settings` are the same for all images, or a sequence with one for each.
     """
     if not isinstance(settings, Suppression):
@@ -102,6 +113,7 @@ def suppress(predictions: Tensor, settings: Suppression | Sequence[Suppression])
         settings.multi_label,
         settings.labels,
         settings.max_det,
+        on_cpu=True,
     )
 
 
@@ -113,18 +125,16 @@ def find_objects(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Tensor], Any]:
-    """Go the way from prepared pixels to detections; the times go to `clock`.
+    """Go the way from prepared pixels to detections; `clock` is told, and has the times once it is settled.
 
     Returns what `suppress` does, which `Geometry.to_image` brings back to the images, and what `forward` returned.
     """
-    start = time_sync()
+    start = moment(device)
     images = to_network(pixels, device, dtype)
-    ready = time_sync()
+    ready = moment(device)
     output = forward(images)
-    done = time_sync()
+    done = moment(device)
     found = suppress(output if isinstance(output, Tensor) else output[0], settings)
-    clock.prepare += ready - start
-    clock.network += done - ready
-    clock.suppress += time_sync() - done
+    clock.moments.append((start, ready, done, moment(device)))
     clock.images += len(images)
     return found, output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +48,14 @@ class Position:
 
 
 def train_unfrozen(net: nn.Module) -> None:
-    """Put a network into training mode, but for batch norms whose weights are frozen: their statistics stay as well."""
+    """Put a network into training mode, but for batch norms whose weights are frozen: their statistics stay as well.
+
+    Activations whose gradient is made of their input do not overwrite it: PyTorch would copy it first.
+    """
     net.train()
     for module in net.modules():
+        if isinstance(module, (nn.SiLU, nn.Hardswish)):
+            module.inplace = False
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
@@ -94,7 +99,9 @@ class Trainer:
         epoch, total, optimizer, scaler = position.epoch, len(loader), self.optimizer, self.precision.scaler
         # each process averages its gradients with the others', the loss is a sum over images; a quad batch is four
         weight = world_size() * 4**self.settings.quad
-        mean, waiting, finite = torch.tensor(position.losses, device=self.precision.device), 0, True
+        mean = torch.tensor(position.losses, device=self.precision.device)
+        finite = torch.ones((), dtype=torch.bool, device=mean.device)
+        waiting: list[tuple[int, Sequence[str], Tensor]] = []  # batches of the step to come, and their losses
         train_unfrozen(self.net)
         optimizer.zero_grad(set_to_none=True)
         bar = self._bar(loader, position, total)
@@ -110,20 +117,22 @@ class Trainer:
                     scaler.scale(loss.sum() * weight).backward()
                     losses += parts * (len(piece) / len(images))
                     del predictions, loss  # or they would take memory while the next ones are computed
-            waiting += 1
+            waiting.append((index, batch.paths, losses))
             joint = mean_over_ranks(losses)
-            if not joint.isfinite().all():
-                finite = False
-                self.guard.suspect(losses, index, batch.paths)
-            mean = (mean * index + joint) / (index + 1) if finite else mean
-            self._describe(bar, epoch + (index + 1) / total, mean, len(targets), images.shape[-1])
+            finite = finite & joint.isfinite().all()
+            mean = torch.where(finite, (mean * index + joint) / (index + 1), mean)
             seen = (epoch * total + index, self.model, images, batch.targets, batch.paths, True, False)
             self.callbacks.run("on_train_batch_end", *seen)
-            if waiting < accumulate and index + 1 < total:
+            if len(waiting) < accumulate and index + 1 < total:
                 continue
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm, foreach=True)
-            if finite and (bool(norm.isfinite()) or self.precision.lowers_scale()):
+            # The one time in a step that the device is waited for: all that decides about it comes in one copy
+            news = torch.cat((mean, torch.stack((finite, norm)), *(each for *_, each in waiting))).cpu()
+            self._describe(bar, epoch + (index + 1) / total, news[:3].tolist(), len(targets), images.shape[-1])
+            for (number, paths, _), own in zip(waiting, news[5:].split(3), strict=True):
+                self.guard.suspect(own, number, paths)
+            if news[3] and (news[4].isfinite() or self.precision.lowers_scale()):
                 scaler.step(optimizer)
                 self.guard.accept()
                 if is_main():  # the others are given it when they need it
@@ -132,10 +141,11 @@ class Trainer:
                 self.guard.refuse(epoch, index)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            waiting, finite = 0, True
-            position.batch, position.losses = index + 1, tuple(mean.tolist())
+            position.batch, position.losses = index + 1, tuple(news[:3].tolist())
+            finite.fill_(True)
+            waiting.clear()
             after_step()
-        return mean.tolist()
+        return list(position.losses)
 
     def _prepare(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, H, W) in 0..1 and targets (N, 6) on the device; seed what the network will draw.
@@ -157,7 +167,7 @@ class Trainer:
             if ratio != 1:
                 shape = [max(math.ceil(edge * ratio / stride), 1) * stride for edge in images.shape[2:]]
                 images = interpolate(images, size=shape, mode="bilinear", align_corners=False)
-        return images, batch.targets.to(device)
+        return images, batch.targets.to(device, non_blocking=True)
 
     def _bar(self, loader: Any, position: Position, total: int) -> Any:
         """Return the batches with a bar; where there is no terminal an epoch has one line, at its end."""
@@ -168,10 +178,10 @@ class Trainer:
             LOGGER.info("\n" + "%10s" * 7 % columns)
         return progress(batches_of(loader), total=total, quiet=quiet, bar_format=BAR, initial=position.batch)
 
-    def _describe(self, bar: Any, done: float, mean: Tensor, labels: int, size: int) -> None:
+    def _describe(self, bar: Any, done: float, mean: Sequence[float], labels: int, size: int) -> None:
         """Write losses and remaining time beside the bar, if there is one; `done` in epochs."""
         if not bar.disable and self.pace:
             bar.set_postfix_str(f"run {self.pace.left(done)} left", refresh=False)
             epoch = f"{math.ceil(done) - 1}/{self.settings.epochs - 1}"
-            values = (epoch, memory_in_use(self.precision.device), *mean.tolist(), labels, size)
+            values = (epoch, memory_in_use(self.precision.device), *mean, labels, size)
             bar.set_description(("%10s" * 2 + "%10.4g" * 5) % values)

@@ -82,6 +82,28 @@ def test_a_growing_prefix_gives_the_whole_answer(monkeypatch):
     assert min(lengths) > 10
 
 
+@pytest.mark.parametrize("at_once, most", [(50_000, 30_000), (40, 30_000), (40, 7)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_images_looked_at_together_are_as_each_alone(options, at_once, most, monkeypatch):
+    """As on a GPU: in one call; in several, with prefixes too short for some images; with too many candidates."""
+    monkeypatch.setattr(nms_file, "AT_ONCE", at_once)
+    monkeypatch.setattr(nms_file, "MAX_CANDIDATES", most)
+    prediction = predictions(batch=5, rows=300)
+    prediction[1, :, 4] = 0  # nothing to be found
+    prediction[2, :, 2] = float("nan")
+    prediction[3, 20:, 4] = 0
+    given = {"max_det": 6} | options
+    labels = [torch.tensor([[2.0, 500, 500, 40, 40]]), *[torch.zeros(0, 5)] * 3, torch.tensor([[1.0, 50, 50, 40, 40]])]
+    for more in ({}, {"labels": labels}, {"conf_thres": 0.999}):
+        alone = non_max_suppression(prediction, **given | more)
+        with monkeypatch.context() as patch:
+            patch.setattr(nms_file, "ONE_BY_ONE", ())
+            results = [non_max_suppression(prediction, **given | more, on_cpu=on_cpu) for on_cpu in (False, True)]
+        for together in results:
+            assert all(map(torch.equal, together, alone)) and len(together) == 5
+    assert max(map(len, non_max_suppression(prediction, **given))) > 1
+
+
 def test_only_the_most_confident_compete_where_there_are_too_many(monkeypatch):
     monkeypatch.setattr(nms_file, "MAX_CANDIDATES", 5)
     prediction = predictions(batch=1)
