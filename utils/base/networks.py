@@ -29,9 +29,8 @@ def de_parallel(model: nn.Module) -> nn.Module:
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network on a device, on a GPU with channels last: cuDNN's convolutions then need no copies."""
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+    """Return the network on a device with channels last: cuDNN and oneDNN need no copies around convolutions then."""
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def copy_attr(target: Any, source: Any, include: Collection[str] = (), exclude: Collection[str] = ()) -> None:
