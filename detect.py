@@ -8,6 +8,7 @@ python detect.py --weights best.pt --source bus.jpg           # an image or a vi
                                    --source list.txt          # one of all these on each line
 python detect.py --weights a.pt b.pt --augment --save-txt --save-crop --classes person 2
 python detect.py --weights best.pt --source street.mp4 --tracking --save-txt       # an object keeps its number
+python detect.py --weights best.pt --source field.tif --tile 640 --max-det 5000    # large image, small objects
 python detect.py --weights best.pt --source bus.jpg --visualize routes             # where the regions look: a page
 python detect.py --weights best.pt --source bus.jpg --visualize --query 320,240    # that, and every layer's features
 """
@@ -34,13 +35,16 @@ from utils.base.devices import select_device, tune_cuda
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, class_numbers, flag, options
 from utils.base.paths import ROOT, choose_weights, claimed, shown
+from utils.boxes.merging import MERGES
 from utils.checkpoints.checkpoint import strip_optimizer
+from utils.data.tiles import OVERLAPS, TILE_SIDES, choose_tiling
 from utils.distributed.script import run_script
 from utils.drawing.annotator import Annotator, colors
 from utils.drawing.fonts import drawable_names
 from utils.drawing.writers import Output, OutputNames, VideoWriter, save_one_box, write_image, write_labels
-from utils.predict.pipeline import SPEED, Clock, Suppression, find_objects, suppress
+from utils.predict.pipeline import SPEED, Clock, Suppression, find_objects, prepare_image, suppress
 from utils.predict.sources import Frame, open_source
+from utils.predict.tiled import TileSearch
 from utils.predict.tracking import Tracker
 from utils.predict.viewer import Viewer
 from utils.prepare.named_weights import named_weights
@@ -72,6 +76,9 @@ class DetectOptions:
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
     save_crop: bool = flag(False, "write what is inside the boxes to crops/<class>/")
     nosave: bool = flag(False, "write no annotated images and videos")
+    tile: int = flag(0, "look at tiles of so many pixels as well as at the whole image", shown="", bounds=TILE_SIDES)
+    tile_overlap: float | None = flag(None, "part of its side that a tile shares with the next", (), "0.2", OVERLAPS)
+    tile_merge: str | None = flag(None, "how doubles become one detection", shown="nms", choices=MERGES)
     classes: list[str] | None = flag(None, "only these classes, by number or name")
     agnostic_nms: bool = flag(False, "boxes of different classes suppress each other too")
     augment: bool = flag(False, "test-time augmentation: three scales, one mirrored")
@@ -111,6 +118,7 @@ def complete(opt: DetectOptions) -> DetectOptions:
         raise ValueError("--query chooses what --visualize draws: give both, or leave --query out")
     if len(opt.imgsz) > 2:
         raise ValueError(f"--imgsz is one side or height and width, not {len(opt.imgsz)} numbers")
+    choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge)
     if opt.tracking:
         new_tracker(opt)  # says so where a package is missing
     opt = replace(opt, weights=choose_weights(opt.weights))
@@ -203,7 +211,7 @@ def detect_frame(
 ) -> tuple[Tensor, list[RoutingMap]]:
     """Return the detections (n, 6) in one frame, boxes in whole pixels of the original; the times go to `clock`.
 
-    With a folder for `features` these are drawn, and the routes of attention layers come back as well.
+    With a folder for `features` these are drawn of the whole frame, and the routes of attention layers come back too.
     """
 
     def network(images: Tensor) -> Tensor:
@@ -213,6 +221,11 @@ def detect_frame(
     with record_routes(model.model) if features else nullcontext([]) as routes:
         (found,), _ = find_objects(network, [frame.image], settings, clock, model.device, dtype)
     detections = frame.geometry.to_image(found)
+    if tiling := choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge):
+        size = opt.imgsz[0], opt.imgsz[1]
+        prepare = partial(prepare_image, shape=size, stride=model.stride, auto=model.shape is None)
+        search = TileSearch(tiling, partial(model, augment=opt.augment), prepare, model.device, dtype)
+        detections = search(frame.original, detections, settings, clock)
     detections[:, :4].round_()
     return detections, routes
 
@@ -225,6 +238,7 @@ def detect(opt: DetectOptions) -> Path:
     model = open_model(opt)
     classes = None if opt.classes is None else class_numbers(opt.classes, model.names)
     height, width = model.input_size(opt.imgsz)
+    opt = replace(opt, imgsz=[height, width])
     source = open_source(opt.source, (height, width), model.stride, model.shape is None, opt.vid_stride, opt.max_frames)
     plain = Suppression(opt.conf_thres, opt.iou_thres, classes, opt.agnostic_nms, max_det=opt.max_det)
     clock, trackers = Clock(), defaultdict(partial(new_tracker, opt))

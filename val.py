@@ -4,6 +4,7 @@ python val.py                                          # the newest training run
 python val.py --weights best.pt --data coco128.yaml --imgsz 640
 python val.py --weights a.pt b.pt --augment                    # an ensemble, with test-time augmentation
 python val.py --weights best.pt --annotations own.json         # scored as COCO does, by annotations in its JSON
+python val.py --weights best.pt --tile 640 --max-det 5000      # large images with small objects, in tiles too
 python val.py --task speed --weights best.pt                   # also: test, train, study
 torchrun --nproc-per-node 2 val.py --weights best.pt --device 0,1    # the batches dealt out, the same result
 """
@@ -27,7 +28,9 @@ from utils.base.devices import tune_cuda
 from utils.base.log import LOGGER, colorstr
 from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import ROOT, check_yaml, choose_weights, claimed, shown, trained_with
+from utils.boxes.merging import MERGES
 from utils.data.datasets import create_dataloader
+from utils.data.tiles import OVERLAPS, TILE_SIDES, choose_tiling
 from utils.distributed.processes import agreed, broadcast, is_main, leave, loader_workers, my_share, own_batches, rank
 from utils.distributed.script import run_script
 from utils.evaluation.coco_truth import find_annotations, read_truth
@@ -56,6 +59,9 @@ class ValOptions:
     conf_thres: float = flag(0.001, "lowest confidence of a detection", bounds=SHARE)
     iou_thres: float = flag(0.6, "overlap from which the weaker of two detections goes", bounds=SHARE)
     max_det: int = flag(300, "most detections in an image", bounds=Range(1))
+    tile: int = flag(0, "look at tiles of so many pixels as well as at the whole image", shown="", bounds=TILE_SIDES)
+    tile_overlap: float | None = flag(None, "part of its side that a tile shares with the next", (), "0.2", OVERLAPS)
+    tile_merge: str | None = flag(None, "how doubles become one detection", shown="nms", choices=MERGES)
     task: str = flag(
         "val",
         "split to score, or speed, study (accuracy and speed over image sizes), benchmark (all images square)",
@@ -156,6 +162,7 @@ def validate(
 ) -> ValResult | None:
     """Score one model on one split at one image size; of several processes only the main one gets the result."""
     opt = check_fit(opt, model, data)
+    tiling = choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge, opt.batch_size)
     height, width = model.input_size(opt.imgsz)
     if height != width:
         takes = f"{opt.weights[0]} takes images of {height} x {width} pixels"
@@ -163,7 +170,7 @@ def validate(
     loader, dataset = create_dataloader(
         getattr(data, opt.split),
         height,
-        opt.batch_size,
+        1 if tiling else opt.batch_size,  # of tiles, then
         max(int(model.stride), 32),
         opt.single_cls,
         pad=0.5 if opt.draws else 0.0,
@@ -172,13 +179,16 @@ def validate(
         workers=loader_workers(opt.workers, model.device),
         prefix=colorstr(f"{opt.task}: "),
         nc=data.nc,
+        tile=opt.tile,
     )
     if is_main():
         warn_of_crowds(map(len, dataset.labels), opt.max_det)
     first, stride = my_share()
     report = open_report(opt, data, list(dataset.img_files), folder, callbacks)
     nms = opt.conf_thres, opt.iou_thres, opt.max_det
-    settings = EvalSettings(*nms, opt.single_cls, opt.save_hybrid, model.fp16, first=first, stride=stride)
+    settings = EvalSettings(
+        *nms, opt.single_cls, opt.save_hybrid, model.fp16, None, first, stride, tiling=tiling, imgsz=height
+    )
     model.warmup((1, 3, height, width))
     forward = partial(model, augment=opt.augment, val=True)
     result = evaluate(forward, own_batches(loader, first, stride), data.names, model.device, settings, report)
@@ -222,6 +232,7 @@ def score(opt: ValOptions, callbacks: Callbacks | None = None) -> ValResult | li
     Raise ValueError for files and options that cannot work.
     """
     meet()
+    choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge)  # says so where they do not go together
     weights = [str(weights_of_run(file)) for file in choose_weights(opt.weights)]
     opt = replace(opt, weights=weights, data=opt.data or str(trained_with(weights).get("data", "shapes.yaml")))
     device = own_device(opt.device)

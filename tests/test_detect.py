@@ -258,3 +258,37 @@ def test_errors_and_interrupting_are_one_line(weights, caplog, monkeypatch):
 
     monkeypatch.setattr(detect, "detect", interrupt)
     assert detect.main(["--weights", str(weights)]) == 130 and "saved" in caplog.text
+
+
+# ---- tiles
+@pytest.mark.parametrize("merge", ["nms", "wbf"])
+def test_tiles_of_images_and_videos(run, tmp_path, merge):
+    """The known detector finds 16 of 10 x 13 pixels in each view of 32 x 32: on disk in a tile, 2.5 times that whole."""
+    source = tmp_path / "large"
+    write_image(source / "a.png", np.full((80, 80, 3), 90, np.uint8))
+    with VideoWriter(source / "clip", 7) as video:
+        video.write(np.full((80, 80, 3), 90, np.uint8))
+    settings = {"source": str(source), "nosave": True, "save_txt": True, "tile_merge": merge, "iou_thres": 0.9}
+    folder = run(**settings, tile=32, tile_overlap=0.25)
+    for name in ("a", "clip_1"):
+        rows = np.loadtxt(folder / "labels" / f"{name}.txt")
+        small = rows[rows[:, 3] * 80 < 12]
+        assert len(rows) - len(small) == 16 and set(rows[:, 0]) == {1}
+        assert 64 <= len(small) == len({tuple(row) for row in small.round(3).tolist()})
+    assert len(np.loadtxt(run(**settings, tile=32, tile_overlap=0.25, max_det=20) / "labels/a.txt")) == 20
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"tile_overlap": 0.3}, "--tile-overlap 0.3 .*give --tile SIZE"),
+        ({"tile_merge": "wbf"}, "--tile-merge wbf .*give --tile SIZE"),
+        ({"tile": 16}, "--tile 16: must be from 32"),
+        ({"tile": 64, "tile_overlap": 0.95}, "--tile-overlap 0.95: must be from 0 to 0.9"),
+        ({"tile": 64, "tile_merge": "mean"}, "--tile-merge"),
+    ],
+)
+def test_mistakes_with_tiles_are_one_line(run, tmp_path, given, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        run(source=str(tmp_path), **given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()

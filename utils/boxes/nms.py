@@ -65,7 +65,7 @@ def non_max_suppression(
     for part in (slice(i, i + 1) for i in range(len(prediction))) if one_by_one else [slice(None)]:
         candidates, image = _candidates(prediction[part], labels[part], conf_thres, multi_label, classes)
         if one_by_one:
-            results.append(_survivors(candidates, iou_thres, agnostic, max_det))
+            results.append(survivors(candidates, iou_thres, agnostic, max_det))
         else:
             results = _joint_survivors(candidates, image, len(prediction), iou_thres, agnostic, max_det)
     if one_by_one or on_cpu or not results:
@@ -129,7 +129,7 @@ def _candidates(
     return torch.cat((boxes, confidence[:, None], label[:, None].to(boxes.dtype)), dim=1), image[row]
 
 
-def _survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
+def survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
     """The detections (n, 6), at most max_det, that greedy suppression leaves, by falling confidence.
 
     Whether a box survives depends on more confident ones only, so a prefix of the list gives a prefix of the answer:

@@ -17,17 +17,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.base.config import Hyp
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.boxes.convert import xywhn2xyxy, xyxy2xywhn
-from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, random_perspective, train_transforms
+from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, placed, random_perspective, train_transforms
 from utils.data.image_cache import open_cache
 from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
 from utils.data.samplers import EpochSampler, Item, SampleKey, Shapes, collate, collate_quad, rect_shapes
+from utils.data.tiles import draw_window
 from utils.distributed.processes import Team, world_size
 from utils.distributed.shared_memory import ALONE, share
 from utils.images.letterbox import GREY, fit_longest, letterbox
@@ -59,9 +61,12 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         nc: int | None = None,
         team: Team = ALONE,
+        tile: int = 0,
     ) -> None:
         """Check the labels (or take their cache), order images by shape for `rect`, fill the image cache.
 
+        With a `tile`, in pixels of the images on disk, `augment` looks at windows of this size, drawn anew each time;
+        without `augment` items hold the image as on disk as well. Both read it from there: nothing is cached.
         The processes of a `team` share the work and what comes of it; all of them must make the data set. Raises
         ValueError when no image is usable, or a class is not below `nc` (file and line are named).
         """
@@ -77,14 +82,16 @@ class DetectionDataset(Dataset):
         # (n, 5) labels of each image: class, cx, cy, w, h in 0..1; all in one array are `index.all_labels`
         self.labels, self.img_files = Pieces(self.n, index.labels), Pieces(self.n, index.path)
         self.imgsz, self.batch_size, self.stride, self.seed = imgsz, batch_size, stride, seed
-        self.augment, self.image_weights = augment, image_weights
+        self.augment, self.image_weights, self.tile = augment, image_weights, tile
         self.hyp = hyp if isinstance(hyp, Hyp) else Hyp.load(hyp or {})
         self.batch_shapes = rect_shapes(index.sizes, batch_size, imgsz, stride, pad) if self.rect else None
         # shared, so that weighted draws reach the workers; without weights every process writes the same
         arrays = {"partners": np.arange(self.n), "stand_ins": np.zeros(self.n, dtype=bool)}
         self._shared = share(arrays if team.is_first else None, team)
         self._lost = 0  # images that could not be read, as last said
-        self._cache = open_cache(cache, index, imgsz, augment, prefix, team)
+        if tile and cache:
+            LOGGER.warning(f"{prefix}images are not cached: tiles are cut from the images as they are on disk")
+        self._cache = open_cache(cache if not tile else None, index, imgsz, augment, prefix, team)
 
     def __len__(self) -> int:
         return self.n
@@ -102,17 +109,18 @@ class DetectionDataset(Dataset):
     def load_image(self, position: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return an image with its longer side at `imgsz`, uint8 BGR, and its own (height, width).
 
-        Raises ValueError when the file cannot be decoded.
+        With a `tile` the image is as on disk. Raises ValueError when the file cannot be decoded.
         """
         if self._cache is not None and (image := self._cache.get(position)) is not None:
             width, height = self.index.sizes[position].tolist()
             return image, (height, width)
         image = self.index.image(position)
-        return fit_longest(image, self.imgsz, self.augment), image.shape[:2]
+        return image if self.tile else fit_longest(image, self.imgsz, self.augment), image.shape[:2]
 
-    def load_sample(self, position: int) -> tuple[Sample, tuple[int, int]]:
-        """Return a fitted image with its labels in pixels, and its own (height, width).
+    def load_sample(self, position: int, rng: Generator) -> tuple[Sample, tuple[int, int]]:
+        """Return an image as `load_image` does with its labels in pixels, and its own (height, width).
 
+        In training with a `tile` it is a window of the image, fitted, or the whole one.
         An image that stopped being readable since it was checked becomes a grey one without labels: it is named once,
         and counted for as long as it cannot be read.
         """
@@ -128,7 +136,13 @@ class DetectionDataset(Dataset):
         if stand_ins[position]:
             stand_ins[position] = False
         height, width = image.shape[:2]
-        return self._in_pixels(position, image, (width, height), (0.0, 0.0)), original
+        sample = self._in_pixels(position, image, (width, height), (0.0, 0.0))
+        if self.tile and self.augment:
+            sample = draw_window(sample, self.tile, rng)
+            original = sample.image.shape[:2]
+            image = fit_longest(sample.image, self.imgsz)
+            sample = placed(sample, image, np.divide(image.shape[1::-1], original[::-1]).tolist())
+        return sample, original
 
     def check_stand_ins(self) -> None:
         """Say how many images could not be read when they were last needed, where that is news.
@@ -157,33 +171,38 @@ class DetectionDataset(Dataset):
     def _mosaic(self, position: int, rng: Generator) -> Sample:
         nine = rng.random() < self.hyp.mosaic9
         others = self.indices[rng.integers(self.n, size=8 if nine else 3)]
-        samples = [self.load_sample(int(one))[0] for one in (position, *others)]
+        samples = [self.load_sample(int(one), rng)[0] for one in (position, *others)]
         return (mosaic9 if nine else mosaic4)(samples, self.imgsz, self.hyp, rng)
 
-    def _single(self, position: int, rng: Generator) -> tuple[Sample, Shapes]:
-        sample, (height0, width0) = self.load_sample(position)
-        height, width = sample.image.shape[:2]
+    def _single(self, position: int, rng: Generator) -> tuple[Sample, Shapes, Tensor | None]:
+        sample, (height0, width0) = self.load_sample(position, rng)
+        fitted, original = sample.image, None
+        if self.tile and not self.augment:
+            fitted, original = fit_longest(fitted, self.imgsz, smooth=False), torch.from_numpy(fitted)
+        height, width = fitted.shape[:2]
         shape = (self.imgsz, self.imgsz)
         if self.batch_shapes is not None:
             shape = tuple(self.batch_shapes[position // self.batch_size].tolist())
-        image, ratio, pad = letterbox(sample.image, shape, auto=False, scaleup=self.augment)
+        image, ratio, pad = letterbox(fitted, shape, auto=False, scaleup=self.augment)
         shapes = (height0, width0), ((height / height0, width / width0), pad)
-        if len(sample.labels):
+        if self.tile and self.augment:
+            sample = placed(sample, image, ratio, pad)
+        elif len(sample.labels):
             sample = self._in_pixels(position, image, (ratio[0] * width, ratio[1] * height), pad)
         else:
             sample = Sample(image, sample.labels)
-        return (random_perspective(sample, self.hyp, rng) if self.augment else sample), shapes
+        return (random_perspective(sample, self.hyp, rng) if self.augment else sample), shapes, original
 
     def __getitem__(self, key: int | SampleKey) -> Item:
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
         rng = np.random.default_rng([self.seed, key.epoch, key.position, key.repeat])
         if self.augment and not self.rect and not key.plain and rng.random() < self.hyp.mosaic:
-            sample, shapes = self._mosaic(key.position, rng), None  # no image to scale results back to
+            sample, shapes, original = self._mosaic(key.position, rng), None, None  # no image to scale results back to
             if rng.random() < self.hyp.mixup:
                 partner = int(self.indices[rng.integers(self.n)])
                 sample = mixup(sample, self._mosaic(partner, rng), rng)
         else:
-            sample, shapes = self._single(key.position, rng)
+            sample, shapes, original = self._single(key.position, rng)
         if self.augment:
             sample = train_transforms(sample, self.hyp, rng)
         height, width = sample.image.shape[:2]
@@ -192,7 +211,7 @@ class DetectionDataset(Dataset):
             targets[:, 1] = torch.from_numpy(sample.labels[:, 0])
             targets[:, 2:] = torch.from_numpy(xyxy2xywhn(sample.labels[:, 1:], width, height, clip=True, eps=1e-3))
         planes = np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1))
-        return Item(torch.from_numpy(planes), targets, self.index.path(key.position), shapes, key)
+        return Item(torch.from_numpy(planes), targets, self.index.path(key.position), shapes, key, original)
 
 
 def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: bool) -> LabelIndex:
@@ -231,8 +250,9 @@ def create_dataloader(
     shuffle: bool = False,
     seed: int = 0,
     nc: int | None = None,
+    tile: int = 0,
 ) -> tuple[DataLoader, DetectionDataset]:
-    """Return a loader of `Batch`es and its data set; as in v6.1, with a `seed`, and `nc` to check the classes.
+    """Return a loader of `Batch`es and its data set; as in v6.1, with a `seed`, `nc` to check the classes, and `tile`.
 
     Before each epoch call `loader.sampler.set_epoch(epoch, plain)`, and `set_weights` when `image_weights` is on. A
     batch is at most the whole data set. `rank` >= 0: this process's share only; the processes of a machine make the
@@ -240,11 +260,11 @@ def create_dataloader(
     """
     dataset = DetectionDataset(
         path, imgsz, batch_size, augment, hyp, rect, image_weights, cache, single_cls, stride, pad, prefix, seed, nc,
-        team=Team.of_this_machine() if rank >= 0 else ALONE,
+        team=Team.of_this_machine() if rank >= 0 else ALONE, tile=tile,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
-    workers = min(processors, batch_size if batch_size > 1 else 0, workers)
+    workers = min(processors, batch_size if batch_size > 1 else 2 * bool(tile), workers)
     world = world_size() if rank >= 0 else 1
     sampler = EpochSampler(dataset.indices, shuffle, seed, max(rank, 0), world, batch_size, grouped=dataset.rect)
     loader = DataLoader(

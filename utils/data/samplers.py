@@ -134,7 +134,8 @@ Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 class Item(NamedTuple):
     """One image: image (3, H, W) uint8 RGB, targets (n, 6) 0, class, cx, cy, w, h in 0..1, where it came from.
 
-    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics.
+    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics; `original` the image as on disk,
+    (h0, w0, 3) uint8 BGR, where it will be looked at in tiles.
     """
 
     image: Tensor
@@ -142,6 +143,7 @@ class Item(NamedTuple):
     path: str
     shapes: Shapes
     key: SampleKey
+    original: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -151,6 +153,16 @@ class Batch(NamedTuple):
     targets: Tensor
     paths: tuple[str, ...]
     shapes: tuple[Shapes, ...]
+
+
+class TiledBatch(NamedTuple):
+    """A `Batch` with the `originals` that its items have."""
+
+    images: Tensor
+    targets: Tensor
+    paths: tuple[str, ...]
+    shapes: tuple[Shapes, ...]
+    originals: tuple[Tensor, ...]
 
 
 def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> np.ndarray:
@@ -166,15 +178,17 @@ def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad
     return np.ceil(np.array(shapes) * imgsz / stride + pad).astype(int) * stride
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch | TiledBatch:
     """Put items of one shape together as a batch."""
     targets = torch.cat([item.targets for item in items])
     targets[:, 0] = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
     images = torch.stack([item.image for item in items])
-    return Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
+    batch = Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
+    originals = tuple(item.original for item in items if item.original is not None)
+    return TiledBatch(*batch, originals) if originals else batch
 
 
-def collate_quad(items: Sequence[Item], seed: int) -> Batch:
+def collate_quad(items: Sequence[Item], seed: int) -> Batch | TiledBatch:
     """Join every four items to one image of twice the side: the first enlarged, or all four side by side, by chance.
 
     Four lie first above second on the left, third above fourth on the right. What is left over after the fours is

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,12 @@ from utils.base.progress import BAR, is_terminal, progress
 from utils.boxes.convert import xywh2xyxy
 from utils.boxes.nms import suppressor
 from utils.data.loader_faults import batches_of
+from utils.data.tiles import Tiling
 from utils.distributed.processes import agreed, gather_to_main, is_main
 from utils.evaluation.metrics import DetectionMetrics
 from utils.evaluation.reports import Found, Report, ValResult
-from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects
+from utils.predict.pipeline import Clock, Geometry, Suppression, find_objects, prepare_image
+from utils.predict.tiled import TileSearch
 
 HEADER = ("%20s" + "%11s" * 6) % ("Class", "Images", "Labels", "P", "R", "mAP@.5", "mAP@.5:.95")
 Forward = Callable[[Tensor], tuple[Tensor, Any]]
@@ -45,6 +48,8 @@ class EvalSettings:
     autocast: torch.dtype | None = None
     first: int = 0  # the loader's batches are first, first + stride, ... of the whole set
     stride: int = 1  # above 1: every process of the run evaluates its share, see `own_batches`
+    tiling: Tiling | None = None  # images are looked at in tiles, too: batches hold the `originals`
+    imgsz: int = 640  # side in pixels that tiles are scaled to
 
 
 class _Share(NamedTuple):
@@ -118,6 +123,8 @@ def _score_share(
             predictions, raw = forward(images)
         return predictions.float(), raw
 
+    prepare = partial(prepare_image, shape=(settings.imgsz, settings.imgsz), auto=False)
+    search = settings.tiling and TileSearch(settings.tiling, network, prepare, device, dtype)
     title, total = HEADER if is_terminal() else "validating", len(loader) if isinstance(loader, Sized) else None
     for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=not is_main(), bar_format=BAR):
         number, (count, _, height, width) = settings.first + len(numbers) * settings.stride, batch.images.shape
@@ -133,6 +140,10 @@ def _score_share(
             geometry = Geometry(image, (height, width), ratio_pad)
             found, labels = geometry.to_image(found), candidates[i]
             labels[:, 1:] = geometry.to_image(xywh2xyxy(labels[:, 1:]))
+            if search:
+                found = search(batch.originals[i].numpy(), found, suppression, clock)
+                corners = geometry.to_input(found[:, :4].reshape(-1, 2).tolist())
+                detections[i] = torch.cat((torch.tensor(corners).view(-1, 4), found[:, 4:]), 1)
             if settings.single_cls:
                 found[:, 5] = labels[:, 0] = 0
             metrics.update(found, labels)

@@ -32,9 +32,12 @@ class LabelledImages(Protocol):
 
 
 def label_sizes(dataset: LabelledImages, imgsz: int) -> np.ndarray:
-    """Return widths and heights (N, 2) of all labels in pixels, the longer side of each image scaled to `imgsz`."""
+    """Return widths and heights (N, 2) of all labels in pixels, the longer side of each image, or a tile of it, scaled
+    to `imgsz`.
+    """
     shapes = np.asarray(dataset.shapes, dtype=np.float64).reshape(-1, 2)
-    scaled = imgsz * shapes / shapes.max(axis=1, keepdims=True)
+    tile = getattr(dataset, "tile", 0) or np.inf
+    scaled = imgsz * shapes / np.minimum(shapes.max(axis=1, keepdims=True), tile)
     sizes = [labels[:, 3:5] * shape for labels, shape in zip(dataset.labels, scaled, strict=True)]
     return np.concatenate(sizes) if sizes else np.zeros((0, 2))
 

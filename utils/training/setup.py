@@ -23,6 +23,7 @@ from utils.base.yaml import read_yaml, write_yaml
 from utils.boxes.iou import check_loss_name
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.data.datasets import create_dataloader
+from utils.data.tiles import Tiling, choose_tiling
 from utils.distributed.processes import (
     agreed,
     broadcast,
@@ -67,6 +68,11 @@ class Setup:
     resumed: dict[str, Any] | None = None
     covered: str = ""  # how far into the network given weights reach: its "head", its "backbone", or not even that
     hold: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are looked at in validation."""
+        return choose_tiling(self.opt.tile, self.opt.tile_overlap, self.opt.tile_merge, VAL_BATCH)
 
     @property
     def names(self) -> list[str]:
@@ -163,7 +169,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
     """
     opt, data = setup.opt, setup.data
     shared: dict[str, Any] = {"single_cls": opt.single_cls, "seed": opt.seed, "nc": len(setup.names), "hyp": setup.hyp}
-    shared |= {"rank": rank(), "workers": loader_workers(opt.workers, setup.device)}
+    shared |= {"rank": rank(), "workers": loader_workers(opt.workers, setup.device), "tile": opt.tile}
     rect = opt.rect and not opt.image_weights
     loader, dataset = create_dataloader(
         data.train, imgsz, batch_size // world_size(), stride, augment=True,
@@ -172,8 +178,8 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
     )  # fmt: skip
     dataset.index.check_labelled()
     val, _ = create_dataloader(
-        data.val, imgsz, min(2 * batch_size, VAL_BATCH), stride, cache=None if opt.noval else opt.cache and "ram",
-        rect=True, pad=0.5, prefix=colorstr("val: "), **shared,
+        data.val, imgsz, 1 if opt.tile else min(2 * batch_size, VAL_BATCH), stride,
+        cache=None if opt.noval else opt.cache and "ram", rect=True, pad=0.5, prefix=colorstr("val: "), **shared,
     )  # fmt: skip
     return loader, dataset, own_batches(val, *my_share())
 

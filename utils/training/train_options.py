@@ -10,6 +10,8 @@ from utils.base.config import SIDE
 from utils.base.log import LOGGER
 from utils.base.options import Range, check_bounds, flag
 from utils.base.paths import ROOT
+from utils.boxes.merging import MERGES
+from utils.data.tiles import OVERLAPS, TILE_SIDES, choose_tiling
 from utils.distributed.processes import world_size
 
 DEFAULT_CFG = "yolov5n_BiFormer.yaml"
@@ -37,6 +39,9 @@ class TrainOptions:
     imgsz: int = flag(
         0, "side of the images in pixels", ("--img", "--img-size"), "the data YAML's imgsz, else 640", SIDE
     )
+    tile: int = flag(0, "train on windows of so many pixels, validate in tiles", shown="", bounds=TILE_SIDES)
+    tile_overlap: float | None = flag(None, "part of its side that a tile shares with the next", (), "0.2", OVERLAPS)
+    tile_merge: str | None = flag(None, "how doubles become one detection", shown="nms", choices=MERGES)
     rect: bool = flag(False, "rectangular batches: no mosaic, no shuffling")
     resume: Any = flag(
         False, "go on with the newest run, or with this last.pt; 'auto': with project/name if begun, else begin it",
@@ -111,6 +116,9 @@ def check_options(opt: TrainOptions) -> None:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {world_size()} processes")
     if world_size() > 1 and (opt.image_weights or opt.evolve is not None):
         raise ValueError("--image-weights and --evolve work in a single process only")
+    choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge)
+    if opt.tile and opt.rect:
+        raise ValueError("--rect is for images of different shapes, and --tile makes squares of them: leave one out")
     if idle := [name for name in UNUSED if getattr(opt, name) != UNUSED[name]]:
         LOGGER.warning(f"--{', --'.join(idle)}: read for compatibility, without effect (no W&B or cloud storage here)")
 

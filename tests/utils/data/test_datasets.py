@@ -77,7 +77,7 @@ def test_labels_lie_on_their_objects_after_letterbox(folder: Path, rect: bool) -
 
 def test_an_item_is_rgb_and_leads_back_to_its_image(folder: Path, tmp_path: Path) -> None:
     dataset = DetectionDataset(str(folder), 96, 4)
-    image, _, _, ((height, width), ((ratio_h, ratio_w), (pad_x, pad_y))), _ = dataset[2]
+    image, _, _, ((height, width), ((ratio_h, ratio_w), (pad_x, pad_y))), _ = dataset[2][:5]
     assert (width, height) == SIZES[2] and image.shape == (3, 96, 96)
     assert ratio_w == pytest.approx(0.96) and ratio_h == pytest.approx(0.95)  # 100 x 60 -> 96 x 57, truncated
     assert pad_x == 0 and pad_y == pytest.approx((96 - 57) / 2)
