@@ -173,6 +173,25 @@ def test_another_data_set_size_begins_the_epoch_again(
     assert "an epoch had 3 batches and has 2 now: epoch 0 is begun again" in capsys.readouterr().err
 
 
+def test_training_on_windows_goes_on_as_if_it_had_not_been_stopped(job: dict[str, Any]) -> None:
+    """Images of 64 pixels, windows of 32; and what does not go together."""
+    job |= {"tile": 32, "tile_overlap": 0.5}
+    train.run(**job, name="windows")
+
+    def stop(number: int, *rest: Any) -> None:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted):
+        with_callbacks(job | {"name": "cut"}, on_train_batch_end=stop)
+    folder = Path(job["project"]) / "cut"
+    train.run(resume=str(folder / "weights/last.pt"))
+    assert_same(end_state(folder), end_state(folder.with_name("windows")))
+    for wrong, words in (({"rect": True}, "--rect"), ({"tile": 0}, "give --tile SIZE")):
+        with pytest.raises(ValueError, match=words):
+            train.run(**job | wrong)
+
+
 @pytest.mark.parametrize("key", sorted(STATE))
 def test_a_state_that_lacks_something_is_refused_by_name(key: str, tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()

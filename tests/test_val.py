@@ -123,3 +123,16 @@ def test_images_with_more_objects_than_are_kept_are_counted(weights, own, caplog
     run(weights, own, max_det=11)
     said = [record.getMessage() for record in caplog.records if "--max-det" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("1 image has more than 11 objects (most: 12)")
+
+
+def test_objects_too_small_for_the_whole_image_are_scored_in_tiles(weights, own):
+    for name in FILES:
+        cv2.imwrite(str(own.parent / "images/val" / name), np.full((80, 80, 3), 90, np.uint8))
+        label = (own.parent / "labels/val" / name).with_suffix(".txt")
+        label.write_text(f"1 {12 / 80} {12 / 80} {10 / 80} {13 / 80}\n")  # as the known detector sees one in a tile
+    assert run(weights, own)[2] == 0
+    assert run(weights, own, tile=32, tile_overlap=0.25)[2] > 0.005
+    drawn = {path.name for path in (own.parent / "val/exp2").glob("val_batch*")}
+    assert {"val_batch0_pred.jpg", "val_batch1_pred.jpg"} <= drawn  # an image each
+    with pytest.raises(ValueError, match="give --tile SIZE"):
+        run(weights, own, tile_merge="wbf")

@@ -101,6 +101,35 @@ def test_an_item_depends_on_its_key_only(folder: Path) -> None:
     assert all(not torch.equal(first[0].image, item.image) for item in changed)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_to_train_on_are_drawn_by_the_key_and_labels_lie_on_their_objects(folder: Path, workers: int) -> None:
+    plain = {name: 0.0 for name in ("mosaic", "scale", "translate", "hsv_h", "hsv_s", "hsv_v", "fliplr")}
+    loader, dataset = create_dataloader(folder, 64, 5, 32, hyp=plain, augment=True, tile=32, workers=workers, cache="ram")
+    assert len(loader) == 2, "an epoch costs as much as without tiles"
+    seen = []
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            assert type(batch) is Batch
+            for i, image in enumerate(batch.images):
+                targets = batch.targets[batch.targets[:, 0] == i]
+                if len(targets):
+                    np.testing.assert_allclose(label_box(targets, image), bright_box(image), atol=3)
+                seen.append(tuple(targets[:, 2:].flatten().tolist()))
+    assert 20 < len(set(seen)) and (again := dataset[SampleKey(9, 7)]).targets[:, 2:].flatten().tolist() == [*seen[-1]]
+    mosaic = DetectionDataset(folder, 64, 4, True, ALL_ON | {"mosaic": 1.0}, tile=32)
+    assert again.original is None and mosaic[SampleKey(0, 1)].image.shape == (3, 64, 64)
+    assert torch.equal(mosaic[SampleKey(4, 1)].image, mosaic[SampleKey(4, 1)].image)
+
+
+def test_images_to_score_in_tiles_come_as_they_are_on_disk_too(folder: Path) -> None:
+    loader, dataset = create_dataloader(folder, 64, 1, 32, rect=True, tile=32, workers=1)
+    without = DetectionDataset(folder, 64, 1, rect=True)
+    for position, batch in enumerate(loader):
+        assert np.array_equal(batch.originals[0].numpy(), read_image(batch.paths[0]))
+        assert torch.equal(batch.images[0], without[position].image) and batch.shapes[0] == without[position].shapes
+
+
 def test_plain_items_show_one_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = DetectionDataset(folder, 64, 4, True, {**ALL_ON, "mosaic": 1.0})
     assert dataset[SampleKey(0)].shapes is None

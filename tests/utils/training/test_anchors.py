@@ -45,6 +45,14 @@ def boxes_around(centres, each=60, seed=0):
     return np.concatenate([np.array(centre) * rng.uniform(0.95, 1.05, (each, 2)) for centre in centres])
 
 
+def test_boxes_are_as_large_as_tiles_show_them():
+    dataset = make_dataset([[10, 20]])
+    dataset.tile = 160
+    assert label_sizes(dataset, 640).round(3).tolist() == [[40, 80]]
+    dataset.tile = 900  # no image is so large
+    assert label_sizes(dataset, 640).round(3).tolist() == [[10, 20]]
+
+
 def test_no_labels_leave_the_anchors_alone(caplog):
     model = make_model()
     check_anchors(SimpleNamespace(labels=[np.zeros((0, 5), np.float32)], shapes=np.array([[640, 480]])), model)
