@@ -32,7 +32,9 @@ from utils.base.devices import select_device, tune_cuda
 from utils.base.log import LOGGER, colorstr, set_up_logging
 from utils.base.options import SHARE, Range, flag, options
 from utils.base.paths import choose_weights, shown
+from utils.boxes.merging import MERGES
 from utils.boxes.nms import non_max_suppression
+from utils.data.tiles import OVERLAPS, TILE_SIDES, choose_tiling
 from utils.distributed.script import run_script
 
 if TYPE_CHECKING:
@@ -60,6 +62,13 @@ class ServeOptions:
         0.45, "overlap from which the weaker of two detections goes, where a request does not say", bounds=SHARE
     )
     max_det: int = flag(1000, "most detections in an image", bounds=ONE_OR_MORE)
+    tile: int = flag(
+        0, "look at tiles of so many pixels as well as at the whole image, where a request does not say", shown="",
+        bounds=TILE_SIDES,
+    )  # fmt: skip
+    tile_overlap: float | None = flag(None, "part of its side that a tile shares with the next", (), "0.2", OVERLAPS)
+    tile_merge: str | None = flag(None, "how doubles become one detection", shown="nms", choices=MERGES)
+    max_tiles: int = flag(100, "tiles of all images of a request", bounds=ONE_OR_MORE)
     device: str = flag("", "'cpu' or '0'; empty for the first GPU, else the CPU")
     half: bool = flag(False, "16 bits: .pt weights on a GPU, OpenVINO on CPUs that have them")
     trust: bool = flag(False, "open files that can run code (TorchScript, .pt2, engines, TensorFlow) too")
@@ -87,6 +96,7 @@ def complete(opt: ServeOptions) -> ServeOptions:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install {' '.join(NEEDED.values())}")
     if opt.queue < opt.max_files:
         raise ValueError(f"--queue {opt.queue} has no room for a batch request of --max-files {opt.max_files} images")
+    choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge)
     return replace(opt, weights=choose_weights(opt.weights))
 
 
@@ -111,14 +121,17 @@ def build(opt: ServeOptions) -> Endpoints:
         upload_seconds=opt.upload_timeout,
         requests=opt.clients,
         memory=round(opt.max_memory * MIB),
+        tiles=opt.max_tiles,
     )
     routed = model.pt and bool(routing_layers(model.model))
     decoder = Decoder(lambda image: load_image(image)[0], limits.pixels)
-    detector = Detector(model, decoder, record_routes if routed else None, opt.max_det)
+    detector = Detector(model, decoder, record_routes if routed else None, opt.max_det, opt.batch_size)
     with torch.inference_mode():  # the first pass is slow, and shows weights that cannot run before a client does
         non_max_suppression(model(torch.zeros(1, 3, height, width, device=model.device)))
     batcher = Batcher(detector.work, opt.batch_size, opt.window / 1000, opt.queue)
     usual = Settings(opt.conf_thres, opt.iou_thres, None, max(height, width))
+    if tiling := choose_tiling(opt.tile, opt.tile_overlap, opt.tile_merge):
+        usual = replace(usual, tile=tiling.size, tile_overlap=tiling.overlap, tile_merge=tiling.merge)
     return Endpoints(detector, batcher, usual, limits, Path(opt.weights[0]).stem)
 
 

@@ -263,7 +263,7 @@ def test_errors_and_interrupting_are_one_line(weights, caplog, monkeypatch):
 # ---- tiles
 @pytest.mark.parametrize("merge", ["nms", "wbf"])
 def test_tiles_of_images_and_videos(run, tmp_path, merge):
-    """The known detector finds 16 of 10 x 13 pixels in each view of 32 x 32: on disk in a tile, 2.5 times that whole."""
+    """The known detector finds 16 of 10 x 13 pixels in each view of 32 x 32; whole, 2.5 times as large."""
     source = tmp_path / "large"
     write_image(source / "a.png", np.full((80, 80, 3), 90, np.uint8))
     with VideoWriter(source / "clip", 7) as video:

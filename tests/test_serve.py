@@ -52,13 +52,13 @@ def table(rows: list[dict[str, Any]]) -> np.ndarray:
     return np.array([[row[name] for name in COLUMNS[:6]] for row in rows]).reshape(-1, 6)
 
 
-def boxes_of_detect(weights: Path, file: bytes, folder: Path) -> np.ndarray:
+def boxes_of_detect(weights: Path, file: bytes, folder: Path, **more: Any) -> np.ndarray:
     """What detect.py writes for the image: x1, y1, x2, y2 in pixels, confidence, class; the surest first."""
     folder.mkdir()
     (folder / "x.png").write_bytes(file)
     done = detect.run(
         weights=str(weights), source=str(folder / "x.png"), imgsz=128, save_txt=True, save_conf=True, nosave=True,
-        project=str(folder), device="cpu", trust=True,
+        project=str(folder), device="cpu", trust=True, **more,
     )  # fmt: skip
     labels = done / "labels/x.txt"
     rows = np.loadtxt(labels, ndmin=2)[::-1] if labels.exists() else np.zeros((0, 6))
@@ -113,6 +113,26 @@ def test_an_exported_file_of_one_shape(tmp_path: Path, imgsz: tuple[int, int]) -
             np.testing.assert_allclose(rows, expected, atol=1e-3)
         assert answer(port, post("/v1/object-detection/any?size=256", form([some_image()])))[0] == 400
         assert answer(port, post("/v1/routes/any", form([some_image()])))[0] == 404
+
+
+def test_tiles_are_those_of_detect(port: int, weights: Path, tmp_path: Path) -> None:
+    file = some_image(160, 220, seed=3)
+    rows = table(detections(port, file, "?tile=64&tile_overlap=0.5&tile_merge=greedy"))
+    rows[:, :4] = rows[:, :4].round()
+    expected = boxes_of_detect(weights, file, tmp_path / "tiles", tile=64, tile_overlap=0.5, tile_merge="greedy")
+    assert len(rows) > len(detections(port, file)) > 3
+    np.testing.assert_allclose(rows, expected, atol=1e-3)
+    address = "/v1/object-detection/any/batch?tile=64"
+    status, (first, second) = answer(port, post(address, form([file, some_image(60, 60)], "images")))
+    assert status == 200 and table(first).tolist() == table(detections(port, file, "?tile=64")).tolist()
+    assert table(second).tolist() == pytest.approx(table(detections(port, some_image(60, 60))))
+    assert answer(port, post("/v1/routes/any?tile=64", form([file])))[0] == 200  # of the whole image
+    with running(weights, tile=64, tile_overlap=0.25, max_tiles=15) as tiled:
+        again = table(detections(port, file, "?tile=64&tile_overlap=.25"))
+        assert table(detections(tiled, file)).tolist() == again.tolist()
+        assert len(detections(tiled, file, "?tile=0")) == len(detections(port, file))
+        status, content = answer(tiled, post("/v1/object-detection/any?tile=32", form([file])))
+        assert status == 413 and "tile=32 makes " in content["error"] and "at most 15" in content["error"]
 
 
 def test_many_images_are_each_the_one(port: int) -> None:

@@ -154,7 +154,7 @@ def survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int
 def _joint_survivors(
     detections: Tensor, image: Tensor, count: int, iou_thres: float, agnostic: bool, max_det: int
 ) -> list[Tensor]:
-    """`_survivors` of each of `count` images, on the CPU, from the detections (n, 6) of all and the image (n,) of each.
+    """`survivors` of each of `count` images, on the CPU, from the detections (n, 6) of all and the image (n,) of each.
 
     Images are moved apart as classes are, but in double precision, which leaves every overlap what it was. The device
     is waited for twice, and twice more where so long a prefix of each image's list leaves too few of some image's.

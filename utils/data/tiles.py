@@ -27,19 +27,23 @@ class Tiling:
     merge: str = MERGES[0]
     batch: int = 16
 
-    def grid(self, width: int, height: int) -> np.ndarray:
-        """Return the (n, 4) x1, y1, x2, y2 of the tiles of an image, row by row; none where one tile would hold it.
+    def _starts(self, length: int) -> np.ndarray:
+        """Where tiles begin along a side; the last one is moved back to end with the image."""
+        last, step = max(length - self.size, 0), self.size - int(self.overlap * self.size)
+        return np.minimum(np.arange(0, last + step, step), last)
 
-        The last ones are moved back into the image, so that all are equally large.
+    def count(self, width: int, height: int) -> int:
+        """Return how many tiles `grid` has."""
+        cut = max(width, height) > self.size
+        return len(self._starts(width)) * len(self._starts(height)) if cut else 0
+
+    def grid(self, width: int, height: int) -> np.ndarray:
+        """Return the (n, 4) x1, y1, x2, y2 of the tiles of an image, row by row, all of one size; none where one tile
+        would hold the image.
         """
-        if max(width, height) <= self.size:
+        if not self.count(width, height):
             return np.zeros((0, 4), np.int64)
-        step = self.size - int(self.overlap * self.size)
-        columns, rows = (
-            np.minimum(np.arange(0, max(length - self.size, 0) + step, step), max(length - self.size, 0))
-            for length in (width, height)
-        )
-        x, y = (starts.ravel() for starts in np.meshgrid(columns, rows))
+        x, y = (starts.ravel() for starts in np.meshgrid(self._starts(width), self._starts(height)))
         return np.stack((x, y, np.minimum(x + self.size, width), np.minimum(y + self.size, height)), 1)
 
 

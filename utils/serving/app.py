@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, Query, Request, Response
@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.base.options import class_numbers, nearest
+from utils.boxes.merging import MERGES
+from utils.data.tiles import OVERLAPS, TILE_SIDES
 from utils.images.decoding_cost import PLAIN_MEMORY
 from utils.serving.batching import Batcher, Lane
 from utils.serving.detector import Detector, Settings
@@ -51,11 +53,15 @@ class Ask(BaseModel, extra="forbid"):
     iou: float | None = Field(None, ge=0, le=1, description="overlap from which the weaker box goes")
     classes: str | None = Field(None, description="numbers or names, with commas")
     size: int | None = Field(None, ge=0, lt=1_000_000, description="longer side of the network's input, pixels")
+    tile: int | None = Field(None, ge=0, lt=1_000_000, description="look at tiles of so many pixels, too; 0: do not")
+    tile_overlap: float | None = Field(None, ge=OVERLAPS.least, le=OVERLAPS.most, description="part that tiles share")
+    tile_merge: Literal["nms", "greedy", "wbf"] | None = Field(None, description="how doubles become one")
 
 
 Asked = Annotated[Ask, Query()]
 Name = Annotated[str, InPath(pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.-]{0,63}$")]
 WANTED = {"conf": "a number from 0 to 1", "iou": "a number from 0 to 1", "size": "a whole number of pixels"}
+WANTED |= {"tile": "a whole number of pixels", "tile_overlap": f"a number {OVERLAPS}", "tile_merge": ", ".join(MERGES)}
 NUMBERS: Any = dict.fromkeys(("xmin", "ymin", "xmax", "ymax", "confidence"), float)
 NAMES: Any = {"class": int, "name": str}
 Row: Any = create_model("Row", **NUMBERS, **NAMES)
@@ -108,9 +114,9 @@ class Endpoints:
         """What is served, and within which limits."""
         usual, detector = self.usual, self.detector
         about = {"name": self.name, "classes": detector.names, "size": usual.size, "conf": usual.conf, "iou": usual.iou}
-        about |= {"shape": detector.model.shape, "routing": detector.record is not None}
-        bounds = {name: getattr(self.limits, name) for name in ("upload", "files", "pixels", "smallest", "largest")}
-        return JSONResponse({"models": [{**about, "limits": bounds}]})
+        about |= {"tile": usual.tile, "shape": detector.model.shape, "routing": detector.record is not None}
+        bounds = "upload files pixels smallest largest tiles".split()
+        return JSONResponse({"models": [{**about, "limits": {name: getattr(self.limits, name) for name in bounds}}]})
 
     async def health(self) -> Response:
         """Is the network being fed? 200 and "ok", else 503."""
@@ -145,7 +151,7 @@ class Endpoints:
                     settings = self._settings(request, ask)
                     with self.gate.let_in() as hold:
                         files = await read_files(request, self.limits, hold, fields, most)
-                        results = await unless_gone(request, self._look(files, settings, wanted))
+                        results = await unless_gone(request, self._look(files, settings, wanted, hold))
                 self.finished += self.stopping
                 return results
             except TimeoutError:
@@ -174,15 +180,28 @@ class Endpoints:
                 given["classes"] = tuple(dict.fromkeys(class_numbers(asked, self.detector.names, "classes:")))
             except ValueError as error:
                 raise Refusal(400, str(error)) from None
-        return replace(usual, **given)
+        settings = replace(usual, **given)
+        if settings.tile not in TILE_SIDES:
+            raise Refusal(400, f"tile={settings.tile}: must be {TILE_SIDES}")
+        if not settings.tile and given.keys() & {"tile_overlap", "tile_merge"}:
+            raise Refusal(400, "tile_overlap and tile_merge say how tiles are cut and merged: give tile as well")
+        return settings
 
-    async def _look(self, files: list[bytes], settings: Settings, wanted: str) -> list[Any]:
-        """Decode all files side by side in threads, and have the network look at them; all or none."""
+    async def _look(
+        self, files: list[bytes], settings: Settings, wanted: str, hold: Callable[[int], None]
+    ) -> list[Any]:
+        """Decode all files side by side in threads, and have the network look at them; all or none.
+
+        An image that is looked at in tiles waits for the network as it was decoded: `hold` notes its bytes.
+        """
+        settings = settings if wanted == "boxes" else replace(settings, tile=0)
         decode, jobs = self.detector.decode, []
         names = ["the image"] if len(files) == 1 else [f"image {number}" for number in range(1, len(files) + 1)]
         for data, name in zip(files, names, strict=True):
             reader = self.readers[len(data) > self.limits.upload // SMALL_SHARE]
             cost = await reader.run(len(data), len(data), partial(decode.measure, data, name))
+            if settings.tile:
+                hold(3 * cost.memory // PLAIN_MEMORY)
             is_large = (
                 cost.work > decode.most_work // SMALL_SHARE or cost.memory > self.decoders[1].memory // SMALL_MEMORY
             )
@@ -196,7 +215,12 @@ class Endpoints:
         finally:  # where one is damaged, nobody waits for the others
             for task in tasks:
                 task.cancel()
-        return await self.batcher.submit([((wanted, image.pixels.shape), image) for image in images])
+        if settings.tile and (tiles := sum(image.tiles for image in images)) > self.limits.tiles:
+            few = f"at most {self.limits.tiles} are looked at for a request"
+            raise Refusal(413, f"tile={settings.tile} makes {tiles} tiles, {few}: ask for larger ones")
+        # an image in tiles is a batch of its own, so that others have their turn
+        keys = [(wanted, image.pixels.shape, settings.tile and object()) for image in images]
+        return await self.batcher.submit(list(zip(keys, images, strict=True)))
 
 
 class Entrance:

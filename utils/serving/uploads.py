@@ -52,7 +52,8 @@ class Limits:
 
     upload: bytes of a request's body. files: images in a batch request. pixels: of one image, before it is resized.
     smallest, largest: sides that the network's input may have. seconds: from the first byte to the answer.
-    upload_seconds: until the whole body is there. requests: answered at once. memory: bytes of all bodies at once.
+    upload_seconds: until the whole body is there. requests: answered at once. memory: bytes of all bodies at once,
+    and of images that wait to be looked at in tiles. tiles: of all images of a request.
     """
 
     upload: int = 16 * MIB
@@ -64,6 +65,7 @@ class Limits:
     upload_seconds: float = 10
     requests: int = 256
     memory: int = 512 * MIB
+    tiles: int = 100
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ def test_nothing_and_one(merge):
 def test_greedy_merging_is_sahis_and_weighted_fusion_that_of_ensemble_boxes():
     np.testing.assert_allclose(merge_greedily(BOXES, 0.5), GREEDY)
     np.testing.assert_allclose(merge_greedily(BOXES, 0.5, agnostic=True), GREEDY_AGNOSTIC)
-    fused = fuse_weighted(BOXES, 0.45)  # weighted_boxes_fusion(..., iou_thr=0.45, conf_type="max"): one pair is averaged
+    fused = fuse_weighted(BOXES, 0.45)  # weighted_boxes_fusion(..., conf_type="max"), which averages one pair
     np.testing.assert_allclose(fused[3], [19.77, 35.656, 55.852, 73.426, 0.54, 0], atol=1e-3)
     rest = BOXES[np.argsort(-BOXES[:, 4])]
     np.testing.assert_allclose(np.delete(fused, 3, 0), rest[(rest[:, 4] != 0.54) & (rest[:, 4] != 0.07)])

@@ -55,7 +55,7 @@ class Lengths:
         self.prepared.append(data)
         if data == b"bad":
             raise Refusal(400, f"{name} is bad")
-        return SimpleNamespace(pixels=SimpleNamespace(shape=()), data=data, settings=settings)
+        return SimpleNamespace(pixels=SimpleNamespace(shape=()), data=data, settings=settings, tiles=len(data))
 
     def work(self, key: Any, items: list[Any]) -> list[Any]:
         for item in items:
@@ -106,16 +106,17 @@ def test_any_name_is_the_model(client: TestClient, name: str, status: int) -> No
 
 
 @pytest.mark.parametrize("query, chosen", [
-    ("", [0.3, 0.5, None, 320]),
-    ("conf=0&iou=1&classes=猫, 0,猫&size=64", [0.0, 1.0, [1, 0], 64]),
-    ("classes=7", [0.3, 0.5, [2], 320]),  # a name counts before a number
+    ("", [0.3, 0.5, None, 320, 0, 0.2, "nms"]),
+    ("conf=0&iou=1&classes=猫, 0,猫&size=64", [0.0, 1.0, [1, 0], 64, 0, 0.2, "nms"]),
+    ("classes=7&tile=640", [0.3, 0.5, [2], 320, 640, 0.2, "nms"]),  # a name counts before a number
+    ("tile=32&tile_overlap=0&tile_merge=wbf", [0.3, 0.5, None, 320, 32, 0.0, "wbf"]),
 ])  # fmt: skip
 def test_what_a_request_chooses(client: TestClient, query: str, chosen: list[Any]) -> None:
     assert list(send(client, b"abc", address=f"{ONE}?{query}").json()[1].values()) == chosen
 
 
 @pytest.mark.parametrize("query, message", [
-    ("config=1", "unknown parameter 'config', did you mean 'conf'?; known: conf, iou, classes, size"),
+    ("config=1", "unknown parameter 'config', did you mean 'conf'?; known: conf, iou, classes, size, tile"),
     ("conf=1.01", "conf=1.01: give a number from 0 to 1"),
     ("iou=nan", "from 0 to 1"),
     ("classes=4", "4 classes"),
@@ -123,12 +124,27 @@ def test_what_a_request_chooses(client: TestClient, query: str, chosen: list[Any
     ("classes=", "not among"),
     *[(f"size={size}", "32 to 1280") for size in (0, 31, 1281)],
     *[(f"size={size}", f"size={size[:40]}: give a whole number of pixels") for size in ("3.2", "-64", "9" * 4000)],
+    ("tile=31", "tile=31: must be from 32"),
+    ("tile=x", "tile=x: give a whole number of pixels"),
+    ("tile=64&tile_overlap=0.95", "tile_overlap=0.95: give a number from 0 to 0.9"),
+    ("tile=64&tile_merge=mean", "tile_merge=mean: give nms, greedy, wbf"),
+    *[(f"tile_{one}", "give tile as well") for one in ("merge=nms", "overlap=0.1", "overlap=0.1&tile=0")],
     ("conf=0.1&conf=0.2", "conf is given twice"),
     ("iou=0.1&conf=0.1&conf=0.2&conf=0.3", "conf is given twice"),
 ])  # fmt: skip
 def test_what_cannot_be_chosen(client: TestClient, query: str, message: str) -> None:
     status, found = mistake(send(client, b"abc", address=f"{ONE}?{query}"))
     assert status == 400 and message in found
+
+
+def test_images_in_tiles_have_bounds_of_their_own() -> None:
+    """The stand-in makes a tile of each byte; a decoded image is held, which takes three bytes a pixel."""
+    with client_of(replace(LIMITS, tiles=5, memory=20_000_000)) as client:
+        assert send(client, b"abcdef").status_code == send(client, b"wide", address=ONE).status_code == 200
+        assert send(client, b"abcde", address=f"{ONE}?tile=64").status_code == 200
+        status, text = mistake(send(client, b"abc", b"def", address=f"{BATCH}?tile=64", field="images"))
+        assert status == 413 and text.startswith("tile=64 makes 6 tiles, at most 5 are looked at for a request")
+        assert mistake(send(client, b"wide", address=f"{ONE}?tile=64"))[0] == 503 and client.service.gate.held == 0
 
 
 def test_addresses_that_are_none_and_failures_that_keep_their_text_to_themselves(client: TestClient) -> None:
@@ -216,7 +232,8 @@ def test_description_for_programs(client: TestClient) -> None:
     assert {"/v1/object-detection/{model}/batch", "/v1/routes/{model}", "/v1/models", "/health"} <= set(paths)
     post = paths["/v1/object-detection/{model}"]["post"]
     assert post["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
-    assert {one["name"] for one in post["parameters"]} == {"model", "conf", "iou", "classes", "size"}
+    chosen = {"conf", "iou", "classes", "size", "tile", "tile_overlap", "tile_merge"}
+    assert {one["name"] for one in post["parameters"]} == {"model", *chosen}
     assert {"4XX", "503"} <= set(post["responses"]) and "422" not in post["responses"]
 
 
