@@ -132,7 +132,7 @@ def test_tiles_are_those_of_detect(port: int, weights: Path, tmp_path: Path) -> 
         assert table(detections(tiled, file)).tolist() == again.tolist()
         assert len(detections(tiled, file, "?tile=0")) == len(detections(port, file))
         status, content = answer(tiled, post("/v1/object-detection/any?tile=32", form([file])))
-        assert status == 413 and "tile=32 makes " in content["error"] and "at most 15" in content["error"]
+        assert status == 413 and "at most 15" in content["error"]
 
 
 def test_many_images_are_each_the_one(port: int) -> None:

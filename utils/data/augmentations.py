@@ -45,14 +45,6 @@ class Sample:
             raise ValueError(f"{len(self.labels)} labels but {len(self.segments)} polygons: give one (k, 2) array each")
 
 
-def placed(sample: Sample, image: np.ndarray, scale: Sequence[float], offset: Sequence[float] = (0, 0)) -> Sample:
-    """Return the labels of a sample on another `image`, in which its own is scaled by (x, y) and moved by (x, y)."""
-    labels = sample.labels.copy()
-    labels[:, 1:] = labels[:, 1:] * np.tile(scale, 2) + np.tile(offset, 2)
-    segments = [(points * np.array(scale) + np.array(offset)).astype(np.float32) for points in sample.segments]
-    return Sample(image, labels, tuple(segments))
-
-
 class Warp(NamedTuple):
     """A map of the plane into an image: 3x3 `matrix` on column vectors, its `scale` of lengths, (width, height)."""
 

@@ -24,12 +24,12 @@ from utils.base.config import Hyp
 from utils.base.files import printable
 from utils.base.log import LOGGER
 from utils.boxes.convert import xywhn2xyxy, xyxy2xywhn
-from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, placed, random_perspective, train_transforms
+from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, random_perspective, train_transforms
 from utils.data.image_cache import open_cache
 from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
 from utils.data.samplers import EpochSampler, Item, SampleKey, Shapes, collate, collate_quad, rect_shapes
-from utils.data.tiles import draw_window
+from utils.data.tiles import draw_window, placed
 from utils.distributed.processes import Team, world_size
 from utils.distributed.shared_memory import ALONE, share
 from utils.images.letterbox import GREY, fit_longest, letterbox

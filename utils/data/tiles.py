@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,14 @@ def choose_tiling(size: int, overlap: float | None, merge: str | None, batch: in
                 raise ValueError(f"--tile-{name} {value} says how tiles are cut or merged: give --tile SIZE as well")
         return None
     return Tiling(size, OVERLAP if overlap is None else overlap, merge or MERGES[0], batch)
+
+
+def placed(sample: Sample, image: np.ndarray, scale: Sequence[float], offset: Sequence[float] = (0, 0)) -> Sample:
+    """Return the labels of a sample on another `image`, in which its own is scaled by (x, y) and moved by (x, y)."""
+    labels = sample.labels.copy()
+    labels[:, 1:] = labels[:, 1:] * np.tile(scale, 2) + np.tile(offset, 2)
+    segments = [(points * np.array(scale) + np.array(offset)).astype(np.float32) for points in sample.segments]
+    return Sample(image, labels, tuple(segments))
 
 
 def draw_window(sample: Sample, size: int, rng: Generator) -> Sample:

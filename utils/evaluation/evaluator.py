@@ -123,14 +123,11 @@ def _score_share(
             predictions, raw = forward(images)
         return predictions.float(), raw
 
-    prepare = partial(prepare_image, shape=(settings.imgsz, settings.imgsz), auto=False)
-    search = settings.tiling and TileSearch(settings.tiling, network, prepare, device, dtype)
+    search = _tile_search(settings, network, device, dtype)
     title, total = HEADER if is_terminal() else "validating", len(loader) if isinstance(loader, Sized) else None
     for batch in progress(batches_of(loader), title, total, unit=" batches", quiet=not is_main(), bar_format=BAR):
         number, (count, _, height, width) = settings.first + len(numbers) * settings.stride, batch.images.shape
-        targets = batch.targets
-        truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2)), 1)
-        candidates = [truth[targets[:, 0] == i] for i in range(count)]
+        targets, candidates = batch.targets, _labels_of(batch)
         chosen = replace(suppression, labels=candidates * settings.hybrid)
         detections, (_, raw) = find_objects(network, batch.images, chosen, clock, device, dtype)
         levels = raw and [level.float() for level in raw]
@@ -154,6 +151,23 @@ def _score_share(
     clock.settled()
     batches = np.array(numbers, int), np.array(sizes, int), torch.stack(losses).float().cpu().numpy()[1:]
     return _Share(*batches, np.array([clock.prepare, clock.network, clock.suppress]), metrics, report.found)
+
+
+def _labels_of(batch: Any) -> list[Tensor]:
+    """Return the labels (n, 5) of each image: class, centre x, centre y, width, height in pixels of the batch."""
+    targets, (count, _, height, width) = batch.targets, batch.images.shape
+    truth = torch.cat((targets[:, 1:2], targets[:, 2:] * torch.tensor([width, height] * 2)), 1)
+    return [truth[targets[:, 0] == i] for i in range(count)]
+
+
+def _tile_search(
+    settings: EvalSettings, network: Forward, device: torch.device, dtype: torch.dtype
+) -> TileSearch | None:
+    """Return what looks at tiles, as large for the network as training's, None where that is not wanted."""
+    if settings.tiling is None:
+        return None
+    prepare = partial(prepare_image, shape=(settings.imgsz, settings.imgsz), auto=False)
+    return TileSearch(settings.tiling, network, prepare, device, dtype)
 
 
 def warn_of_crowds(objects: Iterable[int], max_det: int) -> None:

@@ -108,7 +108,8 @@ class Endpoints:
         """Where the regions of the image look, layer by layer."""
         if self.detector.record is None:
             raise Refusal(404, "these weights have no routing attention whose routes could be shown")
-        return JSONResponse((await self._results(request, ask, "routes", ["image"], 1))[0])
+        whole = ask.model_copy(update={"tile": 0, "tile_overlap": None, "tile_merge": None})
+        return JSONResponse((await self._results(request, whole, "routes", ["image"], 1))[0])
 
     async def models(self) -> Response:
         """What is served, and within which limits."""
@@ -180,12 +181,7 @@ class Endpoints:
                 given["classes"] = tuple(dict.fromkeys(class_numbers(asked, self.detector.names, "classes:")))
             except ValueError as error:
                 raise Refusal(400, str(error)) from None
-        settings = replace(usual, **given)
-        if settings.tile not in TILE_SIDES:
-            raise Refusal(400, f"tile={settings.tile}: must be {TILE_SIDES}")
-        if not settings.tile and given.keys() & {"tile_overlap", "tile_merge"}:
-            raise Refusal(400, "tile_overlap and tile_merge say how tiles are cut and merged: give tile as well")
-        return settings
+        return with_tiles(usual, given)
 
     async def _look(
         self, files: list[bytes], settings: Settings, wanted: str, hold: Callable[[int], None]
@@ -194,14 +190,12 @@ class Endpoints:
 
         An image that is looked at in tiles waits for the network as it was decoded: `hold` notes its bytes.
         """
-        settings = settings if wanted == "boxes" else replace(settings, tile=0)
         decode, jobs = self.detector.decode, []
         names = ["the image"] if len(files) == 1 else [f"image {number}" for number in range(1, len(files) + 1)]
         for data, name in zip(files, names, strict=True):
             reader = self.readers[len(data) > self.limits.upload // SMALL_SHARE]
             cost = await reader.run(len(data), len(data), partial(decode.measure, data, name))
-            if settings.tile:
-                hold(3 * cost.memory // PLAIN_MEMORY)
+            hold(3 * cost.memory // PLAIN_MEMORY * bool(settings.tile))
             is_large = (
                 cost.work > decode.most_work // SMALL_SHARE or cost.memory > self.decoders[1].memory // SMALL_MEMORY
             )
@@ -215,12 +209,26 @@ class Endpoints:
         finally:  # where one is damaged, nobody waits for the others
             for task in tasks:
                 task.cancel()
-        if settings.tile and (tiles := sum(image.tiles for image in images)) > self.limits.tiles:
-            few = f"at most {self.limits.tiles} are looked at for a request"
-            raise Refusal(413, f"tile={settings.tile} makes {tiles} tiles, {few}: ask for larger ones")
+        check_tiles(sum(image.tiles for image in images), self.limits.tiles)
         # an image in tiles is a batch of its own, so that others have their turn
-        keys = [(wanted, image.pixels.shape, settings.tile and object()) for image in images]
-        return await self.batcher.submit(list(zip(keys, images, strict=True)))
+        alone = settings.tile > 0
+        return await self.batcher.submit([((wanted, image.pixels.shape, alone * id(image)), image) for image in images])
+
+
+def with_tiles(usual: Settings, given: dict[str, Any]) -> Settings:
+    """The usual settings but for those given; raises Refusal(400) for tiles that cannot be."""
+    settings = replace(usual, **given)
+    if settings.tile not in TILE_SIDES:
+        raise Refusal(400, f"tile={settings.tile}: must be {TILE_SIDES}")
+    if not settings.tile and given.keys() & {"tile_overlap", "tile_merge"}:
+        raise Refusal(400, "tile_overlap and tile_merge say how tiles are cut and merged: give tile as well")
+    return settings
+
+
+def check_tiles(count: int, most: int) -> None:
+    """Raise Refusal(413) for more tiles than are looked at for a request."""
+    if count > most:
+        raise Refusal(413, f"the request makes {count} tiles, at most {most} are looked at: ask for larger ones")
 
 
 class Entrance:

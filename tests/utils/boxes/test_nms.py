@@ -74,9 +74,9 @@ def test_a_growing_prefix_gives_the_whole_answer(monkeypatch):
     prediction[:, :4, 4] = 0.02  # the boxes apart from the group are the least confident
     options = {"max_det": 10, "conf_thres": 0.001, "agnostic": True}
     lengths = []
-    original = nms_file._survivors
+    original = nms_file.survivors
     monkeypatch.setattr(nms_file, "FIRST_PREFIX", 1)
-    monkeypatch.setattr(nms_file, "_survivors", lambda rows, *rest: lengths.append(len(rows)) or original(rows, *rest))
+    monkeypatch.setattr(nms_file, "survivors", lambda rows, *rest: lengths.append(len(rows)) or original(rows, *rest))
     for result, rows in zip(non_max_suppression(prediction, **options), prediction, strict=True):
         torch.testing.assert_close(result, greedy(rows, **options), rtol=1e-5, atol=1e-3)
     assert min(lengths) > 10

@@ -55,7 +55,9 @@ class Lengths:
         self.prepared.append(data)
         if data == b"bad":
             raise Refusal(400, f"{name} is bad")
-        return SimpleNamespace(pixels=SimpleNamespace(shape=()), data=data, settings=settings, tiles=len(data))
+        return SimpleNamespace(
+            pixels=SimpleNamespace(shape=()), data=data, settings=settings, tiles=len(data) * bool(settings.tile)
+        )
 
     def work(self, key: Any, items: list[Any]) -> list[Any]:
         for item in items:
@@ -143,7 +145,7 @@ def test_images_in_tiles_have_bounds_of_their_own() -> None:
         assert send(client, b"abcdef").status_code == send(client, b"wide", address=ONE).status_code == 200
         assert send(client, b"abcde", address=f"{ONE}?tile=64").status_code == 200
         status, text = mistake(send(client, b"abc", b"def", address=f"{BATCH}?tile=64", field="images"))
-        assert status == 413 and text.startswith("tile=64 makes 6 tiles, at most 5 are looked at for a request")
+        assert status == 413 and text.startswith("the request makes 6 tiles, at most 5")
         assert mistake(send(client, b"wide", address=f"{ONE}?tile=64"))[0] == 503 and client.service.gate.held == 0
 
 
