@@ -130,7 +130,7 @@ def _candidates(
 
 
 def survivors(detections: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
-    """The detections (n, 6), at most max_det, that greedy suppression leaves, by falling confidence.
+    """Return the detections (n, 6), at most max_det, that greedy suppression leaves, by falling confidence.
 
     Whether a box survives depends on more confident ones only, so a prefix of the list gives a prefix of the answer:
     it is lengthened until enough survive, which spares most of the pairs where thousands of weak boxes compete.
