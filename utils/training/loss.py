@@ -46,7 +46,7 @@ class Matches(NamedTuple):
     box: Tensor  # (K, 4) what to predict: centre relative to the cell's corner, width and height, in cells
     anchor_size: Tensor  # (K, 2) width and height of the anchor, in cells
     label: Tensor  # (K,) class
-    real: Tensor | None
+    real: Tensor | None  # (K,) False in places without a match; None where there are none
 
     @property
     def total(self) -> Tensor:
