@@ -10,14 +10,25 @@ A plan (benchmarks/plans/fine_tuning.yaml is a whole one):
     parallel: 2                     # runs side by side, each with one thread, so that two cores are full
     baseline: plain                 # the arm that the others are compared with
     options: {imgsz: 320, epochs: 60, workers: 0, cache: ram}      # of train.py, for every run
-    data: {pcb: pcb.yaml}
+    data: {pcb: pcb.yaml, cars: {data: cars.yaml, imgsz: 640}}     # the latter with options that hold for it alone
     arms:              # options of train.py, and `only` (these data sets), `seeds`, `needs` (an arm that goes first)
       plain: {cfg: yolov5n.yaml}
       bra: {cfg: yolov5n_BiFormer.yaml}
       tuned: {needs: bra, weights: "{folder}/pcb/bra/0/weights/best.pt", epochs: 15}
+      tta: {cfg: yolov5n.yaml, val: {augment: true}}               # `val`: options of val.py to score with
+      yolo26n: {peer: yolo26n.yaml}                                # of the ultralytics package, with its defaults
+      yolo26n-matched: {peer: yolo26n.yaml, nbs: 16, optimizer: AdamW, lr0: 0.003}
+    peer_python: ../peer/bin/python       # the Python of an environment of its own: pip install ultralytics
 
-Scores are those of results.csv, in points of mAP50-95: of the best epoch, of the last and of the lowest one, and of the
-weights that training began with, where they were scored.
+All columns are points of mAP50-95 if they do not say otherwise. Every best.pt is scored by val.py's code on the same
+images, with the same suppression, whoever trained it; benchmarks.ablation_scores says what small and "small seen" are.
+Start, lowest and last are epochs of results.csv: the weights that training began with, the worst epoch, the final one.
+When all runs are there, an image's time is taken of all arms in turns.
+
+A peer gets those of the plan's options that it knows too (PEER_OPTIONS), and its arm's by its own names; `val` gives it
+side and suppression only. It is *step-matched* with our optimiser and step size and with `nbs`, its nominal batch, as
+large as the batch: it then takes as many steps, as large, on as many images. By its defaults it takes one step where
+ours takes four.
 """
 
 from __future__ import annotations
@@ -28,7 +39,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,18 +47,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from benchmarks.report import ROOT, commit
-from utils.base.yaml import read_yaml
+import val
+from benchmarks.ablation_scores import BY_SIZE, ONE_THREAD, PEER, SCORED, costs_of
+from benchmarks.report import ROOT, commit, machine
+from utils.base.config import DataConfig
+from utils.base.paths import USUAL_SIZE, check_yaml
+from utils.base.yaml import read_yaml, write_yaml
 from utils.drawing.batches import read_results
+from utils.prepare.converters import prepare
 
-RESULT, RESAMPLES = "result.json", 10_000
+RESULT, COSTS, RESAMPLES = "result.json", "costs.json", 10_000
+PEER_OPTIONS = {"batch_size": "batch"} | {
+    name: name for name in "data imgsz epochs workers cache patience seed".split()
+}
 MAP, MAP50 = "metrics/mAP_0.5:0.95", "metrics/mAP_0.5"
+NOT_OPTIONS = ("only", "seeds", "needs", "val", "peer")
+COLUMNS = ["mAP50-95", "mAP50", *BY_SIZE, "start", "lowest", "last"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training: an arm on a data set with a seed, in a folder of its own."""
+    """One training: an arm on a data set with a seed, in a folder of its own; of a `peer`'s YAML by its `python`."""
 
     data: str
     arm: str
@@ -55,11 +77,19 @@ class Job:
     folder: Path
     options: dict[str, Any]
     needs: str = ""
+    scoring: dict[str, Any] = field(default_factory=dict)
+    peer: str = ""
+    python: str = ""
 
     @property
     def is_done(self) -> bool:
-        """Whether it was trained to its end."""
-        return (self.folder / RESULT).is_file()
+        """Whether it was trained to its end and scored."""
+        return (self.folder / RESULT).is_file() and (self.folder / SCORED).is_file()
+
+    @property
+    def imgsz(self) -> int:
+        """Side of the images it is trained at, as train.py chooses it."""
+        return self.options.get("imgsz") or DataConfig.load(check_yaml(self.options["data"])).imgsz or USUAL_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +98,12 @@ class Plan:
 
     folder: Path
     seeds: list[int]
-    data: dict[str, str]
+    data: dict[str, dict[str, Any]]
     arms: dict[str, dict[str, Any]]
     baseline: str
     options: dict[str, Any] = field(default_factory=dict)
     parallel: int = 2
+    peer_python: str = ""
 
     @classmethod
     def load(cls, file: Path) -> Plan:
@@ -83,11 +114,14 @@ class Plan:
             raise ValueError(
                 f"{file}: unknown or missing {', '.join(sorted(wrong))}; known: {', '.join(cls.__slots__)}"
             )
+        content["data"] = {k: v if isinstance(v, dict) else {"data": v} for k, v in content["data"].items()}
         plan = cls(**(content | {"folder": Path(content["folder"]).absolute()}))
         arms = {plan.baseline, *(arm["needs"] for arm in plan.arms.values() if "needs" in arm)} - plan.arms.keys()
         sets = {name for arm in plan.arms.values() for name in arm.get("only", ())} - plan.data.keys()
         if arms | sets:
             raise ValueError(f"{file}: there is no {', '.join(sorted(arms | sets))}; add it, or correct the name")
+        if not plan.peer_python and any("peer" in arm for arm in plan.arms.values()):
+            raise ValueError(f"{file}: peers need peer_python, the Python of an environment that has ultralytics")
         return plan
 
     def jobs(self) -> list[Job]:
@@ -95,34 +129,63 @@ class Plan:
         found = []
         seeds = sorted({*self.seeds, *(seed for arm in self.arms.values() for seed in arm.get("seeds", ()))})
         for seed in seeds:
-            for data, file in self.data.items():
+            for data, given in self.data.items():
                 for name, arm in self.arms.items():
                     if data not in arm.get("only", self.data) or seed not in arm.get("seeds", self.seeds):
                         continue
-                    own = {key: value for key, value in arm.items() if key not in ("only", "seeds", "needs")}
-                    options = {**self.options, "data": file, **own, "seed": seed}
+                    own = {key: value for key, value in arm.items() if key not in NOT_OPTIONS}
+                    shared, peer = self.options | given, arm.get("peer", "")
+                    if peer:
+                        shared = {PEER_OPTIONS[key]: value for key, value in shared.items() if key in PEER_OPTIONS}
+                    options = {**shared, **own, "seed": seed}
                     if "weights" in options:
                         options["weights"] = options["weights"].format(folder=self.folder, data=data, seed=seed)
                     folder = self.folder / data / name / str(seed)
-                    found.append(Job(data, name, seed, folder, options, arm.get("needs", "")))
+                    python, scoring = self.peer_python if peer else "", arm.get("val", {})
+                    found.append(Job(data, name, seed, folder, options, arm.get("needs", ""), scoring, peer, python))
         return found
 
 
 def train(job: Job) -> None:
-    """Train with one thread, or go on with it; its output is in log.txt. Raise RuntimeError, with its last line."""
+    """Train with one thread, or go on with it, and score it. Raise RuntimeError, with the last line of its log.txt."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    log, place = job.folder / "log.txt", ["--project", str(job.folder.parent), "--name", job.folder.name]
-    words = [word for key, value in job.options.items() for word in words_of(key, value)]
-    start = time.monotonic()
+    if not (job.folder / RESULT).is_file():
+        start = time.monotonic()
+        if job.peer:
+            ask_peer(job, "train", **job.options)
+            result = {"scores": {}, "commit": (job.folder / "peer.txt").read_text(encoding="utf-8")}
+        else:
+            place = ["--project", str(job.folder.parent), "--name", job.folder.name]
+            words = [word for key, value in job.options.items() for word in words_of(key, value)]
+            run(job, [sys.executable, "train.py", "--resume", "auto", *place, *words])
+            result = {"scores": scores_of(job.folder / "results.csv"), "commit": commit(ROOT)}
+        result["scores"]["minutes"] = (time.monotonic() - start) / 60
+        (job.folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    if job.peer:
+        rule = val.ValOptions(**job.scoring)
+        nms = {"conf": rule.conf_thres, "iou": rule.iou_thres, "max_det": rule.max_det}
+        ask_peer(job, "detect", imgsz=rule.imgsz or job.imgsz, **nms)
+    given = {"folder": str(job.folder), "data": job.options["data"], "imgsz": job.imgsz, "val": job.scoring}
+    run(job, [sys.executable, "-m", "benchmarks.ablation_scores", json.dumps(given)])
+
+
+def run(job: Job, command: list[str]) -> None:
+    """Run a command of a job with one thread; its output goes to log.txt. Raise RuntimeError, with its last line."""
+    log, environment = job.folder / "log.txt", os.environ | ONE_THREAD
     with log.open("a", encoding="utf-8") as file:
-        command = [sys.executable, "train.py", "--resume", "auto", *place, *words]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"{log}: {' '.join(last)}")
-    scores = scores_of(job.folder / "results.csv") | {"minutes": (time.monotonic() - start) / 60}
-    (job.folder / RESULT).write_text(json.dumps({"scores": scores, "commit": commit(ROOT)}))
+
+
+def ask_peer(job: Job, task: str, **options: Any) -> None:
+    """Let peer.py do a task, with a data YAML of its own: the package knows nothing of our data sets' root."""
+    data, file = DataConfig.load(check_yaml(job.options["data"])), job.folder / "peer_data.yaml"
+    splits = {split: [os.path.abspath(path) for path in getattr(data, split)] for split in ("train", "val")}
+    write_yaml(file, splits | {"names": dict(enumerate(data.names))})
+    given = options | {"folder": str(job.folder), "model": job.peer, "data": str(file)}
+    run(job, [job.python, "-I", str(PEER), task, json.dumps(given)])
 
 
 def words_of(option: str, value: Any) -> list[str]:
@@ -157,29 +220,32 @@ def gather(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return a row for each finished run: data, arm, seed, its scores and commit."""
     rows = []
     for job in filter(lambda job: job.is_done, jobs):
-        result = json.loads((job.folder / RESULT).read_text())
-        rows.append(
-            {"data": job.data, "arm": job.arm, "seed": job.seed, **result["scores"], "commit": result["commit"]}
-        )
+        result, scored = (json.loads((job.folder / name).read_text(encoding="utf-8")) for name in (RESULT, SCORED))
+        names = {"data": job.data, "arm": job.arm, "seed": job.seed}
+        rows.append({**names, **result["scores"], **scored, "commit": result["commit"]})
     return pd.DataFrame(rows)
 
 
-def summary(results: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Return mean and standard deviation of each arm, and how far it is from the baseline with the same seeds."""
-    rows = []
+def summary(results: pd.DataFrame, baseline: str, costs: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return mean and deviation of each arm, how far it is from the baseline with the same seeds, and its costs.
+
+    Scores that no run has are left out.
+    """
+    rows, known = [], [name for name in COLUMNS if name in results and not results[name].isna().all()]
     for (data, arm), group in results.groupby(["data", "arm"], sort=False):
         base = results[(results["data"] == data) & (results["arm"] == baseline)]
         gains = group.merge(base, on="seed", suffixes=("", " base")).eval("`mAP50-95` - `mAP50-95 base`")
         row = {"data": data, "arm": arm, "seeds": len(group)}
-        for name in ("mAP50-95", "mAP50", "start", "lowest", "last"):
+        for name in known:
             spread = f" ± {group[name].std():.1f}" if len(group) > 1 else ""
             row[name] = "-" if group[name].isna().all() else f"{group[name].mean():.1f}{spread}"
         low, high = interval(gains.tolist())
         spread = f" ({low:+.1f} to {high:+.1f})" if len(gains) > 1 else ""
         row[f"over {baseline}"] = "-" if arm == baseline or gains.empty else f"{gains.mean():+.1f}{spread}"
+        row |= {name: f"{value:.3g}" for name, value in costs.get(f"{data} {arm}", {}).items()}
         row |= {"minutes": f"{group['minutes'].mean():.1f}", "commit": " ".join(sorted(set(group["commit"])))}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("-")
 
 
 def report(plan: Plan) -> None:
@@ -189,7 +255,9 @@ def report(plan: Plan) -> None:
         print(f"nothing is finished in {plan.folder} yet")
         return
     results.to_csv(plan.folder / "results.csv", index=False)
-    table = summary(results, plan.baseline)
+    file = plan.folder / COSTS
+    costs = json.loads(file.read_text(encoding="utf-8"))["costs"] if file.is_file() else {}
+    table = summary(results, plan.baseline, costs)
     rows = [[*table.columns], ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     (plan.folder / "table.md").write_text(text + "\n", encoding="utf-8")
@@ -217,11 +285,27 @@ def draw(results: pd.DataFrame, plan: Plan) -> None:
     figure.savefig(plan.folder / "ablation.png", dpi=120)
 
 
+def measure(plan: Plan) -> None:
+    """Write costs.json: what an image costs each arm, by its first run on each data set, all of them in turns."""
+    runs = {f"{job.data} {job.arm}": job for job in reversed(plan.jobs()) if job.is_done}
+    file = plan.folder / COSTS
+    if not runs or (file.is_file() and runs.keys() <= json.loads(file.read_text(encoding="utf-8"))["costs"].keys()):
+        return
+    costs = costs_of({name: (job.folder, job.imgsz, job.python) for name, job in runs.items()})
+    facts = machine(torch.device("cpu"), torch.float32, threads=1)
+    file.write_text(json.dumps({"costs": costs, "machine": facts}, indent=1), encoding="utf-8")
+
+
 def carry_out(plan: Plan) -> int:
     """Train what is missing, `parallel` runs at a time; return how many failed or had to be left out."""
     jobs = plan.jobs()
     waiting, failed = [job for job in jobs if not job.is_done], 0
     print(f"{len(jobs)} runs, {len(waiting)} to do, {plan.parallel} at a time, in {plan.folder}", flush=True)
+    for given in plan.data.values():
+        prepare(DataConfig.load(check_yaml(given["data"])))
+    left = sorted(plan.options.keys() - PEER_OPTIONS.keys())
+    if left and any(job.peer for job in waiting):
+        print(f"peers go without {', '.join(left)}, which they do not know", flush=True)
     running: dict[Future[None], Job] = {}
     with ThreadPoolExecutor(plan.parallel) as pool:
         while waiting or running:
@@ -238,6 +322,8 @@ def carry_out(plan: Plan) -> int:
                 failed += error is not None
                 print(f"{job.data} {job.arm} {job.seed}: {error or 'done'}", flush=True)
             report(plan)
+    measure(plan)
+    report(plan)
     return failed
 
 
