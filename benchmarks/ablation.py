@@ -141,7 +141,7 @@ class Plan:
                     if "weights" in options:
                         options["weights"] = options["weights"].format(folder=self.folder, data=data, seed=seed)
                     folder = self.folder / data / name / str(seed)
-                    python, scoring = self.peer_python if peer else "", arm.get("val", {})
+                    python, scoring = os.path.abspath(self.peer_python) if peer else "", arm.get("val", {})
                     found.append(Job(data, name, seed, folder, options, arm.get("needs", ""), scoring, peer, python))
         return found
 

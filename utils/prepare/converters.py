@@ -20,6 +20,7 @@ from utils.data.image_files import find_images
 from utils.distributed.processes import main_first
 from utils.prepare.archives import extract
 from utils.prepare.coco_json import CocoReader
+from utils.prepare.controls import draw_control, draw_far, draw_near
 from utils.prepare.dataset_tools import autosplit
 from utils.prepare.downloads import Remote, fetch, fetch_folder, url2file
 from utils.prepare.image_places import ImageName, LabelPlaces, image_size
@@ -208,6 +209,8 @@ def _move(source: Path, target: Path) -> None:
 
 CONVERTERS: dict[str, Callable[[DataConfig], object]] = {
     "shapes": lambda config: draw_dataset(config.root),  # small textured scenes, drawn from a seed
+    "far": lambda config: draw_control(config.root, draw_far),
+    "near": lambda config: draw_control(config.root, draw_near),
     "coco": coco,
     "coco128": lambda config: fetch(FILES["coco128"], config.root, top="coco128"),
     "voc": voc,

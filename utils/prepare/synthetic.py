@@ -37,6 +37,7 @@ OVERSAMPLE = 4  # outlines are filled at this multiple and averaged down
 
 Outline = list[np.ndarray]  # (k, 2) contours about the origin, filled by the even-odd rule: a second one makes a hole
 Size = tuple[int, int]  # width, height; of a data set: the shortest and the longest side
+Draw = Callable[[Generator, Size], tuple[np.ndarray, np.ndarray]]  # a scene of a size -> image and labels
 TURN = 2 * np.pi
 
 
@@ -84,7 +85,7 @@ def _colour(rng: Generator, saturation: tuple[int, int], value: tuple[int, int])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def _clouds(rng: Generator, size: Size, cells: tuple[int, int] = (3, 3), octaves: int = 5) -> np.ndarray:
+def clouds(rng: Generator, size: Size, cells: tuple[int, int] = (3, 3), octaves: int = 5) -> np.ndarray:
     """(h, w) float32 noise of several scales, mean 0, deviation about 1; `cells` (x, y) of the coarsest."""
     total = np.zeros(size[::-1], np.float32)
     for octave in range(octaves):
@@ -101,7 +102,7 @@ def _tone(rng: Generator, size: Size) -> np.ndarray:
         return slope + np.linspace(-1, 1, size[1], dtype=np.float32)[:, None] * rng.uniform(-1, 1)
     if pattern == "boards":  # long grain, a tone a board, dark joints
         width = int(rng.integers(36, 90))
-        grain = _clouds(rng, size, (2, 40), 3)
+        grain = clouds(rng, size, (2, 40), 3)
         board = (np.arange(size[1]) + rng.integers(width)) // width
         tone = rng.uniform(-1.2, 1.2, board.max() + 1).astype(np.float32)[board][:, None] + 0.5 * grain
         tone[np.flatnonzero(np.diff(board))] = -3
@@ -114,8 +115,8 @@ def _tone(rng: Generator, size: Size) -> np.ndarray:
         tone[rows % side == 0] = tone[:, cols % side == 0] = rng.choice((-2.2, 1.8))
         return tone
     if pattern == "patches":  # clouds cut into a few levels
-        return np.round(_clouds(rng, size, (4, 4), 3) * 1.3) / 1.3
-    return _clouds(rng, size)
+        return np.round(clouds(rng, size, (4, 4), 3) * 1.3) / 1.3
+    return clouds(rng, size)
 
 
 class _Scene:
@@ -124,7 +125,7 @@ class _Scene:
     def __init__(self, rng: Generator, size: Size) -> None:
         self.rng, turned = rng, rng.random() < 0.5
         tone = _tone(rng, size[::-1] if turned else size)
-        tone = (tone.T if turned else tone) + 0.3 * _clouds(rng, size, (24, 24), 3)
+        tone = (tone.T if turned else tone) + 0.3 * clouds(rng, size, (24, 24), 3)
         base, other = _colour(rng, (10, 100), (90, 210)), _colour(rng, (10, 110), (40, 240))
         mixed = tone[..., None] * ((other - base) * rng.uniform(0.12, 0.4)) + base
         self.image = np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)  # a pattern of two colours with fine grain
@@ -240,14 +241,18 @@ def draw_scene(rng: Generator, size: Size = (368, 368)) -> tuple[np.ndarray, np.
     return np.clip(seen, 0, 255, out=seen).astype(np.uint8), np.array(scene.labels, np.float32).reshape(-1, 5)
 
 
-def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320, 416), seed: int = 0) -> None:
+def draw_dataset(
+    root: Path, train: int = 256, val: int = 64, size: Size = (320, 416), seed: int = 0, scene: Draw | None = None
+) -> None:
     """Draw root/images/{train,val}/*.jpg and root/labels/{train,val}/*.txt, sides between the two of `size`.
 
+    `scene` draws one as `draw_scene` does, which it is by default; the name of another one is part of its recipe.
     A set that is there already stays; one of another recipe, number or seed is replaced. It is drawn beside `root` and
     moved there when complete, so an interrupted drawing leaves nothing half done and two processes do not disturb each
     other. Raises ValueError where `root` holds something else.
     """
-    wanted = json.dumps({"recipe": RECIPE, "train": train, "val": val, "size": list(size), "seed": seed})
+    recipe = f"{scene.__name__} {RECIPE}" if scene else RECIPE
+    wanted = json.dumps({"recipe": recipe, "train": train, "val": val, "size": list(size), "seed": seed})
     if (marker := root / MARKER).is_file() and marker.read_text(encoding="utf-8") == wanted:
         return
     if not marker.exists() and any(root.glob("*")):
@@ -262,7 +267,7 @@ def draw_dataset(root: Path, train: int = 256, val: int = 64, size: Size = (320,
             for index in progress(range(count), f"drawing {part}", unit=" scenes"):
                 rng = np.random.default_rng([seed, split, index])
                 width, height = (rng.integers(size[0] // 16, size[1] // 16 + 1, 2) * 16).tolist()
-                image, boxes = draw_scene(rng, (width, height))
+                image, boxes = (scene or draw_scene)(rng, (width, height))
                 data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
                 (images / f"{index:04d}.jpg").write_bytes(data.tobytes())
                 boxes[:, 1:] = xyxy2xywhn(boxes[:, 1:], width, height)
