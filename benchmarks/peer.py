@@ -63,9 +63,8 @@ def cost(folder: Path, imgsz: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from ultralytics import YOLO
 
-    network = (
-        YOLO(folder / "weights/best.pt").model.float().eval().fuse(verbose=False).to(memory_format=torch.channels_last)
-    )
+    network = YOLO(folder / "weights/best.pt").model.float().eval().fuse(verbose=False)
+    network.to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, imgsz, imgsz)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:

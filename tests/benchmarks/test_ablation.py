@@ -140,8 +140,8 @@ def test_a_peer_is_trained_and_looks_by_its_own_python(
 
     monkeypatch.setattr(ablation, "run", run)
     ablation.train(job)
-    python = str(Path("p/python").absolute())
-    assert [command[:4] for command in commands[:2]] == [[python, "-I", str(PEER), task] for task in ("train", "detect")]
+    words = [str(Path("p/python").absolute()), "-I", str(PEER)]
+    assert [command[:4] for command in commands[:2]] == [[*words, "train"], [*words, "detect"]]
     trained, looked = (json.loads(command[4]) for command in commands[:2])
     place = {"folder": str(job.folder), "model": "yolo26n.yaml", "data": str(job.folder / "peer_data.yaml")}
     assert trained == place | {"epochs": 3, "batch": 4, "patience": 7, "nbs": 16, "seed": 0}

@@ -1,8 +1,8 @@
 """Two embedded data sets that tell whether a network looks things up: `far` needs it, `near` does not.
 
-A scene has discs on one side and square tags on the other, across a gap. A disc's colours, drawn anew for every disc of
-every image, are those of exactly one tag, and a light or dark frame is the sign that tells the class: in `near` around
-the disc itself, in `far` around its tag only. Which tag has a disc's colours is drawn independently of all places, and
+A scene has discs on one side and square tags on the other, across a gap. A disc's colour, drawn anew for every disc of
+every image, is that of exactly one tag, and a light or dark frame is the sign that tells the class: in `near` around
+the disc itself, in `far` around its tag only. Which tag has a disc's colour is drawn independently of all places, and
 each scene has both classes and both signs equally often, so neither the disc, nor what is next to it, nor how many
 there are of anything helps: without comparing colours across the image the classes of `far` are a coin's toss.
 """

@@ -73,7 +73,7 @@ def test_far_is_solved_by_comparing_colours_and_by_nothing_else() -> None:
             away = np.array([tag.centre - centre for tag in tags])
             assert (abs(away).max(1) >= GAP).all()
             unlike = np.array([np.linalg.norm(tag.colour - colour) for tag in tags])
-            assert np.sort(unlike)[1] > 0.7 * LEAST_DIFFERENCE, "no other tag has these colours"
+            assert np.sort(unlike)[1] > 0.7 * LEAST_DIFFERENCE, "no other tag has this colour"
             distance, gap = np.linalg.norm(away, axis=1), abs(away).min(1)
             guesses = unlike.argmin(), distance.argmin(), distance.argmax(), gap.argmin(), unlike.argsort()[1]
             for name, guess in zip(right, guesses, strict=True):
