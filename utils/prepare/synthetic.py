@@ -241,6 +241,17 @@ def draw_scene(rng: Generator, size: Size = (368, 368)) -> tuple[np.ndarray, np.
     return np.clip(seen, 0, 255, out=seen).astype(np.uint8), np.array(scene.labels, np.float32).reshape(-1, 5)
 
 
+def _write_scene(scene: Draw | None, rng: Generator, sides: Size, image_file: Path, label_file: Path) -> None:
+    """Write a scene whose sides are multiples of 16 pixels between two numbers."""
+    width, height = (rng.integers(sides[0] // 16, sides[1] // 16 + 1, 2) * 16).tolist()
+    image, boxes = (scene or draw_scene)(rng, (width, height))
+    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+    image_file.write_bytes(data.tobytes())
+    boxes[:, 1:] = xyxy2xywhn(boxes[:, 1:], width, height)
+    lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in boxes]
+    label_file.write_text("".join(lines), encoding="utf-8")
+
+
 def draw_dataset(
     root: Path, train: int = 256, val: int = 64, size: Size = (320, 416), seed: int = 0, scene: Draw | None = None
 ) -> None:
@@ -266,13 +277,7 @@ def draw_dataset(
             labels.mkdir(parents=True)
             for index in progress(range(count), f"drawing {part}", unit=" scenes"):
                 rng = np.random.default_rng([seed, split, index])
-                width, height = (rng.integers(size[0] // 16, size[1] // 16 + 1, 2) * 16).tolist()
-                image, boxes = (scene or draw_scene)(rng, (width, height))
-                data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-                (images / f"{index:04d}.jpg").write_bytes(data.tobytes())
-                boxes[:, 1:] = xyxy2xywhn(boxes[:, 1:], width, height)
-                lines = [f"{int(kind)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, x, y, w, h in boxes]
-                (labels / f"{index:04d}.txt").write_text("".join(lines), encoding="utf-8")
+                _write_scene(scene, rng, size, images / f"{index:04d}.jpg", labels / f"{index:04d}.txt")
         (beside / MARKER).write_text(wanted, encoding="utf-8")
         try:
             os.replace(beside, root)  # fails where a folder with something in it is in the way
