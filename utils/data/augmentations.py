@@ -1,13 +1,15 @@
 """Images and their labels on the way to the network: colour, geometry, mosaics and other mixtures.
 
-A transform takes a `Sample` and returns a new one; chance comes from a generator that is handed in. Coordinates are
-continuous pixels: the left edge of the first pixel is 0, its centre 0.5, the right edge of the last one the width.
+A transform takes a `Sample` and returns a new one; chance comes from a generator that is handed in. Labels move at
+once; pixels wait in a `Sketch`, which `painting` makes an image of, or `batch_painting` a whole batch on a GPU.
+Coordinates are continuous pixels: the left edge of the first one is 0, its centre 0.5, the right edge of the last one
+the width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 
 from utils.base.config import Hyp
+from utils.data.painting import Sketch, Warp, paint, shift
 from utils.images.letterbox import GREY
 
 NO_POLYGON = np.zeros((0, 2), np.float32)
@@ -29,12 +32,12 @@ CUTOUT_HOLES = ((0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8), (0.03125, 16))  # 
 class Sample:
     """An image with its labels.
 
-    `image` (H, W, 3) uint8 BGR; `labels` (n, 5) float32 class, x1, y1, x2, y2 in pixels; `segments` one (k, 2) float32
-    pixel polygon a label, in the same order, with k = 0 where a label is a box only. Leaving `segments` out makes all
-    of them boxes; any other difference in number is a ValueError.
+    `source` is the image, (H, W, 3) uint8 BGR, or its sketch; `labels` (n, 5) float32 class, x1, y1, x2, y2 in pixels;
+    `segments` one (k, 2) float32 pixel polygon a label, in the same order, with k = 0 where a label is a box only.
+    Leaving `segments` out makes all of them boxes; any other difference in number is a ValueError.
     """
 
-    image: np.ndarray
+    source: np.ndarray | Sketch
     labels: np.ndarray
     segments: tuple[np.ndarray, ...] = ()
 
@@ -44,18 +47,15 @@ class Sample:
         elif len(self.segments) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels but {len(self.segments)} polygons: give one (k, 2) array each")
 
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 BGR, painted now where there is only a sketch of it."""
+        return paint(self.source) if isinstance(self.source, Sketch) else self.source
 
-class Warp(NamedTuple):
-    """A map of the plane into an image: 3x3 `matrix` on column vectors, its `scale` of lengths, (width, height)."""
-
-    matrix: np.ndarray
-    scale: float
-    size: tuple[int, int]
-
-
-def shift(x: float, y: float) -> np.ndarray:
-    """Return the 3x3 matrix that moves points by (x, y)."""
-    return np.array(((1, 0, x), (0, 1, y), (0, 0, 1)), float)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image."""
+        return self.source.layers[0][1].size if isinstance(self.source, Sketch) else self.source.shape[1::-1]
 
 
 def random_warp(size_in: tuple[int, int], size_out: tuple[int, int], hyp: Hyp, rng: Generator) -> Warp:
@@ -139,65 +139,39 @@ def box_candidates(
     return (width > wh_thr) & (height > wh_thr) & (left > area_thr) & (aspect < ar_thr)
 
 
-def augment_hsv(im: np.ndarray, hgain: float, sgain: float, vgain: float, rng: Generator) -> np.ndarray:
-    """Multiply hue, saturation and value of a BGR image by independent factors from 1 - gain to 1 + gain."""
+def hsv_factors(hgain: float, sgain: float, vgain: float, rng: Generator) -> np.ndarray | None:
+    """Draw independent factors (3,) from 1 - gain to 1 + gain; None where no gain changes anything."""
     factors = 1 + rng.uniform(-1, 1, 3) * (hgain, sgain, vgain)
-    if not (hgain or sgain or vgain):
-        return im
-    levels = np.arange(256)[:, None] * factors
-    levels[:, 0] %= 180  # OpenCV's hue is in steps of 2 degrees
-    table = np.minimum(levels, 255).astype(np.uint8)[None]  # (1, 256, 3): one look-up for all three channels
-    hsv = cv2.cvtColor(im, cv2.COLOR_BGR2HSV)
-    hsv = cv2.LUT(hsv, table, dst=hsv)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv)
-
-
-def hist_equalize(im: np.ndarray, clahe: bool = True, bgr: bool = False) -> np.ndarray:
-    """Even out the brightness histogram of an RGB (or BGR) image, locally (CLAHE) or over the whole of it."""
-    to_yuv, back = (cv2.COLOR_BGR2YUV, cv2.COLOR_YUV2BGR) if bgr else (cv2.COLOR_RGB2YUV, cv2.COLOR_YUV2RGB)
-    luma, blue, red = cv2.split(cv2.cvtColor(im, to_yuv))
-    luma = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(luma) if clahe else cv2.equalizeHist(luma)
-    return cv2.cvtColor(cv2.merge((luma, blue, red)), back)
+    return factors if hgain or sgain or vgain else None
 
 
 def flip(sample: Sample, axis: int) -> Sample:
     """Mirror an image left to right (axis 0) or upside down (axis 1)."""
-    side = sample.image.shape[1 - axis]
+    side, sketch = sample.size[axis], Sketch.of(sample.source)
     labels = sample.labels.copy()
     labels[:, [1 + axis, 3 + axis]] = side - labels[:, [3 + axis, 1 + axis]]
     segments = [points.copy() for points in sample.segments]
     for points in segments:
         points[:, axis] = side - points[:, axis]
-    return Sample(cv2.flip(sample.image, 1 - axis), labels, tuple(segments))
-
-
-def warp_image(image: np.ndarray, warp: Warp) -> np.ndarray:
-    """Resample an image; what lies outside of it is grey."""
-    height, width = image.shape[:2]
-    if warp.size == (width, height) and np.allclose(warp.matrix, np.eye(3)):
-        return image
-    # OpenCV counts from the centre of the first pixel, labels from its edge
-    matrix = shift(-0.5, -0.5) @ warp.matrix @ shift(0.5, 0.5)
-    move: Callable[..., np.ndarray] = cv2.warpPerspective
-    if not warp.matrix[2, :2].any():  # parallel lines stay parallel
-        move, matrix = cv2.warpAffine, matrix[:2]
-    return move(image, matrix, warp.size, borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,) * 3)
+    flips = (sketch.flips[0] ^ (axis == 0), sketch.flips[1] ^ (axis == 1))
+    return Sample(replace(sketch, flips=flips), labels, tuple(segments))
 
 
 def random_perspective(sample: Sample, hyp: Hyp, rng: Generator, border: tuple[int, int] = (0, 0)) -> Sample:
     """Move, scale, turn, shear and tilt an image at random, within `hyp`'s limits; `border` (y, x) pads each edge."""
-    height, width = sample.image.shape[:2]
+    width, height = sample.size
     warp = random_warp((width, height), (width + 2 * border[1], height + 2 * border[0]), hyp, rng)
-    return Sample(warp_image(sample.image, warp), *warp_labels(sample.labels, sample.segments, warp))
+    return Sample(Sketch(((sample.image, warp),)), *warp_labels(sample.labels, sample.segments, warp))
 
 
 def mixup(first: Sample, second: Sample, rng: Generator) -> Sample:
     """Blend two images of one size, about half and half, and keep the labels of both (arXiv:1710.09412)."""
-    if first.image.shape != second.image.shape:
-        raise ValueError(f"mixup needs images of one size, got {first.image.shape} and {second.image.shape}")
-    share = rng.beta(32.0, 32.0)
-    image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
-    return Sample(image, np.concatenate((first.labels, second.labels)), first.segments + second.segments)
+    if first.size != second.size:
+        raise ValueError(f"mixup needs images of one size, got {first.size} and {second.size} (width, height)")
+    sketches = [Sketch.of(sample.source) for sample in (first, second)]
+    bare = [sketch if sketch.is_bare else Sketch.of(paint(sketch)) for sketch in sketches]
+    mixed = Sketch(bare[0].layers + bare[1].layers, share=rng.beta(32.0, 32.0))
+    return Sample(mixed, np.concatenate((first.labels, second.labels)), first.segments + second.segments)
 
 
 def copy_paste(sample: Sample, p: float, rng: Generator) -> Sample:
@@ -209,7 +183,8 @@ def copy_paste(sample: Sample, p: float, rng: Generator) -> Sample:
     count = round(p * len(with_polygon))
     if not count:
         return sample
-    image, (height, width) = sample.image.copy(), sample.image.shape[:2]
+    source, (width, height) = sample.image, sample.size
+    image = source.copy()
     labels, segments = list(sample.labels), list(sample.segments)
     for i in rng.choice(with_polygon, count, replace=False):
         kind, x1, y1, x2, y2 = sample.labels[i]
@@ -223,7 +198,7 @@ def copy_paste(sample: Sample, p: float, rng: Generator) -> Sample:
         left, top = np.maximum(corners.min(0), 0)
         right, bottom = np.minimum(corners.max(0) + 1, (width, height))
         mask = cv2.fillPoly(np.zeros((bottom - top, right - left), np.uint8), [corners - (left, top)], 1)
-        mirrored = sample.image[top:bottom, width - right : width - left][:, ::-1]
+        mirrored = source[top:bottom, width - right : width - left][:, ::-1]
         np.copyto(image[top:bottom, left:right], mirrored, where=mask[..., None].astype(bool))
         labels.append(pasted)
         segments.append(points)
@@ -264,7 +239,7 @@ def mosaic4(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
     cross_x, cross_y = np.rint(rng.uniform(0.5 * size, 1.5 * size, 2)).astype(int)
     tiles = []
     for slot, which in enumerate(rng.permutation(4)):
-        height, width = samples[which].image.shape[:2]
+        width, height = samples[which].size
         is_right, is_low = slot % 2, slot // 2
         tiles.append(Tile(samples[which], cross_x - (not is_right) * width, cross_y - (not is_low) * height))
     return _view(tiles, size, hyp, rng)
@@ -278,13 +253,13 @@ def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
     order = np.insert(1 + rng.permutation(8), 4, 0)
     grid = [[samples[i] for i in row] for row in order.reshape(3, 3)]
     left, top = size - rng.integers(0, size + 1, 2)  # where the middle image lies in the window
-    right = left + max(row[1].image.shape[1] for row in grid)
-    bottom = top + max(sample.image.shape[0] for sample in grid[1])
+    right = left + max(row[1].size[0] for row in grid)
+    bottom = top + max(sample.size[1] for sample in grid[1])
     tiles = []
     for row, y_low in zip(grid, (None, top, bottom), strict=True):
         for sample, x_low in zip(row, (None, left, right), strict=True):
-            x = left - sample.image.shape[1] if x_low is None else x_low
-            y = top - sample.image.shape[0] if y_low is None else y_low
+            x = left - sample.size[0] if x_low is None else x_low
+            y = top - sample.size[1] if y_low is None else y_low
             tiles.append(Tile(sample, x, y))
     return _view(tiles, size, hyp, rng)
 
@@ -301,10 +276,10 @@ def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
     warp = random_warp((side, side), (size, size), hyp, rng)
     if hyp.copy_paste > 0 and any(len(points) for points in segments):
         canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, tuple(segments)), hyp.copy_paste, rng)
-        return Sample(warp_image(canvas.image, warp), *warp_labels(canvas.labels, canvas.segments, warp))
+        return Sample(Sketch(((canvas.image, warp),)), *warp_labels(canvas.labels, canvas.segments, warp))
     window = _window(warp, side)
     seen = warp._replace(matrix=warp.matrix @ shift(*window[:2]))
-    return Sample(warp_image(_draw(tiles, window), seen), *warp_labels(labels, segments, warp))
+    return Sample(Sketch(((_draw(tiles, window), seen),)), *warp_labels(labels, segments, warp))
 
 
 def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
@@ -323,7 +298,7 @@ def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarra
     x1, y1, x2, y2 = window
     canvas = np.full((y2 - y1, x2 - x1, 3), GREY, np.uint8)
     for sample, x, y in tiles:
-        height, width = sample.image.shape[:2]
+        width, height = sample.size
         from_x, from_y, to_x, to_y = max(x, x1), max(y, y1), min(x + width, x2), min(y + height, y2)
         if from_x < to_x and from_y < to_y:
             seen = sample.image[from_y - y : to_y - y, from_x - x : to_x - x]
@@ -331,20 +306,16 @@ def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarra
     return canvas
 
 
-def rare_effects(image: np.ndarray, p: float, rng: Generator) -> np.ndarray:
-    """Blur, median-blur, grey or even out a BGR image (CLAHE), each with probability `p`."""
-    if rng.random() < p:
-        image = cv2.blur(image, (int(rng.choice((3, 5, 7))),) * 2)
-    if rng.random() < p:
-        image = cv2.medianBlur(image, int(rng.choice((3, 5, 7))))
-    if rng.random() < p:
-        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return hist_equalize(image, bgr=True) if rng.random() < p else image
+def rare_effects(p: float, rng: Generator) -> tuple[tuple[str, int], ...]:
+    """Draw effects, each with probability `p`: blur or median-blur over so many pixels, grey, even out (CLAHE)."""
+    blurs = [(name, int(rng.choice((3, 5, 7)))) for name in ("blur", "median") if rng.random() < p]
+    return (*blurs, *[(name, 0) for name in ("grey", "even") if rng.random() < p])
 
 
 def train_transforms(sample: Sample, hyp: Hyp, rng: Generator) -> Sample:
     """Change colours and flip: what a training image gets after its geometry."""
-    image = rare_effects(sample.image, hyp.albumentations, rng) if hyp.albumentations else sample.image
-    sample = replace(sample, image=augment_hsv(image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
+    effects = rare_effects(hyp.albumentations, rng) if hyp.albumentations else ()
+    colours = hsv_factors(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng)
+    sample = replace(sample, source=replace(Sketch.of(sample.source), effects=effects, colours=colours))
     sample = flip(sample, 1) if rng.random() < hyp.flipud else sample
     return flip(sample, 0) if rng.random() < hyp.fliplr else sample

@@ -28,6 +28,7 @@ from utils.data.augmentations import Sample, mixup, mosaic4, mosaic9, random_per
 from utils.data.image_cache import open_cache
 from utils.data.label_arrays import LabelIndex, Pieces
 from utils.data.label_index import load_index
+from utils.data.painting import Sketch
 from utils.data.samplers import EpochSampler, Item, SampleKey, Shapes, collate, collate_quad, rect_shapes
 from utils.data.tiles import draw_window, placed
 from utils.distributed.processes import Team, world_size
@@ -88,6 +89,7 @@ class DetectionDataset(Dataset):
         # shared, so that weighted draws reach the workers; without weights every process writes the same
         arrays = {"partners": np.arange(self.n), "stand_ins": np.zeros(self.n, dtype=bool)}
         self._shared = share(arrays if team.is_first else None, team)
+        self.paints = True  # set to False before the first item, for sketches that `paint_batch` paints on a GPU
         self._lost = 0  # images that could not be read, as last said
         if tile and cache:
             LOGGER.warning(f"{prefix}images are not cached: tiles are cut from the images as they are on disk")
@@ -205,13 +207,16 @@ class DetectionDataset(Dataset):
             sample, shapes, original = self._single(key.position, rng)
         if self.augment:
             sample = train_transforms(sample, self.hyp, rng)
-        height, width = sample.image.shape[:2]
+        width, height = sample.size
         targets = torch.zeros(len(sample.labels), 6)
         if len(targets):
             targets[:, 1] = torch.from_numpy(sample.labels[:, 0])
             targets[:, 2:] = torch.from_numpy(xyxy2xywhn(sample.labels[:, 1:], width, height, clip=True, eps=1e-3))
-        planes = np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1))
-        return Item(torch.from_numpy(planes), targets, self.index.path(key.position), shapes, key, original)
+        if self.paints:
+            image: Tensor | Sketch = torch.from_numpy(np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1)))
+        else:
+            image = Sketch.of(sample.source)
+        return Item(image, targets, self.index.path(key.position), shapes, key, original)
 
 
 def _prepared(index: LabelIndex, single_cls: bool, nc: int | None, by_shape: bool) -> LabelIndex:

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
+from utils.data.batch_painting import Sketches
+from utils.data.painting import Sketch
+
 
 class SampleKey(NamedTuple):
     """What an item is made from, besides the files; the same key gives the same item in any process."""
@@ -134,11 +137,11 @@ Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 class Item(NamedTuple):
     """One image: image (3, H, W) uint8 RGB, targets (n, 6) 0, class, cx, cy, w, h in 0..1, where it came from.
 
-    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics; `original` the image as on disk,
-    (h0, w0, 3) uint8 BGR, where it will be looked at in tiles.
+    `shapes` is ((h0, w0), ((h / h0, w / w0), (pad x, pad y))), None for mosaics; `image` a sketch where a GPU paints;
+    `original` the image as on disk, (h0, w0, 3) uint8 BGR, where it will be looked at in tiles.
     """
 
-    image: Tensor
+    image: Tensor | Sketch
     targets: Tensor
     path: str
     shapes: Shapes
@@ -147,9 +150,12 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, H, W) uint8 RGB; targets (N, 6) with the image's number first; paths and shapes of each."""
+    """Images (B, 3, H, W) uint8 RGB; targets (N, 6) with the image's number first; paths and shapes of each.
 
-    images: Tensor
+    `images` are sketches where a GPU paints.
+    """
+
+    images: Tensor | Sketches
     targets: Tensor
     paths: tuple[str, ...]
     shapes: tuple[Shapes, ...]
@@ -179,10 +185,12 @@ def rect_shapes(sizes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad
 
 
 def collate(items: Sequence[Item]) -> Batch | TiledBatch:
-    """Put items of one shape together as a batch."""
+    """Put items of one shape together as a batch, painted or not."""
     targets = torch.cat([item.targets for item in items])
     targets[:, 0] = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
-    images = torch.stack([item.image for item in items])
+    sketches = [item.image for item in items if isinstance(item.image, Sketch)]
+    painted = [item.image for item in items if isinstance(item.image, Tensor)]
+    images = Sketches.pack(sketches) if sketches else torch.stack(painted)
     batch = Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
     originals = tuple(item.original for item in items if item.original is not None)
     return TiledBatch(*batch, originals) if originals else batch
@@ -197,12 +205,13 @@ def collate_quad(items: Sequence[Item], seed: int) -> Batch | TiledBatch:
     joined: list[Item] = []
     whole = len(items) // 4 * 4
     for four in (*(items[start : start + 4] for start in range(0, whole, 4)), *([one] for one in items[whole:])):
-        image, targets = four[0].image, four[0].targets
+        images = [one.image for one in four if isinstance(one.image, Tensor)]
+        image, targets = images[0], four[0].targets
         if len(four) < 4 or np.random.default_rng([seed, *four[0].key, 4]).random() < 0.5:
             large = F.interpolate(image[None].float(), scale_factor=2.0, mode="bilinear", align_corners=False)
             image = large[0].round().to(torch.uint8)
         else:
-            image = torch.cat([torch.cat((four[i].image, four[i + 1].image), 1) for i in (0, 2)], 2)
+            image = torch.cat([torch.cat((images[i], images[i + 1]), 1) for i in (0, 2)], 2)
             targets = torch.cat([item.targets for item in four])
             number = torch.arange(4).repeat_interleave(torch.tensor([len(item.targets) for item in four]))
             targets[:, 2:4] += torch.stack((number // 2, number % 2), 1)

@@ -41,6 +41,7 @@ from utils.loggers import subscribe_loggers
 from utils.loggers.run import RunInfo
 from utils.prepare.converters import prepare
 from utils.prepare.named_weights import weights_of_run
+from utils.training.feed import augments_on
 from utils.training.train_options import TrainOptions, check_options, continued
 
 STATE = frozenset(  # what a checkpoint must have for its run to go on
@@ -177,6 +178,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
         prefix=colorstr("train: "), shuffle=not rect, **shared,
     )  # fmt: skip
     dataset.index.check_labelled()
+    dataset.paints = not augments_on(setup.device, opt, setup.hyp)
     val, _ = create_dataloader(
         data.val, imgsz, 1 if opt.tile else min(2 * batch_size, VAL_BATCH), stride,
         cache=None if opt.noval else opt.cache and "ram", rect=True, pad=0.5, prefix=colorstr("val: "), **shared,

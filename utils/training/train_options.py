@@ -19,8 +19,8 @@ UNUSED = {"bucket": "", "upload_dataset": False, "artifact_alias": "latest"}
 LOGGER_NAMES = ("auto", "none", "tensorboard", "wandb", "mlflow", "clearml", "comet")
 # what may be another when a run goes on; anything else would make it another run
 CHANGEABLE = frozenset(
-    "epochs patience device workers cache data max_det save_minutes save_period loggers project name exist_ok resume "
-    "local_rank entity bbox_interval bucket upload_dataset artifact_alias".split()
+    "epochs patience device augment_device workers cache data max_det save_minutes save_period loggers project name "
+    "exist_ok resume local_rank entity bbox_interval bucket upload_dataset artifact_alias".split()
 )
 
 
@@ -53,6 +53,10 @@ class TrainOptions:
     cache: str | None = flag(
         None, "keep decoded images in 'ram' or on 'disk', or only those of 'val'",
         nargs="?", const="ram", choices=("ram", "disk", "val"),
+    )  # fmt: skip
+    augment_device: str = flag(
+        "auto", "where training images are augmented; auto is the GPU, if the network is there, else loader processes",
+        choices=("auto", "cpu", "cuda"),
     )  # fmt: skip
     image_weights: bool = flag(False, "show images of weak classes more often")
     device: str = flag("", "'cpu', '0', '0,1'; empty for the first GPU, else the CPU")

@@ -18,6 +18,7 @@ from utils.base.log import LOGGER
 from utils.base.progress import BAR, Pace, is_terminal, memory_in_use, memory_name, progress
 from utils.data.loader_faults import batches_of
 from utils.distributed.processes import is_main, mean_over_ranks, rank, world_size
+from utils.training.feed import feed
 from utils.training.guard import StepGuard, in_pieces, repeatable, short_of_memory
 from utils.training.optim import ModelEMA, Schedule
 from utils.training.precision import Precision
@@ -176,7 +177,8 @@ class Trainer:
         if not quiet:
             columns = ("Epoch", memory_name(self.precision.device), "box", "obj", "cls", "labels", "img_size")
             LOGGER.info("\n" + "%10s" * 7 % columns)
-        return progress(batches_of(loader), total=total, quiet=quiet, bar_format=BAR, initial=position.batch)
+        batches = feed(batches_of(loader), self.precision.device)
+        return progress(batches, total=total, quiet=quiet, bar_format=BAR, initial=position.batch)
 
     def _describe(self, bar: Any, done: float, mean: Sequence[float], labels: int, size: int) -> None:
         """Write losses and remaining time beside the bar, if there is one; `done` in epochs."""
