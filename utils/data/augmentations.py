@@ -18,8 +18,7 @@ import numpy as np
 from numpy.random import Generator
 
 from utils.base.config import Hyp
-from utils.data.painting import Sketch, Warp, paint, shift
-from utils.images.letterbox import GREY
+from utils.data.painting import Canvas, Sketch, Warp, paint, shift
 
 NO_POLYGON = np.zeros((0, 2), np.float32)
 BOX_AREA_LEFT, POLYGON_AREA_LEFT = 0.1, 0.01  # the least part of a label that must survive a cut
@@ -81,21 +80,28 @@ def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def warp_labels(
-    labels: np.ndarray, segments: Sequence[np.ndarray], warp: Warp, min_side: float = 2.0
+    labels: np.ndarray,
+    segments: Sequence[np.ndarray],
+    warp: Warp,
+    min_side: float = 2.0,
+    offsets: np.ndarray | float = 0.0,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Carry labels through a map, cut them to the new image and drop those of which too little is left.
 
-    A polygon gives the tightest box; a plain box becomes the box around its four mapped corners.
+    A polygon gives the tightest box; a plain box becomes the box around its four mapped corners. `offsets` (n, 2)
+    move labels (x, y) pixels before.
     """
     if not len(labels):
         return labels, ()
-    corners = warp_points(labels[:, [[1, 2], [3, 2], [3, 4], [1, 4]]], warp.matrix)  # (n, 4, 2)
+    offsets = np.broadcast_to(offsets, (len(labels), 2))
+    corners = labels[:, [[1, 2], [3, 2], [3, 4], [1, 4]]] + offsets[:, None]  # (n, 4, 2)
+    corners = warp_points(corners, warp.matrix)
     boxes = np.clip(np.concatenate((corners.min(1), corners.max(1)), 1), 0, (*warp.size, *warp.size))
     moved = list(segments)
     area_left = np.full(len(labels), BOX_AREA_LEFT)
     for i, points in enumerate(segments):
         if len(points):
-            points = clip_polygon(warp_points(points, warp.matrix), warp.size)
+            points = clip_polygon(warp_points(points + offsets[i], warp.matrix), warp.size)
             boxes[i] = (*points.min(0), *points.max(0)) if len(points) else 0
             moved[i], area_left[i] = points.astype(np.float32), POLYGON_AREA_LEFT
     keep = box_candidates(labels[:, 1:].T * warp.scale, boxes.T, min_side, area_thr=area_left)
@@ -267,19 +273,22 @@ def mosaic9(samples: Sequence[Sample], size: int, hyp: Hyp, rng: Generator) -> S
 def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
     """Lay tiles on a canvas of twice `size`, copy and paste among them, and take a warped view of its middle."""
     side = 2 * size
-    rows, segments = [np.zeros((0, 5), np.float32)], list[np.ndarray]()
-    for sample, x, y in tiles:  # cut to the canvas; sizes are judged later, when they are final
-        kept, polygons = warp_labels(sample.labels, sample.segments, Warp(shift(x, y), 1.0, (side, side)), min_side=0.0)
-        rows.append(kept)
-        segments.extend(polygons)
-    labels = np.concatenate(rows)
+    samples = [tile.sample for tile in tiles]
+    offsets = np.repeat([(tile.x, tile.y) for tile in tiles], [len(sample.labels) for sample in samples], axis=0)
+    labels, segments = warp_labels(  # cut to the canvas; sizes are judged later, when they are final
+        np.concatenate([sample.labels for sample in samples]),
+        [points for sample in samples for points in sample.segments],
+        Warp(np.eye(3), 1.0, (side, side)),
+        min_side=0.0,
+        offsets=offsets.astype(float),
+    )
     warp = random_warp((side, side), (size, size), hyp, rng)
     if hyp.copy_paste > 0 and any(len(points) for points in segments):
-        canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, tuple(segments)), hyp.copy_paste, rng)
+        canvas = copy_paste(Sample(_canvas(tiles, (0, 0, side, side)).draw(), labels, segments), hyp.copy_paste, rng)
         return Sample(Sketch(((canvas.image, warp),)), *warp_labels(canvas.labels, canvas.segments, warp))
     window = _window(warp, side)
     seen = warp._replace(matrix=warp.matrix @ shift(*window[:2]))
-    return Sample(Sketch(((_draw(tiles, window), seen),)), *warp_labels(labels, segments, warp))
+    return Sample(Sketch(((_canvas(tiles, window), seen),)), *warp_labels(labels, segments, warp))
 
 
 def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
@@ -293,17 +302,10 @@ def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
-def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarray:
-    """Draw the pixels of a window of the canvas, grey where no tile lies."""
+def _canvas(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> Canvas:
+    """Return a window x1, y1, x2, y2 of the canvas as one of its own."""
     x1, y1, x2, y2 = window
-    canvas = np.full((y2 - y1, x2 - x1, 3), GREY, np.uint8)
-    for sample, x, y in tiles:
-        width, height = sample.size
-        from_x, from_y, to_x, to_y = max(x, x1), max(y, y1), min(x + width, x2), min(y + height, y2)
-        if from_x < to_x and from_y < to_y:
-            seen = sample.image[from_y - y : to_y - y, from_x - x : to_x - x]
-            canvas[from_y - y1 : to_y - y1, from_x - x1 : to_x - x1] = seen
-    return canvas
+    return Canvas(tuple([(tile.sample.image, tile.x - x1, tile.y - y1) for tile in tiles]), (x2 - x1, y2 - y1))
 
 
 def rare_effects(p: float, rng: Generator) -> tuple[tuple[str, int], ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.data.painting import Sketch
+from utils.data.painting import Canvas, Sketch
 from utils.images.letterbox import GREY
 
 CHUNK = 16  # images painted at a time: their places and colours take some 30 MB each at 640 pixels
@@ -32,30 +32,30 @@ class Sketches(NamedTuple):
     def pack(cls, sketches: Sequence[Sketch]) -> Sketches:
         """Gather sketches of one size, which have no `effects`: those are for OpenCV alone."""
         assert not any(sketch.effects for sketch in sketches), "the loader paints itself where there are effects"
-        canvases, layers, views, shares, start = [], [], [], [], 0
+        canvases, layers, views, shares, end = list[Canvas](), [], [], [], 0
         size = sketches[0].layers[0][1].size
         for number, sketch in enumerate(sketches):
             mirror = np.diag((*np.where(sketch.flips, -1.0, 1.0), 1.0))
             mirror[:2, 2] = np.where(sketch.flips, size, 0)
             for share, (canvas, warp) in zip((sketch.share, 1 - sketch.share), sketch.layers, strict=False):
                 assert warp.size == size, "a batch has one size"
-                high, wide = canvas.shape[:2]
+                if not isinstance(canvas, Canvas):
+                    canvas = Canvas(((canvas, 0, 0),), canvas.shape[1::-1])
+                wide, high = canvas.size
                 to_unit = np.array(((2 / wide, 0, -1), (0, 2 / high, -1), (0, 0, 1)))
-                layers.append((number, start, high, wide))
+                canvases.append(canvas)
+                layers.append((number, end, high, wide))
                 views.append(to_unit @ np.linalg.inv(warp.matrix) @ mirror)
-                canvases.append(canvas.reshape(-1))
                 shares.append(share)
-                start += canvas.size
+                end += 3 * high * wide
+        pixels = np.empty(end, np.uint8)
+        for canvas, (_, start, high, wide) in zip(canvases, layers, strict=True):
+            canvas.draw(pixels[start : start + 3 * high * wide].reshape(high, wide, 3))
         colours = [sketch.colours for sketch in sketches if sketch.colours is not None]
         return cls(
-            torch.from_numpy(np.concatenate(canvases)),
-            torch.tensor(layers),
-            torch.from_numpy(np.stack(views)).float(),
-            torch.tensor(shares),
-            torch.from_numpy(np.array(colours, np.float32).reshape(-1, 3)),
-            size,
-            len(sketches),
-        )
+            torch.from_numpy(pixels), torch.tensor(layers), torch.from_numpy(np.stack(views)).float(),
+            torch.tensor(shares), torch.from_numpy(np.array(colours, np.float32).reshape(-1, 3)), size, len(sketches),
+        )  # fmt: skip
 
 
 def paint_batch(sketches: Sketches, device: torch.device) -> Tensor:
