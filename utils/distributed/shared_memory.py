@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,12 @@ def _temporary_file(size: int) -> tuple[int, str]:
     """The same on disk; the room is taken at once, for running out of it later would kill the process that writes."""
     vanishing = getattr(os, "O_TEMPORARY", 0)  # Windows removes no open file, but this one when it is closed
     path = os.path.join(tempfile.gettempdir(), f"yolov5-{secrets.token_hex(8)}")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | vanishing, 0o600)
+    return _new_file(path, size, vanishing, 0o600), path
+
+
+def _new_file(path: str | Path, size: int, flags: int, mode: int) -> int:
+    """Return the descriptor of a new file with room for so many bytes; where there is not, there is no file."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, mode)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)
@@ -93,7 +99,16 @@ def _temporary_file(size: int) -> tuple[int, str]:
         os.close(file)
         os.unlink(path)
         raise
-    return file, path
+    return file
+
+
+def file_arrays(path: Path, layout: Layout, new: bool = False) -> SharedArrays:
+    """Return the arrays of a file that stays, held by all who open it; a `new` one is of zeros.
+
+    Raises OSError where there is no such file, or no room for a new one.
+    """
+    file = _new_file(path, _places(layout)[1], 0, 0o666) if new else os.open(path, os.O_RDWR)
+    return SharedArrays(file, layout)
 
 
 def reserve(layout: Layout, team: Team = ALONE, owner: int = 0) -> SharedArrays:

@@ -51,8 +51,8 @@ class TrainOptions:
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "keep the model's anchors whatever the labels are")
     cache: str | None = flag(
-        None, "keep decoded images in 'ram' or on 'disk', or only those of 'val'",
-        nargs="?", const="ram", choices=("ram", "disk", "val"),
+        None, "keep decoded images in 'ram', on 'disk', 'packed' in one file there, or only those of 'val'",
+        nargs="?", const="ram", choices=("ram", "disk", "packed", "val"),
     )  # fmt: skip
     augment_device: str = flag(
         "auto", "where training images are augmented; auto is the GPU, if the network is there, else loader processes",

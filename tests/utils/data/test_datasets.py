@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from utils.data.datasets import DetectionDataset, create_dataloader
-from utils.data.image_cache import DiskCache, MemoryCache
+from utils.data.image_cache import DiskCache, MemoryCache, PackedCache
 from utils.data.samplers import Batch, EpochSampler, SampleKey, collate_quad, rect_shapes
 from utils.images.letterbox import fit_longest
 from utils.images.reading import read_image
@@ -257,14 +257,14 @@ def test_quads_are_enlarged_or_laid_side_by_side(folder: Path) -> None:
     np.testing.assert_allclose(tiled.targets[1], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("kind, made", [("ram", MemoryCache), ("disk", DiskCache), ("packed", PackedCache)])
 @pytest.mark.parametrize("augment", [False, True])
 def test_caches_change_nothing_but_the_speed(
-    folder: Path, kind: str, augment: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, kind: str, made: type, augment: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = DetectionDataset(folder, 64, 4, augment, ALL_ON)
     cached = DetectionDataset(folder, 64, 4, augment, ALL_ON, cache=kind)
-    assert type(cached._cache) is (MemoryCache if kind == "ram" else DiskCache)
+    assert type(cached._cache) is made
     expected = [plain[i] for i in range(10)]
     monkeypatch.setattr("utils.data.label_arrays.read_image", lambda *_: pytest.fail("read again"))
     for item, wanted in zip((cached[i] for i in range(10)), expected, strict=True):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.processes import statements as together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
+from utils.data.label_arrays import LabelIndex
 
 
 def draw(root: Path, count: int) -> Path:
@@ -63,11 +70,18 @@ team.gather(None)
 said["written"] = dataset._cache.arrays["pixels"][:2].tolist()
 _, said["disk"] = cached("disk", 32)
 _, said["disk again"] = cached("disk", 32)
+packed, said["packed"] = cached("packed", 32)
+_, said["packed again"] = cached("packed", 32)
+team.gather(None)
+packed._cache.arrays["pixels"][team.number] = 200 + team.number
+team.gather(None)
+said["packed written"] = packed._cache.arrays["pixels"][:2].tolist()
 
 def refuse(path):
     raise OSError(5, "Input/output error", path) if team.number == 1 else ValueError("not cached")
 label_arrays.read_image = refuse
-said["one fails"] = [DetectionDataset(images, 48, cache=kind, team=team)._cache is None for kind in ("ram", "disk")]
+kinds = ("ram", "disk", "packed")
+said["one fails"] = [DetectionDataset(images, 48, cache=kind, team=team)._cache is None for kind in kinds]
 label_arrays.read_image = read_image
 
 from utils.data import image_cache
@@ -94,14 +108,16 @@ def test_two_processes_fill_half_each_and_hold_one_copy(tmp_path: Path) -> None:
     alone = DetectionDataset(images, 32)
     levels = [10 * number for number in range(6)]
     first, second = together(TOGETHER, {"images": str(images)})
-    for kind in ("ram", "disk"):
+    for kind in ("ram", "disk", "packed"):
         assert first[kind][0] == ["00", "02", "04"] and second[kind][0] == ["01", "03", "05"], "each decodes its share"
         for said in (first, second):
             assert said[kind][1] == levels and said[kind][3] == 3, "the other's half need not be decoded"
             assert said[kind][2] == [list(alone.load_image(i)[1]) for i in range(6)]
     assert first["written"] == second["written"] == [200, 201], "each sees what the other wrote"
-    assert first["disk again"][0] == second["disk again"][0] == []
-    assert first["one fails"] == second["one fails"] == [True, True]
+    assert first["packed written"] == second["packed written"] == [200, 201]
+    for kind in ("disk again", "packed again"):
+        assert first[kind][0] == second[kind][0] == []
+    assert first["one fails"] == second["one fails"] == [True, True, True]
     assert first["no room"] and second["no room"]
     for epoch in range(2):
         assert sorted(first["paths"][epoch] + second["paths"][epoch]) == [f"{number:02}" for number in range(6)]
@@ -112,3 +128,86 @@ def test_a_loader_alone_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("RANK", "0")
     loader, _ = create_dataloader(draw(tmp_path, 3), 32, 2, 32, cache="ram", rank=0, workers=0)
     assert len(list(loader)) == 2
+
+
+def decoded(images: Path, monkeypatch: pytest.MonkeyPatch, size: int = 32) -> tuple[list[int], list[str]]:
+    """Levels of the images in a packed cache, and the names of those that had to be decoded for it."""
+    seen: list[int] = []
+    whole = LabelIndex.image
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelIndex, "image", lambda self, position: seen.append(position) or whole(self, position))
+        dataset = DetectionDataset(images, size, cache="packed")
+        filled = len(seen)
+        levels = [int(dataset.load_image(position)[0].max()) for position in range(len(dataset))]
+    assert len(seen) == filled, "all of them were in the file"
+    return levels, sorted(Path(dataset.img_files[position]).stem for position in seen)
+
+
+def test_a_packed_file_serves_later_runs_and_notices_what_changed(tmp_path: Path, monkeypatch) -> None:
+    images = draw(tmp_path, 4)
+    names = ["00", "01", "02", "03"]
+    assert decoded(images, monkeypatch) == ([0, 10, 20, 30], names)
+    assert decoded(images, monkeypatch) == ([0, 10, 20, 30], [])
+    Image.new("RGB", (34, 24), (99,) * 3).save(images / "02.png")
+    os.utime(images / "02.png", ns=(1, 1))
+    assert decoded(images, monkeypatch) == ([0, 10, 99, 30], ["02"]), "an edited image of the same size"
+    held = DetectionDataset(images, 32, cache="packed")._cache
+    (images / "01.png").unlink()
+    assert decoded(images, monkeypatch) == ([0, 99, 30], ["00", "02", "03"]), "another list, another file"
+    assert int(held.get(1).max()) == 10, "which whoever has the old one open does not see"
+    assert decoded(images, monkeypatch, 16) == ([0, 99, 30], ["00", "02", "03"]), "another size"
+    packed = tmp_path / "images.32-linear.packed"
+    assert not packed.exists() and (tmp_path / "images.32-area.packed").is_file()
+    for content in (b"", b"short", os.urandom(100_000)):
+        (tmp_path / "images.32-area.packed").write_bytes(content)
+        assert decoded(images, monkeypatch) == ([0, 99, 30], ["00", "02", "03"]), "a damaged file is made anew"
+
+
+KILLED = """
+import os, signal, sys
+from utils.data import image_cache
+from utils.data.datasets import DetectionDataset
+image_cache.CHUNK, image_cache.CHECKING_THREADS = 2, 1
+place, done = image_cache.PackedCache._place, []
+def half(self, position):
+    done.append(position)
+    if len(done) == 4:
+        place(self, position)[:5] = 77
+        os.kill(os.getpid(), signal.SIGKILL)
+    return place(self, position)
+image_cache.PackedCache._place = half
+DetectionDataset(sys.argv[1], 32, cache="packed")
+"""
+
+
+def test_a_run_killed_while_it_packs_leaves_whole_images_only(tmp_path: Path, monkeypatch) -> None:
+    images = draw(tmp_path, 6)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(images)], cwd=Path(__file__).parents[3], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert decoded(images, monkeypatch) == ([0, 10, 20, 30, 40, 50], ["02", "03", "04", "05"])
+
+
+def test_no_room_on_the_disk_no_packed_file(tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw(tmp_path, 2)
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    for what, replacement, said in (
+        ("shutil.disk_usage", lambda _: SimpleNamespace(free=10), "0.0 GiB of disk free"),
+        ("os.posix_fallocate", full, "No space left"),
+        ("os.fsync", full, "No space left"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, replacement)
+            assert DetectionDataset(images, 32, cache="packed")._cache is None
+        assert said in caplog.text
+        caplog.clear()
+    assert decoded(images, monkeypatch) == ([0, 10], ["00", "01"])
+
+
+def test_nothing_is_packed_of_no_images(tmp_path: Path) -> None:
+    cache = DetectionDataset(draw(tmp_path, 1), 32, cache="packed")._cache
+    assert cache.get(0) is not None
+    cache.settle([])
+    assert np.count_nonzero(cache.arrays["filled"]) == 1
