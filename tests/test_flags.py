@@ -39,7 +39,8 @@ TRAIN: Flags = {
     "--optimizer": ("Adam", "auto", "Adam"),  # v6.1: SGD; auto chooses by the length of the run
     "--cfg": ("a.yaml", "", "a.yaml"), "--epochs": ("7", 300, 7), "--batch-size": ("-1", 16, -1),
     "--resume": ("a.pt", False, "a.pt"), "--evolve": ("5", None, 5), "--bucket": ("b", "", "b"),
-    "--augment-device": ("cpu", "auto", "cpu"), "--cache": ("disk", None, "disk"), "--device": ("0,1", "", "0,1"), "--workers": ("0", 8, 0),
+    "--augment-device": ("cpu", "auto", "cpu"),
+    "--cache": ("disk", None, "disk"), "--device": ("0,1", "", "0,1"), "--workers": ("0", 8, 0),
     "--project": ("p", str(RUNS / "train"), "p"), "--name": ("n", "exp", "n"), "--label-smoothing": (".1", 0.0, 0.1),
     "--patience": ("0", 100, 0), "--freeze": ("0 2", ["0"], ["0", "2"]), "--save-period": ("3", -1, 3),
     "--local_rank": ("1", -1, 1), "--entity": ("me", None, "me"), "--upload_dataset": ("val", False, "val"),
