@@ -274,8 +274,7 @@ class Run:
         opt, dtype, (first, stride) = self.setup.opt, self.trainer.precision.dtype, my_share()
         settings = EvalSettings(
             max_det=opt.max_det, single_cls=opt.single_cls, autocast=dtype, first=first, stride=stride,
-            tiling=self.setup.tiling, imgsz=self.trainer.settings.imgsz,
-        )  # fmt: skip
+            tiling=self.setup.tiling, imgsz=self.trainer.settings.imgsz)  # fmt: skip
         loader = StoppableLoader(self.val_loader, self.interruption)
         result = evaluate(model.eval(), loader, self.setup.names, self.setup.device, settings, report)
         with agreed():

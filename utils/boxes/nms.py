@@ -54,23 +54,25 @@ def non_max_suppression(
     Returns per image a (n, 6) float tensor of x1, y1, x2, y2, confidence, class, most confident first. Raises
     ValueError where a threshold is not in 0..1, and for predictions of another shape.
     """
+    _check(prediction, conf_thres=conf_thres, iou_thres=iou_thres)
+    choice = conf_thres, multi_label, classes
+    if prediction.device.type in ONE_BY_ONE:
+        parts = (_candidates(prediction[i : i + 1], labels[i : i + 1], *choice)[0] for i in range(len(prediction)))
+        return [survivors(candidates, iou_thres, agnostic, max_det) for candidates in parts]
+    candidates, image = _candidates(prediction, labels, *choice)
+    results = _joint_survivors(candidates, image, len(prediction), iou_thres, agnostic, max_det)
+    if on_cpu or not results:
+        return results
+    return list(torch.cat(results).to(prediction.device).split([len(found) for found in results]))
+
+
+def _check(prediction: Tensor, **thresholds: float) -> None:
     if prediction.ndim != 3 or prediction.shape[2] < 6:
         shape = " x ".join(map(str, prediction.shape))
         raise ValueError(f"the weights return {shape}, not images x boxes x 6 or more; export them again")
-    for name, value in (("conf_thres", conf_thres), ("iou_thres", iou_thres)):
+    for name, value in thresholds.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, it must lie in 0..1")
-    one_by_one = prediction.device.type in ONE_BY_ONE
-    results = []
-    for part in (slice(i, i + 1) for i in range(len(prediction))) if one_by_one else [slice(None)]:
-        candidates, image = _candidates(prediction[part], labels[part], conf_thres, multi_label, classes)
-        if one_by_one:
-            results.append(survivors(candidates, iou_thres, agnostic, max_det))
-        else:
-            results = _joint_survivors(candidates, image, len(prediction), iou_thres, agnostic, max_det)
-    if one_by_one or on_cpu or not results:
-        return results
-    return list(torch.cat(results).to(prediction.device).split([len(found) for found in results]))
 
 
 @cache
@@ -89,8 +91,7 @@ def suppressor() -> Callable[[Tensor, Tensor, float], Tensor]:
 
 
 def _candidates(
-    prediction: Tensor, labels: Sequence[Tensor], conf_thres: float, multi_label: bool,
-    classes: Sequence[int] | None = None,
+    prediction: Tensor, labels: Sequence[Tensor], conf_thres: float, multi_label: bool, classes: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Prediction rows (b, M, 5 + C) to detections (n, 6) above the threshold, and the image (n,) of each.
 
@@ -161,17 +162,18 @@ def _joint_survivors(
     """
     nms = suppressor()
     if not len(detections):
-        return [detections.new_zeros((0, 6), device="cpu") for _ in range(count)]
+        return [detections.new_zeros((0, 6), device="cpu")] * count
     order = detections[:, 4].argsort(descending=True, stable=True)
     order = order[image[order].argsort(stable=True)]
     detections, image = detections[order], image[order]
-    boxes, numbers = detections[:, :4], torch.arange(count + 1, device=image.device)
+    numbers = torch.arange(count + 1, device=image.device)
     begins = torch.searchsorted(image, numbers)
+    ends = (begins[:-1] + MAX_CANDIDATES).minimum(begins[1:])
+    boxes = detections[:, :4]
     if not agnostic:
         boxes = boxes + detections[:, 5:6] * (boxes.max() - boxes.min()).clamp(min=MAX_SIDE)
     boxes = boxes.double() if count > 1 else boxes
     apart = boxes.max() - boxes.min() + 1
-    ends = (begins[:-1] + MAX_CANDIDATES).minimum(begins[1:])
 
     results, left = [detections.new_zeros((0, 6), device="cpu")] * count, list(range(count))
     length = max(max_det, AT_ONCE // count)

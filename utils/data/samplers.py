@@ -193,7 +193,7 @@ def collate(items: Sequence[Item]) -> Batch | TiledBatch:
     images = Sketches.pack(sketches) if sketches else torch.stack(painted)
     batch = Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
     originals = tuple(item.original for item in items if item.original is not None)
-    return TiledBatch(*batch, originals) if originals else batch
+    return TiledBatch(torch.stack(painted), *batch[1:], originals) if originals else batch
 
 
 def collate_quad(items: Sequence[Item], seed: int) -> Batch | TiledBatch:
