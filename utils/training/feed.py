@@ -64,7 +64,7 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
 
 def _handed_over(batch: Batch, made: torch.cuda.Event) -> Batch:
     """Let the stream of this thread wait for a batch that another one makes, and keep its memory until it is used."""
-    stream = torch.cuda.current_stream()
+    stream = torch.cuda.current_stream(batch.targets.device)
     stream.wait_event(made)
     for part in (batch.images, batch.targets):
         assert isinstance(part, Tensor)
