@@ -55,7 +55,7 @@ class CostGuard(TorchFunctionMode):
         if cost := _COSTS.get(getattr(func, "__name__", "")):
             with suppress(RuntimeError, ArithmeticError, LookupError, TypeError, ValueError):  # the real one says it
                 named = dict(kwargs)
-                first = [named.pop("input")] if "input" in named else []
+                first = [named.pop(name) for name in ("input", "tensors", "query") if name in named]
                 values, products = cost(*first, *args, **named)
                 self.values += values
                 self.products += products
@@ -112,9 +112,9 @@ def _padded(x: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> tuple[int, int
     return x.shape[:kept].numel() * math.prod(map(sum, zip(x.shape[kept:], grown, strict=True))), 0
 
 
-def _multiplied(a: Tensor, b: Tensor, *_: Any, **__: Any) -> tuple[int, int]:
-    made = math.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2])) * a.shape[-2:-1].numel()
-    made *= b.shape[-1] if b.ndim > 1 else 1
+def _multiplied(a: Tensor, other: Tensor, *_: Any, **__: Any) -> tuple[int, int]:
+    made = math.prod(np.broadcast_shapes(a.shape[:-2], other.shape[:-2])) * a.shape[-2:-1].numel()
+    made *= other.shape[-1] if other.ndim > 1 else 1
     return made, made * a.shape[-1]
 
 
@@ -135,7 +135,7 @@ _COSTS: dict[str, Callable[..., tuple[int, int]]] = {
     ),
     "cat": lambda parts, *_, **__: (sum(part.numel() for part in parts), 0),
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), _multiplied),
-    "scaled_dot_product_attention": lambda q, k, *_, **__: (q.numel(), 2 * q.numel() * k.shape[-2]),
+    "scaled_dot_product_attention": lambda q, key, *_, **__: (q.numel(), 2 * q.numel() * key.shape[-2]),
     "multi_head_attention_forward": lambda q, k, v, width, heads, *_, **__: (  # scores of all pairs
         len(q) * q.shape[:-1].numel() * heads, 2 * len(q) * q.shape[:-1].numel() * width,
     ),

@@ -215,7 +215,7 @@ class DetectionDataset(Dataset):
         if self.paints:
             image: Tensor | Sketch = torch.from_numpy(np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1)))
         else:
-            image = Sketch.of(sample.source)
+            image = Sketch.of(sample.source).drawn()
         return Item(image, targets, self.index.path(key.position), shapes, key, original)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -64,6 +64,11 @@ class Sketch:
         if isinstance(image, Sketch):
             return image
         return cls(((image, Warp(np.eye(3), 1.0, image.shape[1::-1])),))
+
+    def drawn(self) -> Sketch:
+        """Return the sketch with its canvases drawn, so that no image behind them stays in memory."""
+        layers = ((canvas.draw() if isinstance(canvas, Canvas) else canvas, warp) for canvas, warp in self.layers)
+        return replace(self, layers=tuple(layers))
 
     @property
     def is_bare(self) -> bool:

@@ -190,6 +190,7 @@ def collate(items: Sequence[Item]) -> Batch | TiledBatch:
     targets[:, 0] = torch.arange(len(items)).repeat_interleave(torch.tensor([len(item.targets) for item in items]))
     sketches = [item.image for item in items if isinstance(item.image, Sketch)]
     painted = [item.image for item in items if isinstance(item.image, Tensor)]
+    assert not sketches or not painted, "a batch is painted, or it is not"
     images = Sketches.pack(sketches) if sketches else torch.stack(painted)
     batch = Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
     originals = tuple(item.original for item in items if item.original is not None)

@@ -82,7 +82,7 @@ def draw_window(sample: Sample, size: int, rng: Generator) -> Sample:
         x1, y1, x2, y2 = sample.labels[rng.integers(len(sample.labels)), 1:]
         corner = (np.array((x1 + x2, y1 + y2)) / 2 - part * size).clip(0, spare)
     left, top = corner.astype(int).tolist()
-    image = sample.image[top : top + size, left : left + size]
+    image = sample.image[top : top + size, left : left + size].copy()  # or the whole photograph would stay in memory
     ends = image.shape[1::-1]
     boxes = sample.labels[:, 1:] - np.array((left, top) * 2)
     sides = boxes[:, 2:] - boxes[:, :2]

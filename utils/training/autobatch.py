@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from utils.base.log import LOGGER
-from utils.training.guard import OutOfMemory, short_of_memory
+from utils.training.guard import OutOfMemory, repeatable, short_of_memory
 
 TRIED = (1, 2, 4, 8, 16)
 DEFAULT_BATCH = 16
@@ -60,7 +60,7 @@ def autobatch(
 def try_batch(model: nn.Module, size: int, imgsz: int, dtype: torch.dtype | None) -> None:
     """Take blank images forward and back under autocast, laid out as in training; OutOfMemory where there is none."""
     device = next(model.parameters()).device
-    with short_of_memory():
+    with short_of_memory(), repeatable():
         images = torch.zeros(size, 3, imgsz, imgsz, device=device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             outputs = model(images)

@@ -120,6 +120,8 @@ def test_parameters_are_counted_over_all_rows(monkeypatch: pytest.MonkeyPatch) -
         (nn.Unfold(3), 4 * 9 * 14 * 14, 0),
         (nn.Unfold((3, 2), padding=1, stride=2), 4 * 6 * 8 * 9, 0),
         (lambda x: torch.cat((x, x), 1), 8 * 16 * 16, 0),
+        (lambda x: torch.cat(tensors=(x, x), dim=1), 8 * 16 * 16, 0),
+        (lambda x: torch.matmul(x, other=x), 4 * 16 * 16, 4 * 16**3),
         (lambda x: x @ x.transpose(-1, -2), 4 * 16 * 16, 4 * 16**3),
         (lambda x: torch.matmul(x, torch.zeros(3, 1, 16, 5)), 3 * 4 * 16 * 5, 3 * 4 * 16 * 5 * 16),
         (lambda x: x @ torch.zeros(16), 4 * 16, 4 * 16 * 16),

@@ -83,6 +83,8 @@ def test_deterministic_is_an_error_where_something_cannot_repeat(settings_put_ba
     seed_everything(5, deterministic=True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     seed_everything(5)
+    seed_everything(5, deterministic=True)  # nothing of cuBLAS runs on a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0: .* :4096:8 or :16:8"):
         seed_everything(5, deterministic=True)
 
