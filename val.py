@@ -197,7 +197,7 @@ def validate(
     if result is None:
         return None
     log_table(result, per_class=opt.verbose or (1 < data.nc < 50 and not opt.single_cls))
-    LOGGER.info(SPEED.format(*result.speed, (min(opt.batch_size, len(dataset)), 3, height, width)))
+    LOGGER.info(SPEED.format(*result.speed, (1 if opt.tile else min(opt.batch_size, len(dataset)), 3, height, width)))
     report.finish(result)
     LOGGER.info(f"Results saved to {colorstr('bold', shown(folder))}")
     return result

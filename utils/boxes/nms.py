@@ -55,10 +55,13 @@ def non_max_suppression(
     ValueError where a threshold is not in 0..1, and for predictions of another shape.
     """
     _check(prediction, conf_thres=conf_thres, iou_thres=iou_thres)
-    choice = conf_thres, multi_label, classes
+    choice, home = (conf_thres, multi_label, classes), prediction.device
+    if home.type == "mps":  # which has no double precision
+        prediction = prediction.cpu()
     if prediction.device.type in ONE_BY_ONE:
         parts = (_candidates(prediction[i : i + 1], labels[i : i + 1], *choice)[0] for i in range(len(prediction)))
-        return [survivors(candidates, iou_thres, agnostic, max_det) for candidates in parts]
+        found = [survivors(candidates, iou_thres, agnostic, max_det) for candidates in parts]
+        return found if on_cpu else [detections.to(home) for detections in found]
     candidates, image = _candidates(prediction, labels, *choice)
     results = _joint_survivors(candidates, image, len(prediction), iou_thres, agnostic, max_det)
     if on_cpu or not results:

@@ -192,7 +192,8 @@ def collate(items: Sequence[Item]) -> Batch | TiledBatch:
     painted = [item.image for item in items if isinstance(item.image, Tensor)]
     assert not sketches or not painted, "a batch is painted, or it is not"
     images = Sketches.pack(sketches) if sketches else torch.stack(painted)
-    batch = Batch(images, targets, tuple(i.path for i in items), tuple(i.shapes for i in items))
+    paths, shapes = zip(*((item.path, item.shapes) for item in items), strict=True)
+    batch = Batch(images, targets, paths, shapes)
     originals = tuple(item.original for item in items if item.original is not None)
     return TiledBatch(torch.stack(painted), *batch[1:], originals) if originals else batch
 

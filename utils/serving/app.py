@@ -211,8 +211,8 @@ class Endpoints:
                 task.cancel()
         check_tiles(sum(image.tiles for image in images), self.limits.tiles)
         # an image in tiles is a batch of its own, so that others have their turn
-        alone = settings.tile > 0
-        return await self.batcher.submit([((wanted, image.pixels.shape, alone * id(image)), image) for image in images])
+        keys = ((wanted, image.pixels.shape, id(image) * (image.tiles > 0)) for image in images)
+        return await self.batcher.submit(list(zip(keys, images, strict=True)))
 
 
 def with_tiles(usual: Settings, given: dict[str, Any]) -> Settings:

@@ -87,6 +87,8 @@ class Gate:
         def hold(count: int) -> None:
             """Note so many more bytes."""
             nonlocal mine
+            if mine + count > self.memory:
+                raise Refusal(413, "the request alone needs more than --max-memory: send fewer or smaller images")
             if self.held + count > self.memory:
                 raise Refusal(503, "too many uploads at once; try again soon", retry_after=1)
             mine += count

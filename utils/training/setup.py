@@ -73,7 +73,9 @@ class Setup:
     @property
     def tiling(self) -> Tiling | None:
         """How images are looked at in validation."""
-        return choose_tiling(self.opt.tile, self.opt.tile_overlap, self.opt.tile_merge, VAL_BATCH)
+        return choose_tiling(
+            self.opt.tile, self.opt.tile_overlap, self.opt.tile_merge, min(2 * max(self.opt.batch_size, 1), VAL_BATCH)
+        )
 
     @property
     def names(self) -> list[str]:

@@ -43,6 +43,7 @@ def test_windows_show_labels_by_their_visible_part():
         if window.image is image:
             seen.append("whole")
             continue
+        assert not np.shares_memory(window.image, image), "or all of a photograph stays in memory with its window"
         number = int(np.ascontiguousarray(np.pad(window.image[0, 0], (0, 1))).view(np.uint32)[0])
         top, left = divmod(number, 400)
         assert np.array_equal(window.image, image[top : top + 64, left : left + 64])

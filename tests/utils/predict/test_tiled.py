@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 
+import utils.predict.tiled as tiled
 from utils.data.tiles import Tiling
 from utils.predict.pipeline import Clock, Suppression, find_objects, prepare_image
 from utils.predict.tiled import TileSearch
@@ -61,6 +62,18 @@ def test_two_thousand_small_objects_in_twelve_megapixels():
     expected = np.hstack((corners, corners + 8)).tolist()
     assert sorted(found[:, :4].round().int().tolist()) == sorted(expected)
     assert max(np.prod(shape) for shape in shapes) == 8 * 3 * 640 * 640  # whatever the size of the image
+
+
+def test_as_many_are_compared_as_can_be(monkeypatch):
+    image, seen = np.zeros((100, 200, 3), np.uint8), []
+    for left in range(10, 170, 20):
+        image[10:20, left : left + 10] = 255
+    monkeypatch.setattr(tiled, "MAX_MERGED", 3)
+    monkeypatch.setattr(tiled, "merge_views", lambda rows, *given: seen.append(len(rows)) or rows)
+    assert len(search(image, Tiling(96, merge="greedy"), max_det=1)[1]) == 1
+    assert len(search(image, Tiling(96, merge="wbf"), max_det=4)[1]) == 4
+    assert len(search(image, Tiling(96), max_det=4)[1]) == 4
+    assert seen[:2] == [3, 8] and seen[2] > 8
 
 
 def test_tiles_fit_a_fixed_shape_and_large_objects_come_from_the_whole():

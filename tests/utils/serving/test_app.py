@@ -146,7 +146,7 @@ def test_images_in_tiles_have_bounds_of_their_own() -> None:
         assert send(client, b"abcde", address=f"{ONE}?tile=64").status_code == 200
         status, text = mistake(send(client, b"abc", b"def", address=f"{BATCH}?tile=64", field="images"))
         assert status == 413 and text.startswith("the request makes 6 tiles, at most 5")
-        assert mistake(send(client, b"wide", address=f"{ONE}?tile=64"))[0] == 503 and client.service.gate.held == 0
+        assert mistake(send(client, b"wide", address=f"{ONE}?tile=64"))[0] == 413 and client.service.gate.held == 0
 
 
 def test_addresses_that_are_none_and_failures_that_keep_their_text_to_themselves(client: TestClient) -> None:

@@ -134,7 +134,7 @@ def test_the_gate_counts_requests_and_bytes() -> None:
         assert (refused.value.status, refused.value.retry_after) == (503, 1)
         one(6)
         other(4)
-        assert refusal(upload([form([b"x"])]), gate=Gate(1, 9))[0] == 503
+        assert refusal(upload([form([b"x"])]), gate=Gate(1, 9))[0] == 413  # it would never fit
         with pytest.raises(Refusal, match="too many uploads"):
             other(1)
         assert (gate.inside, gate.held) == (2, 10)
