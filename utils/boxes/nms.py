@@ -105,31 +105,34 @@ def _candidates(
     likely = (prediction[..., 4] > conf_thres) & ((sides >= MIN_SIDE) & (sides <= MAX_SIDE)).all(dim=-1)
     likely = (likely & prediction[..., :2].isfinite().all(dim=-1)).flatten()
     rows, image = prediction.flatten(0, 1), torch.arange(count, device=prediction.device).repeat_interleave(places)
-    if prediction.device.type in ONE_BY_ONE:  # spares arithmetic; on a GPU it would be one more time to wait
-        rows, image, likely = rows[likely], image[likely], likely[likely]
-    rows = rows.float()
+    if prediction.device.type in ONE_BY_ONE:  # spares arithmetic
+        rows, image = rows[likely].float(), image[likely]
+        sure = rows[:, 4]
+    else:  # where that would be one more time to wait
+        rows = rows.float()
+        sure = rows[:, 4].where(likely, 0.0)
     for number, known in enumerate(labels):  # labels as prediction rows of full confidence
         known = known.to(rows)
         added = rows.new_zeros((len(known), outputs))
         added[:, :4], added[:, 4] = known[:, 1:5], 1
         rows = torch.cat((rows, added.scatter_(1, known[:, :1].long() + 5, 1.0)))
-        image, likely = (F.pad(x, (0, len(known)), value=value) for x, value in ((image, number), (likely, True)))
-    scores = rows[:, 5:] * rows[:, 4:5]
+        image, sure = F.pad(image, (0, len(known)), value=number), F.pad(sure, (0, len(known)), value=1.0)
+    scores = rows[:, 5:] * sure[:, None]
     wanted = None if classes is None else torch.as_tensor(list(classes), device=rows.device)
     if multi_label and outputs > 6:
-        passing = (scores > conf_thres) & likely[:, None]
+        passing = scores > conf_thres
         if wanted is not None:
             passing &= torch.isin(torch.arange(outputs - 5, device=rows.device), wanted)
         row, label = passing.nonzero(as_tuple=True)
         confidence = scores[row, label]
     else:
         confidence, label = scores.max(dim=1) if len(scores) else (scores.new_zeros(0), scores.new_zeros(0))
-        passing = (confidence > conf_thres) & likely
+        passing = confidence > conf_thres
         if wanted is not None:
             passing &= torch.isin(label, wanted)
         row = passing.nonzero().flatten()
         confidence, label = confidence[row], label[row]
-    boxes = xywh2xyxy(rows[row, :4])
+    boxes = xywh2xyxy(rows[:, :4])[row]
     return torch.cat((boxes, confidence[:, None], label[:, None].to(boxes.dtype)), dim=1), image[row]
 
 
