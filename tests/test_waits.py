@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,7 +107,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None)
     torch._C._ensureCUDADeviceGuardSet()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "Event", Mark)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     lifting = torch._C._only_lift_cpu_tensors()
