@@ -23,7 +23,15 @@ from utils.base.progress import progress
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import CHECKING_THREADS, CHUNK
 from utils.distributed.processes import Team
-from utils.distributed.shared_memory import ALONE, Layout, SharedArrays, file_arrays, layout_of, reserve
+from utils.distributed.shared_memory import (
+    ALONE,
+    Layout,
+    SharedArrays,
+    ShortFileError,
+    file_arrays,
+    layout_of,
+    reserve,
+)
 from utils.images.letterbox import fit_longest, fitted_sizes
 from utils.images.reading import DECODER
 
@@ -113,9 +121,11 @@ class MemoryCache:
         needed = int(starts[-1])
         layout = (("filled", "|b1", (len(index),)), ("pixels", "|u1", (needed,)))
         self.arrays, place = self._room({"shapes": shapes, "starts": starts}, layout, team)
+        # what may be handed out: kept apart, once for the team, where the arrays may only be read
+        self.marks = self.arrays if all(team.gather(self.arrays.writable)) else reserve(layout[:1], team)
         with team.agreed():
             _fill(self, team.mine(range(len(index))), f"{prefix}caching images in {place}")
-        count = np.count_nonzero(self.arrays["filled"])
+        count = np.count_nonzero(self.marks["filled"])
         LOGGER.info(f"{prefix}{count} images cached in {needed / GIB:.2f} GiB of {place}")
 
     def _room(self, known: dict[str, np.ndarray], layout: Layout, team: Team) -> tuple[SharedArrays, str]:
@@ -151,7 +161,11 @@ class MemoryCache:
 
     def get(self, position: int) -> np.ndarray | None:
         """Return the fitted image (h, w, 3) uint8 BGR, not to be written to; None if it is not here."""
-        return self._place(position) if self.arrays["filled"][position] else None
+        if not (self.marks["filled"][position] and self.arrays["filled"][position]):
+            return None
+        image = self._place(position)
+        image.flags.writeable = False
+        return image
 
 
 class PackedCache(MemoryCache):
@@ -159,7 +173,8 @@ class PackedCache(MemoryCache):
 
     One file for each size and way of scaling, which belongs to one list of images; another list replaces it. Images
     whose files changed since are packed anew when a run begins. The file has its whole size from the start, and pixels
-    reach the disk before they count: whatever ends the program, or the machine, no image is half there.
+    reach the disk before they count: whatever ends the program, or the machine, no image is half there. A file that may
+    only be read serves with the images that are current.
     """
 
     def _room(self, known: dict[str, np.ndarray], layout: Layout, team: Team) -> tuple[SharedArrays, str]:
@@ -169,39 +184,58 @@ class PackedCache(MemoryCache):
         listed = hashlib.sha256(self.index.arrays["names"].tobytes() + self.index.arrays["name_ends"].tobytes())
         known = {**known, "list": np.frombuffer(listed.digest(), np.uint8)}
         whole = (*layout_of(known), ("keys", "|u1", (len(self.index), 16)), *layout)
+        self._new_keys: dict[int, np.ndarray] = {}  # of images that are packed, but not settled
 
         def _there() -> SharedArrays | None:
-            with suppress(OSError):
+            with suppress(FileNotFoundError, ShortFileError):
                 arrays = file_arrays(path, whole)
                 return arrays if all(np.array_equal(arrays[name], values) for name, values in known.items()) else None
             return None
+
+        def _make(beside: Path) -> None:
+            arrays = file_arrays(beside, whole, new=True)
+            for name, values in known.items():
+                arrays[name][...] = values
 
         with team.agreed():
             if team.is_first and _there() is None:
                 path.unlink(missing_ok=True)  # who has it open keeps it
                 _check_disk(path.parent, layout[-1][2][0])
-                arrays = file_arrays(path, whole, new=True)
-                for name, values in known.items():
-                    arrays[name][...] = values
+                with suppress(FileExistsError), replacing(path) as beside:  # nobody sees it without its list
+                    _make(beside)
+                    if _there() is not None:
+                        raise FileExistsError  # another run was faster
         with team.agreed():
             if (found := _there()) is None:
                 raise OSError(f"{shown(path)} was replaced, by a run with another list of images")
         return found, shown(path)
 
     def is_current(self, position: int) -> bool:
-        """Compare an image's file with what was packed; a changed one counts as absent from now on, for all runs."""
+        """Compare an image's file with what was packed; a changed one counts as absent from now on, for all runs.
+
+        Where the packed file may only be read the answer is always yes: there is nothing to be done.
+        """
         key = np.zeros(16, np.uint8)  # of a file that is gone
         with suppress(OSError):
             key = np.frombuffer(_digest(self.index, position), np.uint8)
-        if not np.array_equal(self.arrays["keys"][position], key):
+        current = super().is_current(position) and np.array_equal(self.arrays["keys"][position], key)
+        if self.marks is not self.arrays:
+            self.marks["filled"][position] = current
+            return True
+        if not current:
             self.arrays["filled"][position] = False
-            self.arrays["keys"][position] = key
-        return super().is_current(position)
+            self._new_keys[position] = key
+        return current
 
     def settle(self, positions: Sequence[int]) -> None:
-        """From now on hand out the images at these positions, once they have reached the disk."""
-        os.fsync(self.arrays.file)
-        super().settle(positions)
+        """From now on hand out the images at these positions, once they have reached the disk.
+
+        Only then do they get their keys: a new key never stands beside old pixels, whatever reaches the disk first.
+        """
+        if packed := [position for position in positions if position in self._new_keys]:
+            self.arrays.flush()
+            self.arrays["keys"][packed] = [self._new_keys.pop(position) for position in packed]
+            super().settle(packed)
 
 
 class DiskCache:

@@ -8,6 +8,7 @@ Forked loader processes inherit the mapping, spawned ones are handed the open fi
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import secrets
@@ -43,32 +44,46 @@ def _places(layout: Layout) -> tuple[list[int], int]:
     return starts, max(end, 1)
 
 
+class ShortFileError(OSError):
+    """A file that ends before its arrays do."""
+
+
 class SharedArrays(dict[str, np.ndarray]):
     """Arrays by name in one open file that is mapped into memory: a write is seen by every process that maps it.
 
     A process that is spawned with one gets the same memory; any other copy is one of the values, as a dict.
     """
 
-    def __init__(self, file: int, layout: Layout) -> None:
-        """Take over the descriptor `file`. Raises OSError where it is too short or cannot be mapped."""
+    def __init__(self, file: int, layout: Layout, writable: bool = True, path: Path | None = None) -> None:
+        """Take over the descriptor `file`, of a file that stays at `path` if that is given.
+
+        Raises ShortFileError where it is too short, OSError where it cannot be mapped.
+        """
         super().__init__()
-        self.file, self.layout = file, layout
+        self.file, self.layout, self.writable, self.path = file, layout, writable, path
         weakref.finalize(self, os.close, file)
         starts, size = _places(layout)
         if os.fstat(file).st_size < size:  # a page beyond the end would kill the process that touches it
-            raise OSError("the shared file is shorter than its arrays")
-        memory = mmap.mmap(file, size)
+            raise ShortFileError("the shared file is shorter than its arrays")
+        self._memory = memory = mmap.mmap(file, size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
         for start, (name, kind, shape) in zip(starts, layout, strict=True):
             self[name] = np.ndarray(shape, kind, buffer=memory, offset=start)
 
+    def flush(self) -> None:
+        """Return when all that was written has reached the disk; raises OSError where it cannot."""
+        self._memory.flush()
+        os.fsync(self.file)  # on Windows the disk itself is waited for only here
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        if get_spawning_popen() is None or not hasattr(reduction, "DupFd"):
-            return dict, ({name: view.copy() for name, view in self.items()},)
-        return _handed_over, (reduction.DupFd(self.file), self.layout)
+        if get_spawning_popen() is not None and hasattr(reduction, "DupFd"):
+            return _handed_over, (reduction.DupFd(self.file), self.layout, self.writable, self.path)
+        if get_spawning_popen() is not None and self.path is not None:
+            return file_arrays, (self.path, self.layout)  # on Windows nobody replaces a file that is open
+        return dict, ({name: view.copy() for name, view in self.items()},)
 
 
-def _handed_over(file: Any, layout: Layout) -> SharedArrays:
-    return SharedArrays(file.detach(), layout)
+def _handed_over(file: Any, *rest: Any) -> SharedArrays:
+    return SharedArrays(file.detach(), *rest)
 
 
 def _memory_file(size: int) -> tuple[int, str]:
@@ -105,10 +120,16 @@ def _new_file(path: str | Path, size: int, flags: int, mode: int) -> int:
 def file_arrays(path: Path, layout: Layout, new: bool = False) -> SharedArrays:
     """Return the arrays of a file that stays, held by all who open it; a `new` one is of zeros.
 
-    Raises OSError where there is no such file, or no room for a new one.
+    They are not `writable` where it may only be read. Raises OSError where there is no such file, or no room for a new
+    one, ShortFileError for one that ends too early.
     """
-    file = _new_file(path, _places(layout)[1], 0, 0o666) if new else os.open(path, os.O_RDWR)
-    return SharedArrays(file, layout)
+    try:
+        file = _new_file(path, _places(layout)[1], 0, 0o666) if new else os.open(path, os.O_RDWR)
+    except OSError as error:
+        if new or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return SharedArrays(os.open(path, os.O_RDONLY), layout, writable=False, path=path)
+    return SharedArrays(file, layout, path=path)
 
 
 def reserve(layout: Layout, team: Team = ALONE, owner: int = 0) -> SharedArrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tests.processes import statements as together
 from utils.data import image_cache
 from utils.data.datasets import DetectionDataset, create_dataloader
 from utils.data.label_arrays import LabelIndex
+from utils.distributed import shared_memory
 
 
 def draw(root: Path, count: int) -> Path:
@@ -204,6 +206,77 @@ def test_no_room_on_the_disk_no_packed_file(tmp_path: Path, monkeypatch, caplog:
         assert said in caplog.text
         caplog.clear()
     assert decoded(images, monkeypatch) == ([0, 10], ["00", "01"])
+
+
+def edit(image: Path) -> None:
+    """Another image of the same size."""
+    Image.new("RGB", Image.open(image).size, (99,) * 3).save(image)
+    os.utime(image, ns=(1, 1))
+
+
+def test_a_new_key_never_stands_beside_old_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, events = draw(tmp_path, 1), []
+    cache = DetectionDataset(images, 32, cache="packed")._cache
+    old, flush = cache.arrays["keys"][0].tolist(), shared_memory.SharedArrays.flush
+    edit(images / "00.png")
+
+    def look(arrays: shared_memory.SharedArrays) -> None:
+        events.append((arrays["keys"][0].tolist() == old, bool(arrays["filled"][0]), int(arrays["pixels"][0])))
+        flush(arrays)
+
+    monkeypatch.setattr(shared_memory.SharedArrays, "flush", look)
+    assert not cache.is_current(0) and cache.get(0) is None and cache.arrays["keys"][0].tolist() == old
+    assert decoded(images, monkeypatch) == ([99], ["00"])
+    assert events == [(True, False, 99)], "the new pixels reach the disk before the key, and the key before the mark"
+    assert cache.arrays["keys"][0].tolist() != old and int(cache.get(0).max()) == 99
+    with pytest.raises(ValueError, match="read-only"):
+        cache.get(0)[:] = 5
+
+
+def test_a_file_that_cannot_be_opened_is_left_and_one_that_may_be_read_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, packed, os_open = draw(tmp_path, 3), tmp_path / "images.32-area.packed", os.open
+    assert decoded(images, monkeypatch)[0] == [0, 10, 20]
+    edit(images / "01.png")
+    content, file = packed.read_bytes(), packed.stat().st_ino
+
+    def refuse(number: int, flags: int) -> None:
+        def opened(path: str, how: int, *rest: int, **words: int) -> int:
+            if str(path).endswith(".packed") and how & 3 in (os.O_RDWR, flags):
+                raise OSError(number, os.strerror(number), str(path))
+            return os_open(path, how, *rest, **words)
+
+        monkeypatch.setattr(os, "open", opened)
+
+    for number in (errno.EMFILE, errno.EACCES):
+        refuse(number, os.O_RDONLY)
+        assert DetectionDataset(images, 32, cache="packed")._cache is None
+        assert f"images are not cached: [Errno {number}]" in caplog.text
+    for number in (errno.EROFS, errno.EACCES):
+        refuse(number, os.O_RDWR)
+        dataset = DetectionDataset(images, 32, cache="packed")
+        assert [dataset._cache.get(position) is None for position in range(3)] == [False, True, False]
+        assert [int(dataset.load_image(position)[0].max()) for position in range(3)] == [0, 99, 20]
+    assert packed.read_bytes() == content and packed.stat().st_ino == file
+
+
+def test_a_run_that_comes_while_the_file_is_made_has_the_same_file(tmp_path: Path, monkeypatch) -> None:
+    images, packed = draw(tmp_path, 2), tmp_path / "images.32-area.packed"
+    new_file, runs = shared_memory._new_file, []
+
+    def made(*arguments: object) -> int:
+        file = new_file(*arguments)
+        assert not packed.exists(), "without its list it has no name"
+        if not runs:
+            runs.append(None)
+            runs[0] = DetectionDataset(images, 32, cache="packed")._cache
+        return file
+
+    monkeypatch.setattr(shared_memory, "_new_file", made)
+    runs.append(DetectionDataset(images, 32, cache="packed")._cache)
+    assert {os.fstat(cache.arrays.file).st_ino for cache in runs} == {packed.stat().st_ino}
+    assert list(tmp_path.glob(".*.tmp")) == []
 
 
 def test_nothing_is_packed_of_no_images(tmp_path: Path) -> None:

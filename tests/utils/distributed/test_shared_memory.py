@@ -61,6 +61,18 @@ def test_files_are_closed_with_their_arrays_and_too_short_ones_refused(tmp_path:
         SharedArrays(os.open(tmp_path / "short", os.O_RDWR), (("a", "|u1", (3,)),))
 
 
+def test_where_no_descriptor_can_be_handed_over_a_file_that_stays_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = shared_memory.file_arrays(tmp_path / "kept", (("a", "|u1", (100_000,)),), new=True)
+    monkeypatch.delattr(multiprocessing.reduction, "DupFd")  # as on Windows
+    monkeypatch.setattr(shared_memory, "get_spawning_popen", object)
+    sent = pickle.dumps(arrays)
+    assert len(sent) < 1000
+    pickle.loads(sent)["a"][3] = 42
+    assert arrays["a"][3] == 42
+
+
 def test_without_any_memory_to_share_everybody_has_a_copy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
