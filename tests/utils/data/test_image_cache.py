@@ -217,17 +217,18 @@ def edit(image: Path) -> None:
 def test_a_new_key_never_stands_beside_old_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, events = draw(tmp_path, 1), []
     cache = DetectionDataset(images, 32, cache="packed")._cache
-    old, flush = cache.arrays["keys"][0].tolist(), shared_memory.SharedArrays.flush
+    old, packed = cache.arrays["keys"][0].tolist(), os.fstat(cache.arrays.file).st_ino
     edit(images / "00.png")
 
-    def look(arrays: shared_memory.SharedArrays) -> None:
-        events.append((arrays["keys"][0].tolist() == old, bool(arrays["filled"][0]), int(arrays["pixels"][0])))
-        flush(arrays)
+    def look(file: int) -> None:
+        if os.fstat(file).st_ino == packed:
+            keys, filled, pixels = (cache.arrays[name][0] for name in ("keys", "filled", "pixels"))
+            events.append((keys.tolist() == old, bool(filled), int(pixels)))
 
-    monkeypatch.setattr(shared_memory.SharedArrays, "flush", look)
+    monkeypatch.setattr(os, "fsync", look)
     assert not cache.is_current(0) and cache.get(0) is None and cache.arrays["keys"][0].tolist() == old
     assert decoded(images, monkeypatch) == ([99], ["00"])
-    assert events == [(True, False, 99)], "the new pixels reach the disk before the key, and the key before the mark"
+    assert events == [(True, False, 99)], "the new pixels reach the disk before they have key and mark"
     assert cache.arrays["keys"][0].tolist() != old and int(cache.get(0).max()) == 99
     with pytest.raises(ValueError, match="read-only"):
         cache.get(0)[:] = 5
