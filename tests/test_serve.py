@@ -226,7 +226,7 @@ def test_limits_are_the_flags(weights: Path) -> None:
 def test_the_manual_has_the_defaults(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d.]+) \|", text, re.MULTILINE))
-    assert len(rows) == 13
+    assert len(rows) == 14
     assert {flag: float(getattr(ServeOptions(), flag.replace("-", "_"))) for flag in rows} == {
         flag: float(value) for flag, value in rows.items()
     }

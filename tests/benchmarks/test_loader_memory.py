@@ -60,8 +60,9 @@ def test_images_are_cached_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_speed_is_told_of_every_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loader_speed.main(["--images", "6", "--imgsz", "64", "--count", "2", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
-    names = ["files read", "shards read", "ram read", "files train", "shards train", "ram train"]
-    assert [" ".join(line.split()[:2]) for line in lines[-6:]] == names
-    assert all(float(line.split()[2]) > 0 for line in lines[-6:])
+    sources, work = ("files", "shards", "ram", "packed", "12 MP"), ("read", "train", "plan")
+    rows = [line.replace("12 MP", "12_MP").split() for line in lines[-15:]]
+    assert [(row[0].replace("_", " "), row[1]) for row in rows] == [(name, each) for each in work for name in sources]
+    assert all(float(row[2]) > 0 for row in rows)
     with pytest.raises(SystemExit):
         loader_speed.main(["--rounds", "0"])

@@ -47,9 +47,13 @@ class TensorBoard(Service):
                 model, shape = content
                 # for good: putting filters back is not safe beside other threads, and nobody else traces in training
                 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-                warnings.filterwarnings("ignore", message=r"`torch\.jit\.trace", category=FutureWarning)
+                for message in (r"`torch\.jit\.trace", "The input to trace is already"):
+                    warnings.filterwarnings("ignore", message=message)
                 with torch.no_grad():  # a black image draws no random numbers
-                    self.writer.add_graph(model, torch.zeros(shape), use_strict_trace=False)
+                    image = torch.zeros(shape)
+                    # unchecked: a validation beside it sets flags of cuDNN that are part of a trace
+                    traced = torch.jit.trace(model, image, strict=False, check_trace=False)
+                    self.writer.add_graph(traced, image)
 
     def disconnect(self, ended: bool) -> None:
         """Close the file."""
