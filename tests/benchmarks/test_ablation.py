@@ -160,7 +160,7 @@ def test_a_peer_is_trained_and_looks_by_its_own_python(
 
 def test_the_plan_of_fine_tuning() -> None:
     plan = Plan.load(Path(ablation.ROOT) / "benchmarks/plans/fine_tuning.yaml")
-    assert len(plan.jobs()) == 3 + 3 * 14 and {job.data for job in plan.jobs()} == {"a", "b"}
+    assert len(plan.jobs()) == 4 + 3 * 13 and {job.data for job in plan.jobs()} == {"a", "b", "shapes"}
 
 
 def test_the_plan_of_small_sets() -> None:
