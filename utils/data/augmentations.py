@@ -18,7 +18,8 @@ import numpy as np
 from numpy.random import Generator
 
 from utils.base.config import Hyp
-from utils.data.painting import Canvas, Sketch, Warp, paint, shift
+from utils.data.painting import Sketch, Warp, paint, shift
+from utils.images.letterbox import GREY
 
 NO_POLYGON = np.zeros((0, 2), np.float32)
 BOX_AREA_LEFT, POLYGON_AREA_LEFT = 0.1, 0.01  # the least part of a label that must survive a cut
@@ -284,11 +285,11 @@ def _view(tiles: Sequence[Tile], size: int, hyp: Hyp, rng: Generator) -> Sample:
     )
     warp = random_warp((side, side), (size, size), hyp, rng)
     if hyp.copy_paste > 0 and any(len(points) for points in segments):
-        canvas = copy_paste(Sample(_canvas(tiles, (0, 0, side, side)).draw(), labels, segments), hyp.copy_paste, rng)
+        canvas = copy_paste(Sample(_draw(tiles, (0, 0, side, side)), labels, segments), hyp.copy_paste, rng)
         return Sample(Sketch(((canvas.image, warp),)), *warp_labels(canvas.labels, canvas.segments, warp))
     window = _window(warp, side)
     seen = warp._replace(matrix=warp.matrix @ shift(*window[:2]))
-    return Sample(Sketch(((_canvas(tiles, window), seen),)), *warp_labels(labels, segments, warp))
+    return Sample(Sketch(((_draw(tiles, window), seen),)), *warp_labels(labels, segments, warp))
 
 
 def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
@@ -302,10 +303,20 @@ def _window(warp: Warp, side: int) -> tuple[int, int, int, int]:
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
-def _canvas(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> Canvas:
-    """Return a window x1, y1, x2, y2 of the canvas as one of its own."""
+def _draw(tiles: Sequence[Tile], window: tuple[int, int, int, int]) -> np.ndarray:
+    """Draw the pixels of a window x1, y1, x2, y2 of the canvas, grey where no tile lies.
+
+    At once, or the sketch of a mosaic would hold all of its images until the batch is put together.
+    """
     x1, y1, x2, y2 = window
-    return Canvas(tuple([(tile.sample.image, tile.x - x1, tile.y - y1) for tile in tiles]), (x2 - x1, y2 - y1))
+    canvas = np.full((y2 - y1, x2 - x1, 3), GREY, np.uint8)
+    for sample, x, y in tiles:
+        width, height = sample.size
+        from_x, from_y, to_x, to_y = max(x, x1), max(y, y1), min(x + width, x2), min(y + height, y2)
+        if from_x < to_x and from_y < to_y:
+            seen = sample.image[from_y - y : to_y - y, from_x - x : to_x - x]
+            canvas[from_y - y1 : to_y - y1, from_x - x1 : to_x - x1] = seen
+    return canvas
 
 
 def rare_effects(p: float, rng: Generator) -> tuple[tuple[str, int], ...]:

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.data.painting import Canvas, Sketch
+from utils.data.painting import Sketch
 from utils.images.letterbox import GREY
 
 CHUNK = 16  # images painted at a time: their places and colours take some 30 MB each at 640 pixels
-FAR = 4.0  # surely outside of a canvas, which reaches from -1 to 1
+FAR = 4.0  # surely outside of a layer's image, which reaches from -1 to 1
 
 
 class Sketches(NamedTuple):
     """A planned batch: B images of one size, made of L layers. Loader processes hand over its tensors as they are."""
 
-    pixels: Tensor  # (n,) uint8, the canvases (h, w, 3) BGR one after the other
-    layers: Tensor  # (L, 4) int64: the layer's image, where its canvas begins, the canvas's height and width
-    views: Tensor  # (L, 3, 3) float32: homogeneous places in the image, in pixels, to places on the canvas, -1 to 1
-    shares: Tensor  # (L,) float32: how much of its image a layer is
+    pixels: Tensor  # (n,) uint8, the layers' images (h, w, 3) BGR one after the other
+    layers: Tensor  # (L, 4) int64: the painted image, where the layer's own begins, its height and width
+    views: Tensor  # (L, 3, 3) float32: homogeneous places in the image, in pixels, to places on the layer's, -1 to 1
+    shares: Tensor  # (L,) float32: how much of the painted image a layer is
     colours: Tensor  # (B, 3) float32: factors of hue, saturation and value; (0, 3) where none changes anything
     size: tuple[int, int]  # width and height of the images
     batch: int  # B
@@ -32,25 +32,21 @@ class Sketches(NamedTuple):
     def pack(cls, sketches: Sequence[Sketch]) -> Sketches:
         """Gather sketches of one size, which have no `effects`: those are for OpenCV alone."""
         assert not any(sketch.effects for sketch in sketches), "the loader paints itself where there are effects"
-        canvases, layers, views, shares, end = list[Canvas](), [], [], [], 0
+        images, layers, views, shares, end = list[np.ndarray](), [], [], [], 0
         size = sketches[0].layers[0][1].size
         for number, sketch in enumerate(sketches):
             mirror = np.diag((*np.where(sketch.flips, -1.0, 1.0), 1.0))
             mirror[:2, 2] = np.where(sketch.flips, size, 0)
-            for share, (canvas, warp) in zip((sketch.share, 1 - sketch.share), sketch.layers, strict=False):
+            for share, (image, warp) in zip((sketch.share, 1 - sketch.share), sketch.layers, strict=False):
                 assert warp.size == size, "a batch has one size"
-                if not isinstance(canvas, Canvas):
-                    canvas = Canvas(((canvas, 0, 0),), canvas.shape[1::-1])
-                wide, high = canvas.size
+                high, wide = image.shape[:2]
                 to_unit = np.array(((2 / wide, 0, -1), (0, 2 / high, -1), (0, 0, 1)))
-                canvases.append(canvas)
+                images.append(image)
                 layers.append((number, end, high, wide))
                 views.append(to_unit @ np.linalg.inv(warp.matrix) @ mirror)
                 shares.append(share)
-                end += 3 * high * wide
-        pixels = np.empty(end, np.uint8)
-        for canvas, (_, start, high, wide) in zip(canvases, layers, strict=True):
-            canvas.draw(pixels[start : start + 3 * high * wide].reshape(high, wide, 3))
+                end += image.size
+        pixels = np.concatenate([image.ravel() for image in images])
         colours = [sketch.colours for sketch in sketches if sketch.colours is not None]
         return cls(
             torch.from_numpy(pixels), torch.tensor(layers), torch.from_numpy(np.stack(views)).float(),
@@ -73,9 +69,9 @@ def paint_batch(sketches: Sketches, device: torch.device) -> Tensor:
         places = _places(views[mine[0] : mine[-1] + 1], sketches.size)
         for number, place in zip(mine, places, strict=True):
             image, start, high, wide = layers[number]
-            canvas = pixels[start : start + 3 * high * wide].view(1, high, wide, 3).permute(0, 3, 1, 2)
-            # zeros are what lies outside of a canvas
-            view = F.grid_sample(canvas.float() - GREY, place[None], padding_mode="zeros", align_corners=False)
+            source = pixels[start : start + 3 * high * wide].view(1, high, wide, 3).permute(0, 3, 1, 2)
+            # zeros are what lies outside of it
+            view = F.grid_sample(source.float() - GREY, place[None], padding_mode="zeros", align_corners=False)
             levels[image - first] += (view[0] + GREY).round_() * shares[number]
         levels.round_()
         images[first:last] = _coloured(levels, colours[first:last]) if len(colours) else levels.flip(1)
@@ -83,7 +79,7 @@ def paint_batch(sketches: Sketches, device: torch.device) -> Tensor:
 
 
 def _places(views: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return where each pixel of an image of (width, height) looks on a canvas, for L views: (L, H, W, 2) in -1..1."""
+    """Return where each pixel of an image of (width, height) looks on those of L layers: (L, H, W, 2) in -1..1."""
     x, y = (torch.arange(side, device=views.device) + 0.5 for side in size)
     # no matrix product: it might be computed in TF32, a pixel off
     across, down, depth = (row[:, 0, None, None] * x + row[:, 1, None, None] * y[:, None] + row[:, 2, None, None]

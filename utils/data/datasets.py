@@ -215,7 +215,7 @@ class DetectionDataset(Dataset):
         if self.paints:
             image: Tensor | Sketch = torch.from_numpy(np.ascontiguousarray(sample.image[..., ::-1].transpose(2, 0, 1)))
         else:
-            image = Sketch.of(sample.source).drawn()
+            image = Sketch.of(sample.source)
         return Item(image, targets, self.index.path(key.position), shapes, key, original)
 
 
@@ -269,7 +269,8 @@ def create_dataloader(
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     processors = (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1)
-    workers = min(processors, batch_size if batch_size > 1 else 2 * bool(tile), workers)
+    helpers = 2 if tile else 0  # for batches of one, which are large images where there are tiles
+    workers = min(processors, batch_size if batch_size > 1 else helpers, workers)
     world = world_size() if rank >= 0 else 1
     sampler = EpochSampler(dataset.indices, shuffle, seed, max(rank, 0), world, batch_size, grouped=dataset.rect)
     loader = DataLoader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -20,39 +20,16 @@ class Warp(NamedTuple):
     size: tuple[int, int]
 
 
-class Canvas(NamedTuple):
-    """A grey plane of (width, height) pixels and what lies on it: images (h, w, 3) with (x, y) of their first pixel."""
-
-    tiles: tuple[tuple[np.ndarray, int, int], ...]
-    size: tuple[int, int]
-
-    def draw(self, out: np.ndarray | None = None) -> np.ndarray:
-        """Return the plane (height, width, 3) with its tiles, cut at its edges, drawn into `out` if that is given."""
-        width, height = self.size
-        out = np.empty((height, width, 3), np.uint8) if out is None else out
-        out[...] = GREY
-        for image, x, y in self.tiles:
-            left, top, right, bottom = (
-                max(x, 0),
-                max(y, 0),
-                min(x + image.shape[1], width),
-                min(y + image.shape[0], height),
-            )
-            if left < right and top < bottom:
-                out[top:bottom, left:right] = image[top - y : bottom - y, left - x : right - x]
-        return out
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Sketch:
     """An image that is planned: everything is drawn by chance already, but no pixel painted.
 
-    `layers` are one canvas, or image (h, w, 3) uint8 BGR, and the view of it, or two that are blended, the first with
-    `share`; then come `effects` of `rare_effects` by name and side, `colours` the factors (3,) of `augment_hsv` where
-    it changes anything, and `flips` (left to right, upside down).
+    `layers` are an image (h, w, 3) uint8 BGR and the view of it, or two that are blended, the first with `share`; then
+    come `effects` of `rare_effects` by name and side, `colours` the factors (3,) of `augment_hsv` where it changes
+    anything, and `flips` (left to right, upside down).
     """
 
-    layers: tuple[tuple[np.ndarray | Canvas, Warp], ...]
+    layers: tuple[tuple[np.ndarray, Warp], ...]
     share: float = 1.0
     effects: tuple[tuple[str, int], ...] = ()
     colours: np.ndarray | None = None
@@ -65,14 +42,9 @@ class Sketch:
             return image
         return cls(((image, Warp(np.eye(3), 1.0, image.shape[1::-1])),))
 
-    def drawn(self) -> Sketch:
-        """Return the sketch with its canvases drawn, so that no image behind them stays in memory."""
-        layers = ((canvas.draw() if isinstance(canvas, Canvas) else canvas, warp) for canvas, warp in self.layers)
-        return replace(self, layers=tuple(layers))
-
     @property
     def is_bare(self) -> bool:
-        """Whether there is nothing but a view of one canvas."""
+        """Whether there is nothing but a view of one image."""
         return len(self.layers) == 1 and not self.effects and self.colours is None and not any(self.flips)
 
 
@@ -127,9 +99,7 @@ def apply_effect(image: np.ndarray, name: str, side: int) -> np.ndarray:
 
 def paint(sketch: Sketch) -> np.ndarray:
     """Return the image (H, W, 3) uint8 BGR that is planned, by OpenCV."""
-    views = [
-        warp_image(canvas.draw() if isinstance(canvas, Canvas) else canvas, warp) for canvas, warp in sketch.layers
-    ]
+    views = [warp_image(image, warp) for image, warp in sketch.layers]
     image = views[0] if len(views) == 1 else cv2.addWeighted(views[0], sketch.share, views[1], 1 - sketch.share, 0)
     for name, side in sketch.effects:
         image = apply_effect(image, name, side)

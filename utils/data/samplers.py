@@ -191,11 +191,11 @@ def collate(items: Sequence[Item]) -> Batch | TiledBatch:
     sketches = [item.image for item in items if isinstance(item.image, Sketch)]
     painted = [item.image for item in items if isinstance(item.image, Tensor)]
     assert not sketches or not painted, "a batch is painted, or it is not"
-    images = Sketches.pack(sketches) if sketches else torch.stack(painted)
     paths, shapes = zip(*((item.path, item.shapes) for item in items), strict=True)
-    batch = Batch(images, targets, paths, shapes)
-    originals = tuple(item.original for item in items if item.original is not None)
-    return TiledBatch(torch.stack(painted), *batch[1:], originals) if originals else batch
+    if sketches:
+        return Batch(Sketches.pack(sketches), targets, paths, shapes)
+    images, originals = torch.stack(painted), tuple(item.original for item in items if item.original is not None)
+    return TiledBatch(images, targets, paths, shapes, originals) if originals else Batch(images, targets, paths, shapes)
 
 
 def collate_quad(items: Sequence[Item], seed: int) -> Batch | TiledBatch:
