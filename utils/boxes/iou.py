@@ -128,16 +128,12 @@ class RunningMean:
 
     def update(self, values: Tensor) -> None:
         """Move towards the mean of new values; none leave it as it is."""
-        if self.real is not None:
-            total, count = self.sums(values)
-            moved = (1 - self.momentum) * self.value + self.momentum * total / count.clamp(min=1)
-            self.value = torch.where(count > 0, moved, self.value)
-        elif values.numel():
-            self.value = (1 - self.momentum) * self.value + self.momentum * values.detach().mean()
+        total, count = self.sums(values.detach())
+        moved = (1 - self.momentum) * self.value + self.momentum * total / count.clamp(min=1)
+        self.value = torch.where(count > 0, moved, self.value)
 
     def sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum and the number of the values that count."""
-        values = values.detach()
         real = torch.ones_like(values) if self.real is None else self.real.to(values.dtype)
         return (values * real).sum(), real.sum()
 

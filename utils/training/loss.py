@@ -195,15 +195,12 @@ class _Portions(NamedTuple):
 class _JointMean(RunningMean):
     """The running mean over the boxes of all processes; each must update it equally often, be it with no box."""
 
-    def update(self, values: Tensor) -> None:
-        """Move towards the mean of all processes' new values; none leave it as it is."""
-        if not is_joined():
-            super().update(values)
-            return
-        sums = torch.stack(self.sums(values))
-        dist.all_reduce(sums)
-        moved = (1 - self.momentum) * self.value + self.momentum * sums[0] / sums[1].clamp(min=1)
-        self.value = torch.where(sums[1] > 0, moved, self.value)
+    def sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum and the number of all processes' values that count."""
+        sums = torch.stack(super().sums(values))
+        if is_joined():
+            dist.all_reduce(sums)
+        return sums[0], sums[1]
 
 
 class ComputeLoss:

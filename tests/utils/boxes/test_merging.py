@@ -1,4 +1,4 @@
-"""Merging of what several views of an image show, against sahi 0.12.8, ensemble-boxes 1.0.9 and perfect detectors."""
+"""Merging of what several views of an image show, against sahi 0.12.8, ensemble-boxes and perfect detectors."""
 
 import numpy as np
 import pytest
