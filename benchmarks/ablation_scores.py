@@ -26,7 +26,7 @@ from benchmarks.pairing import interleave
 from models.experimental import attempt_load
 from utils.base.callbacks import Callbacks
 from utils.base.config import DataConfig
-from utils.base.networks import count_flops
+from utils.base.networks import count_flops, moved
 from utils.base.paths import check_yaml
 from utils.boxes.convert import xywhn2xyxy
 from utils.data.label_index import load_index
@@ -106,7 +106,7 @@ def costs_of(runs: Mapping[str, tuple[Path, int, str]], rounds: int = ROUNDS) ->
 
 def own_cost(weights: Path, imgsz: int) -> tuple[dict[str, float], Callable[[], object]]:
     """Return the size of our network, and what looks at an image with it."""
-    model = attempt_load(weights).to(memory_format=torch.channels_last)
+    model = moved(attempt_load(weights), torch.device("cpu"))
     size = {"M parameters": sum(p.numel() for p in model.parameters()) / 1e6}
     image = torch.rand(1, 3, imgsz, imgsz)
     return size | {"GFLOPs": count_flops(model, imgsz) / 1e9}, lambda: model(image)

@@ -7,15 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from models.biformer import pyramid_state
 from models.bra.attention import BiLevelRoutingAttention
 from models.experimental import attempt_load, load_model
 from models.yolo import Detect, Model
 from utils.base.files import printable
 from utils.base.log import LOGGER
-from utils.base.networks import started_at_zero
+from utils.base.networks import moved, started_at_zero
 from utils.base.paths import shown
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.prepare.named_weights import OPTIONS, weights_of_run
@@ -36,7 +34,7 @@ def build_model(setup: Setup) -> Model:
         layer.requires_grad_(index not in frozen)
     model.names = setup.names
     # convolutions run faster on channels-last maps, 1.1x a whole step on a CPU (benchmarks/train_step.py)
-    return model.to(setup.device).to(memory_format=torch.channels_last)
+    return moved(model, setup.device)
 
 
 def frozen_layers(freeze: Sequence[str], model: Model) -> Collection[int]:

@@ -113,6 +113,7 @@ def _padded(x: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> tuple[int, int
 
 
 def _multiplied(a: Tensor, other: Tensor, *_: Any, **__: Any) -> tuple[int, int]:
+    # numpy's, as torch.broadcast_shapes imports SymPy
     made = math.prod(np.broadcast_shapes(a.shape[:-2], other.shape[:-2])) * a.shape[-2:-1].numel()
     made *= other.shape[-1] if other.ndim > 1 else 1
     return made, made * a.shape[-1]

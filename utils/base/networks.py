@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from utils.base.devices import time_sync
 from utils.base.log import LOGGER
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def is_parallel(model: nn.Module) -> bool:
@@ -28,7 +30,7 @@ def de_parallel(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if is_parallel(model) else model
 
 
-def moved(model: nn.Module, device: torch.device) -> nn.Module:
+def moved(model: Network, device: torch.device) -> Network:
     """Return the network on a device with channels last: cuDNN and oneDNN need no copies around convolutions then."""
     return model.to(device).to(memory_format=torch.channels_last)
 

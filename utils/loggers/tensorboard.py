@@ -50,10 +50,10 @@ class TensorBoard(Service):
                 for message in (r"`torch\.jit\.trace", "The input to trace is already"):
                     warnings.filterwarnings("ignore", message=message)
                 with torch.no_grad():  # a black image draws no random numbers
-                    image = torch.zeros(shape)
+                    black = torch.zeros(shape)
                     # unchecked: a validation beside it sets flags of cuDNN that are part of a trace
-                    traced = torch.jit.trace(model, image, strict=False, check_trace=False)
-                    self.writer.add_graph(traced, image)
+                    traced = torch.jit.trace(model, black, strict=False, check_trace=False)
+                    self.writer.add_graph(traced, black)
 
     def disconnect(self, ended: bool) -> None:
         """Close the file."""
