@@ -7,8 +7,9 @@ Everything runs in one process with one thread, as a loader process does; rounds
 those of the processor, so that other work on the machine does not count; files are in the page cache, so a disk would
 not either. `read` is reading, decoding and scaling one image alone; `train` is a training image in its batch: mosaic of
 four, perspective, colour, flip; `plan` is what is left of it to the loader where a GPU paints (--augment-device cuda),
-four images read and all. `times` compares with `train` from the same files, as many times as images a second. Large
-photographs are the same images with 4000 pixels a side, of which there are a tenth as many.
+four images read and all; `paint` is that, and painting by PyTorch on the processor. `times` compares with `train` from
+the same files, as many times as images a second. Large photographs are the same images with 4000 pixels a side, of
+which there are a tenth as many.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from benchmarks.report import Table, machine
 from utils.base.config import DataConfig, Hyp
 from utils.base.options import Parser
 from utils.base.paths import check_yaml
+from utils.data.batch_painting import paint_batch
 from utils.data.datasets import DetectionDataset
 from utils.data.label_arrays import LabelIndex
 from utils.data.label_index import load_index
-from utils.data.samplers import SampleKey, collate
+from utils.data.samplers import Batch, SampleKey, collate
 from utils.prepare.synthetic import draw_dataset
 from utils.prepare.write_shards import write_shards
 
@@ -43,8 +45,10 @@ LARGE = 4000  # pixels of a photograph's longer side: 12 megapixels
 BATCH = 16
 
 
-def items(dataset: DetectionDataset, count: int, paints: bool = True) -> Callable[[], None]:
-    """Makes `count` training images in batches, others in every call."""
+def items(
+    dataset: DetectionDataset, count: int, paints: bool = True, use: Callable[[Batch], object] = lambda batch: None
+) -> Callable[[], None]:
+    """Makes `count` training images in batches, and uses them; others in every call."""
     dataset, epoch = copy.copy(dataset), iter(range(1 << 30))
     dataset.paints = paints
 
@@ -52,9 +56,14 @@ def items(dataset: DetectionDataset, count: int, paints: bool = True) -> Callabl
         number = next(epoch)
         for start in range(0, count, BATCH):
             numbers = range(start, min(start + BATCH, count))
-            collate([dataset[SampleKey(position % len(dataset), number)] for position in numbers])
+            use(collate([dataset[SampleKey(position % len(dataset), number)] for position in numbers]))
 
     return run
+
+
+def paint(batch: Batch) -> None:
+    """Paints a batch by PyTorch, on the processor."""
+    paint_batch(batch.images, torch.device("cpu"))
 
 
 def images(dataset: DetectionDataset, count: int) -> Callable[[], None]:
@@ -113,6 +122,7 @@ def measure(options: argparse.Namespace) -> None:
         rivals = {f"{name} read": images(dataset, counts[name]) for name, dataset in sets.items()}
         rivals |= {f"{name} train": items(dataset, counts[name]) for name, dataset in sets.items()}
         rivals |= {f"{name} plan": items(dataset, counts[name], paints=False) for name, dataset in sets.items()}
+        rivals["ram paint"] = items(sets["ram"], counts["ram"], paints=False, use=paint)
         seconds = interleave(rivals, options.rounds, clock=time.process_time)
         table = Table({"source": 12, "images/s/core": 0, "ms each": 8, "times": 6})
         for name, times in seconds.items():

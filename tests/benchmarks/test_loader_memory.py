@@ -61,8 +61,9 @@ def test_speed_is_told_of_every_source(tmp_path: Path, capsys: pytest.CaptureFix
     loader_speed.main(["--images", "6", "--imgsz", "64", "--count", "2", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     sources, work = ("files", "shards", "ram", "packed", "12 MP"), ("read", "train", "plan")
-    rows = [line.replace("12 MP", "12_MP").split() for line in lines[-15:]]
-    assert [(row[0].replace("_", " "), row[1]) for row in rows] == [(name, each) for each in work for name in sources]
+    rows = [line.replace("12 MP", "12_MP").split() for line in lines[-16:]]
+    told = [(name, each) for each in work for name in sources] + [("ram", "paint")]
+    assert [(row[0].replace("_", " "), row[1]) for row in rows] == told
     assert all(float(row[2]) > 0 for row in rows)
     with pytest.raises(SystemExit):
         loader_speed.main(["--rounds", "0"])
