@@ -73,9 +73,12 @@ class Setup:
     @property
     def tiling(self) -> Tiling | None:
         """How images are looked at in validation."""
-        return choose_tiling(
-            self.opt.tile, self.opt.tile_overlap, self.opt.tile_merge, min(2 * max(self.opt.batch_size, 1), VAL_BATCH)
-        )
+        return choose_tiling(self.opt.tile, self.opt.tile_overlap, self.opt.tile_merge, self.val_batch)
+
+    @property
+    def val_batch(self) -> int:
+        """How many images, or tiles of one, are looked at together in validation."""
+        return min(2 * max(self.opt.batch_size, 1), VAL_BATCH)
 
     @property
     def names(self) -> list[str]:
@@ -182,7 +185,7 @@ def build_loaders(setup: Setup, imgsz: int, stride: int, batch_size: int) -> tup
     dataset.index.check_labelled()
     dataset.paints = not augments_on(setup.device, opt, setup.hyp)
     val, _ = create_dataloader(
-        data.val, imgsz, 1 if opt.tile else min(2 * batch_size, VAL_BATCH), stride,
+        data.val, imgsz, 1 if opt.tile else setup.val_batch, stride,
         cache=None if opt.noval else opt.cache and "ram", rect=True, pad=0.5, prefix=colorstr("val: "), **shared,
     )  # fmt: skip
     return loader, dataset, own_batches(val, *my_share())

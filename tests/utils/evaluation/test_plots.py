@@ -44,6 +44,17 @@ def test_confusion_matrices_have_blank_cells(tmp_path):
     assert empty.shape == filled.shape and empty.mean() > filled.mean() + 5  # blank cells against blue ones
 
 
+@pytest.mark.parametrize(
+    "normalize, told", [(True, {(0, 0): "0.75", (0, 1): "0.25", (2, 1): "1.00"}), (False, {(0, 0): "3", (2, 1): "2"})]
+)
+def test_cells_of_a_confusion_matrix_tell_their_numbers(tmp_path, monkeypatch, normalize, told):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path, dpi: figures.append(figure))
+    plot_confusion_matrix(np.array([[3, 0, 0], [1, 0, 2], [0, 0, 0]]), ["a", "b"], tmp_path / "a.png", normalize)
+    shown = {text.get_position(): text.get_text() for text in figures[0].axes[0].texts}
+    assert shown == told | ({} if normalize else {(0, 1): "1"})
+
+
 @pytest.mark.parametrize("nc, normalize", [(1, True), (3, False), (31, True)])
 def test_confusion_matrices(tmp_path, nc, normalize):
     names = [str(i) for i in range(nc)]

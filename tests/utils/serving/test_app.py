@@ -41,6 +41,7 @@ class Lengths:
 
     def __init__(self, pixels: int, shape: tuple[int, int] | None) -> None:
         self.prepared: list[bytes] = []
+        self.batches: list[list[bytes]] = []
         self.model = SimpleNamespace(shape=shape)
         self.decode = Decoder(np.asarray, pixels)
         self.decode.measure = self.measure
@@ -60,6 +61,7 @@ class Lengths:
         )
 
     def work(self, key: Any, items: list[Any]) -> list[Any]:
+        self.batches.append([item.data for item in items])
         for item in items:
             if item.data == b"fail":
                 raise RuntimeError("internal words")
@@ -147,6 +149,11 @@ def test_images_in_tiles_have_bounds_of_their_own() -> None:
         status, text = mistake(send(client, b"abc", b"def", address=f"{BATCH}?tile=64", field="images"))
         assert status == 413 and text.startswith("the request makes 6 tiles, at most 5")
         assert mistake(send(client, b"wide", address=f"{ONE}?tile=64"))[0] == 413 and client.service.gate.held == 0
+
+
+def test_only_images_in_tiles_are_batches_of_their_own(client: TestClient) -> None:
+    assert send(client, b"ab", b"", b"", address=f"{BATCH}?tile=64", field="images").status_code == 200
+    assert sorted(client.service.detector.batches) == [[b"", b""], [b"ab"]]
 
 
 def test_addresses_that_are_none_and_failures_that_keep_their_text_to_themselves(client: TestClient) -> None:

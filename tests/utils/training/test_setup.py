@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.base.config import DataConfig, Hyp
 from utils.checkpoints.checkpoint import save_checkpoint
-from utils.training.setup import STATE, meet, own_device, set_up
+from utils.data.tiles import Tiling
+from utils.training.setup import STATE, Setup, meet, own_device, set_up
 from utils.training.train_options import CHANGEABLE, TrainOptions, check_options, continued
+
+
+def test_validation_looks_at_as_many_tiles_as_at_images() -> None:
+    for size, expected in ((-1, 2), (2, 4), (64, 32)):
+        opt = TrainOptions(batch_size=size, tile=96, tile_overlap=0.5)
+        data = DataConfig(None, Path(), (), (), (), ("one",))
+        setup = Setup(opt, Hyp(), data, torch.device("cpu"), Path())
+        assert setup.tiling == Tiling(96, 0.5, "nms", expected) and setup.val_batch == expected
+        assert replace(setup, opt=TrainOptions()).tiling is None
 
 
 def test_defaults_are_in_order_and_flags_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
